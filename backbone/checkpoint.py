@@ -1,0 +1,103 @@
+"""Backbones in safetensors files that carry their own configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from backbone.resnet import ResNet, ResNetConfig
+
+SHIPPED = Path(__file__).parent / "weights"
+"""Folder of the trained backbones that ship with the package."""
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write to a temporary name beside `path`, then rename, so that nobody ever reads half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(temporary, path)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Tensors and a JSON-able description of them, in one safetensors file, written atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, temporary, metadata={"about": json.dumps(dict(about))})
+    os.replace(temporary, path)
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole safetensors file of this project.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"checkpoint {path} is damaged or was not written by this project ({error}); delete it and make it again"
+        ) from error
+
+
+def save_backbone(path: str | Path, backbone: ResNet, half: bool = False, **about: Any) -> None:
+    """Weights and configuration of `backbone`; `about` is kept beside them (data set, accuracies, command).
+
+    `half` stores the weights in half precision.
+    """
+    state = backbone.state_dict()
+    if half:
+        state = {name: t.half() if t.is_floating_point() and t.abs().max() < 6e4 else t for name, t in state.items()}
+    save_tensors(path, state, {**about, "config": asdict(backbone.config)})
+
+
+def load_backbone(path: str | Path, depth: int | None = None, num_classes: int | None = None) -> ResNet:
+    """The backbone in `path`, in evaluation mode, with gradients off.
+
+    Args:
+        path: a file that `save_backbone` wrote.
+        depth: if given, the depth that it must have.
+        num_classes: if given, the number of classes that it must have.
+
+    Raises:
+        FileNotFoundError, ValueError: missing, damaged, or of another architecture than asked for.
+    """
+    tensors, about = load_tensors(path)
+    try:
+        stored = about["config"]
+        config = ResNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+        backbone = ResNet(config)
+        floats = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
+        backbone.load_state_dict(floats)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"checkpoint {path} does not hold a backbone of this version: {error}") from error
+    for word, wanted in (("depth", depth), ("num_classes", num_classes)):
+        if wanted is not None and getattr(config, word) != wanted:
+            raise ValueError(f"checkpoint {path} has {word} {getattr(config, word)}, but {word} {wanted} is asked for")
+    return backbone.eval().requires_grad_(False)
+
+
+def checkpoint_path(dataset: str, depth: int, folder: Path) -> Path:
+    """Where the trained backbone of that shape is: shipped with the package, else among the user's own in `folder`/weights."""
+    name = f"{dataset}-resnet{depth}.safetensors"
+    shipped = SHIPPED / name
+    return shipped if shipped.is_file() else folder / "weights" / name

@@ -1,0 +1,190 @@
+"""A data set is two tensors per split; batches are index tensors; augmentation is batched tensor code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backbone.names import resolve
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels, in a fixed order. Read-only by convention: data sets are shared within a process.
+
+    Attributes:
+        images: uint8 `[N, 3, H, W]`, RGB.
+        labels: int64 `[N]`.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise ValueError(f"images must be uint8 [N, 3, H, W], got {self.images.dtype} {list(self.images.shape)}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels must be int64 [{len(self.images)}], got {self.labels.dtype} {list(self.labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set for classification, in three splits.
+
+    Attributes:
+        name: what `load_dataset` calls it.
+        num_classes: labels are 0 to `num_classes - 1`.
+        mean: per channel, of pixels scaled to [0, 1].
+        std: per channel, of pixels scaled to [0, 1].
+        train: the only images that weights are fitted to.
+        validation: for choosing policies and checkpoints; carved from the training part.
+        test: read once, for the report.
+        flip: whether an image keeps its label when it is mirrored left to right.
+        pad: largest shift in pixels that augmentation makes; 0 for none.
+    """
+
+    name: str
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    train: Split
+    validation: Split
+    test: Split
+    flip: bool
+    pad: int = 4
+
+    def split(self, name: str) -> Split:
+        """Return the split called "train", "validation" or "test".
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if name not in SPLITS:
+            raise ValueError(f"unknown split {name!r}: choose one of {', '.join(SPLITS)}")
+        split: Split = getattr(self, name)
+        return split
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Map uint8 images `[..., 3, H, W]` to float32 with zero mean and unit variance per channel."""
+        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        return (images.float() / 255 - mean) / std
+
+
+def data_folder(folder: str | Path | None = None) -> Path:
+    """Where data files are kept: `folder`, else the environment's DFS_DATA, else the user's cache folder."""
+    chosen = folder or os.environ.get("DFS_DATA")
+    if chosen:
+        return Path(chosen).expanduser()
+    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache_home).expanduser() / "dfs-env"
+
+
+def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
+    """Load "digits", "cifar10", "cifar100", or the data set that the user's own "module:function" returns.
+
+    Such a function is called with the data folder (a `Path`) and returns a `Dataset`. Each data set is loaded once per
+    process.
+
+    Raises:
+        ValueError: the name is unknown, the user's function returns something else, or a data file is damaged.
+        FileNotFoundError: a data file is missing and cannot be downloaded.
+    """
+    return _load(name, data_folder(folder))
+
+
+@cache
+def _load(name: str, folder: Path) -> Dataset:
+    from backbone import cifar, digits  # here, because both build on this module
+
+    known = {"digits": digits.load_digits, "cifar10": cifar.load_cifar10, "cifar100": cifar.load_cifar100}
+    dataset = resolve("data set", name, known)(folder)
+    if not isinstance(dataset, Dataset):
+        raise ValueError(f"data set {name!r}: expected a backbone.data.Dataset, got {type(dataset).__name__}")
+    return dataset
+
+
+def stratified_parts(labels: np.ndarray, sizes: Sequence[int], seed: int) -> list[np.ndarray]:
+    """Cut the indices of `labels` `[N]` into disjoint parts of the given sizes, each with the classes in proportion.
+
+    Every class is shuffled and spread evenly over [0, 1); the parts are consecutive stretches of that line. Indices
+    within a part ascend.
+
+    Raises:
+        ValueError: the sizes do not add up to N.
+    """
+    if sum(sizes) != len(labels):
+        raise ValueError(f"sizes {list(sizes)} do not add up to the {len(labels)} labels")
+    draws = np.random.default_rng(seed).random(len(labels))
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        position[members[np.argsort(draws[members])]] = (np.arange(len(members)) + 0.5) / len(members)
+    order = np.argsort(position, kind="stable")
+    return [np.sort(part) for part in np.split(order, np.cumsum(sizes)[:-1])]
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 images `[N, 3, H, W]` scaled to [0, 1], by counting levels."""
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)])
+    shares = counts.double() / counts.sum(1, keepdim=True)
+    mean = shares @ levels
+    variance = (shares * (levels - mean[:, None]).square()).sum(1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
+
+
+def batches(split: Split, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
+    """Yield int64 indices `[b]` that visit every image once; the last batch may be short.
+
+    With a generator the order is a new shuffle, without one it is the split's own.
+    """
+    if generator is None:
+        order = torch.arange(len(split))
+    else:
+        order = torch.randperm(len(split), generator=generator, device=generator.device)
+    yield from order.split(batch_size)
+
+
+def augment(images: Tensor, generator: torch.Generator, flip: bool, pad: int) -> Tensor:
+    """Shift each image by up to `pad` pixels either way and, if `flip`, mirror it with probability 1/2.
+
+    Args:
+        images: float `[B, C, H, W]`, normalized, so that the zeros that move in are the mean colour.
+        generator: source of every random choice; may live on another device than the images.
+        flip: whether to mirror at all.
+        pad: largest shift, in pixels.
+
+    Returns:
+        `[B, C, H, W]`.
+    """
+    draws = torch.rand(3, len(images), generator=generator, device=generator.device).to(images.device)
+    shifts = (draws[:2] * (2 * pad + 1)).long() - pad
+    return shift_and_flip(images, shifts.T, (draws[2] < 0.5) & flip)
+
+
+def shift_and_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
+    """Move each image `[B, C, H, W]` down and right by `shifts` `[B, 2]` pixels; mirror it first where `flips` `[B]`."""
+    batch, channels, height, width = images.shape
+    pad = int(shifts.abs().max())
+    rows = torch.arange(height, device=images.device) + pad - shifts[:, :1]
+    columns = torch.arange(width, device=images.device) - shifts[:, 1:]
+    columns = torch.where(flips[:, None], width - 1 - columns, columns) + pad
+    image = torch.arange(batch, device=images.device).view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
+    return F.pad(images, [pad] * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -1,0 +1,119 @@
+"""Convolution and linear layers whose bitwidth is an argument of every call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbone.quantization import FLOAT_BITS, Quantized, Quantizer
+
+
+class _QuantizedLayer(nn.Module):
+    """Weights shared by all bitwidths, quantized anew where they learn and once per bitwidth where they do not."""
+
+    def __init__(self, weight: Tensor, bitwidths: tuple[int, ...], quantizer: Quantizer, signed: bool) -> None:
+        super().__init__()
+        low_bits = tuple(bits for bits in bitwidths if 0 < bits < FLOAT_BITS)
+        self.weight = nn.Parameter(weight)
+        self.weight_quantizer = quantizer.weights()
+        self.activation_quantizer = quantizer.activations(low_bits, signed)
+        self._cache: dict[int, tuple[tuple[int, ...], tuple[Tensor, ...]]] = {}
+
+    def quantize_input(self, x: Tensor, bits: int) -> Quantized:
+        if bits == FLOAT_BITS:
+            return Quantized(x, x.new_ones(()))
+        return self.activation_quantizer(x, bits)
+
+    def quantize_weight(self, bits: int) -> Quantized:
+        if bits == FLOAT_BITS:
+            return Quantized(self.weight, self.weight.new_ones(()))
+        return self.weight_quantizer(self.weight, bits)
+
+    def _input_scale(self, bits: int) -> Tensor:
+        return self.weight.new_ones(()) if bits == FLOAT_BITS else self.activation_quantizer.scale(bits)
+
+    def _derived(self, bits: int) -> tuple[Tensor, ...]:
+        """Tensors derived from the parameters at `bits`, kept until a parameter they come from changes."""
+        sources = (*self.parameters(), *self.buffers())
+        if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+            return self._derive(bits)
+        # An in-place change raises a tensor's version; a move to another device changes its address.
+        state = tuple(number for source in sources for number in (source._version, source.data_ptr()))
+        cached = self._cache.get(bits)
+        if cached is None or cached[0] != state:
+            with torch.no_grad():
+                cached = self._cache[bits] = (state, self._derive(bits))
+        return cached[1]
+
+    def _derive(self, bits: int) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_cache": {}}
+
+
+class QuantConvNorm(_QuantizedLayer):
+    """Convolution without bias, then BatchNorm with one set of statistics per bitwidth (Yu et al. 2019, AdaBits 2020).
+
+    In evaluation the norm is folded: one convolution of levels, one multiply-add.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        bitwidths: tuple[int, ...],
+        quantizer: Quantizer,
+        signed: bool = False,
+    ) -> None:
+        weight = nn.init.kaiming_normal_(torch.empty(out_channels, in_channels, kernel_size, kernel_size), mode="fan_out")
+        super().__init__(weight.to(memory_format=torch.channels_last), bitwidths, quantizer, signed)
+        self.stride, self.padding = stride, kernel_size // 2
+        self.norms = nn.ModuleDict({str(bits): nn.BatchNorm2d(out_channels) for bits in bitwidths if bits})
+
+    def forward(self, x: Tensor, bits: int) -> Tensor:
+        """[B, C_in, H, W] -> [B, C_out, H / stride, W / stride], before the non-linearity."""
+        levels, scale = self.quantize_input(x, bits)
+        norm = self.norms[str(bits)]
+        if norm.training:
+            weight, weight_scale = self.quantize_weight(bits)
+            return norm(F.conv2d(levels, weight * (scale * weight_scale), None, self.stride, self.padding))
+        weight, gain, bias = self._derived(bits)
+        if bits == FLOAT_BITS:  # no integers to keep exact: the gain is in the weights
+            return F.conv2d(levels, weight, bias, self.stride, self.padding)
+        out = F.conv2d(levels, weight, None, self.stride, self.padding)
+        gain, bias = gain.view(1, -1, 1, 1), bias.view(1, -1, 1, 1)
+        out = out * gain if gain.requires_grad else out.mul_(gain)  # in place: addcmul would be 20 times slower here
+        return out.add_(bias)
+
+    def _derive(self, bits: int) -> tuple[Tensor, ...]:
+        """Weight levels [C_out, C_in, k, k]; per channel the gain and the bias that scales and norm add up to."""
+        norm = self.norms[str(bits)]
+        weight, weight_scale = self.quantize_weight(bits)
+        gain = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = norm.bias - norm.running_mean * gain
+        if bits == FLOAT_BITS:
+            return weight * gain.view(-1, 1, 1, 1), gain, bias
+        return weight, gain * weight_scale * self._input_scale(bits), bias
+
+
+class QuantLinear(_QuantizedLayer):
+    """Linear layer with bias; the bias stays in full precision, as it does on integer hardware."""
+
+    def __init__(self, in_features: int, out_features: int, bitwidths: tuple[int, ...], quantizer: Quantizer) -> None:
+        weight = torch.empty(out_features, in_features).uniform_(-1, 1) * in_features**-0.5
+        super().__init__(weight, bitwidths, quantizer, signed=False)
+        self.bias = nn.Parameter(torch.zeros(out_features))
+
+    def forward(self, x: Tensor, bits: int) -> Tensor:
+        """[B, in] -> [B, out]."""
+        levels, _ = self.quantize_input(x, bits)
+        weight, bias = self._derived(bits)
+        return F.linear(levels, weight, bias)
+
+    def _derive(self, bits: int) -> tuple[Tensor, ...]:
+        weight, weight_scale = self.quantize_weight(bits)
+        return weight * (weight_scale * self._input_scale(bits)), self.bias

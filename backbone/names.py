@@ -1,0 +1,32 @@
+"""Choosing a function by name: one of ours, or the user's own as 'module:function'."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def resolve(kind: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """Return `known[name]`, or import the function that `name` gives as 'module:function'.
+
+    `kind` says in error messages what was asked for, such as "data set" or "reward".
+
+    Raises:
+        ValueError: the name is neither known nor 'module:function', the module cannot be imported, or it has no such
+            function.
+    """
+    if name in known:
+        return known[name]
+    module_name, colon, function_name = name.partition(":")
+    if not (colon and module_name and function_name):
+        choices = ", ".join(sorted(known))
+        raise ValueError(f"unknown {kind} {name!r}: choose one of {choices}, or give your own as 'module:function'")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, TypeError) as error:  # TypeError: a relative name such as '.module'
+        raise ValueError(f"{kind} {name!r}: cannot import module {module_name!r} ({error})") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(f"{kind} {name!r}: module {module_name!r} has no function {function_name!r}")
+    return function

@@ -1,0 +1,232 @@
+"""Uniform quantization of weights and activations to a bitwidth that is chosen at every call.
+
+A quantizer turns a tensor into `levels`, the numbers that integer hardware would multiply, and one `scale`:
+the quantized tensor is `levels * scale`. Layers convolve the levels and scale afterwards. Sums of integers below 2**24
+are exact in float32, so up to 8 bits a result is the same whatever batch, chunk or thread computed it.
+
+Rounding is deterministic in training and in evaluation. The backward pass is straight-through (Bengio et al. 2013).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backbone.names import resolve
+
+FLOAT_BITS = 32
+"""The bitwidth that means full precision; no other number does."""
+
+
+def check_bitwidths(bitwidths: Iterable[int]) -> tuple[int, ...]:
+    """The bitwidths as a tuple, if they are ascending, distinct, each 0 (skip), 2 to 16, or 32 (full precision).
+
+    Raises:
+        ValueError: names the offending bitwidth, or says what the tuple lacks.
+    """
+    rule = "each bitwidth must be 0 (skip), an integer from 2 to 16, or 32 (full precision)"
+    if isinstance(bitwidths, str) or not isinstance(bitwidths, Iterable):
+        raise ValueError(f"bitwidths must be a tuple of integers such as (0, 2, 4, 8), got {bitwidths!r}; {rule}")
+    checked = tuple(bitwidths)
+    for bits in checked:
+        if isinstance(bits, bool) or not isinstance(bits, int) or not (bits in (0, FLOAT_BITS) or 2 <= bits <= 16):
+            raise ValueError(f"bitwidth {bits!r} in {checked} is not possible: {rule}")
+    if not any(checked):
+        raise ValueError(f"bitwidths {checked} must hold at least one bitwidth above 0; {rule}")
+    if any(a >= b for a, b in zip(checked, checked[1:], strict=False)):
+        raise ValueError(f"bitwidths {checked} must be ascending and without duplicates")
+    return checked
+
+
+class Quantized(NamedTuple):
+    """A quantized tensor: its value is `levels * scale`.
+
+    `scale` carries no gradient: the quantizers give the whole gradient, of a learned scale too, through `levels`.
+    """
+
+    levels: Tensor
+    scale: Tensor
+
+
+class _StraightThrough(torch.autograd.Function):
+    """`levels` forward, the identity on `x` backward; exact, where `x + (levels - x).detach()` would round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, levels: Tensor) -> Tensor:
+        return levels
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class _LearnedClip(torch.autograd.Function):
+    """round(x / scale) clamped to [low, high], with the gradient of LSQ (Esser et al. 2020, section 2.1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        levels = torch.mul(x, 1 / scale).round_().clamp_(low, high)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(x, scale, levels)
+            ctx.bounds = low, high
+        return levels
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, scale, levels = ctx.saved_tensors
+        grad, (low, high) = grads[0], ctx.bounds
+        exact = x * (1 / scale)
+        # hardtanh_backward(a, exact) is a where `exact` lies between the bounds, else 0: one pass, where masks take four.
+        inside = torch.ops.aten.hardtanh_backward
+        grad_x = inside(grad, exact, low, high).mul_(1 / scale) if ctx.needs_input_grad[0] else None
+        grad_scale = None
+        if ctx.needs_input_grad[1]:
+            residual = levels - inside(exact, exact, low, high)
+            weight = (x.numel() / x.shape[0] * high) ** -0.5  # LSQ's gradient scale, section 2.2
+            grad_scale = residual.mul_(grad).sum(dtype=torch.float32) / scale * weight
+        return grad_x, grad_scale, None, None
+
+
+def _affine_levels(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Quantized:
+    """Levels of the affine quantizer over [low, high], shifted so that 0 stays 0, as zero padding needs."""
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    scale = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
+    lowest = (low / scale).round()
+    levels = torch.mul(x, 1 / scale).round_().clamp_(lowest, lowest + (2**bits - 1))
+    return Quantized(levels, scale)
+
+
+class MinMaxWeights(nn.Module):
+    """DFS's weight quantizer: affine between the tensor's exact minimum and maximum (Banner et al. 2018, section 4)."""
+
+    def forward(self, weight: Tensor, bits: int) -> Quantized:
+        with torch.no_grad():
+            levels, scale = _affine_levels(weight, *weight.aminmax(), bits)
+        return Quantized(_StraightThrough.apply(weight / scale, levels), scale)
+
+
+class MinMaxActivations(nn.Module):
+    """DFS's activation quantizer: affine over the running mean of each image's minimum and maximum (Banner et al. 2018).
+
+    One range per bitwidth, where the original shares one. Activations outside the range are clamped to it.
+    """
+
+    momentum = 0.1
+    low: Tensor
+    high: Tensor
+    batches: Tensor
+
+    def __init__(self, bitwidths: tuple[int, ...], signed: bool) -> None:
+        super().__init__()
+        self.row = {bits: row for row, bits in enumerate(bitwidths)}
+        self.register_buffer("low", torch.full((len(bitwidths),), -3.0 if signed else 0.0))
+        self.register_buffer("high", torch.full((len(bitwidths),), 3.0))
+        self.register_buffer("batches", torch.zeros(len(bitwidths), dtype=torch.long))
+
+    def forward(self, x: Tensor, bits: int) -> Quantized:
+        row = self.row[bits]
+        with torch.no_grad():
+            if self.training:
+                self._track(x, row)
+            levels, scale = _affine_levels(x, self.low[row], self.high[row], bits)
+        if torch.is_grad_enabled() and x.requires_grad:
+            levels = _StraightThrough.apply(x / scale, levels)
+        return Quantized(levels, scale)
+
+    def scale(self, bits: int) -> Tensor:
+        """The step between two neighbouring levels, a scalar in the unit of the activations."""
+        row = self.row[bits]
+        return _affine_levels(self.low[row], self.low[row], self.high[row], bits).scale
+
+    def _track(self, x: Tensor, row: int) -> None:
+        lows, highs = x.detach().flatten(1).aminmax(dim=1)
+        weight = 1.0 if self.batches[row] == 0 else self.momentum
+        self.low[row].lerp_(lows.mean().to(self.low.dtype), weight)
+        self.high[row].lerp_(highs.mean().to(self.high.dtype), weight)
+        self.batches[row] += 1
+
+
+GAUSSIAN_STEP = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
+"""Step, in standard deviations, of the uniform quantizer of 2**bits levels with the least error (Max 1960, table II)."""
+
+
+class StatisticalWeights(nn.Module):
+    """Statistics-aware weight clipping in the manner of SAWB (Choi et al. 2019, arXiv 1807.06964).
+
+    2**bits levels, symmetric about zero and without it (odd levels: -3, -1, 1, 3 at 2 bits). The step follows the weights'
+    standard deviation by the least-error rule for a Gaussian; above 8 bits the levels span the largest weight.
+    """
+
+    def forward(self, weight: Tensor, bits: int) -> Quantized:
+        with torch.no_grad():
+            half_step = weight.square().mean().sqrt() * GAUSSIAN_STEP[bits] / 2 if bits in GAUSSIAN_STEP else None
+            if half_step is None:
+                half_step = weight.abs().max() / (2**bits - 1)
+            half_step = half_step.clamp_min(1e-12)
+            half = 2 ** (bits - 1)
+            levels = (weight / (2 * half_step)).floor_().clamp_(-half, half - 1).mul_(2).add_(1)
+        return Quantized(_StraightThrough.apply(weight / half_step, levels), half_step)
+
+
+class LearnedActivations(nn.Module):
+    """A learned upper bound per bitwidth (PACT, Choi et al. 2018) that follows LSQ's gradient (Esser et al. 2020).
+
+    The bound starts from the first training batch that passes at its bitwidth (LSQ, section 2.1). Signed activations (the
+    images) use a symmetric range.
+    """
+
+    started: Tensor
+
+    def __init__(self, bitwidths: tuple[int, ...], signed: bool) -> None:
+        super().__init__()
+        self.row = {bits: row for row, bits in enumerate(bitwidths)}
+        self.signed = signed
+        self.clip = nn.Parameter(torch.full((len(bitwidths),), 3.0))
+        self.register_buffer("started", torch.zeros(len(bitwidths), dtype=torch.bool))
+
+    def _bounds(self, bits: int) -> tuple[int, int]:
+        return (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if self.signed else (0, 2**bits - 1)
+
+    def forward(self, x: Tensor, bits: int) -> Quantized:
+        row, (low, high) = self.row[bits], self._bounds(bits)
+        if self.training and not self.started[row]:
+            with torch.no_grad():
+                self.clip[row] = 2 * x.abs().mean() * high**0.5
+                self.started[row] = True
+        # A copy, because a later batch may start another bitwidth's bound in place before this one's backward pass.
+        scale = self.clip.clone()[row].clamp_min(1e-6) / high
+        if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
+            return Quantized(torch.mul(x, 1 / scale).round_().clamp_(low, high), scale)
+        return Quantized(_LearnedClip.apply(x, scale, low, high), scale.detach())
+
+    def scale(self, bits: int) -> Tensor:
+        """The step between two neighbouring levels, a scalar in the unit of the activations."""
+        return self.clip[self.row[bits]].detach().clamp_min(1e-6) / self._bounds(bits)[1]
+
+
+class Quantizer(NamedTuple):
+    """A pair of modules: `weights()` and `activations(bitwidths, signed)` build one for each layer."""
+
+    weights: type[nn.Module]
+    activations: type[nn.Module]
+
+
+def minmax() -> Quantizer:
+    """DFS's own quantizer (Banner et al. 2018, arXiv 1805.11046). Good from 8 bits up."""
+    return Quantizer(MinMaxWeights, MinMaxActivations)
+
+
+def pact_sawb() -> Quantizer:
+    """Learned clipping of activations, statistics-aware clipping of weights. Stays accurate at 2 to 4 bits."""
+    return Quantizer(StatisticalWeights, LearnedActivations)
+
+
+QUANTIZERS = {"minmax": minmax, "pact_sawb": pact_sawb}
+
+
+def make_quantizer(name: str) -> Quantizer:
+    """The quantizer of that name, or a user's own given as `module:function`."""
+    return resolve("quantizer", name, QUANTIZERS)()

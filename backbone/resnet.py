@@ -1,0 +1,111 @@
+"""The CIFAR ResNet (He et al. 2016, section 4.2) whose blocks run at any bitwidth, or are skipped, image by image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from backbone.layers import QuantConvNorm, QuantLinear
+from backbone.quantization import Quantizer, check_bitwidths, make_quantizer
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """Everything that decides the shape of a `ResNet`.
+
+    Raises:
+        ValueError: a depth that is not 6n + 2, an impossible bitwidth, a `widest` that is not among the bitwidths.
+    """
+
+    depth: int = 20
+    """Layers: 6n + 2 for n blocks in each of three stages."""
+    num_classes: int = 10
+    """Number of classes."""
+    width: int = 16
+    """Channels of the first stage; the second and third have twice and four times as many."""
+    bitwidths: tuple[int, ...] = (0, 2, 4, 8)
+    """Bitwidths that a block can run at, ascending; 0 is skip, 32 full precision."""
+    widest: tuple[int, ...] = ()
+    """Bitwidths that what is always on (stem, shortcuts, head) can run at; empty: the last of `bitwidths`. An environment
+    on this network can use those subsets of `bitwidths` that end in one of these."""
+    quantizer: str = "pact_sawb"
+    """Name of the quantizer: "pact_sawb", "minmax", or "module:function"."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 8 or (self.depth - 2) % 6:
+            raise ValueError(f"depth {self.depth} is not 6n + 2 (8, 14, 20, 38, 74, 110, ...)")
+        object.__setattr__(self, "bitwidths", check_bitwidths(self.bitwidths))
+        object.__setattr__(self, "widest", check_bitwidths(self.widest or self.bitwidths[-1:]))
+        if not set(self.widest) <= set(self.bitwidths) - {0}:
+            raise ValueError(f"widest {self.widest} must be bitwidths above 0 out of {self.bitwidths}")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions at the chosen bitwidth beside a shortcut that is always on."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, config: ResNetConfig, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.conv1 = QuantConvNorm(in_channels, channels, 3, stride, config.bitwidths, quantizer)
+        self.conv2 = QuantConvNorm(channels, channels, 3, 1, config.bitwidths, quantizer)
+        changes_shape = stride != 1 or in_channels != channels
+        self.shortcut = QuantConvNorm(in_channels, channels, 1, stride, config.widest, quantizer) if changes_shape else None
+
+    def forward(self, x: Tensor, bits: int, widest: int) -> Tensor:
+        """[B, C, H, W] -> [B, C', H', W']: the block at `bits`, its shortcut at `widest`."""
+        out = self.conv2(self.conv1(x, bits).relu_(), bits)
+        out += x if self.shortcut is None else self.shortcut(x, widest)
+        return out.relu_()
+
+    def skip(self, x: Tensor, widest: int) -> Tensor:
+        """What is left of the block when it is skipped: `x` itself, or its 1x1 shortcut where the shape changes."""
+        return x if self.shortcut is None else self.shortcut(x, widest).relu_()
+
+
+class ResNet(nn.Module):
+    """The backbone contract: `stem`, `blocks[i](x, bits, widest)`, `blocks[i].skip(x, widest)`, `head`, `feature_dim`.
+
+    A bitwidth is always an argument and never a state of the module. `widest` is the widest bitwidth in use, at which what
+    is always on runs. Another backbone needs the same five names, `config`, and `feature_mean` and `feature_std`.
+    """
+
+    feature_mean: Tensor
+    feature_std: Tensor
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        quantizer = make_quantizer(config.quantizer)
+        channels = [config.width, 2 * config.width, 4 * config.width]
+        self.feature_dim = channels[-1]
+        """Most channels that any block's input has."""
+        self.stem_conv = QuantConvNorm(3, channels[0], 3, 1, config.widest, quantizer, signed=True)
+        blocks, previous = [], channels[0]
+        for stage, width in enumerate(channels):
+            for i in range((config.depth - 2) // 6):
+                stride = 2 if stage > 0 and i == 0 else 1
+                blocks.append(BasicBlock(previous, width, stride, config, quantizer))
+                previous = width
+        self.blocks = nn.ModuleList(blocks)
+        self.classifier = QuantLinear(channels[-1], config.num_classes, config.widest, quantizer)
+        # Statistics of each block's pooled input over training images, by which observations are normalised.
+        statistics = (len(blocks) + 1, 2, self.feature_dim)
+        self.register_buffer("feature_mean", torch.zeros(statistics))
+        self.register_buffer("feature_std", torch.ones(statistics))
+
+    def stem(self, images: Tensor, widest: int) -> Tensor:
+        """Normalised images [B, 3, H, W] -> features [B, C, H, W]."""
+        return self.stem_conv(images.contiguous(memory_format=torch.channels_last), widest).relu_()
+
+    def head(self, x: Tensor, widest: int) -> Tensor:
+        """Features of the last block [B, C, H, W] -> logits [B, num_classes]."""
+        return self.classifier(x.mean((2, 3)), widest)
+
+    def forward(self, images: Tensor, bits: int, widest: int | None = None) -> Tensor:
+        """Normalised images [B, 3, H, W] -> logits [B, num_classes], every block at `bits` (0 skips them all)."""
+        widest = widest or bits or self.config.widest[-1]
+        x = self.stem(images, widest)
+        for block in self.blocks:
+            x = block(x, bits, widest) if bits else block.skip(x, widest)
+        return self.head(x, widest)

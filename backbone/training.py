@@ -1,0 +1,217 @@
+"""Training of backbones: plainly, or on any route, so that a frozen backbone can be gated.
+
+A network that is trained plainly collapses when its blocks are skipped or rounded. Any-route training shows it, beside
+full execution, a random route for every image (slimmable networks' sandwich rule, Yu & Huang 2019, with routes for widths),
+distilled from full execution if wished. Each batch draws one of the backbone's widest bitwidths for what is always on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbone.data import Dataset, Split, augment, batches
+
+Runner = Callable[[Tensor, Tensor], Tensor]
+"""Normalised images [B, 3, H, W] and routes [B, L] of actions -> logits [B, num_classes]."""
+
+
+class TrainingDivergedError(RuntimeError):
+    """A loss became NaN or infinite; the message says where the last good state is kept."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a backbone is trained.
+
+    Raises:
+        ValueError: an impossible number.
+    """
+
+    any_route: bool = True
+    """Train on random routes beside full execution; otherwise on full execution only."""
+    epochs: int = 30
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per step."""
+    lr: float = 0.1
+    """Peak learning rate of SGD with Nesterov momentum."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 5e-4
+    """L2 penalty on the weights; norms, biases and clipping bounds have none."""
+    schedule: str = "cosine"
+    """"cosine" (after one epoch of linear warm-up), or "step": / 10 at half and at three quarters (He et al. 2016)."""
+    distill: float = 0.5
+    """Share of the loss on random routes that follows the full route's outputs; the rest follows the labels."""
+    precision: str = "float32"
+    """"float32", or "bfloat16": mixed precision, about 1.5 times as fast on processors that have it."""
+    seed: int = 0
+    """Seed of initialisation, order, augmentation and routes."""
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "step"):
+            raise ValueError(f"unknown schedule {self.schedule!r}: choose cosine or step")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"unknown precision {self.precision!r}: choose float32 or bfloat16")
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"distill {self.distill} is not in [0, 1]")
+        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
+            raise ValueError("epochs and batch_size must be at least 1, lr above 0")
+
+    def learning_rate(self, progress: float) -> float:
+        """The rate at a fraction of training in [0, 1]."""
+        if self.schedule == "step":
+            return self.lr * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
+        warmup = min(1 / self.epochs, 0.1)
+        if progress < warmup:
+            return self.lr * max(progress, 1e-3) / warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def random_routes(num_images: int, num_layers: int, num_actions: int, generator: torch.Generator) -> Tensor:
+    """Routes [B, L] of actions: each image draws its own mixture of actions (uniform on the simplex), then every block from it.
+
+    Some routes are nearly constant, some wholly mixed. The first row always takes action 0 everywhere, the second action 1:
+    the cheapest extremes are always present.
+    """
+    exponentials = -torch.log(torch.rand(num_images, num_actions, generator=generator).clamp_min(1e-9))
+    routes = torch.multinomial(exponentials, num_layers, replacement=True, generator=generator)
+    for extreme in range(min(2, num_images)):
+        routes[extreme] = extreme
+    return routes
+
+
+def make_optimizer(backbone: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """SGD in which only the weights of convolutions and linear layers decay."""
+    decayed = [p for p in backbone.parameters() if p.ndim > 1]
+    others = [p for p in backbone.parameters() if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+
+def route_loss(run: Runner, images: Tensor, labels: Tensor, routes: Tensor | None, full: Tensor, distill: float) -> Tensor:
+    """Cross-entropy on full execution, plus, given `routes` [B, L], that on the routes, distilled from full execution."""
+    reference = run(images, full)
+    reference = reference.float()
+    loss = F.cross_entropy(reference, labels)
+    if routes is None:
+        return loss
+    logits = run(images, routes).float()
+    hard = F.cross_entropy(logits, labels)
+    soft = F.kl_div(logits.log_softmax(1), reference.detach().softmax(1), reduction="batchmean")
+    return loss + (1 - distill) * hard + distill * soft
+
+
+def accuracy(run: Runner, dataset: Dataset, split: Split, routes: Tensor) -> float:
+    """Share of `split` that is classified correctly on the routes [N, L]."""
+    right = 0
+    with torch.no_grad():
+        for rows in batches(split, 256):
+            logits = run(dataset.normalize(split.images[rows]), routes[rows])
+            right += int((logits.argmax(1) == split.labels[rows]).sum())
+    return right / len(split)
+
+
+class BackboneTrainer:
+    """Trains a backbone epoch by epoch, and can stop and go on exactly where it was.
+
+    Args:
+        backbone: the network.
+        runners: for each tuple of bitwidths that ends in one of the backbone's widest, what runs the backbone on routes.
+        dataset: its training part is learned from.
+        config: how.
+        state_file: where the state after each epoch is kept; what lies there already is resumed.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        runners: Mapping[tuple[int, ...], Runner],
+        dataset: Dataset,
+        config: TrainingConfig,
+        state_file: Path,
+    ) -> None:
+        self.backbone, self.dataset, self.config, self.state_file = backbone, dataset, config, state_file
+        self.runners = list(runners.items())
+        self.optimizer = make_optimizer(backbone, config.lr, config.momentum, config.weight_decay)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.epoch = 0
+        if state_file.is_file():
+            self._restore()
+
+    def epochs(self) -> Iterator[tuple[int, float]]:
+        """Train epoch by epoch, yielding the number of epochs done and the mean loss of the last.
+
+        Raises:
+            TrainingDivergedError: the loss is no longer finite; the state of the last whole epoch is kept.
+        """
+        while self.epoch < self.config.epochs:
+            self.backbone.train().requires_grad_(True)
+            loss = self._one_epoch()
+            self.epoch += 1
+            self._store()
+            self.backbone.eval().requires_grad_(False)
+            yield self.epoch, loss
+
+    def _one_epoch(self) -> float:
+        split, steps, total = self.dataset.train, math.ceil(len(self.dataset.train) / self.config.batch_size), 0.0
+        for step, rows in enumerate(batches(split, self.config.batch_size, self.generator)):
+            lr = self.config.learning_rate((self.epoch + step / steps) / self.config.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            images = self.dataset.normalize(split.images[rows])
+            images = augment(images, self.generator, self.dataset.flip, self.dataset.pad)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                loss = self._loss(images, split.labels[rows])
+            if not math.isfinite(loss.item()):
+                raise TrainingDivergedError(
+                    f"the loss became {loss.item()} in epoch {self.epoch + 1}, step {step + 1}; "
+                    f"the state after epoch {self.epoch} is kept in {self.state_file}; try a smaller --training.lr"
+                )
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.backbone.parameters(), 5.0)
+            self.optimizer.step()
+            total += loss.item()
+        return total / steps
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        pick = int(torch.randint(len(self.runners), (), generator=self.generator))
+        bitwidths, run = self.runners[pick]
+        shape = len(images), len(self.backbone.blocks)
+        full = torch.full(shape, len(bitwidths) - 1)
+        routes = random_routes(*shape, len(bitwidths), self.generator) if self.config.any_route else None
+        return route_loss(run, images, labels, routes, full, self.config.distill)
+
+    def _store(self) -> None:
+        self.state_file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.state_file.with_suffix(".tmp")
+        state = {
+            "backbone": self.backbone.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "epoch": self.epoch,
+        }
+        torch.save(state, temporary)
+        os.replace(temporary, self.state_file)
+
+    def _restore(self) -> None:
+        try:
+            state = torch.load(self.state_file, weights_only=True)
+            self.backbone.load_state_dict(state["backbone"])
+        except (RuntimeError, KeyError, EOFError, ValueError) as error:
+            raise ValueError(
+                f"{self.state_file} cannot be resumed by this configuration ({error}); delete it to start anew"
+            ) from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.epoch = state["epoch"]

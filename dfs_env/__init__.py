@@ -1,0 +1,24 @@
+"""Dynamic Fractional Skipping as a Gymnasium environment. Importing this package registers the environments."""
+
+from dfs_env.env import DFSEnv, DFSVectorEnv
+from dfs_env.process import SkippingProcess, State
+from dfs_env.registration import ENVIRONMENTS, make_env, make_vec_env, register
+from dfs_env.rewards import REWARDS, Transition, make_reward
+from dfs_env.task import Task, make_task
+
+__all__ = [
+    "ENVIRONMENTS",
+    "REWARDS",
+    "DFSEnv",
+    "DFSVectorEnv",
+    "SkippingProcess",
+    "State",
+    "Task",
+    "Transition",
+    "make_env",
+    "make_reward",
+    "make_task",
+    "make_vec_env",
+]
+
+register()

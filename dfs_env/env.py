@@ -1,0 +1,367 @@
+"""The environments: thin Gymnasium shells over `SkippingProcess`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+from torch.nn import functional as F
+
+from backbone.data import shift_and_flip
+from dfs_env.process import OBSERVATION_BOUND, State
+from dfs_env.render import RENDER_MODES, Picture, draw, line
+from dfs_env.rewards import Reward, Transition, make_reward
+from dfs_env.task import Task
+
+Array = np.ndarray[Any, Any]
+
+
+def check_budget(budget: float) -> float:
+    """The budget, if it is a fraction of full execution in (0, 1].
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
+        raise ValueError(f"budget {budget!r} is not a fraction of full execution in (0, 1]; 0.3 means 30 per cent")
+    return float(budget)
+
+
+class DFSVectorEnv(VectorEnv[Array, Array, Array]):
+    """N images decided block by block, in lockstep.
+
+    ## Description
+    Dynamic Fractional Skipping (Shen et al., AAAI 2020) as a decision process. Each sub-environment holds one image. At each
+    residual block of a quantized ResNet the agent skips the block or runs it at one of the bitwidths; after the last
+    block the network answers. All N episodes have exactly L steps, one per block, and are computed together.
+
+    ## Action Space
+    `Discrete(A)`: an index into `bitwidths`. With (0, 2, 4, 8): 0 skips the block, 1 to 3 run it at 2, 4 or 8 bits.
+
+    ## Observation Space
+    `Box(-10, 10, (D,), float32)`, D = S * C + L + 2:
+
+    | entries | what |
+    |---|---|
+    | S * C | summary of the block's input channels, normalised over training images, zero-padded to C channels: "pooled" (means, S = 1), "statistics" (means and standard deviations, S = 2), "position" (nothing, S = 0) |
+    | L | position: one-hot index of the block to decide |
+    | 1 | cost spent so far, in [0, 1] |
+    | 1 | budget, in (0, 1] |
+
+    ## Rewards
+    The sum of the components of `reward` (see `dfs_env.rewards`). By default 1 for a right answer, minus 10 times what the cost exceeds
+    the budget by, both at the last step. `info` holds each component as `reward_NAME`.
+
+    ## Starting State
+    The stem has run on an image drawn uniformly from the split with the sub-environment's own generator, so that N
+    sub-environments seeded with s behave as N environments seeded with s, s + 1, ... `reset(options={"indices": [...]})`
+    plays exactly these images.
+
+    ## Episode End
+    Termination after L decisions; there is no truncation. At the end `info` holds `correct`, `loss`, `prediction` and `route` [L]; at
+    every step `cost` and `index`.
+
+    ## Arguments
+    Objects, where `dfs_env.make_vec_env` and the registered ids take names:
+
+    - `task`: backbone, bitwidths and data set.
+    - `num_envs`: N.
+    - `budget`: the fraction of full execution that an image should stay within.
+    - `reward`: a name, a mapping with "name" and parameters, or a function.
+    - `split`: "train", "validation" or "test".
+    - `augment`: shift and mirror the images at random, as the data set allows.
+    - `autoreset_mode`: "NextStep" (Gymnasium's default), "SameStep" (what Stable-Baselines3 needs), "Disabled".
+    - `render_mode`: "rgb_array", "ansi" or None.
+
+    ## Version History
+    v0: first.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        task: Task,
+        num_envs: int = 1,
+        *,
+        budget: float = 1.0,
+        reward: str | Mapping[str, Any] | Reward = "accuracy_within_budget",
+        split: str = "train",
+        augment: bool = False,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+    ) -> None:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}")
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise ValueError(f"unknown render_mode {render_mode!r}: choose one of {', '.join(RENDER_MODES)}, or None")
+        try:
+            self.autoreset_mode = AutoresetMode(autoreset_mode)
+        except ValueError:
+            choices = ", ".join(mode.value for mode in AutoresetMode)
+            raise ValueError(f"unknown autoreset_mode {autoreset_mode!r}: choose one of {choices}") from None
+        self.task, self.process, self.num_envs = task, task.process, num_envs
+        self.budget = check_budget(budget)
+        self.price = 0.0
+        """What a unit of cost costs in the reward `priced`; a learner may set it between steps."""
+        self.reward = make_reward(reward)
+        self.images = task.dataset.split(split)
+        self.augment = augment
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = spaces.Box(
+            -OBSERVATION_BOUND, OBSERVATION_BOUND, (self.process.observation_dim,), np.float32
+        )
+        self.single_action_space = spaces.Discrete(self.process.num_actions)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._generators: list[np.random.Generator] = []
+        self._state: State | None = None
+        self._logits: Tensor | None = None
+
+    @property
+    def episode_over(self) -> bool:
+        """Whether the current episodes have ended and none has begun since."""
+        return self._logits is not None
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Begin N episodes.
+
+        Args:
+            seed: an integer s seeds the sub-environments with s, s + 1, ...; a list seeds each; None goes on.
+            options: "indices", N indices into the split: the images to play. "reset_mask" must be true everywhere, as
+                episodes run in lockstep.
+
+        Raises:
+            ValueError: a list of seeds or of indices of another length than N, or an index out of range.
+        """
+        if self.closed:
+            raise ClosedEnvironmentError("this environment is closed; make a new one")
+        options = dict(options or {})
+        mask = options.pop("reset_mask", None)
+        if mask is not None and not (np.shape(mask) == (self.num_envs,) and np.all(mask)):
+            raise ValueError(f"reset_mask must be true for all {self.num_envs} sub-environments: they run in lockstep")
+        indices = self._checked_indices(options.pop("indices", None))
+        if options:
+            raise ValueError(f"unknown reset option {min(options)!r}: there are 'indices' and 'reset_mask'")
+        self._seed(seed)
+        self._begin(indices)
+        return self._observation(), self._with_masks({"cost": self._cost(), "index": self._rows.copy()})
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Decide the current block of every image.
+
+        Args:
+            actions: [N] integers in [0, A).
+
+        Raises:
+            ValueError: an action outside the space.
+            ResetNeeded: before the first reset, or at the end of the episodes if autoreset is disabled.
+            ClosedEnvironmentError: after `close`.
+        """
+        state = self._ready_state()
+        no, yes = np.zeros(self.num_envs, np.bool_), np.ones(self.num_envs, np.bool_)
+        if self.episode_over:  # only in mode NEXT_STEP: this step begins the next episodes, whatever the actions
+            self._begin(None)
+            info = self._with_masks({"cost": self._cost(), "index": self._rows.copy()})
+            return self._observation(), np.zeros(self.num_envs), no, no.copy(), info
+        actions = self._checked_actions(actions)
+        self._route[:, state.layer] = actions
+        with torch.no_grad():
+            self._state = self.process.transition(state, torch.from_numpy(actions).to(self.process.device))
+            rewards, info = self._outcome(state, self._state)
+        observation = self._observation()
+        if not self.episode_over:
+            return observation, rewards, no, no.copy(), self._with_masks(info)
+        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+            final_obs = np.empty(self.num_envs, dtype=object)
+            final_obs[:] = list(observation)
+            final = {"final_obs": final_obs, "final_info": self._with_masks(info)}
+            self._begin(None)
+            observation = self._observation()
+            info = {"cost": self._cost(), "index": self._rows.copy(), **final}
+        return observation, rewards, yes, no, self._with_masks(info)
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One frame for each image: uint8 [H, W, 3], or a line of text."""
+        if self.render_mode is None:
+            gym.logger.warn('render() needs a render_mode; give render_mode="rgb_array" or "ansi" to make')
+            return None
+        if self._state is None:
+            raise ResetNeeded("call reset() before render()")
+        show = draw if self.render_mode == "rgb_array" else line
+        return tuple(show(self._picture(i)) for i in range(self.num_envs))
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Let go of the features."""
+        self._state = self._logits = None
+
+    def _ready_state(self) -> State:
+        if self.closed:
+            raise ClosedEnvironmentError("this environment is closed; make a new one")
+        if self._state is None:
+            raise ResetNeeded("call reset() before step()")
+        if self.episode_over and self.autoreset_mode == AutoresetMode.DISABLED:
+            raise ResetNeeded("every episode is over; call reset() before step()")
+        return self._state
+
+    def _seed(self, seed: int | list[int | None] | None) -> None:
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+        if seeds is None:
+            seeds = [None] * self.num_envs
+            if self._generators:
+                return
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} sub-environments")
+        fresh = [None if s is None and self._generators else seeding.np_random(s)[0] for s in seeds]
+        self._generators = [new or old for new, old in zip(fresh, self._generators or fresh, strict=True)]  # type: ignore[misc]
+
+    def _begin(self, indices: Array | None) -> None:
+        size = len(self.images)
+        if indices is None:
+            indices = np.array([generator.integers(size) for generator in self._generators])
+        self._rows = indices
+        rows = torch.from_numpy(indices)
+        images = self.task.dataset.normalize(self.images.images[rows])
+        if self.augment:
+            pad = self.task.dataset.pad
+            draws = np.array([generator.integers((2 * pad + 1, 2 * pad + 1, 2)) for generator in self._generators])
+            moves = torch.from_numpy(draws)
+            images = shift_and_flip(images, moves[:, :2] - pad, (moves[:, 2] == 1) & self.task.dataset.flip)
+        self._labels = self.images.labels[rows].to(self.process.device)
+        self._route = np.full((self.num_envs, self.process.num_layers), -1)
+        self._logits = None
+        with torch.no_grad():
+            self._state = self.process.initial(images.to(self.process.device), self.budget)
+
+    def _outcome(self, before: State, after: State) -> tuple[Array, dict[str, Any]]:
+        """Rewards [N] and the info of the step that led from `before` to `after`."""
+        correct = loss = torch.zeros_like(after.cost)
+        done = self.process.terminal(after)
+        if done:
+            self._logits = self.process.logits(after)
+            loss = F.cross_entropy(self._logits, self._labels, reduction="none")
+            correct = (self._logits.argmax(1) == self._labels).to(loss.dtype)
+        transition = Transition(
+            step_cost=after.cost - before.cost,
+            cost=after.cost,
+            budget=after.budget,
+            done=done,
+            correct=correct,
+            loss=loss,
+            num_layers=self.process.num_layers,
+            price=self.price,
+        )
+        components = {name: _numpy(part) for name, part in self.reward(transition).items()}
+        info: dict[str, Any] = {"cost": _numpy(after.cost), "index": self._rows.copy()}
+        info.update({f"reward_{name}": part for name, part in components.items()})
+        if done:
+            assert self._logits is not None
+            info.update(correct=_numpy(correct), loss=_numpy(loss), prediction=_numpy(self._logits.argmax(1)))
+            info["route"] = self._route.copy()
+        return np.sum(list(components.values()), axis=0, dtype=np.float64), info
+
+    def _observation(self) -> Array:
+        assert self._state is not None
+        return _numpy(self.process.observe(self._state))
+
+    def _cost(self) -> Array:
+        assert self._state is not None
+        return _numpy(self._state.cost)
+
+    def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
+        """Gymnasium's form of a vector's infos: beside each key, who has it."""
+        return info | {f"_{key}": np.ones(self.num_envs, np.bool_) for key in info}
+
+    def _checked_actions(self, actions: Any) -> Array:
+        array = np.asarray(actions)
+        count = self.process.num_actions
+        if array.shape != (self.num_envs,) or array.dtype.kind not in "iu":
+            raise ValueError(f"actions must be {self.num_envs} integers, got {array.dtype} of shape {array.shape}")
+        if array.min() < 0 or array.max() >= count:
+            wrong = array[(array < 0) | (array >= count)][0]
+            raise ValueError(
+                f"action {wrong} is outside the space: 0 to {count - 1}, for bitwidths {self.process.bitwidths}"
+            )
+        return array.astype(np.int64)
+
+    def _checked_indices(self, indices: Any) -> Array | None:
+        if indices is None:
+            return None
+        array = np.asarray(indices)
+        if array.shape != (self.num_envs,) or array.dtype.kind not in "iu":
+            raise ValueError(f"indices must be {self.num_envs} integers, one for each sub-environment, got {indices!r}")
+        if array.min() < 0 or array.max() >= len(self.images):
+            wrong = array[(array < 0) | (array >= len(self.images))][0]
+            raise ValueError(f"index {wrong} is out of range: the split has images 0 to {len(self.images) - 1}")
+        return array.astype(np.int64)
+
+    def _picture(self, i: int) -> Picture:
+        assert self._state is not None
+        scores = None if self._logits is None else _numpy(self._logits[i].softmax(0))
+        return Picture(
+            image=_numpy(self.images.images[self._rows[i]].permute(1, 2, 0)),
+            label=int(self._labels[i]),
+            route=tuple(self.process.bitwidths[a] for a in self._route[i, : self._state.layer]),
+            num_layers=self.process.num_layers,
+            bitwidths=self.process.bitwidths,
+            cost=float(self._state.cost[i]),
+            budget=self.budget,
+            scores=scores,
+        )
+
+
+def _numpy(tensor: Tensor) -> Array:
+    """A copy that shares no memory with the tensor."""
+    return np.array(tensor.detach().cpu())
+
+
+class DFSEnv(gym.Env[Array, int]):
+    """One image at a time: `DFSVectorEnv` with one sub-environment, whose docstring is the specification."""
+
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}  # noqa: RUF012
+
+    def __init__(self, task: Task, **kwargs: Any) -> None:
+        self.vector = DFSVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
+        self.observation_space = self.vector.single_observation_space
+        self.action_space = self.vector.single_action_space
+        self.render_mode = self.vector.render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """As `DFSVectorEnv.reset`; "indices" may be one integer."""
+        super().reset(seed=seed)
+        if options and "indices" in options:
+            options = {**options, "indices": np.reshape(options["indices"], -1)}
+        observation, info = self.vector.reset(seed=seed, options=options)
+        return observation[0], _first(info)
+
+    def step(self, action: int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """As `DFSVectorEnv.step`, for one image."""
+        observation, reward, terminated, truncated, info = self.vector.step(np.reshape(action, -1))
+        return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
+
+    def render(self) -> Any:
+        """uint8 [H, W, 3], or a line of text."""
+        frames = self.vector.render()
+        return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        """Close the environment; it cannot be stepped any more."""
+        self.vector.close()
+
+
+def _first(info: dict[str, Any]) -> dict[str, Any]:
+    return {key: value[0] for key, value in info.items() if not key.startswith("_")}

@@ -1,0 +1,246 @@
+"""The decision process: the only place where blocks are run on decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbone.cost import cost_table
+from backbone.names import resolve
+from backbone.quantization import check_bitwidths
+
+CHUNK = 128
+"""Images that a block runs on at once; larger chunks leave the processor's cache and run slower."""
+
+OBSERVATION_BOUND = 10.0
+"""Normalised observations are clipped to plus or minus this."""
+
+
+@dataclass(frozen=True)
+class State:
+    """B images in front of the same block."""
+
+    features: Tensor
+    """[B, C, H, W] input of block `layer`; after the last block, input of the head."""
+    layer: int
+    """Index of the block that is decided next; L when all are decided."""
+    cost: Tensor
+    """[B] paper cost spent so far, a fraction of full execution."""
+    budget: Tensor
+    """[B] the cost that each image should stay within, a fraction of full execution."""
+
+
+def _pooled(features: Tensor) -> Tensor:
+    return features.mean((2, 3))[:, None]
+
+
+def _statistics(features: Tensor) -> Tensor:
+    deviation, mean = torch.std_mean(features, (2, 3), correction=0)
+    return torch.stack((mean, deviation), 1)
+
+
+def _position(features: Tensor) -> Tensor:
+    return features.new_zeros(len(features), 0, features.shape[1])
+
+
+OBSERVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "pooled": _pooled,
+    "statistics": _statistics,
+    "position": _position,
+}
+"""What is seen of the features, by name: [B, C, H, W] -> [B, K, C], K <= 2, namely each channel's mean, then its
+standard deviation. "position" sees nothing of the image, so a policy on it assigns the same bits to every image."""
+
+
+class SkippingProcess:
+    """For each image and each residual block: skip it, or run it at one of the bitwidths.
+
+    Batched and in lockstep, with no notion of reward or episode. An image's results do not depend on its batch mates.
+    All methods are differentiable wherever gradients are enabled; the caller says where they are not needed.
+
+    Args:
+        backbone: a network that keeps the contract of `backbone.resnet.ResNet`.
+        bitwidths: ascending bitwidths to choose from, a subset of the backbone's; action i is bitwidth i. All of them by default.
+        observation: "pooled", "statistics", "position" (see `OBSERVATIONS`), or "module:function".
+
+    Raises:
+        ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation.
+    """
+
+    def __init__(self, backbone: Any, bitwidths: tuple[int, ...] | None = None, observation: str = "pooled") -> None:
+        self.backbone = backbone
+        self.bitwidths = check_bitwidths(backbone.config.bitwidths if bitwidths is None else bitwidths)
+        self.widest = self.bitwidths[-1]
+        if not set(self.bitwidths) <= set(backbone.config.bitwidths):
+            raise ValueError(
+                f"bitwidths {self.bitwidths}: the backbone has {backbone.config.bitwidths} only; choose a subset, or "
+                "pretrain a backbone with `python -m scripts.pretrain --bitwidths ...`"
+            )
+        if self.widest not in backbone.config.widest:
+            raise ValueError(
+                f"bitwidths {self.bitwidths} end in {self.widest}, but the backbone's stem, shortcuts and head exist "
+                f"at {backbone.config.widest} only; add one of these, or pretrain with `--widest {self.widest}`"
+            )
+        self.cost = cost_table(backbone, self.bitwidths)
+        self._summarise = resolve("observation", observation, OBSERVATIONS)
+        self.num_layers: int = len(backbone.blocks)
+        self.num_actions = len(self.bitwidths)
+        self.summaries = self._summarise(torch.zeros(1, backbone.feature_dim, 2, 2)).shape[1]
+        self.observation_dim: int = self.summaries * backbone.feature_dim + self.num_layers + 2
+        self.device = next(backbone.parameters()).device
+
+    def initial(self, images: Tensor, budget: float | Tensor = 1.0) -> State:
+        """Run the stem on normalised images [B, 3, H, W]; `budget` is one number or [B]."""
+        features = torch.cat([self.backbone.stem(chunk, self.widest) for chunk in images.split(CHUNK)])
+        cost = features.new_zeros(len(images))
+        return State(features, 0, cost, torch.as_tensor(budget, dtype=cost.dtype, device=cost.device).expand(len(cost)))
+
+    def terminal(self, state: State) -> bool:
+        """Whether every block is decided."""
+        return state.layer == self.num_layers
+
+    def transition(self, state: State, action: Tensor) -> State:
+        """Run the current block on each image at its own bitwidth.
+
+        Images are grouped by action [B] (int64, in [0, A)) and each group is run once; an image that skips is not touched.
+        """
+        if self.terminal(state):
+            raise ValueError("every block is decided already: this state is terminal")
+        features = self._grouped(state, action)
+        cost = state.cost + self.cost.paper[state.layer, action]
+        return replace(state, features=features, layer=state.layer + 1, cost=cost)
+
+    def relaxed_transition(self, state: State, weights: Tensor) -> State:
+        """Mix the outcomes of the actions by `weights` [B, A]; with one-hot weights, the same as `transition`.
+
+        Differentiable in the features and in the weights. An outcome is computed for the images whose weight on it, or
+        the gradient with respect to that weight, is not zero: for all if the weights require a gradient.
+        """
+        if self.terminal(state):
+            raise ValueError("every block is decided already: this state is terminal")
+        everywhere = torch.is_grad_enabled() and weights.requires_grad
+        mixed: Tensor | None = None
+        for action, bits in enumerate(self.bitwidths):
+            weight = weights[:, action]
+            rows = torch.arange(len(weight), device=weight.device) if everywhere else weight.nonzero().squeeze(1)
+            if len(rows) == 0:
+                continue
+            whole = len(rows) == len(weight)
+            outcome = self._run(state.layer, state.features if whole else _take(state.features, rows), bits)
+            outcome = outcome * (weight if whole else weight[rows])[:, None, None, None]
+            if mixed is None:
+                mixed = outcome if whole else _empty_like(outcome, len(weight)).zero_().index_add(0, rows, outcome)
+            else:
+                mixed = mixed + outcome if whole else mixed.index_add(0, rows, outcome)
+        assert mixed is not None, "weights are all zero"
+        cost = state.cost + weights @ self.cost.paper[state.layer]
+        return replace(state, features=mixed, layer=state.layer + 1, cost=cost)
+
+    def observe(self, state: State) -> Tensor:
+        """[B, D]: normalised channel summaries, position (one-hot [L], zeros at the end), cost spent, budget."""
+        summary = self._summarise(state.features)
+        channels = summary.shape[2]
+        mean = self.backbone.feature_mean[state.layer, : self.summaries, :channels]
+        std = self.backbone.feature_std[state.layer, : self.summaries, :channels]
+        summary = ((summary - mean) / std).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
+        padding = self.backbone.feature_dim - channels
+        summary = torch.nn.functional.pad(summary, (0, padding)).flatten(1)
+        position = summary.new_zeros(len(summary), self.num_layers)
+        if not self.terminal(state):
+            position[:, state.layer] = 1
+        return torch.cat((summary, position, state.cost[:, None], state.budget[:, None]), 1)
+
+    def logits(self, state: State) -> Tensor:
+        """Class scores [B, num_classes] of a terminal state.
+
+        Raises:
+            ValueError: blocks are still undecided.
+        """
+        if not self.terminal(state):
+            raise ValueError(f"logits exist after the last block only; {self.num_layers - state.layer} are undecided")
+        return self.backbone.head(state.features, self.widest)
+
+    def run(self, images: Tensor, routes: Tensor) -> Tensor:
+        """Logits [B, num_classes] of normalised images on the given routes [B, L] of actions."""
+        state = self.initial(images)
+        for layer in range(self.num_layers):
+            state = self.transition(state, routes[:, layer])
+        return self.logits(state)
+
+    def calibrate(self, images: Tensor, generator: torch.Generator) -> None:
+        """Measure the backbone's feature statistics, by which observations are normalised, on uniformly random routes."""
+        with torch.no_grad():
+            state = self.initial(images)
+            for layer in range(self.num_layers + 1):
+                summary = _statistics(state.features)
+                deviation, mean = torch.std_mean(summary, 0, correction=0)
+                self.backbone.feature_mean[layer, :, : summary.shape[2]] = mean
+                self.backbone.feature_std[layer, :, : summary.shape[2]] = deviation.clamp_min(1e-3)
+                if layer < self.num_layers:
+                    action = torch.randint(self.num_actions, (len(images),), generator=generator)
+                    state = self.transition(state, action.to(self.device))
+
+    def _grouped(self, state: State, action: Tensor) -> Tensor:
+        order = action.argsort(stable=True)
+        counts = torch.bincount(action, minlength=self.num_actions).tolist()
+        chosen = [index for index, count in enumerate(counts) if count]
+        if len(chosen) == 1:
+            return self._run(state.layer, state.features, self.bitwidths[chosen[0]])
+        groups = order.split([counts[index] for index in chosen])
+        if torch.is_grad_enabled():
+            return self._grouped_differentiably(state, chosen, groups, order)
+        features: Tensor | None = None
+        for index, rows in zip(chosen, groups, strict=True):
+            for chunk in rows.split(CHUNK):
+                outcome = self._run(state.layer, _take(state.features, chunk), self.bitwidths[index])
+                if features is None:
+                    features = _empty_like(outcome, len(action))
+                features.permute(0, 2, 3, 1).index_copy_(0, chunk, outcome.permute(0, 2, 3, 1))
+        assert features is not None
+        return features
+
+    def _grouped_differentiably(
+        self, state: State, chosen: list[int], groups: tuple[Tensor, ...], order: Tensor
+    ) -> Tensor:
+        """Sort the images by action and back again: two permutations, cheaper to differentiate than many gathers."""
+        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        parts = _Permute.apply(state.features, order, inverse).split([len(rows) for rows in groups])
+        outcomes = [
+            self._run(state.layer, part, self.bitwidths[index]) for index, part in zip(chosen, parts, strict=True)
+        ]
+        return _Permute.apply(torch.cat(outcomes), inverse, order)
+
+    def _run(self, layer: int, x: Tensor, bits: int) -> Tensor:
+        block = self.backbone.blocks[layer]
+        if len(x) > CHUNK:
+            return torch.cat([self._run(layer, chunk, bits) for chunk in x.split(CHUNK)])
+        return block(x, bits, self.widest) if bits else block.skip(x, self.widest)
+
+
+class _Permute(torch.autograd.Function):
+    """Images [B, C, H, W] in another order, whose backward pass is the inverse permutation."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return _take(features, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _take(grads[0], ctx.saved_tensors[0]), None, None
+
+
+# Features lie in memory as [B, H, W, C] (channels last), the layout of the fastest convolutions; these keep it so.
+
+
+def _take(features: Tensor, rows: Tensor) -> Tensor:
+    return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+
+
+def _empty_like(outcome: Tensor, images: int) -> Tensor:
+    b, c, h, w = outcome.shape
+    return outcome.new_empty(images, h, w, c).permute(0, 3, 1, 2)

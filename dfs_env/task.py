@@ -1,0 +1,79 @@
+"""A task: a data set, and a backbone on it with bitwidths to choose from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from backbone.checkpoint import checkpoint_path, load_backbone
+from backbone.data import Dataset, data_folder, load_dataset
+from backbone.resnet import ResNet, ResNetConfig
+from dfs_env.process import SkippingProcess
+
+CALIBRATION_IMAGES = 1024
+"""Training images by which observations are normalised."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What environments, methods and evaluation share."""
+
+    process: SkippingProcess
+    """The decision process; it owns the backbone and the cost table."""
+    dataset: Dataset
+    """Train, validation and test images."""
+
+
+def calibrate(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> None:
+    """Set the backbone's feature statistics from the first training images on random routes."""
+    images = dataset.normalize(dataset.train.images[:CALIBRATION_IMAGES].to(process.device))
+    process.calibrate(images, torch.Generator().manual_seed(seed))
+
+
+def make_task(
+    dataset: str = "digits",
+    depth: int = 14,
+    width: int = 16,
+    checkpoint: str | None = None,
+    bitwidths: tuple[int, ...] | None = None,
+    observation: str = "pooled",
+    device: str = "cpu",
+    data: str | None = None,
+) -> Task:
+    """Load a data set and a frozen backbone.
+
+    Args:
+        dataset: "digits", "cifar10", "cifar100", or "module:function".
+        depth: layers of the ResNet, 6n + 2.
+        width: channels of an untrained ResNet's first stage; a checkpoint has its own.
+        checkpoint: a file; None for the trained backbone of that shape; "random" for an untrained one.
+        bitwidths: what to choose from; by default all that the backbone has.
+        observation: what is seen of the features, see `dfs_env.process.OBSERVATIONS`.
+        device: a torch device.
+        data: the data folder; by default $DFS_DATA, else the user's cache folder.
+
+    Raises:
+        FileNotFoundError: no such checkpoint (the message says which command makes it), or data files are missing.
+        ValueError: a name or number that is not possible, or a checkpoint that does not fit.
+    """
+    images = load_dataset(dataset, data)
+    if checkpoint == "random":
+        tuple_ = (0, 2, 4, 8) if bitwidths is None else bitwidths
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            backbone = ResNet(ResNetConfig(depth, images.num_classes, width, tuple_)).eval().requires_grad_(False)
+    else:
+        path = Path(checkpoint) if checkpoint else checkpoint_path(dataset, depth, data_folder(data))
+        if checkpoint is None and not path.is_file():
+            raise FileNotFoundError(
+                f"there is no trained ResNet-{depth} for {dataset} at {path}; make it with `python -m scripts.pretrain "
+                f'--dataset {dataset} --depth {depth}`, name a file as checkpoint, or use checkpoint="random"'
+            )
+        backbone = load_backbone(path, depth=depth, num_classes=images.num_classes)
+    process = SkippingProcess(backbone.to(device), bitwidths, observation)
+    task = Task(process, images)
+    if checkpoint == "random":
+        calibrate(process, images)
+    return task

@@ -1,0 +1,109 @@
+"""Train a backbone, plainly or on any route, and keep it where the environments find it.
+
+    python -m scripts.pretrain --dataset digits --depth 14 --width 8
+    python -m scripts.pretrain --dataset cifar10 --depth 20 --training.epochs 30
+
+A killed run goes on where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from backbone.checkpoint import checkpoint_path, save_backbone, write_atomically
+from backbone.data import Dataset, Split, data_folder, load_dataset
+from backbone.resnet import ResNet, ResNetConfig
+from backbone.training import BackboneTrainer, TrainingConfig, accuracy, random_routes
+from dfs_env.process import SkippingProcess
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Train a backbone and save it."""
+
+    dataset: str = "digits"
+    """"digits", "cifar10", "cifar100", or "module:function"."""
+    data: Path | None = None
+    """Data folder; by default $DFS_DATA, else the user's cache folder."""
+    depth: int = 14
+    """Layers: 6n + 2."""
+    width: int = 16
+    """Channels of the first stage."""
+    bitwidths: tuple[int, ...] = (0, 2, 4, 8)
+    """Bitwidths that the backbone can run at; 0 is skip, 32 full precision."""
+    widest: tuple[int, ...] = ()
+    """Bitwidths of what is always on; by default the last of `bitwidths`."""
+    quantizer: str = "pact_sawb"
+    """"pact_sawb", "minmax", or "module:function"."""
+    output: Path | None = None
+    """File to write; by default among the user's own weights, where the environments look."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How to train."""
+    threads: int = 2
+    """Processor threads."""
+
+
+def processes(backbone: ResNet) -> dict[tuple[int, ...], SkippingProcess]:
+    """The backbone under each tuple of bitwidths that ends in one of its widest."""
+    config = backbone.config
+    tuples = [tuple(b for b in config.bitwidths if b <= widest) for widest in config.widest]
+    return {bitwidths: SkippingProcess(backbone, bitwidths) for bitwidths in tuples}
+
+
+def report(process: SkippingProcess, dataset: Dataset, split: Split) -> dict[str, float]:
+    """Accuracy of each constant bitwidth, of 20 % random skipping and of random routes."""
+    shape = len(split), process.num_layers
+    generator = torch.Generator().manual_seed(0)
+    routes = {f"{bits} bit": torch.full(shape, action) for action, bits in enumerate(process.bitwidths)}
+    kept = torch.rand(shape, generator=generator) >= 0.2
+    routes["20 % skipped"] = torch.where(kept, process.num_actions - 1, 0)
+    routes["random"] = random_routes(*shape, process.num_actions, generator)
+    return {name: round(accuracy(process.run, dataset, split, route), 4) for name, route in routes.items()}
+
+
+def main(args: Pretrain) -> None:
+    """Train, report on validation after each epoch and on test once at the end, save."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.training.seed)
+    dataset = load_dataset(args.dataset, args.data)
+    output = args.output or checkpoint_path(args.dataset, args.depth, data_folder(args.data))
+    config = ResNetConfig(args.depth, dataset.num_classes, args.width, args.bitwidths, args.widest, args.quantizer)
+    backbone = ResNet(config)
+    runs = processes(backbone)
+    runners = {bitwidths: process.run for bitwidths, process in runs.items()}
+    trainer = BackboneTrainer(backbone, runners, dataset, args.training, output.with_suffix(".state"))
+    widest = runs[max(runs, key=len)]
+    glance = Split(dataset.validation.images[:1000], dataset.validation.labels[:1000])
+    progress = tqdm(total=args.training.epochs, initial=trainer.epoch, desc=f"{args.dataset} ResNet-{args.depth}")
+    start, first = time.perf_counter(), trainer.epoch
+    for epoch, loss in trainer.epochs():
+        accuracies = report(widest, dataset, glance)
+        progress.update(1)
+        progress.write(f"epoch {epoch}  loss {loss:.3f}  validation {accuracies}")
+    progress.close()
+    seconds = time.perf_counter() - start
+    sample = dataset.normalize(dataset.train.images[:1024])
+    widest.calibrate(sample, torch.Generator().manual_seed(args.training.seed))
+    about = {
+        "dataset": args.dataset,
+        "command": "python -m scripts.pretrain " + " ".join(sys.argv[1:]),
+        "training": asdict(args.training),
+        "test": {str(process.bitwidths): report(process, dataset, dataset.test) for process in runs.values()},
+        "images_per_second": round((trainer.epoch - first) * len(dataset.train) / seconds, 1),
+    }
+    save_backbone(output, backbone, **about)
+    write_atomically(output.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+    trainer.state_file.unlink(missing_ok=True)
+    print(f"test {about['test']}\nsaved {output}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Pretrain, description=__doc__))

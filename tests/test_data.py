@@ -1,0 +1,371 @@
+"""Data sets, their loaders and their errors. CIFAR is tested on tiny archives of the same layout."""
+
+import hashlib
+import io
+import math
+import os
+import pickle
+import sys
+import tarfile
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from backbone import cifar, digits
+from backbone.data import (
+    SPLITS,
+    Dataset,
+    Split,
+    augment,
+    batches,
+    channel_statistics,
+    data_folder,
+    load_dataset,
+    stratified_parts,
+)
+from backbone.names import resolve
+
+
+def random_split(count: int, seed: int = 0) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return Split(images, torch.arange(count) % 10)
+
+
+def make_dataset(folder: Path) -> Dataset:
+    return Dataset(str(folder), 10, (0.5,) * 3, (0.25,) * 3, random_split(6), random_split(4), random_split(2), False)
+
+
+# --- splits, names and folders
+
+
+def test_split_refuses_wrong_types_and_shapes():
+    good = random_split(3)
+    with pytest.raises(ValueError, match="images must be uint8"):
+        Split(good.images.float(), good.labels)
+    with pytest.raises(ValueError, match=r"images must be uint8 \[N, 3, H, W\]"):
+        Split(good.images[:, :1], good.labels)
+    with pytest.raises(ValueError, match=r"labels must be int64 \[3\]"):
+        Split(good.images, good.labels[:2])
+
+
+def test_dataset_split_by_name():
+    dataset = make_dataset(Path("x"))
+    assert [len(dataset.split(name)) for name in SPLITS] == [6, 4, 2]
+    with pytest.raises(ValueError, match="unknown split 'valid': choose one of train, validation, test"):
+        dataset.split("valid")
+
+
+def test_normalize_undoes_channel_statistics():
+    images = random_split(20).images
+    mean, std = channel_statistics(images)
+    scaled = images.double() / 255
+    assert mean == pytest.approx(scaled.mean((0, 2, 3)).tolist())
+    assert std == pytest.approx(scaled.std((0, 2, 3), correction=0).tolist())
+    normalized = replace(make_dataset(Path("x")), mean=mean, std=std).normalize(images)
+    assert normalized.dtype == torch.float32
+    torch.testing.assert_close(normalized.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalized.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
+
+
+def test_data_folder_precedence(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("DFS_DATA", raising=False)
+    assert data_folder() == tmp_path / ".cache/dfs-env"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert data_folder() == tmp_path / "xdg/dfs-env"
+    monkeypatch.setenv("DFS_DATA", "~/mine")
+    assert data_folder() == tmp_path / "mine"
+    assert data_folder("here") == Path("here")
+
+
+@pytest.fixture
+def user_module(monkeypatch):
+    module = types.ModuleType("user_data")
+    module.make = make_dataset
+    module.wrong = lambda folder: 3
+    monkeypatch.setitem(sys.modules, "user_data", module)
+
+
+@pytest.mark.usefixtures("user_module")
+def test_load_dataset_of_the_users_own(tmp_path):
+    dataset = load_dataset("user_data:make", tmp_path)
+    assert dataset.name == str(tmp_path)
+    assert load_dataset("user_data:make", tmp_path) is dataset
+    with pytest.raises(ValueError, match=r"'user_data:wrong': expected a backbone\.data\.Dataset, got int"):
+        load_dataset("user_data:wrong", tmp_path)
+
+
+def test_unknown_data_set_lists_the_known():
+    message = "unknown data set 'foo': choose one of cifar10, cifar100, digits, or give your own as 'module:function'"
+    with pytest.raises(ValueError, match=message):
+        load_dataset("foo")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("foo", "unknown reward 'foo': choose one of a, b, or"),
+        (":foo", "unknown reward ':foo'"),
+        ("math:", "unknown reward 'math:'"),
+        ("no_such_module:f", "cannot import module 'no_such_module'"),
+        (".relative:f", "cannot import module '.relative'"),
+        ("math:no_such", "module 'math' has no function 'no_such'"),
+        ("math:pi", "module 'math' has no function 'pi'"),
+    ],
+)
+def test_resolve_names_the_culprit(name, message):
+    with pytest.raises(ValueError, match=message):
+        resolve("reward", name, {"b": len, "a": len})
+
+
+def test_resolve_finds_known_and_imported():
+    assert resolve("reward", "a", {"a": len}) is len
+    assert resolve("reward", "os:getcwd", {}) is os.getcwd
+
+
+def test_stratified_parts_are_disjoint_complete_and_in_proportion():
+    labels = np.arange(1000) % 10
+    parts = stratified_parts(labels, [700, 200, 100], seed=1)
+    assert sorted(np.concatenate(parts)) == list(range(1000))
+    for part, each in zip(parts, [70, 20, 10], strict=True):
+        assert np.bincount(labels[part]).tolist() == [each] * 10
+    again, other = (stratified_parts(labels, [700, 200, 100], seed) for seed in (1, 2))
+    assert all(np.array_equal(*pair) for pair in zip(parts, again, strict=True))
+    assert not np.array_equal(parts[0], other[0])
+    with pytest.raises(ValueError, match="do not add up to the 1000 labels"):
+        stratified_parts(labels, [700, 200], seed=1)
+
+
+# --- batches and augmentation
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_batches_visit_every_image_once(shuffled):
+    generator = torch.Generator().manual_seed(0) if shuffled else None
+    epochs = [list(batches(random_split(10), 4, generator)) for _ in range(2)]
+    assert [[len(batch) for batch in epoch] for epoch in epochs] == [[4, 4, 2]] * 2
+    orders = [torch.cat(epoch).tolist() for epoch in epochs]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert (orders[0] == list(range(10))) != shuffled
+    assert (orders[0] == orders[1]) != shuffled
+
+
+def coordinates(batch: int) -> torch.Tensor:
+    """Images whose two channels tell each pixel's own row and column, both from 1, so that 0 is padding."""
+    line = torch.arange(1.0, 33.0)
+    return torch.stack([line[:, None].expand(32, 32), line.expand(32, 32)]).repeat(batch, 1, 1, 1)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_augment_only_shifts_within_the_padding_and_mirrors(flip):
+    out = augment(coordinates(200), torch.Generator().manual_seed(0), flip, pad=3)
+    rows, columns = out[:, 0, :, 16], out[:, 1, 16, :]
+    shifts = rows[:, 16] - 17
+    assert set(shifts.tolist()) == set(range(-3, 4))
+    middle = slice(3, 29)  # not reached by the padding
+    mirrored = columns[:, 17] < columns[:, 16]
+    assert mirrored.any() == flip
+    assert not mirrored.all()
+    expected = torch.arange(1.0, 33.0) + shifts[:, None]
+    torch.testing.assert_close(rows, torch.where((expected < 1) | (expected > 32), 0, expected))
+    straight = torch.where(mirrored[:, None], columns.flip(1), columns)
+    steps = straight[:, middle] - torch.arange(4.0, 30.0)
+    assert (steps == steps[:, :1]).all()
+    assert set(steps[:, 0].tolist()) == set(range(-3, 4))
+
+
+def test_augment_is_seeded_and_keeps_images_apart():
+    images = random_split(8).images.float()
+    first, again = (augment(images, torch.Generator().manual_seed(5), flip=True, pad=4) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, augment(images, torch.Generator().manual_seed(6), flip=True, pad=4))
+    changed = images.clone()
+    changed[3] = 0
+    other = augment(changed, torch.Generator().manual_seed(5), flip=True, pad=4)
+    same = (other == first).flatten(1).all(1)
+    assert same.tolist() == [index != 3 for index in range(8)]
+
+
+def test_augment_without_padding_or_flip_is_the_identity():
+    images = random_split(4).images.float()
+    assert torch.equal(augment(images, torch.Generator(), flip=False, pad=0), images)
+
+
+# --- digits
+
+
+@pytest.fixture(scope="module")
+def digits_dataset() -> Dataset:
+    return load_dataset("digits")
+
+
+def test_digits_shape_and_balance(digits_dataset):
+    assert digits_dataset.num_classes == 10
+    assert not digits_dataset.flip
+    for name, count in (("train", 10_000), ("validation", 2_000), ("test", 2_000)):
+        split = digits_dataset.split(name)
+        assert split.images.shape == (count, 3, 32, 32)
+        assert split.labels.bincount().min() > 0.09 * count
+        assert len(digits.difficulty(name)) == count
+    normalized = digits_dataset.normalize(digits_dataset.train.images[:2000])
+    assert normalized.mean().abs() < 0.05
+    assert abs(normalized.std() - 1) < 0.05
+
+
+def test_digits_sources_are_disjoint(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(digits, "draw_images", lambda glyphs, hardness, seed: drawn.append(glyphs) or blank(hardness))
+    digits.load_digits()
+    assert [len(glyphs) for glyphs in drawn] == [1200, 300, 297]
+    sources = [{glyph.numpy().tobytes() for glyph in glyphs} for glyphs in drawn]
+    assert len(set.union(*sources)) == sum(map(len, sources)) == 1797
+
+
+def blank(hardness: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(len(hardness), 3, 32, 32, dtype=torch.uint8)
+
+
+def test_digits_draws_repeat_exactly_under_a_seed(digits_dataset):
+    generator = torch.Generator().manual_seed(0)
+    glyphs = torch.rand(7, 1, 8, 8, generator=generator, dtype=torch.float64)
+    hardness = torch.rand(50, generator=generator, dtype=torch.float64)
+    first, again, other = (digits.draw_images(glyphs, hardness, seed) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(digits.load_digits().test.images, digits_dataset.test.images)
+
+
+def test_easy_digits_are_clean_and_hard_ones_cluttered():
+    empty = torch.zeros(5, 1, 8, 8, dtype=torch.float64)
+    easy, hard = (digits.draw_images(empty, torch.full((40,), level).double(), seed=0) for level in (0.0, 1.0))
+    assert easy.float().std((2, 3)).max() == 0
+    assert hard.float().std((2, 3)).min() > 5
+
+
+# --- cifar
+
+
+def batch_bytes(count: int, label_key: bytes, seed: int) -> bytes:
+    """A batch as the official files have it: byte keys, numpy 1 names, rows of 3,072 bytes."""
+    data = np.random.default_rng(seed).integers(256, size=(count, 3072), dtype=np.uint8)
+    content = pickle.dumps({b"data": data, label_key: [index % 10 for index in range(count)]}, protocol=3)
+    return content.replace(b"numpy._core.", b"numpy.core.")
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+def fake_source(source: cifar.Source, url_folder: Path) -> tuple[cifar.Source, dict[str, bytes]]:
+    """The same files with 40 images each and true sums; the archive lies in `url_folder`."""
+    contents = {name: batch_bytes(40, source.label_key, seed) for seed, name in enumerate(source.files)}
+    url_folder.mkdir()
+    archive = url_folder / source.archive
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, content in {**contents, "../../outside": b"unwanted", "readme.html": b"unwanted"}.items():
+            member = tarfile.TarInfo(f"{source.folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    fake = replace(
+        source,
+        url=archive.as_uri(),
+        archive_md5=md5(archive.read_bytes()),
+        train={name: md5(contents[name]) for name in source.train},
+        test={name: md5(contents[name]) for name in source.test},
+    )
+    return fake, contents
+
+
+@pytest.fixture
+def fake10(monkeypatch, tmp_path) -> cifar.Source:
+    source, _ = fake_source(cifar.CIFAR10, tmp_path / "remote")
+    monkeypatch.setattr(cifar, "CIFAR10", source)
+    return source
+
+
+@pytest.fixture
+def unpacked10(fake10, tmp_path) -> Path:
+    cifar.load_cifar10(tmp_path / "data")
+    return tmp_path / "data" / fake10.folder
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_download_splits_and_pixels(name, monkeypatch, tmp_path):
+    source, contents = fake_source(getattr(cifar, name.upper()), tmp_path / "remote")
+    monkeypatch.setattr(cifar, name.upper(), source)
+    dataset = load_dataset(name, tmp_path / "data")
+    total = 40 * len(source.train)
+    assert [len(dataset.split(part)) for part in SPLITS] == [0.9 * total, 0.1 * total, 40]
+    assert dataset.validation.labels.bincount().max() == math.ceil(total / 100)
+    whole = torch.cat([dataset.train.images, dataset.validation.images])
+    assert len(whole.flatten(1).unique(dim=0)) == total
+    planes = pickle.loads(contents[next(iter(source.test))])[b"data"]
+    assert np.array_equal(dataset.test.images.flatten(1).numpy(), planes)
+    assert sorted(path.name for path in (tmp_path / "data").rglob("*")) == sorted(
+        [source.archive, source.folder, *source.files]
+    )
+    again = load_dataset(name, f"{tmp_path}/data/{source.folder}")  # the folder itself, another cache entry
+    assert again is not dataset
+    assert torch.equal(again.train.images, dataset.train.images)
+
+
+def test_cifar_unpacks_an_archive_put_there_by_hand(fake10, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "_download", None)
+    dataset = cifar.load_cifar10(tmp_path / "remote")
+    assert dataset.flip
+    assert dataset.num_classes == 10
+
+
+def test_cifar_missing_file_is_named(unpacked10):
+    (unpacked10 / "data_batch_3").unlink()
+    with pytest.raises(FileNotFoundError, match=r"data_batch_3 is missing: put it back, or delete .* and run again"):
+        cifar.load_cifar10(unpacked10.parent)
+    with pytest.raises(FileNotFoundError, match="data_batch_3 is missing"):
+        cifar.load_cifar10(unpacked10)
+
+
+def test_cifar_truncated_file_is_named(unpacked10, fake10):
+    path = unpacked10 / "data_batch_2"
+    content = path.read_bytes()[:-100]
+    path.write_bytes(content)
+    message = rf"{path} is truncated or damaged \(md5 {md5(content)}, expected {fake10.train[path.name]}\): delete it"
+    with pytest.raises(ValueError, match=message):
+        cifar.load_cifar10(unpacked10.parent)
+
+
+def test_cifar_truncated_archive_is_named_and_leaves_nothing(fake10, tmp_path):
+    archive = tmp_path / "remote" / fake10.archive
+    archive.write_bytes(archive.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{archive} is truncated or damaged .*: delete it and run again"):
+        cifar.load_cifar10(tmp_path / "remote")
+    with pytest.raises(ValueError, match=rf"{fake10.url} is truncated or damaged .*: run again"):
+        cifar.load_cifar10(tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_cifar_impossible_download_tells_what_to_do(fake10, tmp_path):
+    (tmp_path / "remote" / fake10.archive).unlink()
+    folder = tmp_path / "data"
+    message = rf"cannot download {fake10.url} .*: put {fake10.archive} into {folder}, or set DFS_DATA"
+    with pytest.raises(FileNotFoundError, match=message):
+        cifar.load_cifar10(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_cifar_pickles_cannot_run_code(unpacked10, fake10, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(unpacked10 / "evil"),)
+
+    content = pickle.dumps(Evil(), protocol=2)
+    (unpacked10 / "test_batch").write_bytes(content)
+    monkeypatch.setattr(cifar, "CIFAR10", replace(fake10, test={"test_batch": md5(content)}))
+    with pytest.raises(ValueError, match="mkdir, which is not allowed"):
+        cifar.load_cifar10(unpacked10.parent)
+    assert not (unpacked10 / "evil").exists()
