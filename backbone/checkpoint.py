@@ -66,7 +66,7 @@ def save_backbone(path: str | Path, backbone: ResNet, half: bool = False, **abou
     """
     state = backbone.state_dict()
     if half:
-        state = {name: t.half() if t.is_floating_point() and t.abs().max() < 6e4 else t for name, t in state.items()}
+        state = {name: t.half() if t.is_floating_point() and (t.abs() < 6e4).all() else t for name, t in state.items()}
     save_tensors(path, state, {**about, "config": asdict(backbone.config)})
 
 
@@ -83,12 +83,12 @@ def load_backbone(path: str | Path, depth: int | None = None, num_classes: int |
     """
     tensors, about = load_tensors(path)
     try:
-        stored = about["config"]
-        config = ResNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+        stored: dict[str, Any] = about["config"]
+        config = ResNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})  # type: ignore[arg-type]
         backbone = ResNet(config)
         floats = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
         backbone.load_state_dict(floats)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"checkpoint {path} does not hold a backbone of this version: {error}") from error
     for word, wanted in (("depth", depth), ("num_classes", num_classes)):
         if wanted is not None and getattr(config, word) != wanted:
@@ -97,7 +97,8 @@ def load_backbone(path: str | Path, depth: int | None = None, num_classes: int |
 
 
 def checkpoint_path(dataset: str, depth: int, folder: Path) -> Path:
-    """Where the trained backbone of that shape is: shipped with the package, else among the user's own in `folder`/weights."""
+    """Where the trained backbone of that shape is: shipped with the package, else among the user's own in
+    `folder`/weights."""
     name = f"{dataset}-resnet{depth}.safetensors"
     shipped = SHIPPED / name
     return shipped if shipped.is_file() else folder / "weights" / name

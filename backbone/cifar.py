@@ -92,13 +92,13 @@ def load_cifar10(folder: str | Path | None = None) -> Dataset:
         ValueError: a file is damaged.
     """
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-    return Dataset("cifar10", 10, mean, std, *_splits(CIFAR10, data_folder(folder)), flip=True)
+    return Dataset("cifar10", 10, mean, std, *_splits(CIFAR10, data_folder(folder)), flip=True, pad=4)
 
 
 def load_cifar100(folder: str | Path | None = None) -> Dataset:
     """Load CIFAR-100 with its 100 fine labels; all else as in `load_cifar10`."""
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-    return Dataset("cifar100", 100, mean, std, *_splits(CIFAR100, data_folder(folder)), flip=True)
+    return Dataset("cifar100", 100, mean, std, *_splits(CIFAR100, data_folder(folder)), flip=True, pad=4)
 
 
 def _splits(source: Source, folder: Path) -> tuple[Split, Split, Split]:

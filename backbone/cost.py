@@ -2,12 +2,14 @@
 
 Two conventions, both fractions of full execution (every block at the widest bitwidth in use):
 
-- *paper*: gated blocks only, each of equal weight, (bits / widest)**2. DFS's computation percentage (Shen et al. 2020, section 3).
+- *paper*: gated blocks only, each of equal weight, (bits / widest)**2. DFS's computation percentage (Shen et al. 2020,
+  section 3).
 - *total*: every multiply-accumulate of stem, blocks, shortcuts and head, times weight bits, times activation bits, over
-  the same at full execution. What is always on runs at the widest bitwidth. A gate's own work is added by the evaluation.
+  the same at full execution. What is always on runs at the widest bitwidth. A gate's own work is added by the
+  evaluation.
 
-Absolute BitOps (multiply-accumulates x weight bits x activation bits) stand beside them. Below 8 bits no common processor gets
-faster: there these are modelled costs, not measured latency.
+Absolute BitOps (multiply-accumulates x weight bits x activation bits) stand beside them. Below 8 bits no common
+processor gets faster: there these are modelled costs, not measured latency.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ IMAGE_SIZE = 32
 
 
 def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
-    """Multiply-accumulates of each convolution, linear and LSTM-cell call that `run()` makes inside `module`, per example.
+    """Multiply-accumulates of each convolution, linear and LSTM-cell call that `run()` makes inside `module`, per
+    example.
 
     Keys are the layers' names in `module`. Norms, activations and pooling count nothing, as is usual.
     """
@@ -39,7 +42,7 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
                 macs[name] = macs.get(name, 0) + layer.weight_ih.numel() + layer.weight_hh.numel()
             else:
                 per_weight = output.shape[2:].numel()  # positions that each weight of a convolution serves
-                macs[name] = macs.get(name, 0) + layer.weight.numel() * per_weight  # type: ignore[union-attr, operator]
+                macs[name] = macs.get(name, 0) + layer.weight.numel() * per_weight  # type: ignore[operator]
 
         return record
 

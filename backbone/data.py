@@ -66,7 +66,7 @@ class Dataset:
     validation: Split
     test: Split
     flip: bool
-    pad: int = 4
+    pad: int
 
     def split(self, name: str) -> Split:
         """Return the split called "train", "validation" or "test".
@@ -179,7 +179,8 @@ def augment(images: Tensor, generator: torch.Generator, flip: bool, pad: int) ->
 
 
 def shift_and_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Move each image `[B, C, H, W]` down and right by `shifts` `[B, 2]` pixels; mirror it first where `flips` `[B]`."""
+    """Move each image `[B, C, H, W]` down and right by `shifts` `[B, 2]` pixels; mirror it first where `flips`
+    `[B]`."""
     batch, channels, height, width = images.shape
     pad = int(shifts.abs().max())
     rows = torch.arange(height, device=images.device) + pad - shifts[:, :1]

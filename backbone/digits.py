@@ -46,7 +46,7 @@ def load_digits(folder: str | Path | None = None) -> Dataset:
             images = draw_images(glyphs[source], difficulty(name), SEED + 1 + SPLITS.index(name))
         splits[name] = Split(images, labels[source[torch.arange(IMAGES[name]) % len(source)]])
     mean, std = channel_statistics(splits["train"].images)
-    return Dataset("digits", 10, mean, std, splits["train"], splits["validation"], splits["test"], flip=False)
+    return Dataset("digits", 10, mean, std, splits["train"], splits["validation"], splits["test"], flip=False, pad=2)
 
 
 def difficulty(split: str) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,8 +18,8 @@ class _QuantizedLayer(nn.Module):
         super().__init__()
         low_bits = tuple(bits for bits in bitwidths if 0 < bits < FLOAT_BITS)
         self.weight = nn.Parameter(weight)
-        self.weight_quantizer = quantizer.weights()
-        self.activation_quantizer = quantizer.activations(low_bits, signed)
+        self.weight_quantizer: Any = quantizer.weights()
+        self.activation_quantizer: Any = quantizer.activations(low_bits, signed)
         self._cache: dict[int, tuple[tuple[int, ...], tuple[Tensor, ...]]] = {}
 
     def quantize_input(self, x: Tensor, bits: int) -> Quantized:
@@ -42,7 +44,7 @@ class _QuantizedLayer(nn.Module):
         state = tuple(number for source in sources for number in (source._version, source.data_ptr()))
         cached = self._cache.get(bits)
         if cached is None or cached[0] != state:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # fit for autograd, whoever fills the cache
                 cached = self._cache[bits] = (state, self._derive(bits))
         return cached[1]
 
@@ -69,7 +71,9 @@ class QuantConvNorm(_QuantizedLayer):
         quantizer: Quantizer,
         signed: bool = False,
     ) -> None:
-        weight = nn.init.kaiming_normal_(torch.empty(out_channels, in_channels, kernel_size, kernel_size), mode="fan_out")
+        weight = nn.init.kaiming_normal_(
+            torch.empty(out_channels, in_channels, kernel_size, kernel_size), mode="fan_out"
+        )
         super().__init__(weight.to(memory_format=torch.channels_last), bitwidths, quantizer, signed)
         self.stride, self.padding = stride, kernel_size // 2
         self.norms = nn.ModuleDict({str(bits): nn.BatchNorm2d(out_channels) for bits in bitwidths if bits})
@@ -91,7 +95,7 @@ class QuantConvNorm(_QuantizedLayer):
 
     def _derive(self, bits: int) -> tuple[Tensor, ...]:
         """Weight levels [C_out, C_in, k, k]; per channel the gain and the bias that scales and norm add up to."""
-        norm = self.norms[str(bits)]
+        norm: Any = self.norms[str(bits)]
         weight, weight_scale = self.quantize_weight(bits)
         gain = norm.weight * (norm.running_var + norm.eps).rsqrt()
         bias = norm.bias - norm.running_mean * gain

@@ -4,12 +4,13 @@ A quantizer turns a tensor into `levels`, the numbers that integer hardware woul
 the quantized tensor is `levels * scale`. Layers convolve the levels and scale afterwards. Sums of integers below 2**24
 are exact in float32, so up to 8 bits a result is the same whatever batch, chunk or thread computed it.
 
-Rounding is deterministic in training and in evaluation. The backward pass is straight-through (Bengio et al. 2013).
+Rounding is deterministic in training and in evaluation. The backward pass is straight-through.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +37,7 @@ def check_bitwidths(bitwidths: Iterable[int]) -> tuple[int, ...]:
             raise ValueError(f"bitwidth {bits!r} in {checked} is not possible: {rule}")
     if not any(checked):
         raise ValueError(f"bitwidths {checked} must hold at least one bitwidth above 0; {rule}")
-    if any(a >= b for a, b in zip(checked, checked[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(checked)):
         raise ValueError(f"bitwidths {checked} must be ascending and without duplicates")
     return checked
 
@@ -52,15 +53,20 @@ class Quantized(NamedTuple):
 
 
 class _StraightThrough(torch.autograd.Function):
-    """`levels` forward, the identity on `x` backward; exact, where `x + (levels - x).detach()` would round."""
+    """Exact, where `x + (value - x).detach()` would round."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, levels: Tensor) -> Tensor:
-        return levels
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
+
+
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """`value` forward; backward, the gradient passes to `x` as if the two were the same (Bengio et al. 2013)."""
+    return _StraightThrough.apply(x, value)
 
 
 class _LearnedClip(torch.autograd.Function):
@@ -79,7 +85,8 @@ class _LearnedClip(torch.autograd.Function):
         x, scale, levels = ctx.saved_tensors
         grad, (low, high) = grads[0], ctx.bounds
         exact = x * (1 / scale)
-        # hardtanh_backward(a, exact) is a where `exact` lies between the bounds, else 0: one pass, where masks take four.
+        # hardtanh_backward(a, exact) is a where `exact` lies between the bounds, else 0: one pass, where masks take
+        # four.
         inside = torch.ops.aten.hardtanh_backward
         grad_x = inside(grad, exact, low, high).mul_(1 / scale) if ctx.needs_input_grad[0] else None
         grad_scale = None
@@ -105,11 +112,12 @@ class MinMaxWeights(nn.Module):
     def forward(self, weight: Tensor, bits: int) -> Quantized:
         with torch.no_grad():
             levels, scale = _affine_levels(weight, *weight.aminmax(), bits)
-        return Quantized(_StraightThrough.apply(weight / scale, levels), scale)
+        return Quantized(straight_through(weight / scale, levels), scale)
 
 
 class MinMaxActivations(nn.Module):
-    """DFS's activation quantizer: affine over the running mean of each image's minimum and maximum (Banner et al. 2018).
+    """DFS's activation quantizer: affine over the running mean of each image's minimum and maximum (Banner et al.
+    2018).
 
     One range per bitwidth, where the original shares one. Activations outside the range are clamped to it.
     """
@@ -133,7 +141,7 @@ class MinMaxActivations(nn.Module):
                 self._track(x, row)
             levels, scale = _affine_levels(x, self.low[row], self.high[row], bits)
         if torch.is_grad_enabled() and x.requires_grad:
-            levels = _StraightThrough.apply(x / scale, levels)
+            levels = straight_through(x / scale, levels)
         return Quantized(levels, scale)
 
     def scale(self, bits: int) -> Tensor:
@@ -150,14 +158,15 @@ class MinMaxActivations(nn.Module):
 
 
 GAUSSIAN_STEP = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
-"""Step, in standard deviations, of the uniform quantizer of 2**bits levels with the least error (Max 1960, table II)."""
+"""Step, in standard deviations, of the uniform quantizer of 2**bits levels with the least error (Max 1960, table
+II)."""
 
 
 class StatisticalWeights(nn.Module):
     """Statistics-aware weight clipping in the manner of SAWB (Choi et al. 2019, arXiv 1807.06964).
 
-    2**bits levels, symmetric about zero and without it (odd levels: -3, -1, 1, 3 at 2 bits). The step follows the weights'
-    standard deviation by the least-error rule for a Gaussian; above 8 bits the levels span the largest weight.
+    2**bits levels, symmetric about zero and without it (odd levels: -3, -1, 1, 3 at 2 bits). The step follows the
+    weights' standard deviation by the least-error rule for a Gaussian; above 8 bits the levels span the largest weight.
     """
 
     def forward(self, weight: Tensor, bits: int) -> Quantized:
@@ -168,14 +177,14 @@ class StatisticalWeights(nn.Module):
             half_step = half_step.clamp_min(1e-12)
             half = 2 ** (bits - 1)
             levels = (weight / (2 * half_step)).floor_().clamp_(-half, half - 1).mul_(2).add_(1)
-        return Quantized(_StraightThrough.apply(weight / half_step, levels), half_step)
+        return Quantized(straight_through(weight / half_step, levels), half_step)
 
 
 class LearnedActivations(nn.Module):
     """A learned upper bound per bitwidth (PACT, Choi et al. 2018) that follows LSQ's gradient (Esser et al. 2020).
 
-    The bound starts from the first training batch that passes at its bitwidth (LSQ, section 2.1). Signed activations (the
-    images) use a symmetric range.
+    The bound starts from the first training batch that passes at its bitwidth (LSQ, section 2.1). Signed activations
+    (the images) use a symmetric range.
     """
 
     started: Tensor

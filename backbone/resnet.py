@@ -28,8 +28,8 @@ class ResNetConfig:
     bitwidths: tuple[int, ...] = (0, 2, 4, 8)
     """Bitwidths that a block can run at, ascending; 0 is skip, 32 full precision."""
     widest: tuple[int, ...] = ()
-    """Bitwidths that what is always on (stem, shortcuts, head) can run at; empty: the last of `bitwidths`. An environment
-    on this network can use those subsets of `bitwidths` that end in one of these."""
+    """Bitwidths that what is always on (stem, shortcuts, head) can run at; empty: the last of `bitwidths`. An
+    environment on this network can use those subsets of `bitwidths` that end in one of these."""
     quantizer: str = "pact_sawb"
     """Name of the quantizer: "pact_sawb", "minmax", or "module:function"."""
 
@@ -45,12 +45,16 @@ class ResNetConfig:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions at the chosen bitwidth beside a shortcut that is always on."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, config: ResNetConfig, quantizer: Quantizer) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, config: ResNetConfig, quantizer: Quantizer
+    ) -> None:
         super().__init__()
         self.conv1 = QuantConvNorm(in_channels, channels, 3, stride, config.bitwidths, quantizer)
         self.conv2 = QuantConvNorm(channels, channels, 3, 1, config.bitwidths, quantizer)
         changes_shape = stride != 1 or in_channels != channels
-        self.shortcut = QuantConvNorm(in_channels, channels, 1, stride, config.widest, quantizer) if changes_shape else None
+        self.shortcut = (
+            QuantConvNorm(in_channels, channels, 1, stride, config.widest, quantizer) if changes_shape else None
+        )
 
     def forward(self, x: Tensor, bits: int, widest: int) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']: the block at `bits`, its shortcut at `widest`."""
@@ -66,8 +70,8 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """The backbone contract: `stem`, `blocks[i](x, bits, widest)`, `blocks[i].skip(x, widest)`, `head`, `feature_dim`.
 
-    A bitwidth is always an argument and never a state of the module. `widest` is the widest bitwidth in use, at which what
-    is always on runs. Another backbone needs the same five names, `config`, and `feature_mean` and `feature_std`.
+    A bitwidth is always an argument and never a state of the module. `widest` is the widest bitwidth in use, at which
+    what is always on runs. Another backbone needs the same five names, `config`, and `feature_mean` and `feature_std`.
     """
 
     feature_mean: Tensor
@@ -107,5 +111,5 @@ class ResNet(nn.Module):
         widest = widest or bits or self.config.widest[-1]
         x = self.stem(images, widest)
         for block in self.blocks:
-            x = block(x, bits, widest) if bits else block.skip(x, widest)
+            x = block(x, bits, widest) if bits else block.skip(x, widest)  # type: ignore[operator]
         return self.head(x, widest)

@@ -1,14 +1,16 @@
 """Training of backbones: plainly, or on any route, so that a frozen backbone can be gated.
 
 A network that is trained plainly collapses when its blocks are skipped or rounded. Any-route training shows it, beside
-full execution, a random route for every image (slimmable networks' sandwich rule, Yu & Huang 2019, with routes for widths),
-distilled from full execution if wished. Each batch draws one of the backbone's widest bitwidths for what is always on.
+full execution, a random route for every image (slimmable networks' sandwich rule, Yu & Huang 2019, with routes for
+widths), distilled from full execution if wished. Each batch draws one of the backbone's widest bitwidths for what is
+always on.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +80,11 @@ class TrainingConfig:
 
 
 def random_routes(num_images: int, num_layers: int, num_actions: int, generator: torch.Generator) -> Tensor:
-    """Routes [B, L] of actions: each image draws its own mixture of actions (uniform on the simplex), then every block from it.
+    """Routes [B, L] of actions: each image draws its own mixture of actions (uniform on the simplex), then every block
+    from it.
 
-    Some routes are nearly constant, some wholly mixed. The first row always takes action 0 everywhere, the second action 1:
-    the cheapest extremes are always present.
+    Some routes are nearly constant, some wholly mixed. The first row always takes action 0 everywhere, the second
+    action 1: the cheapest extremes are always present.
     """
     exponentials = -torch.log(torch.rand(num_images, num_actions, generator=generator).clamp_min(1e-9))
     routes = torch.multinomial(exponentials, num_layers, replacement=True, generator=generator)
@@ -94,12 +97,18 @@ def make_optimizer(backbone: nn.Module, lr: float, momentum: float, weight_decay
     """SGD in which only the weights of convolutions and linear layers decay."""
     decayed = [p for p in backbone.parameters() if p.ndim > 1]
     others = [p for p in backbone.parameters() if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
 
 
-def route_loss(run: Runner, images: Tensor, labels: Tensor, routes: Tensor | None, full: Tensor, distill: float) -> Tensor:
-    """Cross-entropy on full execution, plus, given `routes` [B, L], that on the routes, distilled from full execution."""
+def route_loss(
+    run: Runner, images: Tensor, labels: Tensor, routes: Tensor | None, full: Tensor, distill: float
+) -> Tensor:
+    """Cross-entropy on full execution, plus, given `routes` [B, L], that on the routes, distilled from full
+    execution."""
     reference = run(images, full)
     reference = reference.float()
     loss = F.cross_entropy(reference, labels)
@@ -126,7 +135,8 @@ class BackboneTrainer:
 
     Args:
         backbone: the network.
-        runners: for each tuple of bitwidths that ends in one of the backbone's widest, what runs the backbone on routes.
+        runners: for each tuple of bitwidths that ends in one of the backbone's widest, what runs the backbone on
+            routes.
         dataset: its training part is learned from.
         config: how.
         state_file: where the state after each epoch is kept; what lies there already is resumed.
@@ -173,9 +183,10 @@ class BackboneTrainer:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 loss = self._loss(images, split.labels[rows])
             if not math.isfinite(loss.item()):
+                kept = f"the state after epoch {self.epoch} is kept in {self.state_file}; " if self.epoch else ""
                 raise TrainingDivergedError(
                     f"the loss became {loss.item()} in epoch {self.epoch + 1}, step {step + 1}; "
-                    f"the state after epoch {self.epoch} is kept in {self.state_file}; try a smaller --training.lr"
+                    f"{kept}try a smaller --training.lr"
                 )
             self.optimizer.zero_grad()
             loss.backward()
@@ -208,10 +219,10 @@ class BackboneTrainer:
         try:
             state = torch.load(self.state_file, weights_only=True)
             self.backbone.load_state_dict(state["backbone"])
-        except (RuntimeError, KeyError, EOFError, ValueError) as error:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.generator.set_state(state["generator"])
+            self.epoch = state["epoch"]
+        except (RuntimeError, KeyError, EOFError, OSError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"{self.state_file} cannot be resumed by this configuration ({error}); delete it to start anew"
             ) from error
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        self.epoch = state["epoch"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import gymnasium as gym
@@ -31,7 +32,7 @@ def check_budget(budget: float) -> float:
     Raises:
         ValueError: it is not.
     """
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
+    if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget <= 1:
         raise ValueError(f"budget {budget!r} is not a fraction of full execution in (0, 1]; 0.3 means 30 per cent")
     return float(budget)
 
@@ -40,9 +41,9 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     """N images decided block by block, in lockstep.
 
     ## Description
-    Dynamic Fractional Skipping (Shen et al., AAAI 2020) as a decision process. Each sub-environment holds one image. At each
-    residual block of a quantized ResNet the agent skips the block or runs it at one of the bitwidths; after the last
-    block the network answers. All N episodes have exactly L steps, one per block, and are computed together.
+    Dynamic Fractional Skipping (Shen et al., AAAI 2020) as a decision process. Each sub-environment holds one image. At
+    each residual block of a quantized ResNet the agent skips the block or runs it at one of the bitwidths; after the
+    last block the network answers. All N episodes have exactly L steps, one per block, and are computed together.
 
     ## Action Space
     `Discrete(A)`: an index into `bitwidths`. With (0, 2, 4, 8): 0 skips the block, 1 to 3 run it at 2, 4 or 8 bits.
@@ -52,23 +53,26 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     | entries | what |
     |---|---|
-    | S * C | summary of the block's input channels, normalised over training images, zero-padded to C channels: "pooled" (means, S = 1), "statistics" (means and standard deviations, S = 2), "position" (nothing, S = 0) |
+    | S * C | summary of the block's input channels, normalised over training images, zero-padded to C channels |
     | L | position: one-hot index of the block to decide |
     | 1 | cost spent so far, in [0, 1] |
     | 1 | budget, in (0, 1] |
 
+    The summary is `observation`: "pooled" (channel means, S = 1), "statistics" (means and standard deviations, S = 2) or
+    "position" (nothing of the image, S = 0).
+
     ## Rewards
-    The sum of the components of `reward` (see `dfs_env.rewards`). By default 1 for a right answer, minus 10 times what the cost exceeds
-    the budget by, both at the last step. `info` holds each component as `reward_NAME`.
+    The sum of the components of `reward` (see `dfs_env.rewards`). By default 1 for a right answer, minus 10 times what
+    the cost exceeds the budget by, both at the last step. `info` holds each component as `reward_NAME`.
 
     ## Starting State
     The stem has run on an image drawn uniformly from the split with the sub-environment's own generator, so that N
-    sub-environments seeded with s behave as N environments seeded with s, s + 1, ... `reset(options={"indices": [...]})`
-    plays exactly these images.
+    sub-environments seeded with s behave as N environments seeded with s, s + 1, ... `reset(options={"indices":
+    [...]})` plays exactly these images.
 
     ## Episode End
-    Termination after L decisions; there is no truncation. At the end `info` holds `correct`, `loss`, `prediction` and `route` [L]; at
-    every step `cost` and `index`.
+    Termination after L decisions; there is no truncation. At the end `info` holds `correct`, `loss`, `prediction` and
+    `route` [L]; at every step `cost` and `index`.
 
     ## Arguments
     Objects, where `dfs_env.make_vec_env` and the registered ids take names:
@@ -86,7 +90,11 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     v0: first.
     """
 
-    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2, "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    metadata: dict[str, Any] = {
+        "render_modes": RENDER_MODES,
+        "render_fps": 2,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
 
     def __init__(
         self,
@@ -217,15 +225,18 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         return self._state
 
     def _seed(self, seed: int | list[int | None] | None) -> None:
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
-        if seeds is None:
-            seeds = [None] * self.num_envs
-            if self._generators:
-                return
+        if seed is None and self._generators:
+            return
+        seeds: list[int | None] = [None] * self.num_envs
+        if seed is not None:
+            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} sub-environments")
-        fresh = [None if s is None and self._generators else seeding.np_random(s)[0] for s in seeds]
-        self._generators = [new or old for new, old in zip(fresh, self._generators or fresh, strict=True)]  # type: ignore[misc]
+        kept = self._generators or [None] * self.num_envs
+        self._generators = [
+            old if old is not None and new is None else seeding.np_random(new)[0]
+            for new, old in zip(seeds, kept, strict=True)
+        ]
 
     def _begin(self, indices: Array | None) -> None:
         size = len(self.images)
@@ -270,7 +281,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             assert self._logits is not None
             info.update(correct=_numpy(correct), loss=_numpy(loss), prediction=_numpy(self._logits.argmax(1)))
             info["route"] = self._route.copy()
-        return np.sum(list(components.values()), axis=0, dtype=np.float64), info
+        return np.asarray(sum(part.astype(np.float64) for part in components.values())), info
 
     def _observation(self) -> Array:
         assert self._state is not None
@@ -324,13 +335,13 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
 def _numpy(tensor: Tensor) -> Array:
     """A copy that shares no memory with the tensor."""
-    return np.array(tensor.detach().cpu())
+    return tensor.detach().cpu().numpy().copy()
 
 
 class DFSEnv(gym.Env[Array, int]):
     """One image at a time: `DFSVectorEnv` with one sub-environment, whose docstring is the specification."""
 
-    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
 
     def __init__(self, task: Task, **kwargs: Any) -> None:
         self.vector = DFSVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
@@ -338,9 +349,7 @@ class DFSEnv(gym.Env[Array, int]):
         self.action_space = self.vector.single_action_space
         self.render_mode = self.vector.render_mode
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """As `DFSVectorEnv.reset`; "indices" may be one integer."""
         super().reset(seed=seed)
         if options and "indices" in options:

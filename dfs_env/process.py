@@ -64,7 +64,8 @@ class SkippingProcess:
 
     Args:
         backbone: a network that keeps the contract of `backbone.resnet.ResNet`.
-        bitwidths: ascending bitwidths to choose from, a subset of the backbone's; action i is bitwidth i. All of them by default.
+        bitwidths: ascending bitwidths to choose from, a subset of the backbone's; action i is bitwidth i. All of them
+            by default.
         observation: "pooled", "statistics", "position" (see `OBSERVATIONS`), or "module:function".
 
     Raises:
@@ -106,7 +107,8 @@ class SkippingProcess:
     def transition(self, state: State, action: Tensor) -> State:
         """Run the current block on each image at its own bitwidth.
 
-        Images are grouped by action [B] (int64, in [0, A)) and each group is run once; an image that skips is not touched.
+        Images are grouped by action [B] (int64, in [0, A)) and each group is run once; an image that skips is not
+        touched.
         """
         if self.terminal(state):
             raise ValueError("every block is decided already: this state is terminal")
@@ -132,10 +134,10 @@ class SkippingProcess:
             whole = len(rows) == len(weight)
             outcome = self._run(state.layer, state.features if whole else _take(state.features, rows), bits)
             outcome = outcome * (weight if whole else weight[rows])[:, None, None, None]
-            if mixed is None:
-                mixed = outcome if whole else _empty_like(outcome, len(weight)).zero_().index_add(0, rows, outcome)
+            if not whole:
+                mixed = _add_rows(_empty_like(outcome, len(weight)).zero_() if mixed is None else mixed, rows, outcome)
             else:
-                mixed = mixed + outcome if whole else mixed.index_add(0, rows, outcome)
+                mixed = outcome if mixed is None else mixed + outcome
         assert mixed is not None, "weights are all zero"
         cost = state.cost + weights @ self.cost.paper[state.layer]
         return replace(state, features=mixed, layer=state.layer + 1, cost=cost)
@@ -172,7 +174,8 @@ class SkippingProcess:
         return self.logits(state)
 
     def calibrate(self, images: Tensor, generator: torch.Generator) -> None:
-        """Measure the backbone's feature statistics, by which observations are normalised, on uniformly random routes."""
+        """Measure the backbone's feature statistics, by which observations are normalised, on uniformly random
+        routes."""
         with torch.no_grad():
             state = self.initial(images)
             for layer in range(self.num_layers + 1):
@@ -241,6 +244,11 @@ def _take(features: Tensor, rows: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 
+def _add_rows(features: Tensor, rows: Tensor, outcome: Tensor) -> Tensor:
+    added = features.permute(0, 2, 3, 1).index_add(0, rows, outcome.permute(0, 2, 3, 1))
+    return added.permute(0, 3, 1, 2)
+
+
 def _empty_like(outcome: Tensor, images: int) -> Tensor:
-    b, c, h, w = outcome.shape
+    _, c, h, w = outcome.shape
     return outcome.new_empty(images, h, w, c).permute(0, 3, 1, 2)

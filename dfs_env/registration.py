@@ -10,7 +10,7 @@ from dfs_env.env import DFSEnv, DFSVectorEnv
 from dfs_env.task import Task, make_task
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
-    "DFS/Digits-v0": {"dataset": "digits", "depth": 14, "width": 8},
+    "DFS/Digits-v0": {"dataset": "digits", "depth": 14, "width": 12},
     "DFS/CIFAR10-ResNet20-v0": {"dataset": "cifar10", "depth": 20},
     "DFS/CIFAR10-ResNet38-v0": {"dataset": "cifar10", "depth": 38},
     "DFS/CIFAR10-ResNet74-v0": {"dataset": "cifar10", "depth": 74},
@@ -29,7 +29,8 @@ def _split_arguments(kwargs: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
 
 
 def make_env(**kwargs: Any) -> DFSEnv:
-    """A `DFSEnv` from names and plain numbers: the arguments of `make_task` and of `DFSVectorEnv`, except `autoreset_mode`."""
+    """A `DFSEnv` from names and plain numbers: the arguments of `make_task` and of `DFSVectorEnv`, except
+    `autoreset_mode`."""
     kwargs.pop("autoreset_mode", None)
     task, rest = _split_arguments(kwargs)
     return DFSEnv(task, **rest)
@@ -44,5 +45,5 @@ def make_vec_env(num_envs: int = 1, **kwargs: Any) -> DFSVectorEnv:
 def register() -> None:
     """Register every id of `ENVIRONMENTS` with Gymnasium."""
     for name, kwargs in ENVIRONMENTS.items():
-        entry_points = {"entry_point": f"{__name__}:make_env", "vector_entry_point": f"{__name__}:make_vec_env"}
-        gym.register(name, **entry_points, kwargs=dict(kwargs))
+        single, vector = f"{__name__}:make_env", f"{__name__}:make_vec_env"
+        gym.register(name, entry_point=single, vector_entry_point=vector, kwargs=dict(kwargs))

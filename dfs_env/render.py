@@ -42,7 +42,9 @@ def bit_colour(bits: int, bitwidths: tuple[int, ...]) -> tuple[int, int, int]:
         return SKIPPED
     used = [b for b in bitwidths if b]
     share = (used.index(bits) + 1) / len(used)
-    return tuple(round(light + (dark - light) * share) for light, dark in zip((214, 230, 245), (20, 70, 150), strict=True))  # type: ignore[return-value]
+    return tuple(
+        round(light + (dark - light) * share) for light, dark in zip((214, 230, 245), (20, 70, 150), strict=True)
+    )  # type: ignore[return-value]
 
 
 def line(picture: Picture) -> str:
@@ -50,7 +52,9 @@ def line(picture: Picture) -> str:
     blocks = ["-" if bits == 0 else str(bits) for bits in picture.route]
     blocks += ["."] * (picture.num_layers - len(blocks))
     answer = "?" if picture.scores is None else f"{int(picture.scores.argmax())} ({picture.scores.max():.2f})"
-    return f"label {picture.label}  [{' '.join(blocks)}]  cost {picture.cost:.3f} of {picture.budget:.3f}  answer {answer}"
+    return (
+        f"label {picture.label}  [{' '.join(blocks)}]  cost {picture.cost:.3f} of {picture.budget:.3f}  answer {answer}"
+    )
 
 
 def draw(picture: Picture) -> np.ndarray[Any, Any]:
@@ -64,7 +68,9 @@ def draw(picture: Picture) -> np.ndarray[Any, Any]:
     return np.asarray(canvas).copy()
 
 
-def _text(pen: ImageDraw.ImageDraw, position: tuple[float, float], text: str, fill: Any = INK, anchor: str = "la") -> None:
+def _text(
+    pen: ImageDraw.ImageDraw, position: tuple[float, float], text: str, fill: Any = INK, anchor: str = "la"
+) -> None:
     pen.text(position, text, fill=fill, font=ImageFont.load_default(12), anchor=anchor)
 
 
@@ -87,7 +93,9 @@ def _draw_cost(pen: ImageDraw.ImageDraw, picture: Picture, left: int, top: int, 
     _text(pen, (left, top - 16), f"cost {picture.cost:.3f}, budget {picture.budget:.3f}")
     over = picture.cost > picture.budget + 1e-6
     pen.rectangle((left, top, left + width, top + 14), fill=UNDECIDED, outline=INK)
-    pen.rectangle((left, top, left + width * min(picture.cost, 1), top + 14), fill=(200, 60, 50) if over else (70, 150, 90))
+    pen.rectangle(
+        (left, top, left + width * min(picture.cost, 1), top + 14), fill=(200, 60, 50) if over else (70, 150, 90)
+    )
     mark = left + width * picture.budget
     pen.line((mark, top - 3, mark, top + 17), fill=INK, width=2)
 

@@ -1,8 +1,9 @@
 """Rewards: pure functions of a `Transition`, outside the dynamics.
 
-A reward takes a `Transition` of B images and returns its components, each a tensor [B] under a fixed name; the scalar reward is
-their sum. The environment shows every component in `info` as `reward_NAME`. Choose one by name (`reward="skipnet"`), by name
-with parameters (`reward={"name": "skipnet", "alpha": 0.01}`), as "module:function", or pass the function itself.
+A reward takes a `Transition` of B images and returns its components, each a tensor [B] under a fixed name; the scalar
+reward is their sum. The environment shows every component in `info` as `reward_NAME`. Choose one by name
+(`reward="skipnet"`), by name with parameters (`reward={"name": "skipnet", "alpha": 0.01}`), as "module:function", or
+pass the function itself.
 
 To add one, write a function here and put it in `REWARDS`, or write it anywhere and name it "module:function".
 """
@@ -58,7 +59,8 @@ def accuracy_within_budget(t: Transition, penalty: float = 10.0) -> Components:
 
 
 def skipnet(t: Transition, alpha: float = 0.1) -> Components:
-    """SkipNet's reward (Wang et al. 2018, section 3.3): minus cross-entropy, plus alpha / L for the saved share of each block.
+    """SkipNet's reward (Wang et al. 2018, section 3.3): minus cross-entropy, plus alpha / L for the saved share of each
+    block.
 
     A block that is skipped saves all of its share, one at fewer bits 1 - (bits / widest)**2 of it.
     """
@@ -69,15 +71,16 @@ def dfs(t: Transition, weight: float = 0.045) -> Components:
     """DFS's budget loss (Shen et al. 2020, section 3.4) as a terminal reward: -cross-entropy - s * weight * cost.
 
     s is -1 while the image's cost is within its budget, so that spending is rewarded, else +1. The published
-    alpha = 1e-5 multiplies a sum over a batch of 128 images and 35 blocks; per image and fraction of full execution that is
-    128 * 35 * 1e-5 = 0.045. The original takes the sign from the batch; here each image has its own.
+    alpha = 1e-5 multiplies a sum over a batch of 128 images and 35 blocks; per image and fraction of full execution
+    that is 128 * 35 * 1e-5 = 0.045. The original takes the sign from the batch; here each image has its own.
     """
     sign = (t.cost > t.budget).to(t.cost.dtype) * 2 - 1
     return {"loss": -t.loss, "cost": -weight * sign * t.cost * t.done}
 
 
 def priced(t: Transition) -> Components:
-    """Minus cross-entropy, minus the environment's current `price` times the cost: the Lagrangian of a mean-cost constraint."""
+    """Minus cross-entropy, minus the environment's current `price` times the cost: the Lagrangian of a mean-cost
+    constraint."""
     return {"loss": -t.loss, "cost": -t.price * t.step_cost}
 
 

@@ -1,0 +1,60 @@
+"""Training methods, one file each: `agents/methods/NAME.py` holds `Config` and `train(config, task, recorder) ->
+Policy`.
+
+The command line, the comparison and the tests find the files by themselves. `Config` is a frozen dataclass, derived
+from `MethodConfig`, whose field docstrings become the command line's help. `train` reports to the recorder and returns
+the policy that did best on validation. With `cotrain`, where a method has it, `train` changes the task's backbone in
+place.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from types import ModuleType
+from typing import ClassVar
+
+from dfs_env.env import check_budget
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What every method has, so that methods can be compared.
+
+    Raises:
+        ValueError: a budget outside (0, 1], or fewer than one image.
+    """
+
+    is_baseline: ClassVar[bool] = False
+    """Whether the method is one that others are compared with at their own cost."""
+    seeded: ClassVar[bool] = True
+    """Whether the result depends on the seed."""
+
+    budget: float = 0.04
+    """Mean cost to stay within, as a fraction of full execution (paper cost)."""
+    num_images: int = 60_000
+    """Images shown to the learner, repetitions counted."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+        if self.num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {self.num_images}")
+
+
+def method_names() -> list[str]:
+    """Every method's name, in alphabetical order."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def method(name: str) -> ModuleType:
+    """The module of a method, with `Config` and `train`.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    if name not in method_names():
+        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(method_names())}")
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,35 @@
+# Everything runs in .venv, which the first command makes; `make PYTHON=python3.12 demo` picks the interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check install bench clean
+
+demo: .venv/installed
+	$(BIN)/python -m scripts.compare --output runs/demo --seeds 0 1
+
+test: .venv/installed
+	$(BIN)/python -m pytest -q
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+bench: .venv/installed
+	$(BIN)/python -m scripts.bench env
+	$(BIN)/python -m scripts.bench ppo
+
+install: .venv/installed
+
+# torch comes first and alone: any other package that asks for it would pull a build of its own choice.
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,104 @@
+"""One evaluation for every policy: each image of a split exactly once, deterministic decisions, both costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.policies import Policy
+from backbone.cost import gate_bitops
+from backbone.data import batches
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A policy on a split of N images."""
+
+    accuracy: float
+    """Share of the images that were classified correctly."""
+    loss: float
+    """Mean cross-entropy in nats."""
+    cost: float
+    """Mean paper cost, a fraction of full execution."""
+    total_cost: float
+    """Mean total cost, the gate's own work included, as a fraction of the ungated network's full execution."""
+    bitops: float
+    """Mean BitOps for an image, the gate's own work (in float32) included."""
+    gate_macs: float
+    """The gate's own multiply-accumulates for an image."""
+    histogram: list[list[float]]
+    """[L][A] share of the images that chose each action at each block."""
+    routes: Tensor
+    """[N, L] int64, the actions taken."""
+    correct: Tensor
+    """[N] bool."""
+
+    def line(self) -> dict[str, Any]:
+        """The numbers that go into a result line."""
+        names = ("accuracy", "loss", "cost", "total_cost", "bitops", "gate_macs", "histogram")
+        return {name: getattr(self, name) for name in names}
+
+
+def evaluate(
+    policy: Policy,
+    task: Task,
+    split: str = "validation",
+    budget: float = 1.0,
+    batch_size: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Play every image of `split` once, with deterministic decisions.
+
+    Args:
+        policy: anything with Stable-Baselines3's `predict`, and `macs_per_image`.
+        task: backbone, bitwidths and data set.
+        split: "train", "validation" or "test".
+        budget: what the policy sees as its budget.
+        batch_size: images at once; the result does not depend on it, except for policies that draw at random.
+        progress: called with the number of images of each batch that is done.
+    """
+    process, images = task.process, task.dataset.split(split)
+    routes, correct, losses = [], [], []
+    memory: Any = None
+    for rows in batches(images, batch_size):
+        with torch.no_grad():
+            state = process.initial(task.dataset.normalize(images.images[rows]).to(process.device), budget)
+            taken = []
+            for layer in range(process.num_layers):
+                starts = np.full(len(rows), layer == 0)
+                observation = process.observe(state).cpu().numpy()
+                action, memory = policy.predict(observation, memory, starts, deterministic=True)
+                taken.append(torch.as_tensor(action, device=process.device))
+                state = process.transition(state, taken[-1])
+            logits, labels = process.logits(state), images.labels[rows].to(process.device)
+        routes.append(torch.stack(taken, 1))
+        correct.append(logits.argmax(1) == labels)
+        losses.append(F.cross_entropy(logits, labels, reduction="none"))
+        if progress:
+            progress(len(rows))
+    return _summary(task, policy, torch.cat(routes), torch.cat(correct), torch.cat(losses))
+
+
+def _summary(task: Task, policy: Policy, routes: Tensor, correct: Tensor, losses: Tensor) -> Evaluation:
+    costs = task.process.cost
+    paper, total = costs.route_cost(routes)
+    total_cost = float(total.double().mean()) + gate_bitops(policy.macs_per_image) / costs.full_bitops
+    chosen = F.one_hot(routes, task.process.num_actions).double().mean(0)
+    return Evaluation(
+        accuracy=float(correct.double().mean()),
+        loss=float(losses.double().mean()),
+        cost=float(paper.double().mean()),
+        total_cost=total_cost,
+        bitops=total_cost * costs.full_bitops,
+        gate_macs=policy.macs_per_image,
+        histogram=[[round(share, 6) for share in row] for row in chosen.tolist()],
+        routes=routes.cpu(),
+        correct=correct.cpu(),
+    )

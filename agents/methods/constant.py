@@ -1,0 +1,45 @@
+"""Baseline: one bitwidth for every block of every image. Nothing is learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from agents.methods import MethodConfig
+from agents.policies import AssignmentPolicy, Policy
+from agents.recorder import Recorder
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """One bitwidth everywhere."""
+
+    is_baseline: ClassVar[bool] = True
+    seeded: ClassVar[bool] = False
+
+    bits: int | None = None
+    """The bitwidth; None for the widest whose cost is within the budget."""
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Pick the bitwidth.
+
+    Raises:
+        ValueError: `bits` is not one of the task's bitwidths, or no bitwidth is within the budget.
+    """
+    process = task.process
+    if config.bits is not None and config.bits not in process.bitwidths:
+        raise ValueError(f"bits {config.bits} is not among the bitwidths {process.bitwidths}")
+    costs = process.cost.paper.sum(0).tolist()
+    affordable = [action for action, cost in enumerate(costs) if cost <= config.budget + 1e-6]
+    if config.bits is None and not affordable:
+        raise ValueError(
+            f"budget {config.budget} is below the cheapest constant bitwidth, which costs {min(costs):.4f}"
+        )
+    action = affordable[-1] if config.bits is None else process.bitwidths.index(config.bits)
+    policy = AssignmentPolicy(torch.full((process.num_layers,), action))
+    recorder.consider(policy)
+    return policy

@@ -1,0 +1,107 @@
+"""SkipNet's hybrid reinforcement learning (Wang et al. 2018, section 3.3), with bitwidths beside skipping.
+
+Supervised pre-training (SP): a straight-through gate and cross-entropy, without any cost. Then hybrid RL (HRL): routes
+are sampled; the backbone, if it is co-trained, follows cross-entropy along the executed route; the gate follows
+REINFORCE with reward-to-go
+
+    r_i = -(cross-entropy + price * sum of the costs of the decisions j >= i),
+
+which is the paper's r_i = -(L - alpha/N * sum over j >= i of (1 - g_j)) up to a constant, with price = alpha. The
+published alpha is fixed; here it may also be found by dual ascent, so that the mean cost meets the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.gates import make_gate
+from agents.learning import BackboneLearner, image_stream, train_gate
+from agents.methods import MethodConfig
+from agents.policies import GatePolicy, Policy
+from agents.recorder import Recorder
+from agents.rollouts import DualAscent, sampled_rollout, straight_through_rollout
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """SkipNet: supervised pre-training, then REINFORCE with reward-to-go plus cross-entropy."""
+
+    gate: str = "recurrent"
+    """"recurrent" (SkipNet's RNNGate), "feedforward", or "module:Class"."""
+    batch_size: int = 128
+    """Images per update."""
+    lr: float = 3e-3
+    """Learning rate of the gate (Adam)."""
+    pretraining: float = 0.15
+    """Share of the images for supervised pre-training."""
+    alpha: float | None = None
+    """Fixed price of cost (published: 0.1); None finds the price at which the mean cost meets the budget."""
+    price_rate: float = 0.05
+    """Step size of that search (dual ascent)."""
+    rl_weight: float = 1.0
+    """Weight of the REINFORCE loss. It matters beside cross-entropy in SkipNet's single optimizer (published: 0.01);
+    gate and backbone have their own optimizers here."""
+    baseline: bool = True
+    """Whether to subtract the batch's mean reward-to-go at each block. SkipNet subtracts nothing."""
+    ent_coef: float = 0.01
+    """Weight of an entropy bonus. SkipNet has none."""
+    cotrain: bool = False
+    """Whether hybrid RL trains the backbone too, along the executed routes."""
+    backbone_lr: float = 3e-3
+    """Learning rate of the backbone (SGD with momentum), if it is co-trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.pretraining < 1:
+            raise ValueError(f"pretraining {self.pretraining} must be a share of the images in [0, 1)")
+
+
+def rewards_to_go(losses: Tensor, step_costs: Tensor, price: float) -> Tensor:
+    """[B, L] reward-to-go from final losses [B] and the costs [B, L] of the decisions. Nobody's depends on
+    another's."""
+    costs_to_go = step_costs.flip(1).cumsum(1).flip(1)
+    return -(losses[:, None] + price * costs_to_go)
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """SP, then HRL."""
+    process = task.process
+    policy = GatePolicy(make_gate(config.gate, process), config.gate, process)
+    recorder.watch(policy.gate, *([process.backbone] if config.cotrain else []))
+    optimizer = torch.optim.Adam(policy.gate.parameters(), lr=config.lr)
+    stream = image_stream(task, config.batch_size, config.seed)
+    dual = DualAscent(config.budget, price=1.0 if config.alpha is None else config.alpha, rate=config.price_rate)
+
+    def pretraining_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        rollout = straight_through_rollout(process, policy.gate, images, config.budget)
+        return F.cross_entropy(rollout.logits, labels), {"cost": float(rollout.cost.detach().mean())}
+
+    def hybrid_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        rollout = sampled_rollout(process, policy.gate, images, config.budget)
+        losses = F.cross_entropy(rollout.logits, labels, reduction="none")
+        returns = rewards_to_go(losses.detach(), rollout.step_costs.detach(), dual.price)
+        advantages = returns - returns.mean(0) if config.baseline else returns
+        reinforce = -(advantages * rollout.log_probabilities).sum(1).mean()
+        entropy = rollout.entropies.mean()
+        cost = float(rollout.cost.detach().mean())
+        if config.alpha is None:
+            dual.update(cost)
+        scalars = {
+            "cost": cost,
+            "price": dual.price,
+            "entropy": float(entropy.detach()),
+            "cross_entropy": float(losses.detach().mean()),
+        }
+        return losses.mean() + config.rl_weight * reinforce - config.ent_coef * entropy, scalars
+
+    until = int(config.pretraining * config.num_images)
+    train_gate(policy, pretraining_loss, stream, optimizer, recorder, until)
+    backbone = BackboneLearner(process.backbone, config.backbone_lr) if config.cotrain else None
+    train_gate(policy, hybrid_loss, stream, optimizer, recorder, config.num_images, backbone)
+    recorder.restore_best()
+    return policy

@@ -1,0 +1,119 @@
+"""Baseline: the best assignment of bitwidths to blocks, the same for all images: what a dynamic policy must beat.
+
+Greedy descent from full execution, one block and one bitwidth at a time, always where the loss rises least for the cost
+saved, down to the budget; then pairwise exchanges between blocks as long as one helps. The loss is cross-entropy on
+training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.learning import image_stream
+from agents.methods import MethodConfig
+from agents.policies import AssignmentPolicy, Policy
+from agents.recorder import Recorder
+from dfs_env.process import SkippingProcess, State
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """The best per-block assignment at the budget, the same for all images."""
+
+    is_baseline: ClassVar[bool] = True
+
+    search_images: int = 1000
+    """Training images on which assignments are compared; each trial of an assignment shows them all."""
+
+
+class Search:
+    """Mean cross-entropy of assignments [L] on fixed images; states along the last one tried are kept and reused."""
+
+    def __init__(self, process: SkippingProcess, images: Tensor, labels: Tensor) -> None:
+        self.process, self.labels = process, labels
+        self.seen = 0
+        """Images shown so far, a share of an image where only the last blocks are run."""
+        self._states: list[State] = [process.initial(images)]
+        self._actions: list[int] = []
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def loss(self, assignment: list[int]) -> float:
+        """Mean cross-entropy in nats."""
+        key = tuple(assignment)
+        if key not in self._known:
+            self._known[key] = self._run(assignment)
+        return self._known[key]
+
+    def cost(self, assignment: list[int]) -> float:
+        """Paper cost."""
+        return float(self.process.cost.route_cost(torch.tensor([assignment], device=self.process.device))[0])
+
+    def _run(self, assignment: list[int]) -> float:
+        same = 0
+        while same < len(self._actions) and self._actions[same] == assignment[same]:
+            same += 1
+        self._states = self._states[: same + 1]
+        for action in assignment[same:]:
+            chosen = torch.full_like(self.labels, action)
+            self._states.append(self.process.transition(self._states[-1], chosen))
+        self._actions = list(assignment)
+        self.seen += round(len(self.labels) * (1 - same / len(assignment)))
+        return float(F.cross_entropy(self.process.logits(self._states[-1]), self.labels))
+
+
+def _with(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
+    changed = list(assignment)
+    for block, action in changes:
+        changed[block] = action
+    return changed
+
+
+def descend(search: Search, assignment: list[int], budget: float) -> list[int]:
+    """Lower one block at a time, where the loss rises least for the cost saved, until the cost is within the budget."""
+    while search.cost(assignment) > budget + 1e-6:
+        start, spent = search.loss(assignment), search.cost(assignment)
+        trials = [_with(assignment, (block, action)) for block, now in enumerate(assignment) for action in range(now)]
+        assignment = min(trials, key=lambda t: (search.loss(t) - start) / (spent - search.cost(t)))
+    return assignment
+
+
+def _exchanges(assignment: list[int], actions: int) -> Iterator[list[int]]:
+    for first in range(len(assignment)):
+        for up in range(assignment[first] + 1, actions):
+            yield _with(assignment, (first, up))
+            for second, now in enumerate(assignment):
+                if second != first:
+                    yield from (_with(assignment, (first, up), (second, down)) for down in range(now))
+
+
+def exchange(search: Search, assignment: list[int], budget: float, actions: int) -> list[int]:
+    """Raise one block, and lower another to pay for it where that is needed, as long as the loss falls."""
+    improved = True
+    while improved:
+        improved = False
+        for trial in _exchanges(assignment, actions):
+            if search.cost(trial) <= budget + 1e-6 and search.loss(trial) < search.loss(assignment) - 1e-6:
+                assignment, improved = trial, True
+                break
+    return assignment
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Search on training images; validation only reports."""
+    process = task.process
+    images, labels = next(image_stream(task, min(config.search_images, len(task.dataset.train)), config.seed))
+    with torch.no_grad():
+        search = Search(process, images, labels)
+        widest = [process.num_actions - 1] * process.num_layers
+        assignment = exchange(search, descend(search, widest, config.budget), config.budget, process.num_actions)
+    recorder.step(search.seen, loss=search.loss(assignment))
+    policy = AssignmentPolicy(torch.tensor(assignment))
+    recorder.consider(policy)
+    return policy

@@ -1,0 +1,81 @@
+"""DFS's own training: a straight-through gate, cross-entropy and a budget loss (Shen et al. 2020, section 3.4).
+
+The paper's three steps: (1) the backbone is trained, here by `scripts.pretrain`; (2) with the backbone frozen, the gate
+is trained to full execution; (3) gate and backbone are trained at the budget, jointly (`cotrain`) or the gate alone.
+The loss is
+
+    cross-entropy + s * cost_weight * mean cost,    s = -1 while the batch's mean cost is at or below the budget, else
+    +1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.gates import make_gate
+from agents.learning import BackboneLearner, image_stream, train_gate
+from agents.methods import MethodConfig
+from agents.policies import GatePolicy, Policy
+from agents.recorder import Recorder
+from agents.rollouts import straight_through_rollout
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """DFS: supervised loss and compute budget."""
+
+    gate: str = "recurrent"
+    """"recurrent" (DFS's), "feedforward", or "module:Class"."""
+    batch_size: int = 128
+    """Images per update."""
+    lr: float = 3e-3
+    """Learning rate of the gate (Adam)."""
+    cost_weight: float = 1.0
+    """Weight of the mean cost. The published alpha of 1e-5 sums over 128 images and 35 blocks, which is 0.045 here; it
+    needs the published 64,000 iterations to move the gate."""
+    warmup: float = 0.15
+    """Share of the images for step 2, training to full execution."""
+    cotrain: bool = False
+    """Whether step 3 trains the backbone too, on the routes the gate takes."""
+    backbone_lr: float = 3e-3
+    """Learning rate of the backbone (SGD with momentum), if it is co-trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup {self.warmup} must be a share of the images in [0, 1)")
+
+
+def budget_loss(logits: Tensor, labels: Tensor, cost: Tensor, budget: float, weight: float) -> Tensor:
+    """DFS's loss for logits [B, K], labels [B] and costs [B]; the sign comes from the batch's mean cost."""
+    sign = -1.0 if float(cost.detach().mean()) <= budget else 1.0
+    return F.cross_entropy(logits, labels) + sign * weight * cost.mean()
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Steps 2 and 3."""
+    process = task.process
+    policy = GatePolicy(make_gate(config.gate, process), config.gate, process)
+    recorder.watch(policy.gate, *([process.backbone] if config.cotrain else []))
+    optimizer = torch.optim.Adam(policy.gate.parameters(), lr=config.lr)
+    stream = image_stream(task, config.batch_size, config.seed)
+
+    def loss_at(target: float, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        rollout = straight_through_rollout(process, policy.gate, images, config.budget)
+        loss = budget_loss(rollout.logits, labels, rollout.cost, target, config.cost_weight)
+        accuracy = (rollout.logits.argmax(1) == labels).float().mean()
+        return loss, {"accuracy": float(accuracy), "cost": float(rollout.cost.detach().mean())}
+
+    until = int(config.warmup * config.num_images)
+    train_gate(policy, lambda x, y: loss_at(1.0, x, y), stream, optimizer, recorder, until)
+    backbone = BackboneLearner(process.backbone, config.backbone_lr) if config.cotrain else None
+    train_gate(
+        policy, lambda x, y: loss_at(config.budget, x, y), stream, optimizer, recorder, config.num_images, backbone
+    )
+    recorder.restore_best()
+    return policy

@@ -1,0 +1,131 @@
+"""Policies: whatever decides, behind Stable-Baselines3's `predict`.
+
+`predict(observation, state, episode_start, deterministic) -> (actions, state)` takes and returns numpy arrays. `state`
+is None in the very first call and then what the last call returned; `episode_start` [B] says whose episode begins.
+Beside it a policy has `macs_per_image`, its own multiply-accumulates for all blocks of an image, and `save(folder)`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.gates import make_gate, position
+from agents.sb3 import ARCHIVE, SB3Policy
+from backbone.checkpoint import load_tensors, save_tensors
+from backbone.cost import count_macs
+from dfs_env.process import SkippingProcess
+
+FILE = "policy.safetensors"
+Array = np.ndarray[Any, Any]
+
+
+class Policy(Protocol):
+    """What evaluation needs of a policy."""
+
+    macs_per_image: float
+
+    def predict(
+        self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
+    ) -> tuple[Array, Any]:
+        """Actions [B] for observations [B, D]."""
+
+    def save(self, folder: Path) -> None:
+        """Write the policy into `folder`, whence `load_policy` reads it."""
+
+
+class GatePolicy:
+    """A gate as a policy: the best-scored action, or one drawn from the softmax of the scores."""
+
+    def __init__(self, gate: nn.Module, name: str, process: SkippingProcess) -> None:
+        self.gate, self.name = gate, name
+        blank = torch.zeros(1, process.observation_dim, device=process.device)
+        self.macs_per_image = sum(count_macs(gate, lambda: gate(blank)).values()) * process.num_layers
+
+    def predict(
+        self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
+    ) -> tuple[Array, Any]:
+        """Actions [B]. All episodes start together, as they do in lockstep."""
+        if episode_start is not None and episode_start.any():
+            state = None
+        with torch.no_grad():
+            device = next(self.gate.parameters()).device
+            scores, state = self.gate(torch.as_tensor(observation, device=device), state)
+            action = scores.argmax(1) if deterministic else torch.multinomial(scores.softmax(1), 1).squeeze(1)
+        return action.cpu().numpy(), state
+
+    def save(self, folder: Path) -> None:
+        """Write the gate's weights."""
+        save_tensors(folder / FILE, self.gate.state_dict(), {"kind": "gate", "gate": self.name})
+
+
+class AssignmentPolicy:
+    """The same action for every image at a block: `actions` [L]. A constant bitwidth is a special case."""
+
+    macs_per_image = 0.0
+
+    def __init__(self, actions: Tensor) -> None:
+        self.actions = actions.long().cpu()
+
+    def predict(
+        self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
+    ) -> tuple[Array, Any]:
+        """Actions [B]."""
+        layer = position(torch.as_tensor(observation[:1]), len(self.actions))
+        return np.full(len(observation), int(self.actions[layer])), state
+
+    def save(self, folder: Path) -> None:
+        """Write the assignment."""
+        save_tensors(folder / FILE, {"actions": self.actions}, {"kind": "assignment"})
+
+
+class RandomPolicy:
+    """Every block of every image draws from the same distribution over actions, `probabilities` [A].
+
+    It is random by nature, also when `deterministic` is asked for; but its draws follow from `seed`, and begin anew
+    where `state` is None, so that two evaluations are the same.
+    """
+
+    macs_per_image = 0.0
+
+    def __init__(self, probabilities: Tensor, seed: int) -> None:
+        self.probabilities, self.seed = probabilities.double().cpu(), seed
+
+    def predict(
+        self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
+    ) -> tuple[Array, Any]:
+        """Actions [B]."""
+        generator = np.random.default_rng(self.seed) if state is None else state
+        return generator.choice(len(self.probabilities), len(observation), p=self.probabilities.numpy()), generator
+
+    def save(self, folder: Path) -> None:
+        """Write the distribution."""
+        save_tensors(folder / FILE, {"probabilities": self.probabilities}, {"kind": "random", "seed": self.seed})
+
+
+def load_policy(folder: Path, process: SkippingProcess) -> Policy:
+    """The policy that was saved in `folder`, for use on `process`.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, it is damaged, or it does not fit the process.
+    """
+    for archive in folder.glob(ARCHIVE):
+        return SB3Policy.load(archive, process)
+    tensors, about = load_tensors(folder / FILE)
+    kind = about.get("kind")
+    if kind == "gate":
+        gate = make_gate(about["gate"], process)
+        try:
+            gate.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"the gate in {folder} does not fit this backbone and its bitwidths: {error}") from error
+        return GatePolicy(gate.to(process.device).eval(), about["gate"], process)
+    if kind == "assignment":
+        return AssignmentPolicy(tensors["actions"])
+    if kind == "random":
+        return RandomPolicy(tensors["probabilities"], about["seed"])
+    raise ValueError(f"{folder / FILE} holds a policy of unknown kind {kind!r}")

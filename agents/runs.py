@@ -1,0 +1,160 @@
+"""A run: from a resolved configuration to a folder with one result line.
+
+The folder appears under its final name only when the run is finished; until then it is called NAME.partial, and whoever
+starts the run again starts it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.evaluation import evaluate
+from agents.methods import MethodConfig, method
+from agents.policies import Policy, load_policy
+from agents.recorder import Recorder
+from backbone.checkpoint import save_backbone, write_atomically
+from dfs_env.task import Task, make_task
+
+CONFIG, RESULT, BACKBONE, RESULTS = "config.json", "result.json", "backbone.safetensors", "results.jsonl"
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is learned on: the arguments of `dfs_env.make_task`."""
+
+    dataset: str = "digits"
+    """"digits", "cifar10", "cifar100", or "module:function"."""
+    depth: int = 14
+    """Layers of the ResNet, 6n + 2."""
+    checkpoint: str | None = None
+    """Backbone file; None for the trained backbone of that shape, "random" for an untrained one."""
+    bitwidths: tuple[int, ...] | None = None
+    """Bitwidths to choose from; by default all that the backbone has. 0 is skip, 32 full precision."""
+    observation: str = "pooled"
+    """"pooled", "statistics", "position", or "module:function"."""
+    device: str = "cpu"
+    """Torch device."""
+    data: str | None = None
+    """Data folder; by default $DFS_DATA, else the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run."""
+
+    method: str
+    """Name of the method."""
+    config: MethodConfig
+    """The method's own configuration."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What is learned on."""
+
+    def resolved(self) -> dict[str, Any]:
+        """The configuration as plain data; where data lies and on what device it runs is left out of the run's
+        identity."""
+        task = {name: value for name, value in asdict(self.task).items() if name not in ("data", "device")}
+        return {"method": self.method, "config": asdict(self.config), "task": task}
+
+    @property
+    def name(self) -> str:
+        """A folder name that tells the run apart from every other configuration."""
+        text = json.dumps(self.resolved(), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{self.method}-budget{self.config.budget:g}-seed{self.config.seed}-{digest}"
+
+
+def run(config: RunConfig, root: Path, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Train, evaluate once on test, and write `root`/NAME; a run that is there already is only read.
+
+    Args:
+        config: what to run.
+        root: folder of runs.
+        progress: called with the number of images shown since the last call.
+
+    Returns:
+        The result line.
+
+    Raises:
+        TrainingDivergedError: the best policy before that is kept in NAME.partial.
+    """
+    folder = root / config.name
+    if (folder / RESULT).is_file():
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+        return result
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_atomically(partial / CONFIG, json.dumps(config.resolved(), indent=1) + "\n")
+    seed_everything(config.config.seed)
+    task = make_task(**asdict(config.task))
+    recorder = Recorder(task, config.config.budget, config.config.num_images, partial, progress=progress)
+    start = time.perf_counter()
+    try:
+        policy = method(config.method).train(config.config, task, recorder)
+    finally:
+        recorder.close()
+    result = _result(config, task, recorder, policy, time.perf_counter() - start)
+    policy.save(partial)
+    if getattr(config.config, "cotrain", False):
+        save_backbone(partial / BACKBONE, task.process.backbone)
+    write_atomically(partial / RESULT, json.dumps(result) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return result
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's and numpy's global generators, which gates and Stable-Baselines3 draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+
+
+def _result(config: RunConfig, task: Task, recorder: Recorder, policy: Policy, seconds: float) -> dict[str, Any]:
+    test = evaluate(policy, task, "test", config.config.budget)
+    best = recorder.best
+    return {
+        "run": config.name,
+        "method": config.method,
+        "dataset": config.task.dataset,
+        "depth": config.task.depth,
+        "bitwidths": list(task.process.bitwidths),
+        "budget": config.config.budget,
+        "seed": config.config.seed,
+        **test.line(),
+        "validation_accuracy": best.accuracy if best else None,
+        "validation_cost": best.cost if best else None,
+        "num_images": recorder.seen,
+        "seconds": round(seconds, 2),
+        "seconds_per_thousand_images": round(1000 * seconds / recorder.seen, 3) if recorder.seen else 0.0,
+        "config": config.resolved(),
+    }
+
+
+def load_run(folder: Path, device: str = "cpu", data: str | None = None) -> tuple[Policy, Task, dict[str, Any]]:
+    """The policy of a finished run, the task that it was trained on (with its co-trained backbone), and its result
+    line.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no finished run, or a file in it is damaged.
+    """
+    if not (folder / RESULT).is_file():
+        raise FileNotFoundError(f"{folder} holds no finished run: there is no {RESULT}")
+    result = json.loads((folder / RESULT).read_text())
+    arguments = {**result["config"]["task"], "device": device, "data": data}
+    if arguments["bitwidths"]:
+        arguments["bitwidths"] = tuple(arguments["bitwidths"])
+    if (folder / BACKBONE).is_file():
+        arguments["checkpoint"] = str(folder / BACKBONE)
+    task = make_task(**arguments)
+    return load_policy(folder, task.process), task, result

@@ -1,0 +1,110 @@
+"""Many runs on this machine: single-thread worker processes, and results that survive a kill."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import queue
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.runs import RESULT, RESULTS, RunConfig, run
+from backbone.checkpoint import write_atomically
+
+ERROR = "error.txt"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What became of a list of runs."""
+
+    results: list[dict[str, Any]]
+    """Result lines of the finished runs, in the order they were asked for."""
+    failed: list[Path]
+    """Files with the traceback of each run that failed."""
+
+
+def sweep(
+    configs: Sequence[RunConfig], root: Path, workers: int, progress: Callable[[str, int], None] | None = None
+) -> Sweep:
+    """Do the runs that are not in `root` yet, and write all result lines to `root`/results.jsonl after each.
+
+    A run that fails leaves its traceback in its own folder and does not stop the others.
+
+    Args:
+        configs: the runs.
+        root: folder of runs.
+        workers: processes at a time, each with one thread.
+        progress: called with "run", "failed" or "image", and how many more there are.
+    """
+    report = progress or (lambda kind, count: None)
+    failed = []
+    waiting = [config for config in configs if not (root / config.name / RESULT).is_file()]
+    report("run", len(configs) - len(waiting))
+    report("image", sum(config.config.num_images for config in configs if config not in waiting))
+    for config, ok in _work(waiting, root, workers, lambda count: report("image", count)):
+        report("run" if ok else "failed", 1)
+        if not ok:
+            failed.append(root / f"{config.name}.partial" / ERROR)
+        _write_results(configs, root)
+    return Sweep(_write_results(configs, root), failed)
+
+
+def _write_results(configs: Sequence[RunConfig], root: Path) -> list[dict[str, Any]]:
+    files = [root / config.name / RESULT for config in configs]
+    results = [json.loads(file.read_text()) for file in files if file.is_file()]
+    write_atomically(root / RESULTS, "".join(json.dumps(result) + "\n" for result in results))
+    return results
+
+
+def _work(
+    configs: Sequence[RunConfig], root: Path, workers: int, progress: Callable[[int], None]
+) -> Iterator[tuple[RunConfig, bool]]:
+    """Run in worker processes, yielding each configuration as it ends, with whether it succeeded."""
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
+        images = manager.Queue()
+        futures = {pool.submit(_run, config, root, images): config for config in configs}
+        while futures:
+            done, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
+            _drain(images, progress)
+            for future in done:
+                yield futures.pop(future), future.result()
+        _drain(images, progress)
+
+
+def _drain(images: Any, progress: Callable[[int], None]) -> None:
+    try:
+        while True:
+            progress(images.get_nowait())
+    except queue.Empty:
+        pass
+
+
+def _run(config: RunConfig, root: Path, images: Any) -> bool:
+    torch.set_num_threads(1)
+    count, last, shown = 0, time.monotonic(), 0
+
+    def progress(more: int) -> None:
+        nonlocal count, last, shown
+        count, shown = count + more, shown + more
+        if time.monotonic() - last > 0.5:  # each message crosses two processes
+            images.put(count)
+            count, last = 0, time.monotonic()
+
+    try:
+        run(config, root, progress)
+    except Exception:
+        partial = root / f"{config.name}.partial"
+        write_atomically(partial / ERROR, traceback.format_exc())
+        return False
+    finally:
+        images.put(config.config.num_images - shown + count)  # methods that need fewer images count as done, too
+    return True

@@ -1,0 +1,50 @@
+"""Evaluate a finished run again: every image of a split once, with deterministic decisions.
+
+python -m scripts.evaluate runs/supervised-budget0.04-seed0-1a2b3c4d
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from agents.evaluation import evaluate
+from agents.runs import load_run
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What to evaluate."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of a finished run."""
+    split: str = "test"
+    """"train", "validation" or "test"."""
+    data: str | None = None
+    """Data folder; by default $DFS_DATA, else the user's cache folder."""
+    threads: int = 1
+    """Processor threads."""
+
+
+def main(args: Evaluate) -> None:
+    """Load, evaluate, print accuracy, costs, BitOps and the histogram of actions."""
+    torch.set_num_threads(args.threads)
+    policy, task, result = load_run(args.folder, data=args.data)
+    with tqdm(total=len(task.dataset.split(args.split)), unit="image") as bar:
+        found = evaluate(policy, task, args.split, result["budget"], progress=bar.update)
+    line = {"run": result["run"], "split": args.split, **found.line()}
+    histogram = line.pop("histogram")
+    print(json.dumps(line, indent=1))
+    print("share of the images at each bitwidth", task.process.bitwidths)
+    for block, shares in enumerate(histogram):
+        print(f"  block {block:2d}  " + "  ".join(f"{share:6.1%}" for share in shares))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Evaluate, description=__doc__))

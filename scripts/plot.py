@@ -1,0 +1,324 @@
+"""Draw accuracy over cost, and who runs which block at how many bits, from result lines.
+
+    python -m scripts.plot runs/digits --output figure.png
+
+Reads what finished runs have written and never loads a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from agents.statistics import Line, Row, pareto_front, summarise
+from dfs_env.render import bit_colour
+
+KEYS = (
+    "method",
+    "dataset",
+    "depth",
+    "bitwidths",
+    "budget",
+    "seed",
+    "accuracy",
+    "cost",
+    "total_cost",
+    "bitops",
+    "histogram",
+)
+"""What a result line must have for the figure."""
+
+BASELINES = {"random": ("--", "0.45"), "static": ("-", "black")}
+"""Methods drawn as lines: line style and colour."""
+
+CONSTANT = "constant"
+"""The method whose runs give every block the same bitwidth."""
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart, without its black; the lighter colours come last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+WIDTH = 11.0  # inches
+RESOLUTION = 200  # dots per inch
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw the figure of a comparison."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A comparison's folder (its results.jsonl, else every result.json below it), or a file of result lines."""
+    output: Path = Path("figure.png")
+    """File to write; its ending says what kind: png, pdf, svg."""
+
+
+def read_lines(source: Path) -> list[Line]:
+    """The result lines of a comparison's folder or of one file.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or it has no result lines.
+        ValueError: a damaged line; names the file and the line's number.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist: give a comparison's folder or a file of result lines")
+    files = [source]
+    if source.is_dir():
+        combined = source / "results.jsonl"
+        files = [combined] if combined.is_file() else sorted(source.rglob("result.json"))
+    lines = [_parsed(text, f"{file}:{number}") for file in files for number, text in _numbered(file)]
+    if not lines:
+        raise FileNotFoundError(
+            f"{source} has no result lines; run `python -m scripts.compare` or `scripts.train` first"
+        )
+    return lines
+
+
+def _numbered(file: Path) -> list[tuple[int, str]]:
+    """Lines that are not blank, numbered from 1. A result.json may be spread over several lines."""
+    text = file.read_text()
+    if file.suffix == ".json":
+        return [(1, text)]
+    return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _parsed(text: str, place: str) -> Line:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON ({error}); delete this result and run it again") from error
+    missing = [key for key in KEYS if key not in line] if isinstance(line, dict) else list(KEYS)
+    if missing:
+        raise ValueError(f"{place} is not a whole result line: it lacks {', '.join(missing)}")
+    checked: Line = line
+    return checked
+
+
+def plot(lines: Sequence[Line], output: Path) -> None:
+    """Write the figure of `lines` to `output`, atomically.
+
+    Raises:
+        ValueError: no lines, lines that cannot be compared, or a file ending that matplotlib does not know.
+    """
+    if not lines:
+        raise ValueError("there are no result lines to plot")
+    figure = _figure(lines)
+    endings = figure.canvas.get_supported_filetypes()
+    if output.suffix[1:] not in endings:
+        raise ValueError(f"cannot write {output}: its ending must be one of {', '.join(sorted(endings))}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.stem}.{os.getpid()}{output.suffix}")  # matplotlib goes by the suffix
+    try:
+        figure.savefig(temporary, dpi=RESOLUTION)
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _figure(lines: Sequence[Line]) -> Figure:
+    rows = summarise(lines)
+    learned = [row for row in rows if row.method not in (*BASELINES, CONSTANT)]
+    methods = sorted({row.method for row in learned})
+    heights = [4.6, 0.55 + 0.95 * len(methods)] if methods else [4.6]
+    figure = Figure((WIDTH, sum(heights) + 0.4), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    _draw_curves(parts[0], lines, rows, methods)
+    if methods:
+        _draw_histograms(parts[1], lines, learned, methods)
+    figure.supxlabel(_caption(lines, rows), x=0.01, ha="left", fontsize=8, color="0.3")
+    return figure
+
+
+def _caption(lines: Sequence[Line], rows: Sequence[Row]) -> str:
+    widest = lines[0]["bitwidths"][-1]
+    full = "in full precision" if widest == 32 else f"at {widest} bit"
+    return (
+        f"Cost is a fraction of full execution (every block {full}). Points are interquartile means over {_seeds(rows)}"
+        ", bars and bands 95 % bootstrap intervals.\nBelow 8 bits cost is modelled, not measured speed: "
+        "common processors gain nothing from fewer bits."
+    )
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """How many seeds the learned methods have, in words."""
+    counts = {row.runs for row in rows if row.method not in (*BASELINES, CONSTANT)} or {1}
+    low, high = min(counts), max(counts)
+    return f"{low} to {high} seeds" if low < high else f"{low} seed" + "s" * (low > 1)
+
+
+def _draw_curves(figure: SubFigure, lines: Sequence[Line], rows: Sequence[Row], methods: Sequence[str]) -> None:
+    """Accuracy over paper cost (large) and over total cost."""
+    large, small = figure.subplots(1, 2, width_ratios=[1.7, 1], sharey=True)
+    floor, ceiling = _accuracy_range(rows)
+    for axes, cost, label in (
+        (large, "cost", "paper cost (gated blocks only, fraction of full execution)"),
+        (small, "total_cost", "total cost (everything, fraction of full execution)"),
+    ):
+        for name, (style, colour) in BASELINES.items():
+            _draw_baseline(axes, [row for row in rows if row.method == name], cost, style, colour)
+        for index, method in enumerate(methods):
+            _draw_method(axes, [row for row in rows if row.method == method], cost, index)
+        _draw_constants(axes, lines, cost, named=axes is large)
+        _draw_front(axes, rows, cost)
+        _scale_costs(axes, [getattr(row, cost) for row in rows if row.accuracy >= floor])
+        axes.set_xlabel(label)
+        axes.grid(True, color="0.92", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    large.set_ylim(floor, ceiling)
+    large.yaxis.set_major_formatter(FuncFormatter(lambda accuracy, _: f"{100 * accuracy:.4g}"))
+    large.set_ylabel("test accuracy (%)")
+    first = lines[0]
+    figure.suptitle(f"{first['dataset']}, ResNet-{first['depth']}, bitwidths {tuple(first['bitwidths'])}", fontsize=11)
+    handles, labels = large.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+
+
+def _accuracy_range(rows: Sequence[Row]) -> tuple[float, float]:
+    """Around all learned and static points: a weak baseline would squeeze these together, so it may leave the frame."""
+    shown = [row for row in rows if row.method not in ("random", CONSTANT)] or list(rows)
+    low, high = min(row.accuracy_low for row in shown), max(row.accuracy_high for row in rows)
+    span = max(high - low, 0.02)
+    return max(0.0, low - 0.1 * span), high + 0.1 * span
+
+
+def _draw_baseline(axes: Axes, rows: Sequence[Row], cost: str, style: str, colour: str) -> None:
+    if not rows:
+        return
+    rows = sorted(rows, key=lambda row: getattr(row, cost))
+    costs = [getattr(row, cost) for row in rows]
+    axes.plot(costs, [row.accuracy for row in rows], style, color=colour, linewidth=1.4, label=rows[0].method, zorder=2)
+    axes.fill_between(
+        costs,
+        [row.accuracy_low for row in rows],
+        [row.accuracy_high for row in rows],
+        color=colour,
+        alpha=0.15,
+        linewidth=0,
+    )
+
+
+def _draw_method(axes: Axes, rows: Sequence[Row], cost: str, index: int) -> None:
+    accuracy = np.array([(row.accuracy, row.accuracy_low, row.accuracy_high) for row in rows]).T
+    spread = np.abs(accuracy[1:] - accuracy[0])
+    axes.errorbar(
+        [getattr(row, cost) for row in rows],
+        accuracy[0],
+        spread,
+        fmt=MARKERS[index % len(MARKERS)] + "-",
+        linewidth=0.8,
+        color=COLOURS[index % len(COLOURS)],
+        markersize=6,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        capsize=2,
+        elinewidth=1.2,
+        label=rows[0].method,
+        zorder=4,
+    )
+
+
+def _draw_constants(axes: Axes, lines: Sequence[Line], cost: str, named: bool) -> None:
+    """One point, `named` or not, for each bitwidth that was given to every block."""
+    points: dict[int, list[Line]] = {}
+    for line in lines:
+        if line["method"] == CONSTANT:
+            bits = line["bitwidths"][int(np.argmax(np.mean(line["histogram"], 0)))]
+            points.setdefault(bits, []).append(line)
+    label: str | None = CONSTANT
+    for bits, group in sorted(points.items()):
+        x, y = (float(np.mean([line[key] for line in group])) for key in (cost, "accuracy"))
+        axes.plot(x, y, "x", color="black", markersize=6, markeredgewidth=1.4, label=label, zorder=3)
+        label = None
+        if named:
+            text = f"{bits} bit" if bits else "skip"
+            axes.annotate(
+                text, (x, y), (-4, 4), textcoords="offset points", ha="right", fontsize=8, annotation_clip=True
+            )
+
+
+def _draw_front(axes: Axes, rows: Sequence[Row], cost: str) -> None:
+    """A step line: the best accuracy that any method reaches at a cost or below it."""
+    costs, accuracies = (np.array([getattr(row, key) for row in rows]) for key in (cost, "accuracy"))
+    best = pareto_front(costs, accuracies)
+    style: dict[str, Any] = {"color": "#F2D98B", "linewidth": 3.5, "zorder": 1}
+    axes.step(costs[best], accuracies[best], where="post", label="Pareto front", **style)
+
+
+def _scale_costs(axes: Axes, costs: Sequence[float]) -> None:
+    """A logarithmic axis where costs span more than a factor of five; linear near zero if they include it."""
+    positive = [cost for cost in costs if cost > 0]
+    if not positive or max(positive) < 5 * min(positive):
+        return
+    if min(costs) > 0:
+        axes.set_xscale("log")
+    else:
+        axes.set_xscale("symlog", linthresh=min(positive), linscale=0.3)
+    axes.set_xlim(0.85 * min(costs), 1.15 * max(costs))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(positive) > 12 * min(positive) else (1, 2, 3, 5, 7)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
+
+
+def _draw_histograms(figure: SubFigure, lines: Sequence[Line], rows: Sequence[Row], methods: Sequence[str]) -> None:
+    """Share of the images per bitwidth at each block: a row of panels for each method, a column for each budget."""
+    budgets = sorted({row.budget for row in rows})
+    bitwidths = tuple(lines[0]["bitwidths"])
+    panels = figure.subplots(len(methods), len(budgets), sharex=True, sharey=True, squeeze=False)
+    for method, strip in zip(methods, panels, strict=True):
+        for budget, axes in zip(budgets, strip, strict=True):
+            group = [line for line in lines if line["method"] == method and float(line["budget"]) == budget]
+            _draw_shares(axes, group, bitwidths)
+        strip[0].set_ylabel(method, rotation=0, ha="right", va="center")
+    for budget, axes in zip(budgets, panels[0], strict=True):
+        axes.set_title(f"budget {budget:g}", fontsize=9)
+    figure.supxlabel("block", fontsize=9)
+    figure.supylabel("share of the images", fontsize=9)
+    patches = [Patch(facecolor=_colour(b, bitwidths), label=f"{b} bit" if b else "skip") for b in bitwidths[::-1]]
+    figure.legend(handles=patches, loc="outside right center", frameon=False, fontsize=9)
+
+
+def _draw_shares(axes: Axes, group: Sequence[Line], bitwidths: tuple[int, ...]) -> None:
+    axes.tick_params(labelsize=7, length=2)
+    axes.set_yticks([0, 0.5, 1])
+    axes.spines[["top", "right"]].set_visible(False)
+    if not group:
+        axes.text(0.5, 0.5, "no run", transform=axes.transAxes, ha="center", va="center", fontsize=8, color="0.5")
+        return
+    shares = np.mean([line["histogram"] for line in group], 0)
+    blocks, bottom = np.arange(1, len(shares) + 1), np.zeros(len(shares))
+    for action, bits in enumerate(bitwidths):
+        axes.bar(
+            blocks, shares[:, action], 1.0, bottom, color=_colour(bits, bitwidths), edgecolor="white", linewidth=0.3
+        )
+        bottom += shares[:, action]
+    axes.set_xlim(0.5, len(shares) + 0.5)
+    axes.set_ylim(0, 1)
+
+
+def _colour(bits: int, bitwidths: tuple[int, ...]) -> str:
+    """The environment's own colour of a bitwidth, as matplotlib wants it."""
+    return "#{:02x}{:02x}{:02x}".format(*bit_colour(bits, bitwidths))
+
+
+def main(args: Plot) -> None:
+    """Read, draw, save."""
+    try:
+        plot(read_lines(args.source), args.output)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(f"saved {args.output}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Plot, description=__doc__))

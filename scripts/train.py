@@ -1,0 +1,61 @@
+"""Train a policy with one method and print its result line.
+
+    python -m scripts.train supervised --budget 0.04
+    python -m scripts.train ppo --budget 0.04 --dataset cifar10 --depth 20
+
+`python -m scripts.train METHOD --help` explains every option of a method.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from agents.methods import MethodConfig, method, method_names
+from agents.runs import RunConfig, TaskConfig, run
+
+
+def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threads: int) -> None:
+    """Run, with a progress bar over the images that the learner is shown."""
+    torch.set_num_threads(threads)
+    request = RunConfig(name, config, task)
+    with tqdm(total=config.num_images, unit="image", desc=name) as bar:
+        result = run(request, output, progress=bar.update)
+    shown = {key: value for key, value in result.items() if key not in ("config", "histogram")}
+    print(json.dumps(shown, indent=1))
+    print(f"run folder: {output / request.name}")
+
+
+def command(name: str) -> Callable[..., None]:
+    """The subcommand of a method, whose options are its own configuration, the task's, and where to write."""
+    module = method(name)
+
+    def train_method(config: Any, task: TaskConfig, output: Path = Path("runs"), threads: int = 1) -> None:
+        """Train.
+
+        Args:
+            config: How to learn.
+            task: What to learn on.
+            output: Folder of runs; this run gets its own folder in it.
+            threads: Processor threads. Gates are small: more than one is rarely faster.
+        """
+        train(name, config, task, output, threads)
+
+    train_method.__annotations__ |= {"config": module.Config, "task": TaskConfig, "output": Path, "threads": int}
+    summary = inspect.getdoc(module) or name
+    train_method.__doc__ = (train_method.__doc__ or "").replace("Train.", summary.split("\n\n")[0], 1)
+    return train_method
+
+
+if __name__ == "__main__":
+    commands = {name: command(name) for name in method_names()}
+    tyro.extras.subcommand_cli_from_dict(
+        commands, description=__doc__, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    )

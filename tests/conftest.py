@@ -1,0 +1,92 @@
+"""Fixtures: a tiny backbone whose norms and ranges all differ, a tiny data set, a task made of both. One thread."""
+
+import copy
+import sys
+import types
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from backbone.data import Dataset, Split
+from backbone.resnet import ResNet, ResNetConfig
+from dfs_env import SkippingProcess, Task
+from dfs_env.task import calibrate
+
+torch.set_num_threads(1)
+
+BITWIDTHS = (0, 2, 4, 8, 32)
+
+
+def _split(count: int, seed: int) -> Split:
+    generator = torch.Generator().manual_seed(seed)
+    colours = torch.randint(256, (count, 3, 1, 1), generator=generator)
+    noise = torch.randint(-60, 60, (count, 3, 32, 32), generator=generator)
+    return Split((colours + noise).clamp(0, 255).to(torch.uint8), torch.randint(10, (count,), generator=generator))
+
+
+def _dataset(folder: object = None) -> Dataset:
+    mean, std = (0.5, 0.45, 0.4), (0.3, 0.28, 0.26)
+    return Dataset("tiny", 10, mean, std, _split(24, 0), _split(12, 1), _split(8, 2), flip=True, pad=2)
+
+
+def _settle(backbone: ResNet, images: torch.Tensor) -> ResNet:
+    """Give every norm and every activation range values of its own, then freeze the network."""
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if ".norms." in name:
+                parameter.uniform_(0.6, 1.4) if name.endswith("weight") else parameter.uniform_(-0.3, 0.3)
+        backbone.train()
+        for widest in backbone.config.widest:
+            for bits in backbone.config.bitwidths[1:]:
+                for part in images.split(8):
+                    backbone(part, bits, widest)
+    return backbone.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    """24 + 12 + 8 images of noise on a colour, random labels, shifted by up to 2 pixels and mirrored if augmented."""
+    return _dataset()
+
+
+@pytest.fixture(scope="session")
+def images(dataset: Dataset) -> torch.Tensor:
+    """Normalised training images [24, 3, 32, 32]."""
+    return dataset.normalize(dataset.train.images)
+
+
+@pytest.fixture(scope="session")
+def _backbone(images: torch.Tensor) -> ResNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _settle(ResNet(ResNetConfig(8, 10, 4, BITWIDTHS, (8, 32))), images)
+
+
+@pytest.fixture
+def backbone(_backbone: ResNet) -> ResNet:
+    """A frozen ResNet-8 of width 4 with bitwidths (0, 2, 4, 8, 32), the stem at 8 or 32; each test has its own copy."""
+    return copy.deepcopy(_backbone)
+
+
+@pytest.fixture
+def process(backbone: ResNet) -> SkippingProcess:
+    """(0, 2, 4, 8) on the tiny backbone: L = 3, A = 4."""
+    return SkippingProcess(backbone, (0, 2, 4, 8))
+
+
+@pytest.fixture
+def task(process: SkippingProcess, dataset: Dataset) -> Task:
+    """The tiny process, its observations normalised, and the tiny data set."""
+    calibrate(process, dataset)
+    return Task(process, dataset)
+
+
+@pytest.fixture(scope="session")
+def tiny_data() -> Iterator[str]:
+    """The name by which `load_dataset` and the environments find the tiny data set."""
+    module = types.ModuleType("tiny_data")
+    module.load = _dataset
+    sys.modules["tiny_data"] = module
+    yield "tiny_data:load"
+    del sys.modules["tiny_data"]

@@ -1,0 +1,429 @@
+"""Layers, networks, the cost accountant and checkpoints."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from backbone import checkpoint
+from backbone.checkpoint import load_backbone, load_tensors, save_backbone, save_tensors, write_atomically
+from backbone.cost import cost_table, count_macs, gate_bitops
+from backbone.layers import QuantConvNorm, QuantLinear
+from backbone.quantization import FLOAT_BITS, QUANTIZERS
+from backbone.resnet import ResNet, ResNetConfig
+
+LAYER_BITS = (2, 8, 16, 32)
+
+
+def make_conv(quantizer: str = "pact_sawb", stride: int = 2) -> QuantConvNorm:
+    """A convolution in evaluation mode after a training batch at every bitwidth, with norms far from the identity."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = QuantConvNorm(3, 6, 3, stride, LAYER_BITS, QUANTIZERS[quantizer]())
+        for bits in LAYER_BITS:
+            layer(make_input(bits), bits)
+        with torch.no_grad():
+            for norm in layer.norms.values():
+                norm.weight.uniform_(0.5, 2)
+                norm.bias.uniform_(-1, 1)
+    return layer.eval()
+
+
+def make_input(seed: int = 0) -> torch.Tensor:
+    return torch.randn(4, 3, 9, 9, generator=torch.Generator().manual_seed(seed)).relu()
+
+
+def unfolded(layer: QuantConvNorm, x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Quantize, convolve and normalise one after the other."""
+    x_levels, x_scale = layer.quantize_input(x, bits)
+    w_levels, w_scale = layer.quantize_weight(bits)
+    out = F.conv2d(x_levels * x_scale, w_levels * w_scale, None, layer.stride, layer.padding)
+    norm = layer.norms[str(bits)]
+    return F.batch_norm(out, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+
+
+# --- layers
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("bits", LAYER_BITS)
+def test_folded_norm_equals_conv_then_norm(quantizer, bits):
+    layer, x = make_conv(quantizer), make_input(9)
+    torch.testing.assert_close(layer(x, bits), unfolded(layer, x, bits), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x, bits), unfolded(layer, x, bits), rtol=1e-4, atol=1e-5)
+
+
+SOURCES = {
+    "weight": lambda layer, bits: layer.weight,
+    "norm.weight": lambda layer, bits: layer.norms[str(bits)].weight,
+    "norm.bias": lambda layer, bits: layer.norms[str(bits)].bias,
+    "norm.running_mean": lambda layer, bits: layer.norms[str(bits)].running_mean,
+    "norm.running_var": lambda layer, bits: layer.norms[str(bits)].running_var,
+    "clip": lambda layer, bits: layer.activation_quantizer.clip,
+}
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_cached_weights_follow_every_in_place_change(source, bits, frozen):
+    layer, x = make_conv().requires_grad_(not frozen), make_input(9)
+    with torch.no_grad():
+        before = layer(x, bits)
+        SOURCES[source](layer, bits).mul_(torch.tensor(1.5))
+        after = layer(x, bits)
+        torch.testing.assert_close(after, unfolded(layer, x, bits), rtol=1e-4, atol=1e-5)
+    assert torch.equal(before, after) == (source == "clip" and bits == FLOAT_BITS)
+
+
+def test_cached_weights_follow_load_state_dict_training_and_optimizer_steps():
+    layer, x = make_conv(), make_input(9)
+    other = {name: t * 1.5 if t.is_floating_point() else t for name, t in layer.state_dict().items()}
+
+    def train() -> None:
+        layer.train()(make_input(5), 8)
+        layer.eval()
+
+    def step() -> None:
+        optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+        layer(x, 8).square().sum().backward()
+        optimizer.step()
+
+    for change in (lambda: layer.load_state_dict(other), train, step):
+        with torch.no_grad():
+            before = layer(x, 8)
+        change()
+        with torch.no_grad():
+            assert not torch.equal(layer(x, 8), before)
+            torch.testing.assert_close(layer(x, 8), unfolded(layer, x, 8), rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_layer_derives_its_weights_once_per_bitwidth(monkeypatch):
+    layer, calls, derive = make_conv().requires_grad_(False), [], QuantConvNorm._derive
+    monkeypatch.setattr(QuantConvNorm, "_derive", lambda self, bits: calls.append(bits) or derive(self, bits))
+    for _ in range(3):
+        layer(make_input(), 8)
+        layer(make_input(), 2)
+    assert calls == [8, 2]
+
+
+@pytest.mark.parametrize("bits", LAYER_BITS)
+def test_gradients_flow_in_evaluation_mode_as_through_conv_then_norm(bits):
+    layer, upstream = make_conv(), torch.randn(4, 6, 5, 5)
+    x = make_input(9).requires_grad_()
+    norm = layer.norms[str(bits)]
+    wanted = [x, layer.weight, norm.weight, norm.bias] + [layer.activation_quantizer.clip] * (bits != FLOAT_BITS)
+    with torch.no_grad():
+        layer(x, bits)  # a filled cache must not cut the graph
+    got = torch.autograd.grad((layer(x, bits) * upstream).sum(), wanted)
+    expected = torch.autograd.grad((unfolded(layer, x, bits) * upstream).sum(), wanted)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+        assert b.abs().sum() > 0
+
+
+@pytest.mark.parametrize("bits", LAYER_BITS)
+def test_linear_equals_quantize_then_linear(bits):
+    layer = QuantLinear(5, 7, LAYER_BITS, QUANTIZERS["pact_sawb"]())
+    nn.init.uniform_(layer.bias)
+    x = torch.randn(4, 5).relu()
+    (x_levels, x_scale), (w_levels, w_scale) = layer.quantize_input(x, bits), layer.quantize_weight(bits)
+    expected = F.linear(x_levels * x_scale, w_levels * w_scale, layer.bias)
+    torch.testing.assert_close(layer(x, bits), expected)
+    layer(x, bits).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_cache_filled_in_inference_mode_serves_gradients(bits):
+    layer, x = make_conv().requires_grad_(False), make_input(9).requires_grad_()
+    with torch.inference_mode():
+        expected = layer(x, bits).clone()
+    out = layer(x, bits)
+    out.sum().backward()
+    assert torch.equal(out, expected)
+    assert x.grad.any()
+
+
+def test_copies_and_pickles_of_a_layer_have_caches_of_their_own():
+    layer, x = make_conv().requires_grad_(False), make_input(9)
+    before = layer(x, 8)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x, 8), before)
+        twin.weight.mul_(2)
+        assert torch.equal(layer(x, 8), before)
+
+
+# --- networks
+
+
+class PlainResNet(nn.Module):
+    """He et al.'s CIFAR ResNet with 1x1 shortcuts, in plain torch, holding a ResNet's full-precision weights."""
+
+    def __init__(self, source: ResNet) -> None:
+        super().__init__()
+        self.stem = self.conv_norm(source.stem_conv)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList([self.conv_norm(conv) for conv in (b.conv1, b.conv2, b.shortcut) if conv is not None])
+            for b in source.blocks
+        )
+        self.classifier = nn.Linear(source.classifier.weight.shape[1], source.classifier.weight.shape[0])
+        self.classifier.load_state_dict({"weight": source.classifier.weight, "bias": source.classifier.bias})
+
+    @staticmethod
+    def conv_norm(layer: QuantConvNorm) -> nn.Sequential:
+        out_channels, in_channels, kernel, _ = layer.weight.shape
+        conv = nn.Conv2d(in_channels, out_channels, kernel, layer.stride, padding=kernel // 2, bias=False)
+        norm = nn.BatchNorm2d(out_channels)
+        conv.load_state_dict({"weight": layer.weight})
+        norm.load_state_dict(layer.norms["32"].state_dict())
+        return nn.Sequential(conv, norm)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.stem(x))
+        for conv1, conv2, *shortcut in self.blocks:
+            x = F.relu(conv2(F.relu(conv1(x))) + (shortcut[0](x) if shortcut else x))
+        return self.classifier(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_full_precision_everywhere_equals_the_plain_network(backbone, images, training):
+    plain = PlainResNet(backbone).train(training)
+    backbone.train(training)
+    torch.testing.assert_close(backbone(images, 32), plain(images), rtol=1e-4, atol=1e-4)
+    statistics = backbone.blocks[1].shortcut.norms["32"].running_mean
+    torch.testing.assert_close(statistics, plain.blocks[1][2][1].running_mean)
+
+
+def test_skipping_leaves_the_input_alone_or_its_shortcut(backbone, images):
+    x = backbone.stem(images, 8)
+    assert backbone.blocks[0].skip(x, 8) is x
+    shortcut = backbone.blocks[1].shortcut(x, 8).relu()
+    assert torch.equal(backbone.blocks[1].skip(x, 8), shortcut)
+    assert shortcut.shape == (24, 8, 16, 16)
+
+
+def test_bitwidth_is_no_state_of_the_network(backbone, images):
+    before = {bits: backbone(images, bits, 8) for bits in (0, 2, 4, 8)}
+    for bits in (8, 0, 4, 2):
+        assert torch.equal(backbone(images, bits, 8), before[bits])
+    assert len({round(float(logits.sum()), 4) for logits in before.values()}) == 4, "every bitwidth gives other logits"
+
+
+def test_each_bitwidth_has_norms_and_ranges_of_its_own(backbone, images):
+    before = {name: tensor.clone() for name, tensor in backbone.blocks.state_dict().items()}
+    backbone.train()(images, 4, 8)
+    changed = {n for n, t in backbone.blocks.state_dict().items() if not torch.equal(t, before[n])}
+    assert changed
+    for name in changed:
+        assert ".norms.4." in name or "shortcut.norms.8." in name, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depth": 21}, "depth 21 is not 6n"),
+        ({"depth": 2}, "depth 2 is not 6n"),
+        ({"bitwidths": (0, 1)}, "bitwidth 1"),
+        ({"bitwidths": (0, 8), "widest": (4,)}, r"widest \(4,\) must be bitwidths above 0 out of \(0, 8\)"),
+        ({"bitwidths": (0, 8), "widest": (0, 8)}, r"widest \(0, 8\)"),
+    ],
+)
+def test_impossible_configurations_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ResNetConfig(**arguments)
+
+
+# --- cost
+
+
+def make_counted(depth: int, bitwidths: tuple[int, ...] = (0, 2, 4, 8)) -> tuple[ResNet, dict[str, float]]:
+    backbone = ResNet(ResNetConfig(depth, bitwidths=bitwidths)).eval()
+    return backbone, count_macs(backbone, lambda: backbone(torch.zeros(1, 3, 32, 32), bitwidths[-1]))
+
+
+def test_macs_of_resnet20_by_hand():
+    macs = make_counted(20)[1]
+    per_block = [sum(macs[f"blocks.{i}.conv{j}"] for j in (1, 2)) for i in range(9)]
+    assert per_block == [4_718_592] * 3 + ([3_538_944] + [4_718_592] * 2) * 2
+    assert (macs["stem_conv"], macs["classifier"]) == (442_368, 640)
+    assert macs["blocks.3.shortcut"] == macs["blocks.6.shortcut"] == 131_072
+    assert sum(macs.values()) == 442_368 + 7 * 4_718_592 + 2 * (3_538_944 + 131_072) + 640
+    assert sum(macs.values()) / 1e6 == pytest.approx(40.81, abs=0.005)
+
+
+def test_macs_of_resnet38():
+    assert sum(make_counted(38)[1].values()) / 1e6 == pytest.approx(83.28, abs=0.005)
+
+
+def test_cost_table_of_resnet20_by_hand():
+    table = cost_table(make_counted(20)[0], (0, 2, 4, 8))
+    macs, always = 40_813_184, 442_368 + 2 * 131_072 + 640
+    torch.testing.assert_close(table.paper, torch.tensor([0, 1 / 16, 1 / 4, 1]).expand(9, 4) / 9)
+    torch.testing.assert_close(table.total[0], torch.tensor([0, 1 / 16, 1 / 4, 1]) * 4_718_592 / macs)
+    torch.testing.assert_close(table.total[3], torch.tensor([0, 1 / 16, 1 / 4, 1]) * 3_538_944 / macs)
+    assert table.total_always_on == pytest.approx(always / macs)
+    assert table.full_bitops == macs * 64
+
+
+def test_paper_cost_of_dfs_published_options():
+    options = (0, 8, 10, 12, 14, 16, 32)
+    table = cost_table(make_counted(8, options)[0], options)
+    expected = torch.tensor([0, 1 / 16, 25 / 256, 9 / 64, 49 / 256, 1 / 4, 1])
+    torch.testing.assert_close(table.paper * 3, expected.expand(3, 7))
+    assert table.full_bitops % 1024 == 0
+
+
+@pytest.mark.parametrize("bitwidths", [(0, 2, 4, 8), (0, 8, 32), (4, 8)])
+def test_full_execution_costs_one_and_skip_everywhere_only_what_is_always_on(backbone, bitwidths):
+    table, last = cost_table(backbone, bitwidths), len(bitwidths) - 1
+    routes = torch.tensor([[last] * 3, [0] * 3, [0, last, 0]])
+    paper, total = table.route_cost(routes)
+    assert paper[0].item() == pytest.approx(1)
+    assert total[0].item() == pytest.approx(1)
+    if bitwidths[0] == 0:
+        assert (paper[1], total[1]) == (0, pytest.approx(table.total_always_on))
+        assert paper[2].item() == pytest.approx(1 / 3)
+        assert total[2].item() == pytest.approx(table.total_always_on + table.total[1, last].item())
+
+
+def test_count_macs_of_plain_modules_and_gates():
+    gate = nn.ModuleDict({"conv": nn.Conv2d(16, 10, 1), "lstm": nn.LSTMCell(10, 10), "out": nn.Linear(10, 4)})
+    macs = count_macs(gate, lambda: gate["out"](gate["lstm"](gate["conv"](torch.zeros(1, 16, 1, 1)).flatten(1))[0]))
+    assert macs == {"conv": 160, "lstm": 800, "out": 40}
+    assert gate_bitops(1000) == 1000 * 32 * 32
+
+
+def test_counting_leaves_the_network_as_it_was(backbone):
+    backbone.train()
+    before = copy.deepcopy(backbone.state_dict())
+    cost_table(backbone, (0, 8))
+    assert backbone.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
+    assert not any(module._forward_hooks for module in backbone.modules())
+
+
+# --- checkpoints
+
+
+def test_saved_and_loaded_backbones_give_identical_logits(backbone, images, tmp_path):
+    path = tmp_path / "new folder" / "tiny.safetensors"
+    save_backbone(path, backbone, dataset="tiny", accuracy=0.5)
+    loaded = load_backbone(path, depth=8, num_classes=10)
+    assert loaded.config == backbone.config
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    for bits in (0, 2, 4, 8):
+        assert torch.equal(loaded(images, bits, 8), backbone(images, bits, 8))
+    assert load_tensors(path)[1]["dataset"] == "tiny"
+
+
+def test_half_precision_checkpoints_are_close_and_half_as_large(backbone, images, tmp_path):
+    save_backbone(tmp_path / "whole", backbone)
+    save_backbone(tmp_path / "half", backbone, half=True)
+    loaded = load_backbone(tmp_path / "half")
+    assert all(t.dtype != torch.float16 for t in loaded.state_dict().values())
+    expected = backbone(images, 32, 32)
+    torch.testing.assert_close(loaded(images, 32, 32), expected, rtol=1e-2, atol=1e-2)
+    assert sum(t.nbytes for t in load_tensors(tmp_path / "half")[0].values()) < 0.6 * sum(
+        t.nbytes for t in backbone.state_dict().values()
+    )
+
+
+def test_half_precision_without_low_bitwidths_at_the_stem(tmp_path):
+    save_backbone(tmp_path / "float", ResNet(ResNetConfig(8, width=4, bitwidths=(0, 8, 32))), half=True)
+    assert load_backbone(tmp_path / "float").config.widest == (32,)
+
+
+def damage(path, backbone, kind):
+    if kind == "truncated":
+        save_backbone(path, backbone)
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "header only":
+        save_backbone(path, backbone)
+        path.write_bytes(path.read_bytes()[:50])
+    elif kind == "empty":
+        path.touch()
+    elif kind == "garbage":
+        path.write_bytes(b"garbage " * 100)
+    elif kind == "no description":
+        save_file({"x": torch.zeros(1)}, path)
+    elif kind == "other keys":
+        save_tensors(path, {"x": torch.zeros(1)}, {"config": {"depth": 8}})
+    elif kind == "no config":
+        save_tensors(path, backbone.state_dict(), {})
+    elif kind == "other config":
+        save_tensors(path, backbone.state_dict(), {"config": {"depth": 8, "colour": 1}})
+    elif kind == "impossible config":
+        save_tensors(path, backbone.state_dict(), {"config": {"depth": 9}})
+    elif kind == "config of another kind":
+        save_tensors(path, backbone.state_dict(), {"config": "resnet"})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "truncated",
+        "header only",
+        "empty",
+        "garbage",
+        "no description",
+        "other keys",
+        "no config",
+        "other config",
+        "impossible config",
+        "config of another kind",
+    ],
+)
+def test_damaged_checkpoints_are_one_error_that_names_the_file(backbone, tmp_path, kind):
+    path = tmp_path / "damaged.safetensors"
+    damage(path, backbone, kind)
+    with pytest.raises(ValueError, match=r"checkpoint .*damaged\.safetensors"):
+        load_backbone(path)
+
+
+def test_missing_and_mismatched_checkpoints_name_the_file(backbone, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors does not exist"):
+        load_backbone(tmp_path / "nowhere.safetensors")
+    path = tmp_path / "tiny.safetensors"
+    save_backbone(path, backbone)
+    with pytest.raises(ValueError, match=r"tiny\.safetensors has depth 8, but depth 20"):
+        load_backbone(path, depth=20)
+    with pytest.raises(ValueError, match=r"tiny\.safetensors has num_classes 10, but num_classes 100"):
+        load_backbone(path, num_classes=100)
+
+
+def test_failed_writes_leave_the_old_file(backbone, tmp_path, monkeypatch):
+    path = tmp_path / "tiny.safetensors"
+    save_backbone(path, backbone)
+    before = path.read_bytes()
+
+    def broken(tensors, file, metadata):
+        file.write_bytes(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", broken)
+    with pytest.raises(OSError, match="no space"):
+        save_backbone(path, backbone)
+    assert path.read_bytes() == before
+
+
+def test_write_atomically_replaces_and_leaves_no_other_file(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "x.json"
+    write_atomically(path, "old")
+    write_atomically(path, b"new")
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+    def crash(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, "newer")
+    assert path.read_text() == "new"

@@ -1,0 +1,146 @@
+"""Statistics of result lines, on hand cases and against scipy."""
+
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from agents.statistics import accuracy_at_cost, bootstrap_interval, interquartile_mean, pareto_front, summarise
+
+
+def line(method: str, budget: float, accuracy: float, cost: float | None = None, seed: int = 0, **others) -> dict:
+    paper = budget if cost is None else cost
+    costs = {"cost": paper, "total_cost": 0.1 + 0.9 * paper, "bitops": 1e9 * paper}
+    setting = {"dataset": "digits", "depth": 14, "bitwidths": [0, 2, 4, 8]}
+    return {"method": method, "budget": budget, "seed": seed, "accuracy": accuracy, **costs, **setting, **others}
+
+
+def test_interquartile_mean_drops_a_quarter_at_each_end():
+    assert interquartile_mean([100, 2, 4, -100]) == 3
+    assert interquartile_mean([0, 1, 2, 3, 4, 5, 6, 1000]) == pytest.approx(3.5)
+    assert interquartile_mean([1, 2, 6]) == 3  # too few to drop any
+    assert interquartile_mean([7]) == 7
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 10, 101])
+def test_interquartile_mean_equals_scipy(count):
+    values = np.random.default_rng(count).normal(size=count)
+    assert interquartile_mean(values) == pytest.approx(stats.trim_mean(values, 0.25))
+
+
+@pytest.mark.parametrize("function", [interquartile_mean, bootstrap_interval])
+def test_no_values_is_an_error(function):
+    with pytest.raises(ValueError, match="no values"):
+        function([])
+
+
+def test_interval_contains_the_mean_and_repeats():
+    values = np.random.default_rng(0).normal(size=9)
+    low, high = bootstrap_interval(values)
+    assert low < interquartile_mean(values) < high
+    assert values.min() <= low
+    assert high <= values.max()
+    assert (low, high) == bootstrap_interval(values)
+
+
+def test_interval_of_one_value_and_of_equal_values_has_no_width():
+    assert bootstrap_interval([0.25]) == (0.25, 0.25)
+    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_interval_widens_with_confidence():
+    values = np.arange(20.0)
+    inner, outer = bootstrap_interval(values, 0.5), bootstrap_interval(values, 0.99)
+    assert outer[0] < inner[0] < inner[1] < outer[1]
+    with pytest.raises(ValueError, match="confidence 95 is not in"):
+        bootstrap_interval(values, 95)
+
+
+def test_interval_equals_scipy():
+    values = np.random.default_rng(1).normal(size=12)
+    theirs = stats.bootstrap(
+        (values,),
+        lambda x, axis: stats.trim_mean(x, 0.25, axis=axis),
+        method="percentile",
+        n_resamples=20_000,
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    assert bootstrap_interval(values) == pytest.approx((theirs.low, theirs.high), abs=0.03)
+
+
+def test_pareto_front_by_hand():
+    costs = [0.5, 0.1, 0.3, 0.3, 1.0, 0.5]
+    accuracies = [0.9, 0.6, 0.8, 0.7, 0.85, 0.9]
+    assert pareto_front(costs, accuracies).tolist() == [1, 2, 0]
+    assert pareto_front([], []).tolist() == []
+
+
+def test_pareto_front_equals_the_definition():
+    points = np.random.default_rng(0).integers(12, size=(60, 2))
+    points = np.unique(points, axis=0)
+
+    def dominated(p: np.ndarray) -> bool:
+        no_worse = (points[:, 0] <= p[0]) & (points[:, 1] >= p[1])
+        return bool((no_worse & (points != p).any(1)).any())
+
+    expected = [i for i in np.argsort(points[:, 0], kind="stable") if not dominated(points[i])]
+    assert pareto_front(points[:, 0], points[:, 1]).tolist() == expected
+
+
+def test_accuracy_at_cost_is_linear_between_averaged_points():
+    costs, accuracies = [1.0, 0.5, 0.5], [0.9, 0.6, 0.8]
+    assert accuracy_at_cost(costs, accuracies, 0.5) == pytest.approx(0.7)
+    assert accuracy_at_cost(costs, accuracies, 0.75) == pytest.approx(0.8)
+    assert accuracy_at_cost(costs, accuracies, 1 + 1e-9) == pytest.approx(0.9)  # rounding is not beyond the range
+    assert math.isnan(accuracy_at_cost(costs, accuracies, 0.49))
+    assert math.isnan(accuracy_at_cost(costs, accuracies, 1.01))
+    assert math.isnan(accuracy_at_cost([], [], 0.5))
+
+
+def test_summary_of_one_method_over_seeds():
+    lines = [line("ppo", 0.5, accuracy, cost, seed) for seed, (accuracy, cost) in enumerate([(0.8, 0.4), (0.9, 0.6)])]
+    (row,) = summarise(lines)
+    assert (row.method, row.budget, row.runs) == ("ppo", 0.5, 2)
+    assert row.accuracy == pytest.approx(0.85)
+    assert (row.accuracy_low, row.accuracy_high) == pytest.approx((0.8, 0.9))
+    assert (row.cost, row.total_cost, row.bitops) == pytest.approx((0.5, 0.55, 5e8))
+    assert math.isnan(row.over_static)
+    assert math.isnan(row.over_random_high)
+
+
+def test_summary_compares_each_run_at_its_own_cost():
+    static = [line("static", budget, budget, seed=seed) for budget in (0.2, 1.0) for seed in (0, 1)]
+    noisy = [line("random", 0.2, 0.0), line("random", 0.2, 0.2, seed=1), line("random", 1.0, 0.9)]
+    learned = [line("dfs", 0.5, 0.5, 0.4), line("dfs", 0.5, 0.8, 0.6, seed=1)]
+    rows = {(row.method, row.budget): row for row in summarise([*learned, *static, *noisy])}
+    row = rows["dfs", 0.5]
+    assert row.over_static == pytest.approx((0.1 + 0.2) / 2)
+    assert (row.over_static_low, row.over_static_high) == pytest.approx((0.1, 0.2))
+    assert row.over_random == pytest.approx((0.5 - 0.3 + 0.8 - 0.5) / 2)
+    assert rows["static", 0.2].over_static == pytest.approx(0)
+    assert list(rows) == sorted(rows)
+
+
+def test_summary_leaves_out_runs_beyond_the_baseline():
+    static = [line("static", 0.2, 0.5), line("static", 0.4, 0.7)]
+    inside, outside = line("dfs", 0.4, 0.8, 0.3), line("dfs", 0.4, 0.9, 0.45, seed=1)
+    row = summarise([*static, inside, outside])[0]
+    assert (row.runs, row.over_static, row.over_static_low) == pytest.approx((2, 0.2, 0.2))
+
+
+@pytest.mark.parametrize(("key", "other"), [("dataset", "cifar10"), ("depth", 20), ("bitwidths", [0, 8])])
+def test_summary_refuses_to_mix_settings(key, other):
+    with pytest.raises(ValueError, match=f"differ in {key}"):
+        summarise([line("a", 0.5, 0.5), {**line("a", 0.5, 0.5), key: other}])
+
+
+def test_summary_of_nothing_and_independence_of_order():
+    assert summarise([]) == []
+    lines = [line(method, 0.5, 0.1 * seed, seed=seed) for method in ("a", "b") for seed in range(3)]
+    forward, backward = ([asdict(row) for row in summarise(part)] for part in (lines, lines[::-1]))
+    for one, other in zip(forward, backward, strict=True):
+        for key in ("method", "budget", "runs"):
+            assert one.pop(key) == other.pop(key)
+        np.testing.assert_allclose(list(one.values()), list(other.values()), atol=0.01)
