@@ -76,7 +76,7 @@ def evaluate(
                 observation = process.observe(state).cpu().numpy()
                 action, memory = policy.predict(observation, memory, starts, deterministic=True)
                 taken.append(torch.as_tensor(action, device=process.device))
-                state = process.transition(state, taken[-1])
+                state = process.transition(state, taken[-1], in_place=True)
             logits, labels = process.logits(state), images.labels[rows].to(process.device)
         routes.append(torch.stack(taken, 1))
         correct.append(logits.argmax(1) == labels)

@@ -93,7 +93,8 @@ class RandomPolicy:
     macs_per_image = 0.0
 
     def __init__(self, probabilities: Tensor, seed: int) -> None:
-        self.probabilities, self.seed = probabilities.double().cpu(), seed
+        self.seed = seed
+        self.probabilities = probabilities.double().cpu() / probabilities.double().sum().cpu()  # to the last bit
 
     def predict(
         self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False

@@ -70,20 +70,3 @@ def _unroll(process: SkippingProcess, gate: nn.Module, images: Tensor, budget: f
         entropies=torch.stack(entropies, 1),
         routes=torch.stack(routes, 1),
     )
-
-
-class DualAscent:
-    """A price on cost that rises while the mean cost is above the budget and falls while it is below.
-
-    Multiplicative (exponentiated) dual ascent: price <- price * exp(rate * (cost / budget - 1)). Its fixed point is the
-    Lagrange multiplier of the constraint that the mean cost equals the budget.
-    """
-
-    def __init__(self, budget: float, price: float, rate: float) -> None:
-        self.budget, self.price, self.rate = budget, price, rate
-
-    def update(self, cost: float) -> float:
-        """Move the price by one step, given the mean cost of a batch, and return it."""
-        excess = min(cost / self.budget - 1, 3.0)  # so that the first, dear batches do not overshoot
-        self.price = min(max(self.price * float(torch.tensor(self.rate * excess).exp()), 1e-4), 1e3)
-        return self.price

@@ -12,7 +12,7 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,7 @@ class BackboneTrainer:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
+            "config": asdict(self.config),
         }
         torch.save(state, temporary)
         os.replace(temporary, self.state_file)
@@ -218,6 +219,8 @@ class BackboneTrainer:
     def _restore(self) -> None:
         try:
             state = torch.load(self.state_file, weights_only=True)
+            if state["config"] != asdict(self.config):
+                raise ValueError(f"it was trained under {state['config']}")
             self.backbone.load_state_dict(state["backbone"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])

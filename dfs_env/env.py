@@ -58,8 +58,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     | 1 | cost spent so far, in [0, 1] |
     | 1 | budget, in (0, 1] |
 
-    The summary is `observation`: "pooled" (channel means, S = 1), "statistics" (means and standard deviations, S = 2) or
-    "position" (nothing of the image, S = 0).
+    The summary is `observation`: "pooled" (channel means, S = 1), "statistics" (means and standard deviations, S = 2)
+    or "position" (nothing of the image, S = 0).
 
     ## Rewards
     The sum of the components of `reward` (see `dfs_env.rewards`). By default 1 for a right answer, minus 10 times what
@@ -187,7 +187,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         actions = self._checked_actions(actions)
         self._route[:, state.layer] = actions
         with torch.no_grad():
-            self._state = self.process.transition(state, torch.from_numpy(actions).to(self.process.device))
+            action = torch.from_numpy(actions).to(self.process.device)
+            self._state = self.process.transition(state, action, in_place=True)
             rewards, info = self._outcome(state, self._state)
         observation = self._observation()
         if not self.episode_over:

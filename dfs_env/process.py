@@ -13,7 +13,7 @@ from backbone.cost import cost_table
 from backbone.names import resolve
 from backbone.quantization import check_bitwidths
 
-CHUNK = 128
+CHUNK = 64
 """Images that a block runs on at once; larger chunks leave the processor's cache and run slower."""
 
 OBSERVATION_BOUND = 10.0
@@ -96,7 +96,8 @@ class SkippingProcess:
 
     def initial(self, images: Tensor, budget: float | Tensor = 1.0) -> State:
         """Run the stem on normalised images [B, 3, H, W]; `budget` is one number or [B]."""
-        features = torch.cat([self.backbone.stem(chunk, self.widest) for chunk in images.split(CHUNK)])
+        chunks = images.split(len(images) if torch.is_grad_enabled() else CHUNK)
+        features = torch.cat([self.backbone.stem(chunk, self.widest) for chunk in chunks])
         cost = features.new_zeros(len(images))
         return State(features, 0, cost, torch.as_tensor(budget, dtype=cost.dtype, device=cost.device).expand(len(cost)))
 
@@ -104,15 +105,16 @@ class SkippingProcess:
         """Whether every block is decided."""
         return state.layer == self.num_layers
 
-    def transition(self, state: State, action: Tensor) -> State:
+    def transition(self, state: State, action: Tensor, in_place: bool = False) -> State:
         """Run the current block on each image at its own bitwidth.
 
         Images are grouped by action [B] (int64, in [0, A)) and each group is run once; an image that skips is not
-        touched.
+        touched. `in_place` may overwrite the features of `state`, which must not be used again: images that skip are
+        then not even copied, and no new memory is asked for. It has no effect while gradients are enabled.
         """
         if self.terminal(state):
             raise ValueError("every block is decided already: this state is terminal")
-        features = self._grouped(state, action)
+        features = self._grouped(state, action, in_place)
         cost = state.cost + self.cost.paper[state.layer, action]
         return replace(state, features=features, layer=state.layer + 1, cost=cost)
 
@@ -170,7 +172,7 @@ class SkippingProcess:
         """Logits [B, num_classes] of normalised images on the given routes [B, L] of actions."""
         state = self.initial(images)
         for layer in range(self.num_layers):
-            state = self.transition(state, routes[:, layer])
+            state = self.transition(state, routes[:, layer], in_place=True)
         return self.logits(state)
 
     def calibrate(self, images: Tensor, generator: torch.Generator) -> None:
@@ -187,17 +189,25 @@ class SkippingProcess:
                     action = torch.randint(self.num_actions, (len(images),), generator=generator)
                     state = self.transition(state, action.to(self.device))
 
-    def _grouped(self, state: State, action: Tensor) -> Tensor:
+    def _grouped(self, state: State, action: Tensor, in_place: bool) -> Tensor:
         order = action.argsort(stable=True)
         counts = torch.bincount(action, minlength=self.num_actions).tolist()
         chosen = [index for index, count in enumerate(counts) if count]
+        reuse = in_place and not torch.is_grad_enabled() and self._skip_is_identity(state)
         if len(chosen) == 1:
-            return self._run(state.layer, state.features, self.bitwidths[chosen[0]])
+            bits = self.bitwidths[chosen[0]]
+            if not reuse or len(action) <= CHUNK:
+                return self._run(state.layer, state.features, bits)
+            for part in state.features.split(CHUNK) if bits else ():
+                part.copy_(self._run(state.layer, part, bits))
+            return state.features
         groups = order.split([counts[index] for index in chosen])
         if torch.is_grad_enabled():
             return self._grouped_differentiably(state, chosen, groups, order)
-        features: Tensor | None = None
+        features: Tensor | None = state.features if reuse else None
         for index, rows in zip(chosen, groups, strict=True):
+            if reuse and not self.bitwidths[index]:
+                continue
             for chunk in rows.split(CHUNK):
                 outcome = self._run(state.layer, _take(state.features, chunk), self.bitwidths[index])
                 if features is None:
@@ -205,6 +215,11 @@ class SkippingProcess:
                 features.permute(0, 2, 3, 1).index_copy_(0, chunk, outcome.permute(0, 2, 3, 1))
         assert features is not None
         return features
+
+    def _skip_is_identity(self, state: State) -> bool:
+        """Whether skipping the current block leaves features as they are; the block keeps their shape, too, then."""
+        nothing = state.features[:0]
+        return self.backbone.blocks[state.layer].skip(nothing, self.widest) is nothing
 
     def _grouped_differentiably(
         self, state: State, chosen: list[int], groups: tuple[Tensor, ...], order: Tensor
@@ -219,7 +234,7 @@ class SkippingProcess:
 
     def _run(self, layer: int, x: Tensor, bits: int) -> Tensor:
         block = self.backbone.blocks[layer]
-        if len(x) > CHUNK:
+        if len(x) > CHUNK and not torch.is_grad_enabled():  # norms in training need the whole group
             return torch.cat([self._run(layer, chunk, bits) for chunk in x.split(CHUNK)])
         return block(x, bits, self.widest) if bits else block.skip(x, self.widest)
 

@@ -1,6 +1,7 @@
 """Measure how fast this project runs on this machine, on untrained networks and random images.
 
     python -m scripts.bench env --depth 38
+    python -m scripts.bench ppo --depth 38
 
 A case's figure is the median of several repeats. The cases take turns, because a machine's speed drifts; the ratios
 between them are the figures to trust.
@@ -23,11 +24,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from backbone.data import Dataset, Split
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env.env import DFSVectorEnv
 from dfs_env.process import CHUNK, SkippingProcess
-from dfs_env.task import Task
+from scripts.bench_ppo import Ppo, noise_task
 
 BITWIDTHS = {2: (0, 32), 4: (0, 8, 16, 32), 7: (0, 8, 10, 12, 14, 16, 32)}
 """By number of options: SkipNet's, those of DFS's figures, those of DFS's code."""
@@ -55,9 +55,7 @@ class Env:
 
     def run(self) -> None:
         """Measure and print."""
-        memory = {
-            name: memory_of(self, name) for name in CASES
-        }  # first: a child's peak is never below its parent's size
+        memory = {name: memory_of(self, name) for name in CASES}  # first: a child's peak starts at its parent's size
         report(self, interleaved(setup(self), self.repeats), memory)
 
 
@@ -86,14 +84,13 @@ def setup(args: Env) -> Setup:
     torch.manual_seed(0)
     process = SkippingProcess(ResNet(ResNetConfig(args.depth, bitwidths=BITWIDTHS[args.options])).eval())
     process.backbone.requires_grad_(False)
-    pixels = torch.randint(256, (args.batch_size, 3, 32, 32), dtype=torch.uint8)
-    split = Split(pixels, torch.arange(args.batch_size) % 10)
-    dataset = Dataset("noise", 10, (0.5,) * 3, (0.25,) * 3, split, split, split, flip=True, pad=4)
-    env = DFSVectorEnv(Task(process, dataset), args.batch_size, autoreset_mode="SameStep")
+    task = noise_task(process, args.batch_size)
+    env = DFSVectorEnv(task, args.batch_size, autoreset_mode="SameStep")
     env.reset(seed=0)
     shape = args.batch_size, process.num_layers
     half = torch.where(torch.rand(shape) < 0.5, 0, process.num_actions - 1)
-    return Setup(process, env, dataset.normalize(pixels), half, torch.randint(process.num_actions, shape))
+    images = task.dataset.normalize(task.dataset.train.images)
+    return Setup(process, env, images, half, torch.randint(process.num_actions, shape))
 
 
 def bare(s: Setup, chunk: int) -> None:
@@ -206,7 +203,7 @@ def report(args: Env, seconds: dict[str, list[float]], memory: dict[str, tuple[f
         )
 
 
-COMMANDS: dict[str, Callable[..., Env]] = {"env": Env}
+COMMANDS: dict[str, Callable[..., Env | Ppo]] = {"env": Env, "ppo": Ppo}
 """Each measurement is a dataclass of its options with a method `run`."""
 
 

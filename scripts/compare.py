@@ -33,11 +33,11 @@ class Compare:
 
     methods: tuple[str, ...] = tuple(method_names())
     """Names of methods."""
-    budgets: tuple[float, ...] = (0.02, 0.04, 0.08)
+    budgets: tuple[float, ...] = (0.02, 0.03, 0.05)
     """Budgets, as fractions of full execution."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
-    baseline_budgets: tuple[float, ...] = (0.01, 0.0625, 0.15, 0.25, 0.5, 1.0)
+    baseline_budgets: tuple[float, ...] = (0.0105, 0.0209, 0.0417, 0.0625, 0.25, 1.0)
     """Further budgets for the baselines, which every other run is compared with at its own cost."""
     num_images: int | None = None
     """Images shown to each learner; by default what the methods say."""

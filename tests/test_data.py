@@ -37,7 +37,9 @@ def random_split(count: int, seed: int = 0) -> Split:
 
 
 def make_dataset(folder: Path) -> Dataset:
-    return Dataset(str(folder), 10, (0.5,) * 3, (0.25,) * 3, random_split(6), random_split(4), random_split(2), False, 2)
+    return Dataset(
+        str(folder), 10, (0.5,) * 3, (0.25,) * 3, random_split(6), random_split(4), random_split(2), False, 2
+    )
 
 
 # --- splits, names and folders

@@ -33,7 +33,7 @@ class MethodConfig:
 
     budget: float = 0.04
     """Mean cost to stay within, as a fraction of full execution (paper cost)."""
-    num_images: int = 60_000
+    num_images: int = 30_000
     """Images shown to the learner, repetitions counted."""
     seed: int = 0
     """Seed of everything random."""

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from agents.dual import DualAscent
 from agents.gates import make_gate
 from agents.learning import BackboneLearner, image_stream, train_gate
 from agents.methods import MethodConfig
 from agents.policies import GatePolicy, Policy
 from agents.recorder import Recorder
-from agents.rollouts import DualAscent, sampled_rollout, straight_through_rollout
+from agents.rollouts import sampled_rollout, straight_through_rollout
 from dfs_env.task import Task
 
 
@@ -33,23 +34,26 @@ class Config(MethodConfig):
 
     gate: str = "recurrent"
     """"recurrent" (SkipNet's RNNGate), "feedforward", or "module:Class"."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Images per update."""
-    lr: float = 3e-3
+    lr: float = 1e-2
     """Learning rate of the gate (Adam)."""
-    pretraining: float = 0.15
+    pretraining: float = 0.1
     """Share of the images for supervised pre-training."""
     alpha: float | None = None
     """Fixed price of cost (published: 0.1); None finds the price at which the mean cost meets the budget."""
-    price_rate: float = 0.05
+    price_rate: float = 0.03
     """Step size of that search (dual ascent)."""
+    price_anneal: float = 0.1
+    """Share of training in which the search's target falls from the first cost to the budget."""
     rl_weight: float = 1.0
     """Weight of the REINFORCE loss. It matters beside cross-entropy in SkipNet's single optimizer (published: 0.01);
     gate and backbone have their own optimizers here."""
     baseline: bool = True
     """Whether to subtract the batch's mean reward-to-go at each block. SkipNet subtracts nothing."""
-    ent_coef: float = 0.01
-    """Weight of an entropy bonus. SkipNet has none."""
+    ent_coef: float = 0.1
+    """First weight of an entropy bonus, which falls linearly to 0: decisions are greedy in the end. SkipNet has
+    none."""
     cotrain: bool = False
     """Whether hybrid RL trains the backbone too, along the executed routes."""
     backbone_lr: float = 3e-3
@@ -75,7 +79,10 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     recorder.watch(policy.gate, *([process.backbone] if config.cotrain else []))
     optimizer = torch.optim.Adam(policy.gate.parameters(), lr=config.lr)
     stream = image_stream(task, config.batch_size, config.seed)
-    dual = DualAscent(config.budget, price=1.0 if config.alpha is None else config.alpha, rate=config.price_rate)
+    dual = DualAscent(
+        config.budget, config.price_rate, config.price_anneal, price=1.0 if config.alpha is None else config.alpha
+    )
+    start = int(config.pretraining * config.num_images)
 
     def pretraining_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         rollout = straight_through_rollout(process, policy.gate, images, config.budget)
@@ -89,18 +96,18 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         reinforce = -(advantages * rollout.log_probabilities).sum(1).mean()
         entropy = rollout.entropies.mean()
         cost = float(rollout.cost.detach().mean())
+        progress = (recorder.seen - start) / (config.num_images - start)
         if config.alpha is None:
-            dual.update(cost)
+            dual.update(cost, progress)
         scalars = {
             "cost": cost,
             "price": dual.price,
             "entropy": float(entropy.detach()),
             "cross_entropy": float(losses.detach().mean()),
         }
-        return losses.mean() + config.rl_weight * reinforce - config.ent_coef * entropy, scalars
+        return losses.mean() + config.rl_weight * reinforce - config.ent_coef * (1 - progress) * entropy, scalars
 
-    until = int(config.pretraining * config.num_images)
-    train_gate(policy, pretraining_loss, stream, optimizer, recorder, until)
+    train_gate(policy, pretraining_loss, stream, optimizer, recorder, start)
     backbone = BackboneLearner(process.backbone, config.backbone_lr) if config.cotrain else None
     train_gate(policy, hybrid_loss, stream, optimizer, recorder, config.num_images, backbone)
     recorder.restore_best()

@@ -15,11 +15,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch.nn import functional as F
 
+from agents.dual import DualAscent
 from agents.learning import BackboneLearner
 from agents.methods import MethodConfig
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.rollouts import DualAscent
 from agents.sb3 import SB3Policy, SB3VecEnv
 from dfs_env.env import DFSVectorEnv
 from dfs_env.task import Task
@@ -49,6 +49,8 @@ class Config(MethodConfig):
     """Weight of the entropy bonus."""
     price_rate: float = 0.05
     """Step size of the search for the price (dual ascent)."""
+    price_anneal: float = 0.1
+    """Share of training in which the search's target falls from the first cost to the budget."""
     cotrain: bool = False
     """Whether the backbone learns too, by cross-entropy on the routes that the policy took."""
     backbone_lr: float = 3e-3
@@ -61,7 +63,7 @@ class _Rollouts(BaseCallback):
     def __init__(self, config: Config, recorder: Recorder, env: DFSVectorEnv) -> None:
         super().__init__()
         self.config, self.recorder, self.env = config, recorder, env
-        self.dual = DualAscent(config.budget, price=1.0, rate=config.price_rate)
+        self.dual = DualAscent(config.budget, config.price_rate, config.price_anneal)
         env.price = self.dual.price
         self.backbone = BackboneLearner(env.process.backbone, config.backbone_lr) if config.cotrain else None
         self.ends: list[dict[str, Any]] = []
@@ -74,7 +76,7 @@ class _Rollouts(BaseCallback):
         ends, self.ends = self.ends, []
         cost = float(np.mean([end["cost"] for end in ends]))
         if self.config.reward == "priced":
-            self.env.price = self.dual.update(cost)
+            self.env.price = self.dual.update(cost, self.recorder.seen / self.config.num_images)
         scalars = {"cost": cost, "price": self.env.price}
         scalars["accuracy"] = float(np.mean([end["correct"] for end in ends]))
         scalars["cross_entropy"] = float(np.mean([end["loss"] for end in ends]))

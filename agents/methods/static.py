@@ -29,7 +29,7 @@ class Config(MethodConfig):
 
     is_baseline: ClassVar[bool] = True
 
-    search_images: int = 1000
+    search_images: int = 512
     """Training images on which assignments are compared; each trial of an assignment shows them all."""
 
 

@@ -4,8 +4,8 @@ The paper's three steps: (1) the backbone is trained, here by `scripts.pretrain`
 is trained to full execution; (3) gate and backbone are trained at the budget, jointly (`cotrain`) or the gate alone.
 The loss is
 
-    cross-entropy + s * cost_weight * mean cost,    s = -1 while the batch's mean cost is at or below the budget, else
-    +1.
+    cross-entropy + s * cost_weight * mean cost / budget,    s = -1 while the batch's mean cost is at or below the
+    budget, else +1.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Config(MethodConfig):
     lr: float = 3e-3
     """Learning rate of the gate (Adam)."""
     cost_weight: float = 1.0
-    """Weight of the mean cost. The published alpha of 1e-5 sums over 128 images and 35 blocks, which is 0.045 here; it
-    needs the published 64,000 iterations to move the gate."""
+    """Weight of the mean cost, relative to the budget. The published alpha of 1e-5 multiplies a sum over 128 images and
+    35 blocks, which is 0.045 times the budget here, and relies on 64,000 iterations."""
     warmup: float = 0.15
     """Share of the images for step 2, training to full execution."""
     cotrain: bool = False
@@ -54,7 +54,7 @@ class Config(MethodConfig):
 def budget_loss(logits: Tensor, labels: Tensor, cost: Tensor, budget: float, weight: float) -> Tensor:
     """DFS's loss for logits [B, K], labels [B] and costs [B]; the sign comes from the batch's mean cost."""
     sign = -1.0 if float(cost.detach().mean()) <= budget else 1.0
-    return F.cross_entropy(logits, labels) + sign * weight * cost.mean()
+    return F.cross_entropy(logits, labels) + sign * weight * cost.mean() / budget
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:

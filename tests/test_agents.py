@@ -1,0 +1,214 @@
+"""Gates, policies, evaluation, the SB3 adapter, the recorder: properties on the tiny task."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.vec_env import VecMonitor
+
+from agents.dual import DualAscent
+from agents.evaluation import evaluate
+from agents.gates import GATES, make_gate, position
+from agents.methods.random import cost_matched_distribution
+from agents.policies import AssignmentPolicy, GatePolicy, RandomPolicy, load_policy
+from agents.recorder import Recorder
+from agents.rollouts import sampled_rollout, straight_through_rollout
+from agents.sb3 import SB3VecEnv
+from backbone.training import TrainingDivergedError
+from dfs_env import DFSVectorEnv
+
+
+def make_policy(name, process, seed=0):
+    torch.manual_seed(seed)
+    return GatePolicy(make_gate(name, process), name, process)
+
+
+@pytest.mark.parametrize("name", sorted(GATES))
+def test_a_gate_scores_every_action_and_an_image_apart_from_its_mates(name, process, images):
+    gate = make_gate(name, process)
+    state, hidden = process.initial(images), None
+    alone, alone_hidden = process.initial(images[3:4]), None
+    for layer in range(process.num_layers):
+        observation = process.observe(state)
+        assert position(observation, process.num_layers) == layer
+        scores, hidden = gate(observation, hidden)
+        single, alone_hidden = gate(process.observe(alone), alone_hidden)
+        assert scores.shape == (len(images), process.num_actions)
+        torch.testing.assert_close(scores[3:4], single, atol=1e-5, rtol=1e-4)
+        action = scores.argmax(1)
+        state, alone = process.transition(state, action), process.transition(alone, action[3:4])
+
+
+def test_the_recurrent_gates_macs_by_hand(process):
+    policy = make_policy("recurrent", process)
+    d, layers, actions = process.observation_dim, process.num_layers, process.num_actions
+    assert policy.macs_per_image == layers * (10 * d + 4 * 10 * (10 + 10) + 10 * actions)
+
+
+def test_evaluation_visits_every_image_once_and_is_the_same_twice_and_at_any_batch_size(task):
+    policy = make_policy("recurrent", task.process)
+    first, again, small = (evaluate(policy, task, "train", batch_size=b) for b in (256, 256, 5))
+    assert len(first.routes) == len(first.correct) == len(task.dataset.train)
+    for other in (again, small):
+        assert torch.equal(first.routes, other.routes)
+        assert first.histogram == other.histogram
+        assert (first.accuracy, first.cost) == (other.accuracy, other.cost)
+        assert first.loss == pytest.approx(other.loss, rel=1e-6)
+
+
+def test_evaluation_equals_playing_the_environment(task):
+    policy = make_policy("recurrent", task.process, seed=3)
+    env = DFSVectorEnv(task, len(task.dataset.test), split="test", autoreset_mode="Disabled", budget=0.5)
+    observation, _ = env.reset(options={"indices": np.arange(len(task.dataset.test))})
+    state, done = None, False
+    while not done:
+        action, state = policy.predict(observation, state, deterministic=True)
+        observation, _, terminated, _, info = env.step(action)
+        done = terminated[0]
+    found = evaluate(policy, task, "test", budget=0.5)
+    assert found.accuracy == pytest.approx(info["correct"].mean())
+    assert found.cost == pytest.approx(info["cost"].mean())
+    assert found.loss == pytest.approx(info["loss"].mean(), rel=1e-5)
+    assert np.array_equal(found.routes.numpy(), info["route"])
+
+
+def test_the_cost_of_full_execution_is_one_and_of_skipping_everything_is_what_is_always_on(task):
+    layers, actions = task.process.num_layers, task.process.num_actions
+    full = evaluate(AssignmentPolicy(torch.full((layers,), actions - 1)), task)
+    none = evaluate(AssignmentPolicy(torch.zeros(layers)), task)
+    assert (full.cost, full.total_cost) == pytest.approx((1.0, 1.0), abs=1e-6)
+    assert full.bitops == pytest.approx(task.process.cost.full_bitops)
+    assert (none.cost, none.total_cost) == pytest.approx((0.0, task.process.cost.total_always_on), abs=1e-6)
+
+
+def test_a_gates_own_work_is_in_the_total_cost_and_not_in_the_paper_cost(task):
+    policy = make_policy("feedforward", task.process)
+    found = evaluate(policy, task)
+    paper, total = task.process.cost.route_cost(found.routes)
+    assert found.cost == pytest.approx(float(paper.mean()))
+    gate = policy.macs_per_image * 32 * 32 / task.process.cost.full_bitops
+    assert found.total_cost == pytest.approx(float(total.mean()) + gate)
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "feedforward", "assignment", "random"])
+def test_a_policy_that_is_saved_and_loaded_decides_the_same(kind, task, tmp_path):
+    process = task.process
+    if kind == "assignment":
+        policy = AssignmentPolicy(torch.tensor([1, 0, 3]))
+    elif kind == "random":
+        policy = RandomPolicy(torch.tensor([0.1, 0.2, 0.3, 0.4]), seed=7)
+    else:
+        policy = make_policy(kind, process)
+    policy.save(tmp_path)
+    loaded = load_policy(tmp_path, process)
+    assert torch.equal(evaluate(policy, task).routes, evaluate(loaded, task).routes)
+
+
+def test_a_damaged_policy_is_named(process, tmp_path):
+    with pytest.raises(FileNotFoundError, match="policy"):
+        load_policy(tmp_path, process)
+    (tmp_path / "policy.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"policy\.safetensors.*damaged"):
+        load_policy(tmp_path, process)
+
+
+@pytest.mark.parametrize("budget", [0.001, 0.01, 0.3, 0.9, 1.0])
+def test_the_random_baselines_distribution_costs_the_budget(budget, process):
+    costs = process.cost.paper.sum(0)
+    p = cost_matched_distribution(costs, budget)
+    assert float(p @ costs.double()) == pytest.approx(budget, rel=1e-3)
+    assert float(p.sum()) == pytest.approx(1)
+    assert (p >= 0).all()
+
+
+def test_dual_ascent_settles_where_the_cost_meets_the_budget():
+    dual = DualAscent(0.2, rate=0.1)
+    for step in range(500):
+        cost = 1 / (1 + dual.price)  # any decreasing response
+        dual.update(cost, step / 500)
+    assert cost == pytest.approx(0.2, rel=0.01)
+
+
+def test_rollouts_report_the_route_they_took(process, images):
+    gate = make_gate("recurrent", process)
+    for rollout in (straight_through_rollout(process, gate, images, 0.5), sampled_rollout(process, gate, images, 0.5)):
+        paper, _ = process.cost.route_cost(rollout.routes)
+        torch.testing.assert_close(rollout.cost, paper)
+        torch.testing.assert_close(rollout.step_costs.sum(1), paper)
+        torch.testing.assert_close(rollout.logits, process.run(images, rollout.routes), atol=1e-5, rtol=1e-4)
+
+
+def test_the_supervised_gradient_of_a_sampled_route_reaches_only_the_executed_path(process, images):
+    process.backbone.requires_grad_(True)
+    torch.manual_seed(0)
+    gate = make_gate("recurrent", process)
+    rollout = sampled_rollout(process, gate, images[:1], 0.5)
+    rollout.logits.sum().backward()
+    assert all(parameter.grad is None for parameter in gate.parameters())
+    for layer, action in enumerate(rollout.routes[0].tolist()):
+        block = process.backbone.blocks[layer]
+        executed = {str(process.bitwidths[action])} - {"0"}
+        touched = {bits for bits, norm in block.conv1.norms.items() if norm.weight.grad is not None}
+        assert touched == executed
+
+
+def test_the_straight_through_gate_gets_a_gradient_from_the_loss(process, images):
+    gate = make_gate("recurrent", process)
+    straight_through_rollout(process, gate, images, 0.5).logits.square().sum().backward()
+    assert all(float(p.grad.abs().sum()) > 0 for p in gate.score.parameters())
+
+
+def test_sb3_sees_whole_episodes(task):
+    env = SB3VecEnv(DFSVectorEnv(task, 4, reward="accuracy_minus_cost", autoreset_mode="SameStep"))
+    env.seed(0)
+    env.reset()
+    assert [info["index"] for info in env.reset_infos] == list(env.env._rows)
+    returns = np.zeros(4)
+    for layer in range(task.process.num_layers):
+        observation, rewards, dones, infos = env.step(np.full(4, layer % 4))
+        returns += rewards
+    assert dones.all()
+    for i, info in enumerate(infos):
+        assert info["episode"]["r"] == pytest.approx(returns[i], rel=1e-5)
+        assert info["episode"]["l"] == task.process.num_layers
+        assert info["terminal_observation"].shape == observation[i].shape
+        assert not np.array_equal(info["terminal_observation"], observation[i])
+        assert info["TimeLimit.truncated"] is False
+    assert env.env_is_wrapped(VecMonitor) == [False] * 4
+    assert env.get_attr("budget", [0, 2]) == [1.0, 1.0]
+    env.set_attr("price", 3.0)
+    assert env.env.price == 3.0
+
+
+def test_sb3_needs_the_autoreset_mode_it_expects(task):
+    with pytest.raises(ValueError, match="SameStep"):
+        SB3VecEnv(DFSVectorEnv(task, 2))
+
+
+def test_the_recorder_keeps_the_most_accurate_policy_within_the_budget(task, tmp_path):
+    recorder = Recorder(task, budget=0.3, num_images=100, folder=tmp_path)
+    gate = torch.nn.Linear(1, 1)
+    recorder.watch(gate)
+    layers = task.process.num_layers
+    for action in (3, 2, 0):
+        torch.nn.init.constant_(gate.weight, action)
+        recorder.consider(AssignmentPolicy(torch.full((layers,), action)))
+    affordable = {a: evaluate(AssignmentPolicy(torch.full((layers,), a)), task).accuracy for a in (2, 0)}
+    recorder.restore_best()
+    assert affordable[int(gate.weight)] == max(affordable.values())
+    recorder.close()
+    assert (tmp_path / "progress.csv").is_file()
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_names_what_is_kept(task, tmp_path):
+    recorder = Recorder(task, budget=0.3, num_images=100, folder=tmp_path)
+    recorder.consider(AssignmentPolicy(torch.zeros(task.process.num_layers)))
+    with pytest.raises(TrainingDivergedError, match=str(tmp_path)):
+        recorder.step(1, loss=float("nan"))
+    assert load_policy(tmp_path, task.process).actions.tolist() == [0] * task.process.num_layers
+
+
+def test_an_evaluation_is_plain_data(task):
+    json.dumps(evaluate(AssignmentPolicy(torch.zeros(task.process.num_layers)), task).line())

@@ -1,0 +1,187 @@
+"""Every method, found by itself: trains, repeats exactly, resumes; and learns on a problem with a known answer."""
+
+import copy
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from agents.evaluation import evaluate
+from agents.methods import method, method_names
+from agents.methods.hybrid_reinforce import rewards_to_go
+from agents.methods.static import Search, descend, exchange
+from agents.methods.supervised import budget_loss
+from agents.recorder import Recorder
+from agents.runs import RESULT, RunConfig, TaskConfig, load_run, run
+from agents.sweep import sweep
+from backbone.data import Dataset, Split
+from backbone.resnet import ResNet, ResNetConfig
+from backbone.training import BackboneTrainer, TrainingConfig
+from dfs_env import SkippingProcess, Task
+from dfs_env.task import calibrate
+
+LEARNED = [name for name in method_names() if not method(name).Config.is_baseline]
+SMALL = {"num_images": 64, "batch_size": 16, "num_envs": 8, "search_images": 8}
+
+
+def small_config(name, **values):
+    known = {f.name for f in dataclasses.fields(method(name).Config)}
+    return method(name).Config(**{k: v for k, v in {**SMALL, **values}.items() if k in known})
+
+
+def tiny_run(name, tiny_data, **values):
+    task = TaskConfig(dataset=tiny_data, depth=8, checkpoint="random")
+    return RunConfig(name, small_config(name, **values), task)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_method_trains_evaluates_repeats_exactly_and_is_loaded_again(name, tiny_data, tmp_path):
+    config = tiny_run(name, tiny_data, budget=0.3)
+    first, second = (run(config, tmp_path / folder) for folder in ("a", "b"))
+    times = ("seconds", "seconds_per_thousand_images")
+    assert {k: v for k, v in first.items() if k not in times} == {k: v for k, v in second.items() if k not in times}
+    policy, task, result = load_run(tmp_path / "a" / config.name)
+    again = evaluate(policy, task, "test", result["budget"])
+    assert again.histogram == result["histogram"]
+    for number in ("accuracy", "loss", "cost", "total_cost", "bitops"):
+        assert getattr(again, number) == pytest.approx(result[number])
+    assert 0 <= result["cost"] <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in LEARNED if any(f.name == "cotrain" for f in dataclasses.fields(method(n).Config))]
+)
+def test_cotraining_changes_the_weights_but_not_the_statistics_of_the_norms(name, task):
+    before = copy.deepcopy(task.process.backbone.state_dict())
+    config = small_config(name, cotrain=True, budget=0.5)
+    recorder = Recorder(task, config.budget, config.num_images, checks=1)
+    method(name).train(config, task, recorder)
+    after = task.process.backbone.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert any("weight" in key for key in changed)
+    assert not any("running" in key or "num_batches" in key for key in changed)
+    assert not any(p.requires_grad for p in task.process.backbone.parameters())
+
+
+@pytest.fixture(scope="module")
+def rigged():
+    """Images whose colour tells the class, and a small network that has learned it on any route: skipping costs
+    accuracy."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(count):
+        labels = torch.randint(4, (count,), generator=generator)
+        base = torch.tensor([[200, 60, 60], [60, 200, 60], [60, 60, 200], [130, 130, 130]])[labels]
+        noise = torch.randint(-60, 60, (count, 3, 32, 32), generator=generator)
+        return Split((base[:, :, None, None] + noise).clamp(0, 255).to(torch.uint8), labels)
+
+    dataset = Dataset("rigged", 4, (0.44,) * 3, (0.3,) * 3, split(512), split(128), split(128), flip=True, pad=0)
+    torch.manual_seed(0)
+    backbone = ResNet(ResNetConfig(8, 4, 4, (0, 2, 8)))
+    process = SkippingProcess(backbone)
+    return dataset, process
+
+
+@pytest.fixture(scope="module")
+def learned(rigged, tmp_path_factory):
+    dataset, process = rigged
+    config = TrainingConfig(epochs=3, batch_size=64, lr=0.05)
+    state = tmp_path_factory.mktemp("rigged") / "backbone.state"
+    for _ in BackboneTrainer(process.backbone, {process.bitwidths: process.run}, dataset, config, state).epochs():
+        pass
+    calibrate(process, dataset)
+    return Task(process, dataset)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_with_a_tiny_budget_a_method_ends_at_skipping_nearly_everything(name, learned):
+    config = small_config(name, budget=0.002, num_images=6000, batch_size=64, num_envs=64)
+    torch.manual_seed(0)
+    policy = method(name).train(config, learned, Recorder(learned, config.budget, config.num_images))
+    assert evaluate(policy, learned, "validation", config.budget).cost <= 0.01
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_with_a_free_budget_a_method_is_not_below_the_full_network(name, learned):
+    full = method("constant").train(method("constant").Config(budget=1.0), learned, Recorder(learned, 1.0, 1))
+    config = small_config(name, budget=1.0, num_images=6000, batch_size=64, num_envs=64)
+    torch.manual_seed(0)
+    policy = method(name).train(config, learned, Recorder(learned, config.budget, config.num_images))
+    reached = evaluate(policy, learned, "validation", 1.0).accuracy
+    assert reached >= evaluate(full, learned, "validation").accuracy - 0.02
+
+
+def test_dfs_loss_and_its_sign_by_hand():
+    logits, labels = torch.zeros(2, 4), torch.tensor([0, 1])
+    cost = torch.tensor([0.1, 0.3], requires_grad=True)
+    entropy = torch.log(torch.tensor(4.0))
+    below = budget_loss(logits, labels, cost, budget=0.25, weight=0.5)
+    above = budget_loss(logits, labels, cost, budget=0.16, weight=0.5)
+    torch.testing.assert_close(below, entropy - 0.5 * 0.2 / 0.25)
+    torch.testing.assert_close(above, entropy + 0.5 * 0.2 / 0.16)
+    above.backward()
+    assert cost.grad.tolist() == pytest.approx([0.25 / 0.16] * 2)
+
+
+def test_skipnets_returns_on_three_gates_by_hand():
+    losses = torch.tensor([2.0, 1.0])
+    step_costs = torch.tensor([[1 / 3, 0.0, 1 / 3], [0.0, 0.0, 0.0]])
+    returns = rewards_to_go(losses, step_costs, price=0.3)
+    torch.testing.assert_close(returns, torch.tensor([[-2.2, -2.1, -2.1], [-1.0, -1.0, -1.0]]))
+
+
+def test_swapping_two_images_losses_changes_only_their_own_returns():
+    losses, step_costs = torch.rand(5), torch.rand(5, 3)
+    swapped = losses.clone()
+    swapped[[0, 3]] = losses[[3, 0]]
+    same = rewards_to_go(losses, step_costs, 0.1) == rewards_to_go(swapped, step_costs, 0.1)
+    assert same.all(1).tolist() == [False, True, True, False, True]
+
+
+def test_the_static_search_finds_the_best_assignment_of_a_small_space(learned):
+    images = learned.dataset.normalize(learned.dataset.train.images[:128])
+    search = Search(learned.process, images, learned.dataset.train.labels[:128])
+    with torch.no_grad():
+        found = exchange(search, descend(search, [2, 2, 2], 0.1), 0.1, 3)
+        every = [[a, b, c] for a in range(3) for b in range(3) for c in range(3)]
+        best = min((a for a in every if search.cost(a) <= 0.1), key=search.loss)
+    assert search.loss(found) == pytest.approx(search.loss(best))
+
+
+def test_a_finished_run_is_not_run_again_and_half_a_run_is_run_anew(tiny_data, tmp_path):
+    config = tiny_run("constant", tiny_data, budget=0.3)
+    partial = tmp_path / f"{config.name}.partial"
+    partial.mkdir()
+    (partial / RESULT).write_text('{"half')
+    result = run(config, tmp_path)
+    assert not partial.exists()
+    stamp = (tmp_path / config.name / RESULT).stat().st_mtime_ns
+    assert run(config, tmp_path) == result
+    assert (tmp_path / config.name / RESULT).stat().st_mtime_ns == stamp
+
+
+def test_a_run_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_path):
+    task = TaskConfig(checkpoint="random", depth=8)
+    good = RunConfig("constant", method("constant").Config(budget=0.3), task)
+    bad = RunConfig("constant", method("constant").Config(budget=0.3, bits=7), task)
+    outcome = sweep([bad, good], tmp_path, workers=1)
+    assert [line["run"] for line in outcome.results] == [good.name]
+    assert "bits 7 is not among the bitwidths" in outcome.failed[0].read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "scripts.compare", "--set", "ppo.nonsense=1"], "no option 'nonsense'"),
+        (["-m", "scripts.compare", "--methods", "nonsense"], "unknown method 'nonsense'"),
+        (["-m", "scripts.train", "constant", "--budget", "1.5"], "budget 1.5"),
+        (["-m", "scripts.train", "constant", "--checkpoint", "missing.safetensors"], "missing.safetensors"),
+        (["-m", "scripts.evaluate", "nowhere"], "nowhere holds no finished run"),
+    ],
+)
+def test_a_command_says_in_its_last_lines_what_is_wrong(arguments, message, tmp_path):
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert message in done.stderr
