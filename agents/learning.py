@@ -54,8 +54,13 @@ def train_gate(
     until: int,
     backbone: BackboneLearner | None = None,
 ) -> None:
-    """Descend on `loss_of` batch by batch until the recorder has seen `until` images, validating on the way."""
+    """Descend on `loss_of` batch by batch until the recorder has seen `until` images, validating on the way.
+
+    The optimizer's learning rate falls linearly, to 0 at the end of the whole training, so that the mean cost settles.
+    """
     while recorder.seen < until:
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * (1 - recorder.seen / recorder.num_images)
         images, labels = next(stream)
         loss, scalars = loss_of(images, labels)
         recorder.step(len(images), loss=float(loss.detach()), **scalars)

@@ -40,7 +40,7 @@ class Recorder:
         budget: float,
         num_images: int,
         folder: Path | None = None,
-        checks: int = 10,
+        checks: int = 16,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.task, self.budget, self.num_images, self.folder = task, budget, num_images, folder

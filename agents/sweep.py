@@ -48,13 +48,18 @@ def sweep(
     failed = []
     waiting = [config for config in configs if not (root / config.name / RESULT).is_file()]
     report("run", len(configs) - len(waiting))
-    report("image", sum(config.config.num_images for config in configs if config not in waiting))
+    report("image", sum(work(config) for config in configs if config not in waiting))
     for config, ok in _work(waiting, root, workers, lambda count: report("image", count)):
         report("run" if ok else "failed", 1)
         if not ok:
             failed.append(root / f"{config.name}.partial" / ERROR)
         _write_results(configs, root)
     return Sweep(_write_results(configs, root), failed)
+
+
+def work(config: RunConfig) -> int:
+    """Images that a run is shown, for progress; a baseline's work does not depend on `num_images`."""
+    return 1000 if config.config.is_baseline else config.config.num_images
 
 
 def _write_results(configs: Sequence[RunConfig], root: Path) -> list[dict[str, Any]]:
@@ -106,5 +111,5 @@ def _run(config: RunConfig, root: Path, images: Any) -> bool:
         write_atomically(partial / ERROR, traceback.format_exc())
         return False
     finally:
-        images.put(config.config.num_images - shown + count)  # methods that need fewer images count as done, too
+        images.put(work(config) - shown + count)  # whatever a run did, it is done
     return True

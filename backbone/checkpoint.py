@@ -59,7 +59,9 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def save_backbone(path: str | Path, backbone: ResNet, half: bool = False, **about: Any) -> None:
+def save_backbone(
+    path: str | Path, backbone: ResNet, about: Mapping[str, Any] | None = None, half: bool = False
+) -> None:
     """Weights and configuration of `backbone`; `about` is kept beside them (data set, accuracies, command).
 
     `half` stores the weights in half precision.
@@ -67,7 +69,7 @@ def save_backbone(path: str | Path, backbone: ResNet, half: bool = False, **abou
     state = backbone.state_dict()
     if half:
         state = {name: t.half() if t.is_floating_point() and (t.abs() < 6e4).all() else t for name, t in state.items()}
-    save_tensors(path, state, {**about, "config": asdict(backbone.config)})
+    save_tensors(path, state, {**(about or {}), "config": asdict(backbone.config)})
 
 
 def load_backbone(path: str | Path, depth: int | None = None, num_classes: int | None = None) -> ResNet:

@@ -233,7 +233,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} sub-environments")
-        kept = self._generators or [None] * self.num_envs
+        kept: list[np.random.Generator | None] = [*self._generators] or [None] * self.num_envs
         self._generators = [
             old if old is not None and new is None else seeding.np_random(new)[0]
             for new, old in zip(seeds, kept, strict=True)

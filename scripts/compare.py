@@ -22,8 +22,9 @@ from tqdm import tqdm
 from agents.methods import MethodConfig, method, method_names
 from agents.runs import RunConfig, TaskConfig
 from agents.statistics import summarise
-from agents.sweep import sweep
+from agents.sweep import sweep, work
 from dfs_env.task import make_task
+from scripts.cli import clear_errors
 from scripts.plot import plot
 
 
@@ -134,9 +135,9 @@ def main(args: Compare) -> int:
     """Run what is missing, print the tables, write result lines, tables and figure. Returns the exit status."""
     runs = plan(args)
     make_task(**vars(args.task))  # before any worker starts, so that what is wrong with it is said once
-    images = sum(run.config.num_images for run in runs)
+    images = sum(work(run) for run in runs)
     counts = {"run": 0, "failed": 0}
-    with tqdm(total=images, unit="image", unit_scale=True, desc=f"{len(runs)} runs") as bar:
+    with tqdm(total=images, unit="image", unit_scale=True, mininterval=2, desc=f"{len(runs)} runs") as bar:
 
         def progress(kind: str, count: int) -> None:
             if kind == "image":
@@ -159,4 +160,5 @@ def main(args: Compare) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Compare, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))))
+    with clear_errors():
+        sys.exit(main(tyro.cli(Compare, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from agents.evaluation import evaluate
 from agents.runs import load_run
+from scripts.cli import clear_errors
 
 
 @dataclass(frozen=True)
@@ -47,4 +48,5 @@ def main(args: Evaluate) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Evaluate, description=__doc__))
+    with clear_errors():
+        main(tyro.cli(Evaluate, description=__doc__))

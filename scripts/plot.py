@@ -7,7 +7,6 @@ Reads what finished runs have written and never loads a model.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,23 +20,10 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from agents.results import read_lines
 from agents.statistics import Line, Row, pareto_front, summarise
 from dfs_env.render import bit_colour
-
-KEYS = (
-    "method",
-    "dataset",
-    "depth",
-    "bitwidths",
-    "budget",
-    "seed",
-    "accuracy",
-    "cost",
-    "total_cost",
-    "bitops",
-    "histogram",
-)
-"""What a result line must have for the figure."""
+from scripts.cli import clear_errors
 
 BASELINES = {"random": ("--", "0.45"), "static": ("-", "black")}
 """Methods drawn as lines: line style and colour."""
@@ -61,47 +47,6 @@ class Plot:
     """A comparison's folder (its results.jsonl, else every result.json below it), or a file of result lines."""
     output: Path = Path("figure.png")
     """File to write; its ending says what kind: png, pdf, svg."""
-
-
-def read_lines(source: Path) -> list[Line]:
-    """The result lines of a comparison's folder or of one file.
-
-    Raises:
-        FileNotFoundError: no such file or folder, or it has no result lines.
-        ValueError: a damaged line; names the file and the line's number.
-    """
-    if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist: give a comparison's folder or a file of result lines")
-    files = [source]
-    if source.is_dir():
-        combined = source / "results.jsonl"
-        files = [combined] if combined.is_file() else sorted(source.rglob("result.json"))
-    lines = [_parsed(text, f"{file}:{number}") for file in files for number, text in _numbered(file)]
-    if not lines:
-        raise FileNotFoundError(
-            f"{source} has no result lines; run `python -m scripts.compare` or `scripts.train` first"
-        )
-    return lines
-
-
-def _numbered(file: Path) -> list[tuple[int, str]]:
-    """Lines that are not blank, numbered from 1. A result.json may be spread over several lines."""
-    text = file.read_text()
-    if file.suffix == ".json":
-        return [(1, text)]
-    return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-
-
-def _parsed(text: str, place: str) -> Line:
-    try:
-        line = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON ({error}); delete this result and run it again") from error
-    missing = [key for key in KEYS if key not in line] if isinstance(line, dict) else list(KEYS)
-    if missing:
-        raise ValueError(f"{place} is not a whole result line: it lacks {', '.join(missing)}")
-    checked: Line = line
-    return checked
 
 
 def plot(lines: Sequence[Line], output: Path) -> None:
@@ -313,12 +258,10 @@ def _colour(bits: int, bitwidths: tuple[int, ...]) -> str:
 
 def main(args: Plot) -> None:
     """Read, draw, save."""
-    try:
-        plot(read_lines(args.source), args.output)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
+    plot(read_lines(args.source), args.output)
     print(f"saved {args.output}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Plot, description=__doc__))
+    with clear_errors():
+        main(tyro.cli(Plot, description=__doc__))

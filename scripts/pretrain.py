@@ -23,6 +23,7 @@ from backbone.data import Dataset, Split, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import BackboneTrainer, TrainingConfig, accuracy, random_routes
 from dfs_env.process import SkippingProcess
+from scripts.cli import clear_errors
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,12 @@ def main(args: Pretrain) -> None:
         "test": {str(process.bitwidths): report(process, dataset, dataset.test) for process in runs.values()},
         "images_per_second": round((trainer.epoch - first) * len(dataset.train) / seconds, 1),
     }
-    save_backbone(output, backbone, **about)
+    save_backbone(output, backbone, about)
     write_atomically(output.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     trainer.state_file.unlink(missing_ok=True)
     print(f"test {about['test']}\nsaved {output}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Pretrain, description=__doc__))
+    with clear_errors():
+        main(tyro.cli(Pretrain, description=__doc__))

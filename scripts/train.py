@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from agents.methods import MethodConfig, method, method_names
 from agents.runs import RunConfig, TaskConfig, run
+from scripts.cli import clear_errors
 
 
 def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threads: int) -> None:
@@ -56,6 +57,7 @@ def command(name: str) -> Callable[..., None]:
 
 if __name__ == "__main__":
     commands = {name: command(name) for name in method_names()}
-    tyro.extras.subcommand_cli_from_dict(
-        commands, description=__doc__, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    )
+    with clear_errors():
+        tyro.extras.subcommand_cli_from_dict(
+            commands, description=__doc__, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+        )

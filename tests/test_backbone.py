@@ -313,7 +313,7 @@ def test_counting_leaves_the_network_as_it_was(backbone):
 
 def test_saved_and_loaded_backbones_give_identical_logits(backbone, images, tmp_path):
     path = tmp_path / "new folder" / "tiny.safetensors"
-    save_backbone(path, backbone, dataset="tiny", accuracy=0.5)
+    save_backbone(path, backbone, {"dataset": "tiny", "accuracy": 0.5})
     loaded = load_backbone(path, depth=8, num_classes=10)
     assert loaded.config == backbone.config
     assert not loaded.training

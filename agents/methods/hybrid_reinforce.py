@@ -37,7 +37,7 @@ class Config(MethodConfig):
     batch_size: int = 64
     """Images per update."""
     lr: float = 1e-2
-    """Learning rate of the gate (Adam)."""
+    """First learning rate of the gate (Adam); it falls linearly to 0."""
     pretraining: float = 0.1
     """Share of the images for supervised pre-training."""
     alpha: float | None = None

@@ -31,14 +31,14 @@ class Config(MethodConfig):
 
     gate: str = "recurrent"
     """"recurrent" (DFS's), "feedforward", or "module:Class"."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Images per update."""
-    lr: float = 3e-3
-    """Learning rate of the gate (Adam)."""
+    lr: float = 1e-2
+    """First learning rate of the gate (Adam); it falls linearly to 0."""
     cost_weight: float = 1.0
     """Weight of the mean cost, relative to the budget. The published alpha of 1e-5 multiplies a sum over 128 images and
     35 blocks, which is 0.045 times the budget here, and relies on 64,000 iterations."""
-    warmup: float = 0.15
+    warmup: float = 0.05
     """Share of the images for step 2, training to full execution."""
     cotrain: bool = False
     """Whether step 3 trains the backbone too, on the routes the gate takes."""

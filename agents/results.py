@@ -1,0 +1,64 @@
+"""Reading the result lines that finished runs leave behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from agents.statistics import Line
+
+KEYS = (
+    "method",
+    "dataset",
+    "depth",
+    "bitwidths",
+    "budget",
+    "seed",
+    "accuracy",
+    "cost",
+    "total_cost",
+    "bitops",
+    "histogram",
+)
+"""What a result line must have for tables and figures."""
+
+
+def read_lines(source: Path) -> list[Line]:
+    """The result lines of a comparison's folder or of one file.
+
+    Raises:
+        FileNotFoundError: no such file or folder, or it has no result lines.
+        ValueError: a damaged line; names the file and the line's number.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist: give a comparison's folder or a file of result lines")
+    files = [source]
+    if source.is_dir():
+        combined = source / "results.jsonl"
+        files = [combined] if combined.is_file() else sorted(source.rglob("result.json"))
+    lines = [_parsed(text, f"{file}:{number}") for file in files for number, text in _numbered(file)]
+    if not lines:
+        raise FileNotFoundError(
+            f"{source} has no result lines; run `python -m scripts.compare` or `scripts.train` first"
+        )
+    return lines
+
+
+def _numbered(file: Path) -> list[tuple[int, str]]:
+    """Lines that are not blank, numbered from 1. A result.json may be spread over several lines."""
+    text = file.read_text()
+    if file.suffix == ".json":
+        return [(1, text)]
+    return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+
+
+def _parsed(text: str, place: str) -> Line:
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON ({error}); delete this result and run it again") from error
+    missing = [key for key in KEYS if key not in line] if isinstance(line, dict) else list(KEYS)
+    if missing:
+        raise ValueError(f"{place} is not a whole result line: it lacks {', '.join(missing)}")
+    checked: Line = line
+    return checked
