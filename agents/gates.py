@@ -64,7 +64,8 @@ GATES = {"recurrent": RecurrentGate, "feedforward": FeedForwardGate}
 
 def make_gate(name: str, process: SkippingProcess) -> nn.Module:
     """A new gate for `process`: "recurrent", "feedforward", or a user's own "module:Class"."""
-    return resolve("gate", name, GATES)(process.num_layers, process.observation_dim, process.num_actions)
+    gate = resolve("gate", name, GATES)(process.num_layers, process.observation_dim, process.num_actions)
+    return gate.to(process.device)
 
 
 def position(observation: Tensor, num_layers: int) -> int:

@@ -68,6 +68,7 @@ def train_gate(
         loss.backward()
         nn.utils.clip_grad_norm_(policy.gate.parameters(), 1.0)
         optimizer.step()
+        recorder.check_weights(policy.gate)  # a straight-through gate of NaNs decides, and loses, finitely
         if backbone:
             backbone.apply()
         if recorder.check_due():

@@ -13,9 +13,11 @@ from torch import nn
 
 from agents.evaluation import Evaluation, evaluate
 from agents.policies import Policy
+from backbone.checkpoint import save_backbone
 from backbone.training import TrainingDivergedError
 from dfs_env.task import Task
 
+BACKBONE = "backbone.safetensors"
 TOLERANCE = 1.02
 """A policy counts as within its budget up to this multiple of it, as measured on validation."""
 
@@ -44,7 +46,7 @@ class Recorder:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.task, self.budget, self.num_images, self.folder = task, budget, num_images, folder
-        self.logger: Logger = configure(str(folder) if folder else None, ["csv", "tensorboard"] if folder else [])
+        self.logger: Logger = configure(str(folder), ["csv", "tensorboard"]) if folder else Logger(None, [])
         self.seen = 0
         """Images that the learner was shown so far."""
         self.best: Evaluation | None = None
@@ -69,14 +71,7 @@ class Recorder:
         self.seen += images
         for name, value in scalars.items():
             if not math.isfinite(value):
-                kept = (
-                    f"the best policy so far is kept in {self.folder}"
-                    if self.folder and self.best
-                    else "nothing was kept"
-                )
-                raise TrainingDivergedError(
-                    f"{name} became {value} after {self.seen} images; {kept}; try a smaller learning rate"
-                )
+                raise self._diverged(f"{name} became {value}")
             self.logger.record_mean(f"train/{name}", value)
         if self._progress:
             self._progress(images)
@@ -98,6 +93,8 @@ class Recorder:
             self._snapshot = [copy.deepcopy(module.state_dict()) for module in self._watched]
             if self.folder:
                 policy.save(self.folder)
+                if self.task.process.backbone in self._watched:
+                    save_backbone(self.folder / BACKBONE, self.task.process.backbone)
 
     def watch(self, *modules: nn.Module) -> None:
         """Name the modules that the policy's decisions and the network's answers depend on, and that learn."""
@@ -108,6 +105,19 @@ class Recorder:
         for module, state in zip(self._watched, self._snapshot, strict=True):
             module.load_state_dict(state)
         self.task.process.backbone.requires_grad_(False)
+
+    def check_weights(self, module: nn.Module, cause: Exception | None = None) -> None:
+        """Make sure that every weight of `module` is finite.
+
+        Raises:
+            TrainingDivergedError: one is not.
+        """
+        if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+            raise self._diverged("a weight of the policy became NaN or infinite") from cause
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        kept = f"the best policy so far is kept in {self.folder}" if self.folder and self.best else "nothing was kept"
+        return TrainingDivergedError(f"{what} after {self.seen} images; {kept}; try a smaller learning rate")
 
     def close(self) -> None:
         """Close the log files."""

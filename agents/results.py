@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from agents.statistics import Line
 
@@ -42,6 +43,15 @@ def read_lines(source: Path) -> list[Line]:
             f"{source} has no result lines; run `python -m scripts.compare` or `scripts.train` first"
         )
     return lines
+
+
+def read_line(file: Path) -> dict[str, Any]:
+    """The one result line in a run's result.json.
+
+    Raises:
+        ValueError: the file is damaged; it is named.
+    """
+    return dict(_parsed(file.read_text(), str(file)))
 
 
 def _numbered(file: Path) -> list[tuple[int, str]]:

@@ -12,7 +12,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,17 @@ import torch
 from agents.evaluation import evaluate
 from agents.methods import MethodConfig, method
 from agents.policies import Policy, load_policy
-from agents.recorder import Recorder
-from backbone.checkpoint import save_backbone, write_atomically
+from agents.recorder import BACKBONE, Recorder
+from agents.results import read_line
+from backbone.checkpoint import find_checkpoint, write_atomically
+from backbone.data import data_folder
 from dfs_env.task import Task, make_task
 
-CONFIG, RESULT, BACKBONE, RESULTS = "config.json", "result.json", "backbone.safetensors", "results.jsonl"
+CONFIG, RESULT, RESULTS = "config.json", "result.json", "results.jsonl"
+
+VERSION = 1
+"""Raised when a change of the code changes what the same configuration gives; results of other versions are not
+reused."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class TaskConfig:
     """"digits", "cifar10", "cifar100", or "module:function"."""
     depth: int = 14
     """Layers of the ResNet, 6n + 2."""
+    width: int = 16
+    """Channels of an untrained ResNet's first stage; a checkpoint has its own."""
     checkpoint: str | None = None
     """Backbone file; None for the trained backbone of that shape, "random" for an untrained one."""
     bitwidths: tuple[int, ...] | None = None
@@ -47,6 +56,15 @@ class TaskConfig:
     """Torch device."""
     data: str | None = None
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
+
+    def backbone_digest(self) -> str:
+        """What tells the weights apart from any others: a hash of the checkpoint file, or "random"."""
+        if self.checkpoint == "random":
+            return "random"
+        path = Path(self.checkpoint or find_checkpoint(self.dataset, self.depth, data_folder(self.data)))
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint {path} does not exist")
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -61,12 +79,13 @@ class RunConfig:
     """What is learned on."""
 
     def resolved(self) -> dict[str, Any]:
-        """The configuration as plain data; where data lies and on what device it runs is left out of the run's
-        identity."""
-        task = {name: value for name, value in asdict(self.task).items() if name not in ("data", "device")}
-        return {"method": self.method, "config": asdict(self.config), "task": task}
+        """The configuration as plain data: what decides the result, and so neither where files lie nor the device."""
+        where = ("checkpoint", "data", "device")
+        task = {name: value for name, value in asdict(self.task).items() if name not in where}
+        task["backbone"] = self.task.backbone_digest()
+        return {"version": VERSION, "method": self.method, "config": asdict(self.config), "task": task}
 
-    @property
+    @cached_property
     def name(self) -> str:
         """A folder name that tells the run apart from every other configuration."""
         text = json.dumps(self.resolved(), sort_keys=True)
@@ -90,8 +109,7 @@ def run(config: RunConfig, root: Path, progress: Callable[[int], None] | None = 
     """
     folder = root / config.name
     if (folder / RESULT).is_file():
-        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
-        return result
+        return read_line(folder / RESULT)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -106,8 +124,6 @@ def run(config: RunConfig, root: Path, progress: Callable[[int], None] | None = 
         recorder.close()
     result = _result(config, task, recorder, policy, time.perf_counter() - start)
     policy.save(partial)
-    if getattr(config.config, "cotrain", False):
-        save_backbone(partial / BACKBONE, task.process.backbone)
     write_atomically(partial / RESULT, json.dumps(result) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
@@ -137,6 +153,7 @@ def _result(config: RunConfig, task: Task, recorder: Recorder, policy: Policy, s
         "num_images": recorder.seen,
         "seconds": round(seconds, 2),
         "seconds_per_thousand_images": round(1000 * seconds / recorder.seen, 3) if recorder.seen else 0.0,
+        "checkpoint": config.task.checkpoint,
         "config": config.resolved(),
     }
 
@@ -146,15 +163,20 @@ def load_run(folder: Path, device: str = "cpu", data: str | None = None) -> tupl
     line.
 
     Raises:
-        FileNotFoundError, ValueError: there is no finished run, or a file in it is damaged.
+        FileNotFoundError: there is no finished run, or no backbone.
+        ValueError: a file is damaged, or the backbone is not the one that the run was made with.
     """
     if not (folder / RESULT).is_file():
         raise FileNotFoundError(f"{folder} holds no finished run: there is no {RESULT}")
-    result = json.loads((folder / RESULT).read_text())
-    arguments = {**result["config"]["task"], "device": device, "data": data}
+    result = read_line(folder / RESULT)
+    arguments = {**result["config"]["task"], "checkpoint": result["checkpoint"], "device": device, "data": data}
+    digest = arguments.pop("backbone")
     if arguments["bitwidths"]:
         arguments["bitwidths"] = tuple(arguments["bitwidths"])
+    config = TaskConfig(**arguments)
+    if config.backbone_digest() != digest:
+        raise ValueError(f"{folder} was made with another backbone than the one that is found now; name it again")
     if (folder / BACKBONE).is_file():
-        arguments["checkpoint"] = str(folder / BACKBONE)
-    task = make_task(**arguments)
+        config = replace(config, checkpoint=str(folder / BACKBONE))
+    task = make_task(**asdict(config))
     return load_policy(folder, task.process), task, result

@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -39,6 +40,7 @@ class SB3VecEnv(VecEnv):
     """
 
     def __init__(self, env: DFSVectorEnv) -> None:
+        env = env.unwrapped
         if env.autoreset_mode != AutoresetMode.SAME_STEP:
             raise ValueError(
                 f'Stable-Baselines3 needs autoreset_mode "SameStep", this environment has "{env.autoreset_mode.value}"'
@@ -52,8 +54,11 @@ class SB3VecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Observations [N, D]."""
         seeds = [None if seed is None else int(seed) for seed in self._seeds]
-        indices = [options.get("indices") for options in self._options]
-        options = None if None in indices else {"indices": np.array(indices)}
+        given = [options.get("indices") for options in self._options]
+        unknown = {key for options in self._options for key in options} - {"indices"}
+        if unknown or (None in given and any(index is not None for index in given)):
+            raise ValueError('options must be {"indices": i} for every sub-environment, or for none')
+        options = None if None in given else {"indices": np.array(given)}
         observation, info = self.env.reset(seed=seeds, options=options)
         self.reset_infos = [{"index": int(index)} for index in info["index"]]
         self._reset_seeds()
@@ -106,8 +111,8 @@ class SB3VecEnv(VecEnv):
         return [result[i] for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """There are no wrappers, except that episodes are reported as `Monitor` does."""
-        return [False for _ in self._get_indices(indices)]
+        """Whether `Monitor` is asked for: there are no wrappers, but episodes are reported as it would."""
+        return [issubclass(Monitor, wrapper_class) for _ in self._get_indices(indices)]
 
     def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
         return range(self.num_envs) if indices is None else [indices] if isinstance(indices, int) else indices

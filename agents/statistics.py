@@ -102,15 +102,37 @@ def summarise(lines: Sequence[Line]) -> list[Row]:
     A baseline's curve is its mean cost and accuracy at each budget; its own uncertainty is not in the intervals.
 
     Raises:
-        ValueError: the lines are of different data sets, depths or bitwidths.
+        ValueError: the lines are of different data sets, depths, bitwidths or backbones, or one method's differ in more
+            than budget and seed.
     """
     for key in SETTING:
         found = list(dict.fromkeys(str(line[key]) for line in lines))
         if len(found) > 1:
             raise ValueError(f"result lines differ in {key} ({', '.join(found)}): they cannot be compared")
+    _check_configurations(lines)
     baselines = {name: _curve(lines, name) for name in ("random", "static")}
     groups = _groups(lines)
     return [_row(*key, groups[key], baselines) for key in sorted(groups)]
+
+
+def _check_configurations(lines: Sequence[Line]) -> None:
+    tasks: dict[str, Any] = {}
+    options: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        resolved = line.get("config", {"task": {}, "config": {}})
+        tasks.setdefault(line["method"], resolved["task"])
+        for method, task in tasks.items():
+            _same(task, resolved["task"], f"runs of {method} and {line['method']}")
+        own = {key: value for key, value in resolved["config"].items() if key not in ("budget", "seed")}
+        _same(options.setdefault(line["method"], own), own, f"runs of {line['method']}")
+
+
+def _same(first: Mapping[str, Any], second: Mapping[str, Any], which: str) -> None:
+    for key in {*first, *second}:
+        if first.get(key) != second.get(key):
+            raise ValueError(
+                f"{which} differ in {key} ({first.get(key)}, {second.get(key)}): compare them in folders of their own"
+            )
 
 
 def _some(values: ArrayLike) -> NDArray[np.float64]:

@@ -9,12 +9,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from agents.results import read_line
 from agents.runs import RESULT, RESULTS, RunConfig, run
 from backbone.checkpoint import write_atomically
 
@@ -64,7 +66,7 @@ def work(config: RunConfig) -> int:
 
 def _write_results(configs: Sequence[RunConfig], root: Path) -> list[dict[str, Any]]:
     files = [root / config.name / RESULT for config in configs]
-    results = [json.loads(file.read_text()) for file in files if file.is_file()]
+    results = [read_line(file) for file in files if file.is_file()]
     write_atomically(root / RESULTS, "".join(json.dumps(result) + "\n" for result in results))
     return results
 
@@ -72,17 +74,45 @@ def _write_results(configs: Sequence[RunConfig], root: Path) -> list[dict[str, A
 def _work(
     configs: Sequence[RunConfig], root: Path, workers: int, progress: Callable[[int], None]
 ) -> Iterator[tuple[RunConfig, bool]]:
-    """Run in worker processes, yielding each configuration as it ends, with whether it succeeded."""
+    """Run in worker processes, yielding each configuration as it ends, with whether it succeeded.
+
+    A worker that dies takes its whole pool with it; what was not done by then is done one by one, each in a pool of its
+    own, so that only the run that kills its worker fails.
+    """
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with context.Manager() as manager:
         images = manager.Queue()
+        pools = [(list(configs), workers)]
+        while pools:
+            batch, size = pools.pop(0)
+            for config, ok in _pool(batch, root, size, images, context):
+                _drain(images, progress)
+                if config is None:
+                    continue
+                if ok is None and len(batch) > 1:
+                    pools.append(([config], 1))
+                    continue
+                if ok is None:
+                    _write_error(config, root, "the worker process died, perhaps for want of memory")
+                yield config, bool(ok)
+
+
+def _pool(
+    configs: Sequence[RunConfig], root: Path, workers: int, images: Any, context: Any
+) -> Iterator[tuple[RunConfig | None, bool | None]]:
+    """Each configuration with whether it succeeded, or None if its pool died; (None, None) from time to time."""
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = {pool.submit(_run, config, root, images): config for config in configs}
         while futures:
             done, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
-            _drain(images, progress)
+            yield None, None
             for future in done:
-                yield futures.pop(future), future.result()
-        _drain(images, progress)
+                dead = isinstance(future.exception(), BrokenProcessPool)
+                yield futures.pop(future), None if dead else future.result()
+
+
+def _write_error(config: RunConfig, root: Path, text: str) -> None:
+    write_atomically(root / f"{config.name}.partial" / ERROR, text + "\n")
 
 
 def _drain(images: Any, progress: Callable[[int], None]) -> None:
@@ -107,8 +137,7 @@ def _run(config: RunConfig, root: Path, images: Any) -> bool:
     try:
         run(config, root, progress)
     except Exception:
-        partial = root / f"{config.name}.partial"
-        write_atomically(partial / ERROR, traceback.format_exc())
+        _write_error(config, root, traceback.format_exc())
         return False
     finally:
         images.put(work(config) - shown + count)  # whatever a run did, it is done

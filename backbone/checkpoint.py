@@ -48,7 +48,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
+        raise FileNotFoundError(f"{path} does not exist; name a file that this project wrote")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})["about"])
@@ -72,13 +72,16 @@ def save_backbone(
     save_tensors(path, state, {**(about or {}), "config": asdict(backbone.config)})
 
 
-def load_backbone(path: str | Path, depth: int | None = None, num_classes: int | None = None) -> ResNet:
+def load_backbone(
+    path: str | Path, depth: int | None = None, num_classes: int | None = None, dataset: str | None = None
+) -> ResNet:
     """The backbone in `path`, in evaluation mode, with gradients off.
 
     Args:
         path: a file that `save_backbone` wrote.
         depth: if given, the depth that it must have.
         num_classes: if given, the number of classes that it must have.
+        dataset: if given, the data set that it must have been trained on, where the file says which.
 
     Raises:
         FileNotFoundError, ValueError: missing, damaged, or of another architecture than asked for.
@@ -95,12 +98,27 @@ def load_backbone(path: str | Path, depth: int | None = None, num_classes: int |
     for word, wanted in (("depth", depth), ("num_classes", num_classes)):
         if wanted is not None and getattr(config, word) != wanted:
             raise ValueError(f"checkpoint {path} has {word} {getattr(config, word)}, but {word} {wanted} is asked for")
+    if dataset is not None and about.get("dataset", dataset) != dataset:
+        raise ValueError(f"checkpoint {path} was trained on {about['dataset']}, but {dataset} is asked for")
     return backbone.eval().requires_grad_(False)
 
 
-def checkpoint_path(dataset: str, depth: int, folder: Path) -> Path:
-    """Where the trained backbone of that shape is: shipped with the package, else among the user's own in
-    `folder`/weights."""
-    name = f"{dataset}-resnet{depth}.safetensors"
-    shipped = SHIPPED / name
-    return shipped if shipped.is_file() else folder / "weights" / name
+def own_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
+    """Where the user's own backbone of that shape is kept: among the weights in the data folder."""
+    return folder / "weights" / f"{dataset}-resnet{depth}.safetensors"
+
+
+def find_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
+    """The trained backbone of that shape: the user's own, else the shipped one.
+
+    Raises:
+        FileNotFoundError: there is neither; the message says which command makes it.
+    """
+    own = own_checkpoint(dataset, depth, folder)
+    for path in (own, SHIPPED / own.name):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"there is no trained ResNet-{depth} for {dataset} at {own}; make it with `python -m scripts.pretrain "
+        f'--dataset {dataset} --depth {depth}`, name a file as checkpoint, or use checkpoint="random"'
+    )

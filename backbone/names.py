@@ -16,6 +16,8 @@ def resolve(kind: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Ca
         ValueError: the name is neither known nor 'module:function', the module cannot be imported, or it has no such
             function.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a {kind} is given by its name, got {name!r}")
     if name in known:
         return known[name]
     module_name, colon, function_name = name.partition(":")

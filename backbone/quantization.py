@@ -2,7 +2,8 @@
 
 A quantizer turns a tensor into `levels`, the numbers that integer hardware would multiply, and one `scale`:
 the quantized tensor is `levels * scale`. Layers convolve the levels and scale afterwards. Sums of integers below 2**24
-are exact in float32, so up to 8 bits a result is the same whatever batch, chunk or thread computed it.
+are exact in float32, and up to 8 bits sums in trained networks stay below it, so that a result is the same whatever
+batch, chunk or thread computed it.
 
 Rounding is deterministic in training and in evaluation. The backward pass is straight-through.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -33,13 +35,13 @@ def check_bitwidths(bitwidths: Iterable[int]) -> tuple[int, ...]:
         raise ValueError(f"bitwidths must be a tuple of integers such as (0, 2, 4, 8), got {bitwidths!r}; {rule}")
     checked = tuple(bitwidths)
     for bits in checked:
-        if isinstance(bits, bool) or not isinstance(bits, int) or not (bits in (0, FLOAT_BITS) or 2 <= bits <= 16):
+        if isinstance(bits, bool) or not isinstance(bits, Integral) or not (bits in (0, FLOAT_BITS) or 2 <= bits <= 16):
             raise ValueError(f"bitwidth {bits!r} in {checked} is not possible: {rule}")
     if not any(checked):
         raise ValueError(f"bitwidths {checked} must hold at least one bitwidth above 0; {rule}")
     if any(a >= b for a, b in pairwise(checked)):
         raise ValueError(f"bitwidths {checked} must be ascending and without duplicates")
-    return checked
+    return tuple(int(bits) for bits in checked)
 
 
 class Quantized(NamedTuple):
@@ -92,7 +94,9 @@ class _LearnedClip(torch.autograd.Function):
         grad_scale = None
         if ctx.needs_input_grad[1]:
             residual = levels - inside(exact, exact, low, high)
-            weight = (x.numel() / x.shape[0] * high) ** -0.5  # LSQ's gradient scale, section 2.2
+            # LSQ's gradient scale (section 2.2) is made for the step. What is learned here is the bound, `high` times
+            # as large with a gradient `high` times as small, so that the same relative change takes high**2.
+            weight = (x.numel() / x.shape[0] * high) ** -0.5 * high**2
             grad_scale = residual.mul_(grad).sum(dtype=torch.float32) / scale * weight
         return grad_x, grad_scale, None, None
 

@@ -36,6 +36,8 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         if self.depth < 8 or (self.depth - 2) % 6:
             raise ValueError(f"depth {self.depth} is not 6n + 2 (8, 14, 20, 38, 74, 110, ...)")
+        if self.width < 1 or self.num_classes < 1:
+            raise ValueError(f"width {self.width} and num_classes {self.num_classes} must be at least 1")
         object.__setattr__(self, "bitwidths", check_bitwidths(self.bitwidths))
         object.__setattr__(self, "widest", check_bitwidths(self.widest or self.bitwidths[-1:]))
         if not set(self.widest) <= set(self.bitwidths) - {0}:
@@ -62,6 +64,11 @@ class BasicBlock(nn.Module):
         out += x if self.shortcut is None else self.shortcut(x, widest)
         return out.relu_()
 
+    @property
+    def skip_is_identity(self) -> bool:
+        """Whether `skip` returns its input, so that the block keeps the shape of the features, too."""
+        return self.shortcut is None
+
     def skip(self, x: Tensor, widest: int) -> Tensor:
         """What is left of the block when it is skipped: `x` itself, or its 1x1 shortcut where the shape changes."""
         return x if self.shortcut is None else self.shortcut(x, widest).relu_()
@@ -71,7 +78,8 @@ class ResNet(nn.Module):
     """The backbone contract: `stem`, `blocks[i](x, bits, widest)`, `blocks[i].skip(x, widest)`, `head`, `feature_dim`.
 
     A bitwidth is always an argument and never a state of the module. `widest` is the widest bitwidth in use, at which
-    what is always on runs. Another backbone needs the same five names, `config`, and `feature_mean` and `feature_std`.
+    what is always on runs. Another backbone needs the same five names, `skip_is_identity` of each block, `config`, and
+    `feature_mean` and `feature_std`.
     """
 
     feature_mean: Tensor

@@ -171,6 +171,7 @@ class BackboneTrainer:
             self._store()
             self.backbone.eval().requires_grad_(False)
             yield self.epoch, loss
+        self.backbone.eval().requires_grad_(False)  # also where all epochs had been done before
 
     def _one_epoch(self) -> float:
         split, steps, total = self.dataset.train, math.ceil(len(self.dataset.train) / self.config.batch_size), 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import gymnasium as gym
@@ -132,9 +132,13 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         self.single_action_space = spaces.Discrete(self.process.num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self.last_played: tuple[Tensor, Tensor] | None = None
+        """Images [N, 3, H, W], normalised and augmented as they were played, and labels [N] of the episodes before the
+        current ones: what a learner that trains the backbone too needs beside their routes."""
         self._generators: list[np.random.Generator] = []
         self._state: State | None = None
         self._logits: Tensor | None = None
+        self._playing: tuple[Tensor, Tensor] | None = None
 
     @property
     def episode_over(self) -> bool:
@@ -214,7 +218,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of the features."""
-        self._state = self._logits = None
+        self._state = self._logits = self._playing = self.last_played = None
 
     def _ready_state(self) -> State:
         if self.closed:
@@ -230,7 +234,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             return
         seeds: list[int | None] = [None] * self.num_envs
         if seed is not None:
-            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+            seeds = [int(seed) + i for i in range(self.num_envs)] if isinstance(seed, Integral) else list(seed)  # type: ignore[arg-type]
         if len(seeds) != self.num_envs:
             raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} sub-environments")
         kept: list[np.random.Generator | None] = [*self._generators] or [None] * self.num_envs
@@ -251,11 +255,13 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             draws = np.array([generator.integers((2 * pad + 1, 2 * pad + 1, 2)) for generator in self._generators])
             moves = torch.from_numpy(draws)
             images = shift_and_flip(images, moves[:, :2] - pad, (moves[:, 2] == 1) & self.task.dataset.flip)
+        self.last_played = self._playing
         self._labels = self.images.labels[rows].to(self.process.device)
+        self._playing = images.to(self.process.device), self._labels
         self._route = np.full((self.num_envs, self.process.num_layers), -1)
         self._logits = None
         with torch.no_grad():
-            self._state = self.process.initial(images.to(self.process.device), self.budget)
+            self._state = self.process.initial(self._playing[0], self.budget)
 
     def _outcome(self, before: State, after: State) -> tuple[Array, dict[str, Any]]:
         """Rewards [N] and the info of the step that led from `before` to `after`."""

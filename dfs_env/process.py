@@ -109,8 +109,9 @@ class SkippingProcess:
         """Run the current block on each image at its own bitwidth.
 
         Images are grouped by action [B] (int64, in [0, A)) and each group is run once; an image that skips is not
-        touched. `in_place` may overwrite the features of `state`, which must not be used again: images that skip are
-        then not even copied, and no new memory is asked for. It has no effect while gradients are enabled.
+        touched. `in_place` may overwrite the features of `state`, which must not be used again, nor any earlier state:
+        images that skip are then not even copied, and no new memory is asked for. It has no effect while gradients are
+        enabled.
         """
         if self.terminal(state):
             raise ValueError("every block is decided already: this state is terminal")
@@ -193,7 +194,7 @@ class SkippingProcess:
         order = action.argsort(stable=True)
         counts = torch.bincount(action, minlength=self.num_actions).tolist()
         chosen = [index for index, count in enumerate(counts) if count]
-        reuse = in_place and not torch.is_grad_enabled() and self._skip_is_identity(state)
+        reuse = in_place and not torch.is_grad_enabled() and self.backbone.blocks[state.layer].skip_is_identity
         if len(chosen) == 1:
             bits = self.bitwidths[chosen[0]]
             if not reuse or len(action) <= CHUNK:
@@ -215,11 +216,6 @@ class SkippingProcess:
                 features.permute(0, 2, 3, 1).index_copy_(0, chunk, outcome.permute(0, 2, 3, 1))
         assert features is not None
         return features
-
-    def _skip_is_identity(self, state: State) -> bool:
-        """Whether skipping the current block leaves features as they are; the block keeps their shape, too, then."""
-        nothing = state.features[:0]
-        return self.backbone.blocks[state.layer].skip(nothing, self.widest) is nothing
 
     def _grouped_differentiably(
         self, state: State, chosen: list[int], groups: tuple[Tensor, ...], order: Tensor

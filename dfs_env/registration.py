@@ -31,7 +31,9 @@ def _split_arguments(kwargs: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
 def make_env(**kwargs: Any) -> DFSEnv:
     """A `DFSEnv` from names and plain numbers: the arguments of `make_task` and of `DFSVectorEnv`, except
     `autoreset_mode`."""
-    kwargs.pop("autoreset_mode", None)
+    for name in ("autoreset_mode", "num_envs"):
+        if name in kwargs:
+            raise ValueError(f"{name} is for many images at once: use gymnasium.make_vec, not gymnasium.make")
     task, rest = _split_arguments(kwargs)
     return DFSEnv(task, **rest)
 

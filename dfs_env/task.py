@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from backbone.checkpoint import checkpoint_path, load_backbone
+from backbone.checkpoint import find_checkpoint, load_backbone
 from backbone.data import Dataset, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env.process import SkippingProcess
@@ -58,6 +57,9 @@ def make_task(
         FileNotFoundError: no such checkpoint (the message says which command makes it), or data files are missing.
         ValueError: a name or number that is not possible, or a checkpoint that does not fit.
     """
+    _check_device(device)
+    if checkpoint is None:  # before any data are downloaded
+        checkpoint = str(find_checkpoint(dataset, depth, data_folder(data)))
     images = load_dataset(dataset, data)
     if checkpoint == "random":
         tuple_ = (0, 2, 4, 8) if bitwidths is None else bitwidths
@@ -65,15 +67,17 @@ def make_task(
             torch.manual_seed(0)
             backbone = ResNet(ResNetConfig(depth, images.num_classes, width, tuple_)).eval().requires_grad_(False)
     else:
-        path = Path(checkpoint) if checkpoint else checkpoint_path(dataset, depth, data_folder(data))
-        if checkpoint is None and not path.is_file():
-            raise FileNotFoundError(
-                f"there is no trained ResNet-{depth} for {dataset} at {path}; make it with `python -m scripts.pretrain "
-                f'--dataset {dataset} --depth {depth}`, name a file as checkpoint, or use checkpoint="random"'
-            )
-        backbone = load_backbone(path, depth=depth, num_classes=images.num_classes)
+        backbone = load_backbone(checkpoint, depth, images.num_classes, dataset)
     process = SkippingProcess(backbone.to(device), bitwidths, observation)
     task = Task(process, images)
     if checkpoint == "random":
         calibrate(process, images)
     return task
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'device {device!r} cannot be used here ({reason}); "cpu" always can') from error

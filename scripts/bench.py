@@ -28,6 +28,7 @@ from backbone.resnet import ResNet, ResNetConfig
 from dfs_env.env import DFSVectorEnv
 from dfs_env.process import CHUNK, SkippingProcess
 from scripts.bench_ppo import Ppo, noise_task
+from scripts.cli import clear_errors
 
 BITWIDTHS = {2: (0, 32), 4: (0, 8, 16, 32), 7: (0, 8, 10, 12, 14, 16, 32)}
 """By number of options: SkipNet's, those of DFS's figures, those of DFS's code."""
@@ -208,4 +209,5 @@ COMMANDS: dict[str, Callable[..., Env | Ppo]] = {"env": Env, "ppo": Ppo}
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__).run()
+    with clear_errors():
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__).run()

@@ -38,8 +38,9 @@ class Compare:
     """Budgets, as fractions of full execution."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
-    baseline_budgets: tuple[float, ...] = (0.0105, 0.0209, 0.0417, 0.0625, 0.25, 1.0)
-    """Further budgets for the baselines, which every other run is compared with at its own cost."""
+    baseline_budgets: tuple[float, ...] = (1e-6, 0.0105, 0.0209, 0.0417, 0.0625, 0.25, 1.0)
+    """Further budgets for the baselines, which every other run is compared with at its own cost. The first stands for
+    skipping everything."""
     num_images: int | None = None
     """Images shown to each learner; by default what the methods say."""
     set: tuple[str, ...] = ()
@@ -50,6 +51,12 @@ class Compare:
     """Folder of the runs, the result lines, the table and the figure."""
     workers: int = 2
     """Runs at a time, each on one processor thread."""
+
+    def __post_init__(self) -> None:
+        if not (self.methods and self.budgets and self.seeds):
+            raise ValueError("a comparison needs at least one method, one budget and one seed")
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
 
 
 def overrides(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -155,7 +162,7 @@ def main(args: Compare) -> int:
         plot(outcome.results, args.output / "figure.png")
         print(f"figure {args.output / 'figure.png'}\nresult lines {args.output / 'results.jsonl'}")
     for file in outcome.failed:
-        print(f"a run failed, see {file}", file=sys.stderr)
+        print(f"a run failed: {file.read_text().splitlines()[-1]}; see {file}", file=sys.stderr)
     return 1 if outcome.failed else 0
 
 

@@ -1,6 +1,6 @@
 """Train a backbone, plainly or on any route, and keep it where the environments find it.
 
-    python -m scripts.pretrain --dataset digits --depth 14 --width 8
+    python -m scripts.pretrain --dataset digits --depth 14 --width 12
     python -m scripts.pretrain --dataset cifar10 --depth 20 --training.epochs 30
 
 A killed run goes on where it was when the same command is given again.
@@ -18,7 +18,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from backbone.checkpoint import checkpoint_path, save_backbone, write_atomically
+from backbone.checkpoint import own_checkpoint, save_backbone, write_atomically
 from backbone.data import Dataset, Split, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import BackboneTrainer, TrainingConfig, accuracy, random_routes
@@ -45,7 +45,9 @@ class Pretrain:
     quantizer: str = "pact_sawb"
     """"pact_sawb", "minmax", or "module:function"."""
     output: Path | None = None
-    """File to write; by default among the user's own weights, where the environments look."""
+    """File to write; by default among your own weights in the data folder, where the environments look first."""
+    half: bool = False
+    """Store the weights in half precision."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How to train."""
     threads: int = 2
@@ -75,7 +77,7 @@ def main(args: Pretrain) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.training.seed)
     dataset = load_dataset(args.dataset, args.data)
-    output = args.output or checkpoint_path(args.dataset, args.depth, data_folder(args.data))
+    output = args.output or own_checkpoint(args.dataset, args.depth, data_folder(args.data))
     config = ResNetConfig(args.depth, dataset.num_classes, args.width, args.bitwidths, args.widest, args.quantizer)
     backbone = ResNet(config)
     runs = processes(backbone)
@@ -100,7 +102,7 @@ def main(args: Pretrain) -> None:
         "test": {str(process.bitwidths): report(process, dataset, dataset.test) for process in runs.values()},
         "images_per_second": round((trainer.epoch - first) * len(dataset.train) / seconds, 1),
     }
-    save_backbone(output, backbone, about)
+    save_backbone(output, backbone, about, args.half)
     write_atomically(output.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     trainer.state_file.unlink(missing_ok=True)
     print(f"test {about['test']}\nsaved {output}")

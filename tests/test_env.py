@@ -403,10 +403,10 @@ def test_missing_checkpoint_names_the_command_that_makes_it(dataset, tmp_path, m
         make_task("cifar10", 38, checkpoint=str(tmp_path / "nowhere"))
 
 
-def test_shipped_checkpoint_is_preferred_to_the_users_own(backbone, tiny_data, dataset, tmp_path, monkeypatch):
+def test_the_users_own_checkpoint_is_preferred_to_the_shipped_one(backbone, tiny_data, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr("dfs_env.task.load_dataset", lambda name, data: dataset)
-    for folder, scale in (("shipped", 1), ("mine/weights", 0)):
+    for folder, scale in (("mine/weights", 1), ("shipped", 0)):
         backbone.classifier.weight.mul_(scale)
         checkpoint.save_backbone(tmp_path / folder / "tiny-resnet8.safetensors", backbone)
     assert make_task("tiny", 8, data=str(tmp_path / "mine")).process.backbone.classifier.weight.any()

@@ -23,7 +23,7 @@ class MethodConfig:
     """What every method has, so that methods can be compared.
 
     Raises:
-        ValueError: a budget outside (0, 1], or fewer than one image.
+        ValueError: a budget outside (0, 1], or a count below 1.
     """
 
     is_baseline: ClassVar[bool] = False
@@ -40,8 +40,9 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
-        if self.num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {self.num_images}")
+        for name in ("num_images", "batch_size", "num_envs", "n_epochs", "search_images"):
+            if getattr(self, name, 1) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def method_names() -> list[str]:

@@ -38,7 +38,7 @@ class Config(MethodConfig):
     n_epochs: int = 4
     """Passes over each rollout."""
     learning_rate: float = 1e-3
-    """Learning rate of Adam."""
+    """First learning rate of Adam; it falls linearly to 0."""
     gamma: float = 1.0
     """Discount. Episodes are short and of fixed length."""
     gae_lambda: float = 0.95
@@ -89,10 +89,9 @@ class _Rollouts(BaseCallback):
             self.recorder.consider(SB3Policy(self.model, self.env.process))
 
     def _cotrain(self, backbone: BackboneLearner, ends: list[dict[str, Any]]) -> None:
-        rows = torch.tensor([int(end["index"]) for end in ends])
-        routes = torch.from_numpy(np.stack([end["route"] for end in ends])).to(self.env.process.device)
-        images = self.env.task.dataset.normalize(self.env.images.images[rows]).to(routes.device)
-        labels = self.env.images.labels[rows].to(routes.device)
+        assert self.env.last_played is not None
+        images, labels = self.env.last_played
+        routes = torch.from_numpy(np.stack([end["route"] for end in ends])).to(images.device)
         F.cross_entropy(self.env.process.run(images, routes), labels).backward()
         backbone.apply()
 
@@ -109,7 +108,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         n_steps=length,
         batch_size=config.batch_size,
         n_epochs=config.n_epochs,
-        learning_rate=config.learning_rate,
+        learning_rate=lambda left: config.learning_rate * left,
         gamma=config.gamma,
         gae_lambda=config.gae_lambda,
         clip_range=config.clip_range,
@@ -119,8 +118,11 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     )
     model.set_logger(recorder.logger)
     recorder.watch(model.policy, *([task.process.backbone] if config.cotrain else []))
-    callback = _Rollouts(config, recorder, env)
     steps = (config.num_images + config.num_envs) * length  # the callback stops earlier, once all images are seen
-    model.learn(steps, callback=callback, log_interval=None)  # type: ignore[arg-type]
+    try:
+        model.learn(total_timesteps=steps, callback=_Rollouts(config, recorder, env), log_interval=None)  # type: ignore[arg-type]
+    except ValueError as error:
+        recorder.check_weights(model.policy, error)
+        raise
     recorder.restore_best()
     return SB3Policy(model, task.process)

@@ -108,6 +108,9 @@ def exchange(search: Search, assignment: list[int], budget: float, actions: int)
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search on training images; validation only reports."""
     process = task.process
+    cheapest = float(process.cost.paper.min(1).values.sum())
+    if config.budget < cheapest - 1e-6:
+        raise ValueError(f"budget {config.budget} is below the cheapest assignment, which costs {cheapest:.4f}")
     images, labels = next(image_stream(task, min(config.search_images, len(task.dataset.train)), config.seed))
     with torch.no_grad():
         search = Search(process, images, labels)
