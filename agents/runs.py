@@ -63,7 +63,7 @@ class TaskConfig:
             return "random"
         path = Path(self.checkpoint or find_checkpoint(self.dataset, self.depth, data_folder(self.data)))
         if not path.is_file():
-            raise FileNotFoundError(f"checkpoint {path} does not exist")
+            raise FileNotFoundError(f"checkpoint {path} does not exist; name a file that scripts.pretrain wrote")
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 

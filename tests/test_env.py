@@ -496,3 +496,24 @@ def test_rendering_before_reset_is_refused_and_without_a_mode_warns(task, monkey
     env.reset(seed=0)
     assert env.render() is None
     assert "render_mode" in warnings[0]
+
+
+def test_what_was_played_last_is_kept_as_it_was_played(task):
+    env = DFSVectorEnv(task, 3, augment=True, autoreset_mode="SameStep")
+    env.reset(seed=0)
+    played = env._playing[0]
+    for _ in range(task.process.num_layers):
+        _, _, _, _, info = env.step(np.array([3, 1, 0]))
+    images, labels = env.last_played
+    assert torch.equal(images, played)
+    assert labels.tolist() == task.dataset.train.labels[torch.from_numpy(info["final_info"]["index"])].tolist()
+    losses = torch.nn.functional.cross_entropy(
+        task.process.run(images, torch.from_numpy(info["final_info"]["route"])), labels, reduction="none"
+    )
+    assert losses.detach().numpy() == pytest.approx(info["final_info"]["loss"], rel=1e-4)
+
+
+def test_make_points_to_make_vec_for_what_is_for_many_images(tiny_data):
+    for name, value in (("num_envs", 4), ("autoreset_mode", "SameStep")):
+        with pytest.raises(ValueError, match="make_vec"):
+            gym.make("DFS/Digits-v0", **{name: value})

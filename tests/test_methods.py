@@ -16,9 +16,10 @@ from agents.methods.supervised import budget_loss
 from agents.recorder import Recorder
 from agents.runs import RESULT, RunConfig, TaskConfig, load_run, run
 from agents.sweep import sweep
+from backbone.checkpoint import save_backbone
 from backbone.data import Dataset, Split
 from backbone.resnet import ResNet, ResNetConfig
-from backbone.training import BackboneTrainer, TrainingConfig
+from backbone.training import BackboneTrainer, TrainingConfig, TrainingDivergedError
 from dfs_env import SkippingProcess, Task
 from dfs_env.task import calibrate
 
@@ -186,3 +187,45 @@ def test_a_command_says_in_its_last_lines_what_is_wrong(arguments, message, tmp_
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+def test_a_worker_that_dies_fails_only_its_own_run(tmp_path, monkeypatch):
+    (tmp_path / "deadly.py").write_text("import os\ndef load(folder):\n    os._exit(1)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))  # workers inherit it
+    config = method("constant").Config(budget=0.3)
+    good = RunConfig("constant", config, TaskConfig(checkpoint="random", depth=8))
+    bad = RunConfig("constant", config, TaskConfig(dataset="deadly:load", checkpoint="random", depth=8))
+    outcome = sweep([bad, good], tmp_path / "runs", workers=1)
+    assert [line["run"] for line in outcome.results] == [good.name]
+    assert "died" in outcome.failed[0].read_text()
+
+
+def test_a_gate_of_nans_stops_training_although_its_loss_is_finite(task, tmp_path, monkeypatch):
+    config = small_config("supervised")
+    recorder = Recorder(task, config.budget, config.num_images, tmp_path)
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: [p.data.fill_(float("nan")) for p in _parameters(self)])
+    with pytest.raises(TrainingDivergedError, match="smaller learning rate"):
+        method("supervised").train(config, task, recorder)
+
+
+def _parameters(optimizer):
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def test_a_cotrained_backbone_is_kept_with_the_policy_and_used_again(tiny_data, tmp_path):
+    config = tiny_run("supervised", tiny_data, budget=0.5, cotrain=True)
+    result = run(config, tmp_path)
+    policy, task, _ = load_run(tmp_path / config.name)
+    assert evaluate(policy, task, "test", 0.5).loss == pytest.approx(result["loss"], rel=1e-5)
+    random = SkippingProcess(ResNet(task.process.backbone.config))
+    assert not torch.equal(random.backbone.stem_conv.weight, task.process.backbone.stem_conv.weight)
+
+
+def test_a_run_is_told_apart_by_the_weights_of_its_backbone(backbone, tmp_path):
+    file = tmp_path / "backbone.safetensors"
+    names = set()
+    for scale in (1.0, 2.0):
+        backbone.classifier.weight.mul_(scale)
+        save_backbone(file, backbone)
+        names.add(RunConfig("constant", method("constant").Config(), TaskConfig(checkpoint=str(file))).name)
+    assert len(names) == 2

@@ -124,7 +124,8 @@ def test_learned_bound_has_lsqs_gradient():
     assert x.grad.tolist() == [[0, 1, 10, 0], [0, 0, 10, 0]]
     by_hand = 1 * (0 - 0.3) + 10 * (2 - 1.6) + 100 * 3 + 10 * (1 - 0.9)  # d(quantized)/d(step), weighted
     lsq_scale = 1 / math.sqrt(4 * 3)  # 4 features of an image, whatever the batch; highest level 3
-    assert quantizer.clip.grad.item() == pytest.approx(by_hand * lsq_scale / 3, rel=1e-5)  # clip = 3 steps
+    # clip = 3 steps: its gradient is 3 times as large as the step's, so that it moves by the same share of itself.
+    assert quantizer.clip.grad.item() == pytest.approx(by_hand * lsq_scale * 3, rel=1e-5)
 
 
 def test_learned_bound_starts_from_the_first_training_batch_only():

@@ -176,7 +176,9 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, tmp_path, finished):
     resumed = make_trainer(dataset, tmp_path / "killed")
     assert before + list(resumed.epochs()) == expected
     assert not states_differ(resumed.backbone, whole.backbone)
-    assert list(make_trainer(dataset, tmp_path / "killed").epochs()) == [], "nothing is left to do"
+    done = make_trainer(dataset, tmp_path / "killed")
+    assert list(done.epochs()) == [], "nothing is left to do"
+    assert not done.backbone.training, "what is measured now must not change the norms"
 
 
 def test_interrupted_epoch_is_done_again_from_its_start(dataset, tmp_path):
