@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from agents.gates import make_gate
+from agents.methods import MethodConfig
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
 from backbone.data import augment, batches
@@ -45,31 +48,51 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]]
 """Images [B, 3, H, W] and labels [B] -> the loss to descend on, and scalars to log."""
 
 
-def train_gate(
-    policy: GatePolicy,
-    loss_of: Loss,
-    stream: Iterator[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    recorder: Recorder,
-    until: int,
-    backbone: BackboneLearner | None = None,
-) -> None:
-    """Descend on `loss_of` batch by batch until the recorder has seen `until` images, validating on the way.
+@dataclass(frozen=True)
+class GateConfig(MethodConfig):
+    """What the methods that differentiate through a gate have in common."""
 
-    The optimizer's learning rate falls linearly, to 0 at the end of the whole training, so that the mean cost settles.
-    """
-    while recorder.seen < until:
-        for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * (1 - recorder.seen / recorder.num_images)
-        images, labels = next(stream)
-        loss, scalars = loss_of(images, labels)
-        recorder.step(len(images), loss=float(loss.detach()), **scalars)
-        optimizer.zero_grad()
+    gate: str = "recurrent"
+    """"recurrent" (DFS's and SkipNet's), "feedforward", or "module:Class"."""
+    batch_size: int = 64
+    """Images per update."""
+    lr: float = 1e-2
+    """First learning rate of the gate (Adam); it falls linearly to 0, so that the mean cost settles."""
+    cotrain: bool = False
+    """Whether the backbone learns too, on the routes that the gate takes."""
+    backbone_lr: float = 3e-3
+    """Learning rate of the backbone (SGD with momentum), if it is co-trained."""
+
+
+class GateLearner:
+    """A new gate, and the loop that trains it batch by batch and validates on the way."""
+
+    def __init__(self, config: GateConfig, task: Task, recorder: Recorder) -> None:
+        self.config, self.process, self.recorder = config, task.process, recorder
+        self.gate = make_gate(config.gate, task.process)
+        self.policy = GatePolicy(self.gate, config.gate, task.process)
+        recorder.watch(self.gate, *([task.process.backbone] if config.cotrain else []))
+        self._optimizer = torch.optim.Adam(self.gate.parameters(), lr=config.lr)
+        self._stream = image_stream(task, config.batch_size, config.seed)
+
+    def train(self, loss_of: Loss, until: int, cotrain: bool = False) -> None:
+        """Descend on `loss_of` until the recorder has seen `until` images, with the backbone or without."""
+        backbone = BackboneLearner(self.process.backbone, self.config.backbone_lr) if cotrain else None
+        while self.recorder.seen < until:
+            loss, scalars = loss_of(*(batch := next(self._stream)))
+            self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
+            self._step(loss)
+            if backbone:
+                backbone.apply()
+            if self.recorder.check_due():
+                self.recorder.consider(self.policy)
+
+    def _step(self, loss: Tensor) -> None:
+        left = max(0.0, 1 - self.recorder.seen / self.recorder.num_images)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.config.lr * left
+        self._optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(policy.gate.parameters(), 1.0)
-        optimizer.step()
-        recorder.check_weights(policy.gate)  # a straight-through gate of NaNs decides, and loses, finitely
-        if backbone:
-            backbone.apply()
-        if recorder.check_due():
-            recorder.consider(policy)
+        nn.utils.clip_grad_norm_(self.gate.parameters(), 1.0)
+        self._optimizer.step()
+        self.recorder.check_weights(self.gate)  # a straight-through gate of NaNs decides, and loses, finitely

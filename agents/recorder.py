@@ -42,7 +42,7 @@ class Recorder:
         budget: float,
         num_images: int,
         folder: Path | None = None,
-        checks: int = 16,
+        checks: int = 10,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.task, self.budget, self.num_images, self.folder = task, budget, num_images, folder

@@ -17,6 +17,13 @@ from backbone.names import resolve
 
 SPLITS = ("train", "validation", "test")
 
+LOADERS = {
+    "digits": "backbone.digits:load_digits",
+    "cifar10": "backbone.cifar:load_cifar10",
+    "cifar100": "backbone.cifar:load_cifar100",
+}
+"""What loads the data sets that have a name of their own, as everybody else's are given."""
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -110,10 +117,7 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
 
 @cache
 def _load(name: str, folder: Path) -> Dataset:
-    from backbone import cifar, digits  # here, because both build on this module
-
-    known = {"digits": digits.load_digits, "cifar10": cifar.load_cifar10, "cifar100": cifar.load_cifar100}
-    dataset = resolve("data set", name, known)(folder)
+    dataset = resolve("data set", LOADERS.get(name, name), LOADERS)(folder)
     if not isinstance(dataset, Dataset):
         raise ValueError(f"data set {name!r}: expected a backbone.data.Dataset, got {type(dataset).__name__}")
     return dataset

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def resolve(kind: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any]:
     """Return `known[name]`, or import the function that `name` gives as 'module:function'.
 
     `kind` says in error messages what was asked for, such as "data set" or "reward".

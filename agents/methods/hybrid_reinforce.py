@@ -14,30 +14,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from agents.dual import DualAscent
-from agents.gates import make_gate
-from agents.learning import BackboneLearner, image_stream, train_gate
-from agents.methods import MethodConfig
-from agents.policies import GatePolicy, Policy
+from agents.learning import GateConfig, GateLearner
+from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout, straight_through_rollout
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(MethodConfig):
-    """SkipNet: supervised pre-training, then REINFORCE with reward-to-go plus cross-entropy."""
+class Config(GateConfig):
+    """SkipNet: supervised pre-training, then REINFORCE with reward-to-go plus cross-entropy. `cotrain` is about HRL."""
 
-    gate: str = "recurrent"
-    """"recurrent" (SkipNet's RNNGate), "feedforward", or "module:Class"."""
-    batch_size: int = 64
-    """Images per update."""
-    lr: float = 1e-2
-    """First learning rate of the gate (Adam); it falls linearly to 0."""
     pretraining: float = 0.1
     """Share of the images for supervised pre-training."""
     alpha: float | None = None
@@ -54,10 +45,6 @@ class Config(MethodConfig):
     ent_coef: float = 0.1
     """First weight of an entropy bonus, which falls linearly to 0: decisions are greedy in the end. SkipNet has
     none."""
-    cotrain: bool = False
-    """Whether hybrid RL trains the backbone too, along the executed routes."""
-    backbone_lr: float = 3e-3
-    """Learning rate of the backbone (SGD with momentum), if it is co-trained."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,22 +61,18 @@ def rewards_to_go(losses: Tensor, step_costs: Tensor, price: float) -> Tensor:
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """SP, then HRL."""
-    process = task.process
-    policy = GatePolicy(make_gate(config.gate, process), config.gate, process)
-    recorder.watch(policy.gate, *([process.backbone] if config.cotrain else []))
-    optimizer = torch.optim.Adam(policy.gate.parameters(), lr=config.lr)
-    stream = image_stream(task, config.batch_size, config.seed)
+    learner = GateLearner(config, task, recorder)
     dual = DualAscent(
         config.budget, config.price_rate, config.price_anneal, price=1.0 if config.alpha is None else config.alpha
     )
     start = int(config.pretraining * config.num_images)
 
     def pretraining_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        rollout = straight_through_rollout(process, policy.gate, images, config.budget)
+        rollout = straight_through_rollout(task.process, learner.gate, images, config.budget)
         return F.cross_entropy(rollout.logits, labels), {"cost": float(rollout.cost.detach().mean())}
 
     def hybrid_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        rollout = sampled_rollout(process, policy.gate, images, config.budget)
+        rollout = sampled_rollout(task.process, learner.gate, images, config.budget)
         losses = F.cross_entropy(rollout.logits, labels, reduction="none")
         returns = rewards_to_go(losses.detach(), rollout.step_costs.detach(), dual.price)
         advantages = returns - returns.mean(0) if config.baseline else returns
@@ -107,8 +90,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         }
         return losses.mean() + config.rl_weight * reinforce - config.ent_coef * (1 - progress) * entropy, scalars
 
-    train_gate(policy, pretraining_loss, stream, optimizer, recorder, start)
-    backbone = BackboneLearner(process.backbone, config.backbone_lr) if config.cotrain else None
-    train_gate(policy, hybrid_loss, stream, optimizer, recorder, config.num_images, backbone)
+    learner.train(pretraining_loss, until=start)
+    learner.train(hybrid_loss, until=config.num_images, cotrain=config.cotrain)
     recorder.restore_best()
-    return policy
+    return learner.policy

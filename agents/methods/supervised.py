@@ -12,38 +12,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.gates import make_gate
-from agents.learning import BackboneLearner, image_stream, train_gate
-from agents.methods import MethodConfig
-from agents.policies import GatePolicy, Policy
+from agents.learning import GateConfig, GateLearner
+from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import straight_through_rollout
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(MethodConfig):
-    """DFS: supervised loss and compute budget."""
+class Config(GateConfig):
+    """DFS: supervised loss and compute budget. `cotrain` is about step 3."""
 
-    gate: str = "recurrent"
-    """"recurrent" (DFS's), "feedforward", or "module:Class"."""
-    batch_size: int = 64
-    """Images per update."""
-    lr: float = 1e-2
-    """First learning rate of the gate (Adam); it falls linearly to 0."""
     cost_weight: float = 1.0
     """Weight of the mean cost, relative to the budget. The published alpha of 1e-5 multiplies a sum over 128 images and
     35 blocks, which is 0.045 times the budget here, and relies on 64,000 iterations."""
     warmup: float = 0.05
     """Share of the images for step 2, training to full execution."""
-    cotrain: bool = False
-    """Whether step 3 trains the backbone too, on the routes the gate takes."""
-    backbone_lr: float = 3e-3
-    """Learning rate of the backbone (SGD with momentum), if it is co-trained."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,23 +46,15 @@ def budget_loss(logits: Tensor, labels: Tensor, cost: Tensor, budget: float, wei
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Steps 2 and 3."""
-    process = task.process
-    policy = GatePolicy(make_gate(config.gate, process), config.gate, process)
-    recorder.watch(policy.gate, *([process.backbone] if config.cotrain else []))
-    optimizer = torch.optim.Adam(policy.gate.parameters(), lr=config.lr)
-    stream = image_stream(task, config.batch_size, config.seed)
+    learner = GateLearner(config, task, recorder)
 
     def loss_at(target: float, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        rollout = straight_through_rollout(process, policy.gate, images, config.budget)
+        rollout = straight_through_rollout(task.process, learner.gate, images, config.budget)
         loss = budget_loss(rollout.logits, labels, rollout.cost, target, config.cost_weight)
         accuracy = (rollout.logits.argmax(1) == labels).float().mean()
         return loss, {"accuracy": float(accuracy), "cost": float(rollout.cost.detach().mean())}
 
-    until = int(config.warmup * config.num_images)
-    train_gate(policy, lambda x, y: loss_at(1.0, x, y), stream, optimizer, recorder, until)
-    backbone = BackboneLearner(process.backbone, config.backbone_lr) if config.cotrain else None
-    train_gate(
-        policy, lambda x, y: loss_at(config.budget, x, y), stream, optimizer, recorder, config.num_images, backbone
-    )
+    learner.train(lambda x, y: loss_at(1.0, x, y), until=int(config.warmup * config.num_images))
+    learner.train(lambda x, y: loss_at(config.budget, x, y), until=config.num_images, cotrain=config.cotrain)
     recorder.restore_best()
-    return policy
+    return learner.policy
