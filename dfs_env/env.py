@@ -139,6 +139,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         self._state: State | None = None
         self._logits: Tensor | None = None
         self._playing: tuple[Tensor, Tensor] | None = None
+        self._stem_features: Tensor | None = None
 
     @property
     def episode_over(self) -> bool:
@@ -218,7 +219,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Let go of the features."""
-        self._state = self._logits = self._playing = self.last_played = None
+        self._state = self._logits = self._playing = self.last_played = self._stem_features = None
 
     def _ready_state(self) -> State:
         if self.closed:
@@ -261,7 +262,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         self._route = np.full((self.num_envs, self.process.num_layers), -1)
         self._logits = None
         with torch.no_grad():
-            self._state = self.process.initial(self._playing[0], self.budget)
+            self._state = self.process.initial(self._playing[0], self.budget, reuse=self._stem_features)
+        self._stem_features = self._state.features
 
     def _outcome(self, before: State, after: State) -> tuple[Array, dict[str, Any]]:
         """Rewards [N] and the info of the step that led from `before` to `after`."""

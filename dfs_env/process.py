@@ -94,12 +94,29 @@ class SkippingProcess:
         self.observation_dim: int = self.summaries * backbone.feature_dim + self.num_layers + 2
         self.device = next(backbone.parameters()).device
 
-    def initial(self, images: Tensor, budget: float | Tensor = 1.0) -> State:
-        """Run the stem on normalised images [B, 3, H, W]; `budget` is one number or [B]."""
-        chunks = images.split(len(images) if torch.is_grad_enabled() else CHUNK)
-        features = torch.cat([self.backbone.stem(chunk, self.widest) for chunk in chunks])
+    def initial(self, images: Tensor, budget: float | Tensor = 1.0, reuse: Tensor | None = None) -> State:
+        """Run the stem on normalised images [B, 3, H, W]; `budget` is one number or [B].
+
+        `reuse` may be the features of an earlier initial state, which are overwritten: new memory is dear to touch. It
+        has no effect while gradients are enabled.
+        """
+        if torch.is_grad_enabled():
+            features = self.backbone.stem(images, self.widest)
+        else:
+            features = self._chunked_stem(images, reuse)
         cost = features.new_zeros(len(images))
         return State(features, 0, cost, torch.as_tensor(budget, dtype=cost.dtype, device=cost.device).expand(len(cost)))
+
+    def _chunked_stem(self, images: Tensor, features: Tensor | None) -> Tensor:
+        start = 0
+        for chunk in images.split(CHUNK):
+            outcome = self.backbone.stem(chunk, self.widest)
+            if features is None:
+                features = _empty_like(outcome, len(images))
+            features[start : start + len(chunk)].copy_(outcome)
+            start += len(chunk)
+        assert features is not None
+        return features
 
     def terminal(self, state: State) -> bool:
         """Whether every block is decided."""
