@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import queue
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any
 
@@ -80,35 +83,53 @@ def _work(
     own, so that only the run that kills its worker fails.
     """
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with context.Manager() as manager:
-        images = manager.Queue()
-        pools = [(list(configs), workers)]
-        while pools:
-            batch, size = pools.pop(0)
-            for config, ok in _pool(batch, root, size, images, context):
-                _drain(images, progress)
-                if config is None:
-                    continue
-                if ok is None and len(batch) > 1:
-                    pools.append(([config], 1))
-                    continue
-                if ok is None:
-                    _write_error(config, root, "the worker process died, perhaps for want of memory")
-                yield config, bool(ok)
+    images = context.Queue()
+    pools = [(list(configs), workers)]
+    while pools:
+        batch, size = pools.pop(0)
+        for config, ok in _pool(batch, root, size, images, context):
+            _drain(images, progress)
+            if config is None:
+                continue
+            if ok is None and len(batch) > 1:
+                pools.append(([config], 1))
+                continue
+            if ok is None:
+                _write_error(config, root, "the worker process died, perhaps for want of memory")
+            yield config, bool(ok)
 
 
 def _pool(
     configs: Sequence[RunConfig], root: Path, workers: int, images: Any, context: Any
 ) -> Iterator[tuple[RunConfig | None, bool | None]]:
     """Each configuration with whether it succeeded, or None if its pool died; (None, None) from time to time."""
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(_run, config, root, images): config for config in configs}
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(images,)) as pool:
+        futures = {pool.submit(_run, config, root): config for config in configs}
         while futures:
             done, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
             yield None, None
             for future in done:
                 dead = isinstance(future.exception(), BrokenProcessPool)
                 yield futures.pop(future), None if dead else future.result()
+
+
+_images: Any = None
+"""In a worker: the queue to which it reports images."""
+
+
+def _start_worker(images: Any) -> None:
+    """Prepare this worker, and end it when the sweep is killed, lest it write into folders that the next one uses."""
+    global _images
+    _images = images
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for_any([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_error(config: RunConfig, root: Path, text: str) -> None:
@@ -123,15 +144,14 @@ def _drain(images: Any, progress: Callable[[int], None]) -> None:
         pass
 
 
-def _run(config: RunConfig, root: Path, images: Any) -> bool:
-    torch.set_num_threads(1)
+def _run(config: RunConfig, root: Path) -> bool:
     count, last, shown = 0, time.monotonic(), 0
 
     def progress(more: int) -> None:
         nonlocal count, last, shown
         count, shown = count + more, shown + more
         if time.monotonic() - last > 0.5:  # each message crosses two processes
-            images.put(count)
+            _images.put(count)
             count, last = 0, time.monotonic()
 
     try:
@@ -140,5 +160,5 @@ def _run(config: RunConfig, root: Path, images: Any) -> bool:
         _write_error(config, root, traceback.format_exc())
         return False
     finally:
-        images.put(work(config) - shown + count)  # whatever a run did, it is done
+        _images.put(work(config) - shown + count)  # whatever a run did, it is done
     return True

@@ -2,8 +2,11 @@
 
 import copy
 import dataclasses
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,6 +201,50 @@ def test_a_worker_that_dies_fails_only_its_own_run(tmp_path, monkeypatch):
     outcome = sweep([bad, good], tmp_path / "runs", workers=1)
     assert [line["run"] for line in outcome.results] == [good.name]
     assert "died" in outcome.failed[0].read_text()
+
+
+def test_workers_die_with_a_killed_sweep(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\n"
+        "def load(folder):\n"
+        f"    pathlib.Path(r'{tmp_path}', 'started').touch()\n"
+        "    time.sleep(60)\n"
+        f"    pathlib.Path(r'{tmp_path}', 'survived').touch()\n"
+    )
+    code = (
+        "import sys, pathlib; from agents.methods import method; from agents.runs import RunConfig, TaskConfig\n"
+        "from agents.sweep import sweep\n"
+        "if __name__ == '__main__':\n"
+        f"    sys.path.insert(0, r'{tmp_path}')\n"
+        "    task = TaskConfig(dataset='slow:load', checkpoint='random', depth=8)\n"
+        "    run = RunConfig('constant', method('constant').Config(), task)\n"
+        f"    sweep([run], pathlib.Path(r'{tmp_path}', 'runs'), workers=1)\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    parent.kill()
+    parent.wait()
+    while _processes_of(parent.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert (tmp_path / "started").exists()
+    assert not _processes_of(parent.pid), "a worker outlived the sweep"
+
+
+def _processes_of(session):
+    """Ids of the living processes of a session, by /proc; none where there is no /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(its_session) == session and state != "Z":
+            found.append(stat.parent.name)
+    return found
 
 
 def test_a_gate_of_nans_stops_training_although_its_loss_is_finite(task, tmp_path, monkeypatch):
