@@ -38,7 +38,7 @@ class Compare:
     """Budgets, as fractions of full execution."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
-    baseline_budgets: tuple[float, ...] = (1e-6, 0.0105, 0.0209, 0.0417, 0.0625, 0.25, 1.0)
+    baseline_budgets: tuple[float, ...] = (1e-6, 0.0105, 0.0209, 0.0313, 0.0417, 0.0521, 0.0625, 0.25, 1.0)
     """Further budgets for the baselines, which every other run is compared with at its own cost. The first stands for
     skipping everything."""
     num_images: int | None = None

@@ -72,7 +72,7 @@ def plot(lines: Sequence[Line], output: Path) -> None:
 
 def _figure(lines: Sequence[Line]) -> Figure:
     rows = summarise(lines)
-    learned = [row for row in rows if row.method not in (*BASELINES, CONSTANT)]
+    learned = _learned(rows)
     methods = sorted({row.method for row in learned})
     heights = [4.6, 0.55 + 0.95 * len(methods)] if methods else [4.6]
     figure = Figure((WIDTH, sum(heights) + 0.4), layout="constrained")
@@ -96,7 +96,7 @@ def _caption(lines: Sequence[Line], rows: Sequence[Row]) -> str:
 
 def _seeds(rows: Sequence[Row]) -> str:
     """How many seeds the learned methods have, in words."""
-    counts = {row.runs for row in rows if row.method not in (*BASELINES, CONSTANT)} or {1}
+    counts = {row.runs for row in _learned(rows)} or {1}
     low, high = min(counts), max(counts)
     return f"{low} to {high} seeds" if low < high else f"{low} seed" + "s" * (low > 1)
 
@@ -115,7 +115,7 @@ def _draw_curves(figure: SubFigure, lines: Sequence[Line], rows: Sequence[Row], 
             _draw_method(axes, [row for row in rows if row.method == method], cost, index)
         _draw_constants(axes, lines, cost, named=axes is large)
         _draw_front(axes, rows, cost)
-        _scale_costs(axes, [getattr(row, cost) for row in rows if row.accuracy >= floor])
+        _scale_costs(axes, rows, cost)
         axes.set_xlabel(label)
         axes.grid(True, color="0.92", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -129,9 +129,22 @@ def _draw_curves(figure: SubFigure, lines: Sequence[Line], rows: Sequence[Row], 
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
 
 
+def _learned(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.method not in (*BASELINES, CONSTANT)]
+
+
+def _cheapest(rows: Sequence[Row], cost: str) -> float:
+    """Where the cost axis begins: below the learned methods; baselines also run far cheaper, which may leave the
+    frame."""
+    costs = [getattr(row, cost) for row in _learned(rows) or rows]
+    return 0.6 * min((c for c in costs if c > 0), default=0.0)
+
+
 def _accuracy_range(rows: Sequence[Row]) -> tuple[float, float]:
-    """Around all learned and static points: a weak baseline would squeeze these together, so it may leave the frame."""
-    shown = [row for row in rows if row.method not in ("random", CONSTANT)] or list(rows)
+    """Around the learned points and the static ones of such costs; the others may leave the frame."""
+    begin = _cheapest(rows, "cost")
+    static = [row for row in rows if row.method == "static" and row.cost >= begin]
+    shown = _learned(rows) + static or list(rows)
     low, high = min(row.accuracy_low for row in shown), max(row.accuracy_high for row in rows)
     span = max(high - low, 0.02)
     return max(0.0, low - 0.1 * span), high + 0.1 * span
@@ -200,19 +213,21 @@ def _draw_front(axes: Axes, rows: Sequence[Row], cost: str) -> None:
     axes.step(costs[best], accuracies[best], where="post", label="Pareto front", **style)
 
 
-def _scale_costs(axes: Axes, costs: Sequence[float]) -> None:
-    """A logarithmic axis where costs span more than a factor of five; linear near zero if they include it."""
-    positive = [cost for cost in costs if cost > 0]
-    if not positive or max(positive) < 5 * min(positive):
+def _scale_costs(axes: Axes, rows: Sequence[Row], cost: str) -> None:
+    """A logarithmic axis where costs span more than a factor of five; linear near zero if a learned method costs
+    nothing."""
+    begin, end = _cheapest(rows, cost), 1.15 * max(getattr(row, cost) for row in rows)
+    if end < 5 * begin or not begin:
         return
-    if min(costs) > 0:
+    if min(getattr(row, cost) for row in _learned(rows) or rows) > 0:
         axes.set_xscale("log")
+        axes.set_xlim(begin, end)
     else:
-        axes.set_xscale("symlog", linthresh=min(positive), linscale=0.3)
-    axes.set_xlim(0.85 * min(costs), 1.15 * max(costs))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(positive) > 12 * min(positive) else (1, 2, 3, 5, 7)))
+        axes.set_xscale("symlog", linthresh=begin, linscale=0.3)
+        axes.set_xlim(-0.1 * begin, end)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if end > 12 * begin else (1, 2, 3, 5, 7)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _draw_histograms(figure: SubFigure, lines: Sequence[Line], rows: Sequence[Row], methods: Sequence[str]) -> None:
