@@ -23,6 +23,7 @@ from agents.methods import MethodConfig, method, method_names
 from agents.runs import RunConfig, TaskConfig
 from agents.statistics import summarise
 from agents.sweep import sweep, work
+from backbone.checkpoint import write_atomically
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
 from scripts.plot import plot
@@ -157,7 +158,7 @@ def main(args: Compare) -> int:
     console = Console(record=True, width=130)
     console.print(table_of_runs(outcome.results, args.budgets))
     console.print(table_of_methods(outcome.results, args.budgets))
-    (args.output / "table.txt").write_text(console.export_text())
+    write_atomically(args.output / "table.txt", console.export_text())
     if outcome.results:
         plot(outcome.results, args.output / "figure.png")
         print(f"figure {args.output / 'figure.png'}\nresult lines {args.output / 'results.jsonl'}")
