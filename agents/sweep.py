@@ -149,6 +149,7 @@ def _run(config: RunConfig, root: Path) -> bool:
 
     def progress(more: int) -> None:
         nonlocal count, last, shown
+        more = min(more, work(config) - shown)  # some runs are shown more than was planned
         count, shown = count + more, shown + more
         if time.monotonic() - last > 0.5:  # each message crosses two processes
             _images.put(count)
