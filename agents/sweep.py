@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -50,16 +50,20 @@ def sweep(
         progress: called with "run", "failed" or "image", and how many more there are.
     """
     report = progress or (lambda kind, count: None)
-    failed = []
-    waiting = [config for config in configs if not (root / config.name / RESULT).is_file()]
+    files = {config.name: root / config.name / RESULT for config in configs}
+    lines = {name: read_line(file) for name, file in files.items() if file.is_file()}
+    waiting = [config for config in configs if config.name not in lines]
     report("run", len(configs) - len(waiting))
-    report("image", sum(work(config) for config in configs if config not in waiting))
+    report("image", sum(work(config) for config in configs if config.name in lines))
+    results, failed = _write_results(files, lines, root), []
     for config, ok in _work(waiting, root, workers, lambda count: report("image", count)):
         report("run" if ok else "failed", 1)
-        if not ok:
+        if ok:
+            lines[config.name] = read_line(files[config.name])
+            results = _write_results(files, lines, root)
+        else:
             failed.append(root / f"{config.name}.partial" / ERROR)
-        _write_results(configs, root)
-    return Sweep(_write_results(configs, root), failed)
+    return Sweep(results, failed)
 
 
 def work(config: RunConfig) -> int:
@@ -67,9 +71,8 @@ def work(config: RunConfig) -> int:
     return 1000 if config.config.is_baseline else config.config.num_images
 
 
-def _write_results(configs: Sequence[RunConfig], root: Path) -> list[dict[str, Any]]:
-    files = [root / config.name / RESULT for config in configs]
-    results = [read_line(file) for file in files if file.is_file()]
+def _write_results(order: Iterable[str], lines: Mapping[str, dict[str, Any]], root: Path) -> list[dict[str, Any]]:
+    results = [lines[name] for name in order if name in lines]
     write_atomically(root / RESULTS, "".join(json.dumps(result) + "\n" for result in results))
     return results
 
@@ -87,10 +90,7 @@ def _work(
     pools = [(list(configs), workers)]
     while pools:
         batch, size = pools.pop(0)
-        for config, ok in _pool(batch, root, size, images, context):
-            _drain(images, progress)
-            if config is None:
-                continue
+        for config, ok in _pool(batch, root, size, images, context, lambda: _drain(images, progress)):
             if ok is None and len(batch) > 1:
                 pools.append(([config], 1))
                 continue
@@ -100,14 +100,14 @@ def _work(
 
 
 def _pool(
-    configs: Sequence[RunConfig], root: Path, workers: int, images: Any, context: Any
-) -> Iterator[tuple[RunConfig | None, bool | None]]:
-    """Each configuration with whether it succeeded, or None if its pool died; (None, None) from time to time."""
+    configs: Sequence[RunConfig], root: Path, workers: int, images: Any, context: Any, tick: Callable[[], None]
+) -> Iterator[tuple[RunConfig, bool | None]]:
+    """Each configuration with whether it succeeded, or None if its pool died; `tick` is called from time to time."""
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(images,)) as pool:
         futures = {pool.submit(_run, config, root): config for config in configs}
         while futures:
             done, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
-            yield None, None
+            tick()
             for future in done:
                 dead = isinstance(future.exception(), BrokenProcessPool)
                 yield futures.pop(future), None if dead else future.result()

@@ -9,7 +9,6 @@ always on.
 from __future__ import annotations
 
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbone.checkpoint import replacing
 from backbone.data import Dataset, Split, augment, batches
 
 Runner = Callable[[Tensor, Tensor], Tensor]
@@ -205,8 +205,6 @@ class BackboneTrainer:
         return route_loss(run, images, labels, routes, full, self.config.distill)
 
     def _store(self) -> None:
-        self.state_file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.state_file.with_suffix(".tmp")
         state = {
             "backbone": self.backbone.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -214,8 +212,8 @@ class BackboneTrainer:
             "epoch": self.epoch,
             "config": asdict(self.config),
         }
-        torch.save(state, temporary)
-        os.replace(temporary, self.state_file)
+        with replacing(self.state_file) as temporary:
+            torch.save(state, temporary)
 
     def _restore(self) -> None:
         try:

@@ -170,7 +170,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             raise ValueError(f"unknown reset option {min(options)!r}: there are 'indices' and 'reset_mask'")
         self._seed(seed)
         self._begin(indices)
-        return self._observation(), self._with_masks({"cost": self._cost(), "index": self._rows.copy()})
+        return self._observation(), self._with_masks(self._standing())
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """Decide the current block of every image.
@@ -187,7 +187,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         no, yes = np.zeros(self.num_envs, np.bool_), np.ones(self.num_envs, np.bool_)
         if self.episode_over:  # only in mode NEXT_STEP: this step begins the next episodes, whatever the actions
             self._begin(None)
-            info = self._with_masks({"cost": self._cost(), "index": self._rows.copy()})
+            info = self._with_masks(self._standing())
             return self._observation(), np.zeros(self.num_envs), no, no.copy(), info
         actions = self._checked_actions(actions)
         self._route[:, state.layer] = actions
@@ -204,7 +204,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             final = {"final_obs": final_obs, "final_info": self._with_masks(info)}
             self._begin(None)
             observation = self._observation()
-            info = {"cost": self._cost(), "index": self._rows.copy(), **final}
+            info = {**self._standing(), **final}
         return observation, rewards, yes, no, self._with_masks(info)
 
     def render(self) -> tuple[Any, ...] | None:
@@ -284,7 +284,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             price=self.price,
         )
         components = {name: _numpy(part) for name, part in self.reward(transition).items()}
-        info: dict[str, Any] = {"cost": _numpy(after.cost), "index": self._rows.copy()}
+        info = self._standing()
         info.update({f"reward_{name}": part for name, part in components.items()})
         if done:
             assert self._logits is not None
@@ -296,9 +296,10 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         assert self._state is not None
         return _numpy(self.process.observe(self._state))
 
-    def _cost(self) -> Array:
+    def _standing(self) -> dict[str, Any]:
+        """What every info holds."""
         assert self._state is not None
-        return _numpy(self._state.cost)
+        return {"cost": _numpy(self._state.cost), "index": self._rows.copy()}
 
     def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
         """Gymnasium's form of a vector's infos: beside each key, who has it."""

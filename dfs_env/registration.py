@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import gymnasium as gym
@@ -20,7 +21,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 }
 """The registered ids and the task that each stands for; every other argument can be given to `gymnasium.make`."""
 
-TASK_ARGUMENTS = ("dataset", "depth", "width", "checkpoint", "bitwidths", "observation", "device", "data")
+TASK_ARGUMENTS = tuple(inspect.signature(make_task).parameters)
 
 
 def _split_arguments(kwargs: dict[str, Any]) -> tuple[Task, dict[str, Any]]:

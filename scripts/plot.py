@@ -7,7 +7,6 @@ Reads what finished runs have written and never loads a model.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from agents.results import read_lines
 from agents.statistics import Line, Row, pareto_front, summarise
+from backbone.checkpoint import replacing
 from dfs_env.render import bit_colour
 from scripts.cli import clear_errors
 
@@ -61,13 +61,8 @@ def plot(lines: Sequence[Line], output: Path) -> None:
     endings = figure.canvas.get_supported_filetypes()
     if output.suffix[1:] not in endings:
         raise ValueError(f"cannot write {output}: its ending must be one of {', '.join(sorted(endings))}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.stem}.{os.getpid()}{output.suffix}")  # matplotlib goes by the suffix
-    try:
+    with replacing(output) as temporary:
         figure.savefig(temporary, dpi=RESOLUTION)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _figure(lines: Sequence[Line]) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,7 +38,6 @@ def cost_matched_distribution(costs: Tensor, budget: float) -> Tensor:
             low = price
         else:
             high = price
-    assert math.isfinite(price)
     return (-price * costs).softmax(0)
 
 
