@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,9 +35,9 @@ class Evaluation:
     gate_macs: float
     """The gate's own multiply-accumulates for an image."""
     histogram: list[list[float]]
-    """[L][A] share of the images that chose each action at each block."""
+    """[L][A] share of the images that chose each action at each block; empty for a network that gates otherwise."""
     routes: Tensor
-    """[N, L] int64, the actions taken."""
+    """[N, L] int64, the actions taken; [N, 0] for a network that gates otherwise."""
     correct: Tensor
     """[N] bool."""
 
@@ -46,8 +47,22 @@ class Evaluation:
         return {name: getattr(self, name) for name in names}
 
 
+@runtime_checkable
+class SelfMeasured(Protocol):
+    """What `evaluate` takes in place of a policy: whatever does not decide from observations alone, block by block,
+    such as an oracle that sees labels, or a network with gates of its own."""
+
+    def measure(
+        self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
+    ) -> Evaluation:
+        """Every image of `split` once, in the task's units of cost."""
+
+    def save(self, folder: Path) -> None:
+        """Write what `load_policy` reads again."""
+
+
 def evaluate(
-    policy: Policy,
+    policy: Policy | SelfMeasured,
     task: Task,
     split: str = "validation",
     budget: float = 1.0,
@@ -57,13 +72,15 @@ def evaluate(
     """Play every image of `split` once, with deterministic decisions.
 
     Args:
-        policy: anything with Stable-Baselines3's `predict`, and `macs_per_image`.
+        policy: anything with Stable-Baselines3's `predict` and `macs_per_image`, or with a `measure` of its own.
         task: backbone, bitwidths and data set.
         split: "train", "validation" or "test".
         budget: what the policy sees as its budget.
         batch_size: images at once; the result does not depend on it, except for policies that draw at random.
         progress: called with the number of images of each batch that is done.
     """
+    if isinstance(policy, SelfMeasured):
+        return policy.measure(task, split, budget, progress)
     process, images = task.process, task.dataset.split(split)
     routes, correct, losses = [], [], []
     memory: Any = None
@@ -83,13 +100,15 @@ def evaluate(
         losses.append(F.cross_entropy(logits, labels, reduction="none"))
         if progress:
             progress(len(rows))
-    return _summary(task, policy, torch.cat(routes), torch.cat(correct), torch.cat(losses))
+    return summary(task, policy.macs_per_image, torch.cat(routes), torch.cat(correct), torch.cat(losses))
 
 
-def _summary(task: Task, policy: Policy, routes: Tensor, correct: Tensor, losses: Tensor) -> Evaluation:
+def summary(task: Task, gate_macs: float, routes: Tensor, correct: Tensor, losses: Tensor) -> Evaluation:
+    """The evaluation of N images from their routes [N, L], whether they were classified correctly [N], their
+    cross-entropies [N], and the gate's own multiply-accumulates for an image."""
     costs = task.process.cost
     paper, total = costs.route_cost(routes)
-    total_cost = float(total.double().mean()) + gate_bitops(policy.macs_per_image) / costs.full_bitops
+    total_cost = float(total.double().mean()) + gate_bitops(gate_macs) / costs.full_bitops
     chosen = F.one_hot(routes, task.process.num_actions).double().mean(0)
     return Evaluation(
         accuracy=float(correct.double().mean()),
@@ -97,7 +116,7 @@ def _summary(task: Task, policy: Policy, routes: Tensor, correct: Tensor, losses
         cost=float(paper.double().mean()),
         total_cost=total_cost,
         bitops=total_cost * costs.full_bitops,
-        gate_macs=policy.macs_per_image,
+        gate_macs=gate_macs,
         histogram=[[round(share, 6) for share in row] for row in chosen.tolist()],
         routes=routes.cpu(),
         correct=correct.cpu(),

@@ -18,6 +18,7 @@ from agents.gates import make_gate, position
 from agents.sb3 import ARCHIVE, SB3Policy
 from backbone.checkpoint import load_tensors, save_tensors
 from backbone.cost import count_macs
+from backbone.names import resolve
 from dfs_env.process import SkippingProcess
 
 FILE = "policy.safetensors"
@@ -111,6 +112,9 @@ class RandomPolicy:
 def load_policy(folder: Path, process: SkippingProcess) -> Policy:
     """The policy that was saved in `folder`, for use on `process`.
 
+    A file of another kind than this module's names its loader as its "kind": a "module:function" of the tensors, of
+    what else was saved, and of the process.
+
     Raises:
         FileNotFoundError, ValueError: there is none, it is damaged, or it does not fit the process.
     """
@@ -129,4 +133,6 @@ def load_policy(folder: Path, process: SkippingProcess) -> Policy:
         return AssignmentPolicy(tensors["actions"])
     if kind == "random":
         return RandomPolicy(tensors["probabilities"], about["seed"])
-    raise ValueError(f"{folder / FILE} holds a policy of unknown kind {kind!r}")
+    load = resolve("policy loader", str(kind), {})
+    policy: Policy = load(tensors, about, process)
+    return policy

@@ -31,7 +31,7 @@ from dfs_env.task import Task, make_task
 
 CONFIG, RESULT, RESULTS = "config.json", "result.json", "results.jsonl"
 
-VERSION = 1
+VERSION = 2
 """Raised when a change of the code changes what the same configuration gives; results of other versions are not
 reused."""
 
@@ -72,7 +72,7 @@ class RunConfig:
     """Everything that decides a run."""
 
     method: str
-    """Name of the method."""
+    """METHOD, or METHOD-PRESET."""
     config: MethodConfig
     """The method's own configuration."""
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -1,7 +1,7 @@
 """Compare methods at matched cost: methods x budgets x seeds -> result lines, one table, one figure.
 
     python -m scripts.compare --output runs/demo
-    python -m scripts.compare --methods supervised ppo static random --budgets 0.05 0.1 --dataset cifar10 --depth 20
+    python -m scripts.compare --methods dfs ppo static random --budgets 0.05 0.1 --dataset cifar10 --depth 20
 
 Runs that are there already are not run again, so a killed comparison goes on where it was.
 """
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from agents.methods import MethodConfig, method, method_names
+from agents.methods import default_config, method, method_names
 from agents.runs import RunConfig, TaskConfig
 from agents.statistics import summarise
 from agents.sweep import sweep, work
@@ -34,7 +34,7 @@ class Compare:
     """What to compare."""
 
     methods: tuple[str, ...] = tuple(method_names())
-    """Names of methods."""
+    """Names of methods, or METHOD-PRESET."""
     budgets: tuple[float, ...] = (0.02, 0.03, 0.05)
     """Budgets, as fractions of full execution."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -45,7 +45,7 @@ class Compare:
     num_images: int | None = None
     """Images shown to each learner; by default what the methods say."""
     set: tuple[str, ...] = ()
-    """Options of single methods, as METHOD.OPTION=VALUE, such as ppo.ent_coef=0.02."""
+    """Options of single methods, as METHOD.OPTION=VALUE or METHOD-PRESET.OPTION=VALUE, such as ppo.ent_coef=0.02."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What to learn on."""
     output: Path = Path("runs/compare")
@@ -88,8 +88,7 @@ def plan(args: Compare) -> list[RunConfig]:
     settings = overrides(args.set)
     runs = []
     for name in args.methods:
-        config_type: type[MethodConfig] = method(name).Config
-        base = config_type(**settings.get(name, {}))
+        base = replace(default_config(name), **settings.get(name, {}))
         if args.num_images is not None and "num_images" not in settings.get(name, {}):
             base = replace(base, num_images=args.num_images)
         budgets = sorted({*args.budgets, *(args.baseline_budgets if base.is_baseline else ())})

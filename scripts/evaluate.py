@@ -1,6 +1,6 @@
 """Evaluate a finished run again: every image of a split once, with deterministic decisions.
 
-python -m scripts.evaluate runs/supervised-budget0.04-seed0-1a2b3c4d
+python -m scripts.evaluate runs/dfs-budget0.04-seed0-1a2b3c4d
 """
 
 from __future__ import annotations

@@ -69,12 +69,13 @@ def _figure(lines: Sequence[Line]) -> Figure:
     rows = summarise(lines)
     learned = _learned(rows)
     methods = sorted({row.method for row in learned})
-    heights = [4.6, 0.55 + 0.95 * len(methods)] if methods else [4.6]
+    deciding = sorted({line["method"] for line in lines if line["method"] in methods and line["histogram"]})
+    heights = [4.6, 0.55 + 0.95 * len(deciding)] if deciding else [4.6]
     figure = Figure((WIDTH, sum(heights) + 0.4), layout="constrained")
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     _draw_curves(parts[0], lines, rows, methods)
-    if methods:
-        _draw_histograms(parts[1], lines, learned, methods)
+    if deciding:
+        _draw_histograms(parts[1], lines, learned, deciding)
     figure.supxlabel(_caption(lines, rows), x=0.01, ha="left", fontsize=8, color="0.3")
     return figure
 

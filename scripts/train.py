@@ -1,9 +1,9 @@
 """Train a policy with one method and print its result line.
 
-    python -m scripts.train supervised --budget 0.04
+    python -m scripts.train dfs --budget 0.04
     python -m scripts.train ppo --budget 0.04 --dataset cifar10 --depth 20
 
-`python -m scripts.train METHOD --help` explains every option of a method.
+`python -m scripts.train METHOD --help` explains every option of a method. METHOD-PRESET starts from a preset.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from agents.methods import MethodConfig, method, method_names
+from agents.methods import MethodConfig, default_config, labels, method
 from agents.runs import RunConfig, TaskConfig, run
 from scripts.cli import clear_errors
 
@@ -35,10 +35,15 @@ def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threa
 
 
 def command(name: str) -> Callable[..., None]:
-    """The subcommand of a method, whose options are its own configuration, the task's, and where to write."""
-    module = method(name)
+    """The subcommand of a method or a preset: the options are its own configuration, the task's, where to write."""
+    module, preset, what = method(name), default_config(name), TaskConfig()
 
-    def train_method(config: Any, task: TaskConfig, output: Path = Path("runs"), threads: int = 1) -> None:
+    def train_method(
+        config: Any = preset,
+        task: TaskConfig = what,
+        output: Path = Path("runs"),
+        threads: int = 1,
+    ) -> None:
         """Train.
 
         Args:
@@ -56,7 +61,7 @@ def command(name: str) -> Callable[..., None]:
 
 
 if __name__ == "__main__":
-    commands = {name: command(name) for name in method_names()}
+    commands = {name: command(name) for name in labels()}
     with clear_errors():
         tyro.extras.subcommand_cli_from_dict(
             commands, description=__doc__, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)

@@ -13,9 +13,9 @@ import torch
 
 from agents.evaluation import evaluate
 from agents.methods import method, method_names
-from agents.methods.hybrid_reinforce import rewards_to_go
+from agents.methods.dfs import budget_loss
+from agents.methods.skipnet import rewards_to_go
 from agents.methods.static import Search, descend, exchange
-from agents.methods.supervised import budget_loss
 from agents.recorder import Recorder
 from agents.runs import RESULT, RunConfig, TaskConfig, load_run, run
 from agents.sweep import sweep
@@ -248,11 +248,11 @@ def _processes_of(session):
 
 
 def test_a_gate_of_nans_stops_training_although_its_loss_is_finite(task, tmp_path, monkeypatch):
-    config = small_config("supervised")
+    config = small_config("dfs")
     recorder = Recorder(task, config.budget, config.num_images, tmp_path)
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: [p.data.fill_(float("nan")) for p in _parameters(self)])
     with pytest.raises(TrainingDivergedError, match="smaller learning rate"):
-        method("supervised").train(config, task, recorder)
+        method("dfs").train(config, task, recorder)
 
 
 def _parameters(optimizer):
@@ -260,7 +260,7 @@ def _parameters(optimizer):
 
 
 def test_a_cotrained_backbone_is_kept_with_the_policy_and_used_again(tiny_data, tmp_path):
-    config = tiny_run("supervised", tiny_data, budget=0.5, cotrain=True)
+    config = tiny_run("dfs", tiny_data, budget=0.5, cotrain=True)
     result = run(config, tmp_path)
     policy, task, _ = load_run(tmp_path / config.name)
     assert evaluate(policy, task, "test", 0.5).loss == pytest.approx(result["loss"], rel=1e-5)

@@ -33,7 +33,7 @@ def line(method: str, budget: float, seed: int = 0, **others) -> dict:
 
 
 def comparison() -> list[dict]:
-    names = ("random", "static", "ppo", "supervised")
+    names = ("random", "static", "ppo", "dfs")
     lines = [line(name, budget, seed) for name in names for budget in (0.1, 0.5) for seed in range(2)]
     one_hot = [np.eye(len(BITWIDTHS))[[action] * BLOCKS].tolist() for action in range(len(BITWIDTHS))]
     costs = [0.0, 1 / 16, 1 / 4, 1.0]

@@ -5,6 +5,9 @@ The command line, the comparison and the tests find the files by themselves. `Co
 from `MethodConfig`, whose field docstrings become the command line's help. `train` reports to the recorder and returns
 the policy that did best on validation. With `cotrain`, where a method has it, `train` changes the task's backbone in
 place.
+
+A file may also hold `PRESETS`, a dict of named configurations: published settings, variants, settings that were found
+by search. `METHOD-PRESET` names one wherever a method is named, and the result lines carry that label.
 """
 
 from __future__ import annotations
@@ -50,12 +53,35 @@ def method_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def method(name: str) -> ModuleType:
-    """The module of a method, with `Config` and `train`.
+def labels() -> list[str]:
+    """Every method and every preset, as METHOD or METHOD-PRESET."""
+    return [
+        label
+        for name in method_names()
+        for label in (name, *(f"{name}-{preset}" for preset in getattr(method(name), "PRESETS", {})))
+    ]
+
+
+def method(label: str) -> ModuleType:
+    """The module of the method that a label names, with `Config` and `train`.
 
     Raises:
         ValueError: there is no such method.
     """
+    name = label.partition("-")[0]
     if name not in method_names():
         raise ValueError(f"unknown method {name!r}: choose one of {', '.join(method_names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def default_config(label: str) -> MethodConfig:
+    """The configuration that METHOD or METHOD-PRESET stands for.
+
+    Raises:
+        ValueError: there is no such method or preset.
+    """
+    module, preset = method(label), label.partition("-")[2]
+    presets: dict[str, MethodConfig] = {"": module.Config(), **getattr(module, "PRESETS", {})}
+    if preset not in presets:
+        raise ValueError(f"unknown preset {label!r}: choose one of {', '.join(labels())}")
+    return presets[preset]
