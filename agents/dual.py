@@ -36,5 +36,5 @@ class DualAscent:
         share = min(progress / self.anneal, 1.0) if self.anneal else 1.0
         target = self._first ** (1 - share) * self.budget**share
         excess = min(max(cost / target - 1, -1.0), 1.0)
-        self.price = min(max(self.price * math.exp(self.rate * excess), 1e-4), 1e4)
+        self.price = min(max(self.price * math.exp(self.rate * excess), 1e-4), 1e6)
         return self.price

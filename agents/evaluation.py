@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from agents.policies import Policy
 from backbone.cost import gate_bitops
 from backbone.data import batches
+from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
 
@@ -81,7 +82,8 @@ def evaluate(
     """
     if isinstance(policy, SelfMeasured):
         return policy.measure(task, split, budget, progress)
-    process, images = task.process, task.dataset.split(split)
+    process: SkippingProcess = getattr(policy, "process", task.process)
+    images = task.dataset.split(split)
     routes, correct, losses = [], [], []
     memory: Any = None
     for rows in batches(images, batch_size):

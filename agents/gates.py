@@ -1,15 +1,18 @@
 """Gates: small networks that map an observation to scores of the actions.
 
-A gate is called as `gate(observation [B, D], hidden) -> (scores [B, A], hidden)`, with `hidden` None at the first
-block. All images of a call stand before the same block, as they do in the lockstep environments.
+A gate is built from the process that it decides for, and called as `gate(observation [B, D], hidden) -> (scores [B, A],
+hidden)`, with `hidden` None at the first block. All images of a call stand before the same block, as they do in the
+lockstep environments. A gate that needs another observation than the task's names it as its `observation`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from backbone.cost import count_macs
 from backbone.names import resolve
 from dfs_env.process import SkippingProcess
 
@@ -25,12 +28,12 @@ class RecurrentGate(nn.Module):
 
     units = 10
 
-    def __init__(self, num_layers: int, observation_dim: int, num_actions: int) -> None:
+    def __init__(self, process: SkippingProcess) -> None:
         super().__init__()
-        self.num_layers = num_layers
-        self.project = nn.ModuleList(nn.Linear(observation_dim, self.units) for _ in range(num_layers))
+        self.num_layers = process.num_layers
+        self.project = nn.ModuleList(nn.Linear(process.observation_dim, self.units) for _ in range(process.num_layers))
         self.lstm = nn.LSTMCell(self.units, self.units)
-        self.score = nn.Linear(self.units, num_actions)
+        self.score = nn.Linear(self.units, process.num_actions)
 
     def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
         """[B, D] -> [B, A]."""
@@ -44,27 +47,116 @@ class FeedForwardGate(nn.Module):
 
     units = 64
 
-    def __init__(self, num_layers: int, observation_dim: int, num_actions: int) -> None:
+    def __init__(self, process: SkippingProcess) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(observation_dim, self.units),
-            nn.Tanh(),
-            nn.Linear(self.units, self.units),
-            nn.Tanh(),
-            nn.Linear(self.units, num_actions),
+        self.hidden = nn.Sequential(
+            nn.Linear(process.observation_dim, self.units), nn.Tanh(), nn.Linear(self.units, self.units), nn.Tanh()
         )
+        self.score = nn.Linear(self.units, process.num_actions)
 
     def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
         """[B, D] -> [B, A]."""
-        return self.layers(observation), None
+        return self.score(self.hidden(observation)), None
 
 
-GATES = {"recurrent": RecurrentGate, "feedforward": FeedForwardGate}
+class _ConvolutionalGate(nn.Module):
+    """One convolutional gate for each block, over the block's whole input."""
+
+    observation = "features"
+
+    def __init__(self, process: SkippingProcess) -> None:
+        super().__init__()
+        self.shapes = process.feature_shapes[: process.num_layers]
+        self.looks = nn.ModuleList(self.look(channels) for channels, _, _ in self.shapes)
+        self.scores = nn.ModuleList(nn.Linear(channels, process.num_actions) for channels, _, _ in self.shapes)
+
+    def look(self, channels: int) -> nn.Sequential:
+        """[B, C, H, W] -> features that are pooled before they are scored."""
+        raise NotImplementedError
+
+    def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
+        """[B, D] -> [B, A]."""
+        layer = position(observation[:1], len(self.shapes))
+        features = self.looks[layer](as_features(observation, self.shapes[layer]))
+        return self.scores[layer](features.mean((2, 3))), None
+
+
+class ConvolutionalGate1(_ConvolutionalGate):
+    """SkipNet's FFGate-I (Wang et al. 2018, section 3.2, figure 3a): pooling, then two 3x3 convolutions, of which the
+    second strides. About 16 % of the work of a block at the same width."""
+
+    def look(self, channels: int) -> nn.Sequential:
+        """Max-pooling, two convolutions."""
+        return nn.Sequential(nn.MaxPool2d(2), *_conv_norm(channels, channels, 1), *_conv_norm(channels, channels, 2))
+
+
+class ConvolutionalGate2(_ConvolutionalGate):
+    """SkipNet's FFGate-II (Wang et al. 2018, section 3.2, figure 3b): one 3x3 convolution of stride 2, 12.5 % of the
+    work of a block."""
+
+    def look(self, channels: int) -> nn.Sequential:
+        """One convolution."""
+        return nn.Sequential(*_conv_norm(channels, channels, 2))
+
+
+class OneShotGate(nn.Module):
+    """BlockDrop's policy network (Wu et al. 2018, section 3.1): all blocks are decided at once, before the first.
+
+    The original is a ResNet of its own on the image; this one looks at the stem's features, which are there anyway,
+    through three 3x3 convolutions of stride 2.
+    """
+
+    observation = "features"
+
+    def __init__(self, process: SkippingProcess) -> None:
+        super().__init__()
+        self.shape, self.num_layers = process.feature_shapes[0], process.num_layers
+        width = self.shape[0]
+        self.look = nn.Sequential(
+            *_conv_norm(width, width, 2), *_conv_norm(width, 2 * width, 2), *_conv_norm(2 * width, 4 * width, 2)
+        )
+        self.score = nn.Linear(4 * width, process.num_layers * process.num_actions)
+
+    def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
+        """[B, D] -> [B, A]; `hidden` [B, L, A] holds the scores for all blocks."""
+        if hidden is None:
+            features = self.look(as_features(observation, self.shape)).mean((2, 3))
+            hidden = self.score(features).unflatten(1, (self.num_layers, -1))
+        return hidden[:, position(observation[:1], self.num_layers)], hidden
+
+
+def _conv_norm(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+GATES: dict[str, type[nn.Module]] = {
+    "recurrent": RecurrentGate,
+    "feedforward": FeedForwardGate,
+    "convolutional1": ConvolutionalGate1,
+    "convolutional2": ConvolutionalGate2,
+    "one_shot": OneShotGate,
+}
+
+
+def sight(name: str, process: SkippingProcess) -> SkippingProcess:
+    """The process as the gate called `name` sees it."""
+    observation = getattr(resolve("gate", name, GATES), "observation", None)
+    return process.seeing(observation) if observation else process
 
 
 def make_gate(name: str, process: SkippingProcess) -> nn.Module:
-    """A new gate for `process`: "recurrent", "feedforward", or a user's own "module:Class"."""
-    gate = resolve("gate", name, GATES)(process.num_layers, process.observation_dim, process.num_actions)
+    """A new gate for `process`, its own `sight` of the task's: a name in `GATES`, or a user's own "module:Class".
+
+    Raises:
+        ValueError: an unknown name, or a process with another observation than the gate needs.
+    """
+    build = resolve("gate", name, GATES)
+    wanted = getattr(build, "observation", process.observation)
+    if wanted != process.observation:
+        raise ValueError(
+            f"gate {name!r} needs observation {wanted!r}, not {process.observation!r}; see agents.gates.sight"
+        )
+    gate: nn.Module = build(process)
     return gate.to(process.device)
 
 
@@ -74,3 +166,38 @@ def position(observation: Tensor, num_layers: int) -> int:
     The one-hot position stands before the last two entries (cost, budget), see `SkippingProcess.observe`.
     """
     return int(observation[0, -num_layers - 2 : -2].argmax())
+
+
+def as_features(observation: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The features [B, C, H, W] in observations [B, D] of kind "features"; `shape` is (C, H, W)."""
+    channels, height, width = shape
+    flat = observation[:, : channels * height * width]
+    return flat.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
+
+
+def score_layers(gate: nn.Module) -> list[nn.Linear]:
+    """The linear layers whose outputs are a gate's scores, under the names that gates here give them.
+
+    Raises:
+        ValueError: a gate of one's own that has neither `score` nor `scores`.
+    """
+    found: Any = getattr(gate, "scores", None) or [getattr(gate, "score", None)]
+    if any(not isinstance(layer, nn.Linear) for layer in found):
+        raise ValueError(f"{type(gate).__name__} needs a linear layer called `score`, or a list of them, `scores`")
+    return list(found)
+
+
+def macs_of_an_episode(gate: nn.Module, process: SkippingProcess) -> float:
+    """A gate's own multiply-accumulates for all decisions on one image."""
+    training = gate.training
+
+    def play() -> None:
+        hidden = None
+        for layer in range(process.num_layers):
+            observation = torch.zeros(1, process.observation_dim, device=process.device)
+            observation[0, -process.num_layers - 2 + layer] = 1
+            _, hidden = gate(observation, hidden)
+
+    macs = sum(count_macs(gate.eval(), play).values())
+    gate.train(training)
+    return macs

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from agents.gates import make_gate
+from agents.gates import make_gate, score_layers, sight
 from agents.methods import MethodConfig
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
@@ -48,49 +49,86 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]]
 """Images [B, 3, H, W] and labels [B] -> the loss to descend on, and scalars to log."""
 
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4),
+}
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: max(0.0, 1 - progress),
+    "step": lambda progress: 0.1 ** ((progress >= 0.5) + (progress >= 0.75)),
+    "constant": lambda progress: 1.0,
+}
+"""Share of the first learning rate after a share of training."""
+
+FULL_BIAS = 3.0
+"""Head start of the widest bitwidth's score in a gate that begins at full execution."""
+
+
 @dataclass(frozen=True)
 class GateConfig(MethodConfig):
     """What the methods that differentiate through a gate have in common."""
 
     gate: str = "recurrent"
-    """"recurrent" (DFS's and SkipNet's), "feedforward", or "module:Class"."""
+    """"recurrent" (DFS's and SkipNet's RNNGate), "convolutional1", "convolutional2" (SkipNet's FFGate-I and -II),
+    "feedforward", "one_shot" (BlockDrop's), or "module:Class"."""
+    start_full: bool = False
+    """Whether the untrained gate prefers full execution: a bias on the scores of the widest bitwidth."""
     batch_size: int = 64
     """Images per update."""
+    optimizer: str = "adam"
+    """"adam", or "sgd" (momentum 0.9, weight decay 1e-4: DFS's and SkipNet's)."""
     lr: float = 1e-2
-    """First learning rate of the gate (Adam); it falls linearly to 0, so that the mean cost settles."""
+    """First learning rate of the gate."""
+    schedule: str = "linear"
+    """How it falls: "linear" to 0, so that the mean cost settles; "step", to a tenth at half and at three quarters; or
+    "constant"."""
     cotrain: bool = False
     """Whether the backbone learns too, on the routes that the gate takes."""
     backbone_lr: float = 3e-3
     """Learning rate of the backbone (SGD with momentum), if it is co-trained."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
 
 
 class GateLearner:
     """A new gate, and the loop that trains it batch by batch and validates on the way."""
 
     def __init__(self, config: GateConfig, task: Task, recorder: Recorder) -> None:
-        self.config, self.process, self.recorder = config, task.process, recorder
-        self.gate = make_gate(config.gate, task.process)
-        self.policy = GatePolicy(self.gate, config.gate, task.process)
+        self.config, self.recorder = config, recorder
+        self.process = sight(config.gate, task.process)
+        self.gate = make_gate(config.gate, self.process)
+        if config.start_full:
+            for layer in score_layers(self.gate):
+                with torch.no_grad():
+                    layer.bias.view(-1, self.process.num_actions)[:, -1] += FULL_BIAS
+        self.policy = GatePolicy(self.gate, config.gate, self.process)
         recorder.watch(self.gate, *([task.process.backbone] if config.cotrain else []))
-        self._optimizer = torch.optim.Adam(self.gate.parameters(), lr=config.lr)
+        self._optimizer = OPTIMIZERS[config.optimizer](self.gate.parameters(), lr=config.lr)
         self._stream = image_stream(task, config.batch_size, config.seed)
 
-    def train(self, loss_of: Loss, until: int, cotrain: bool = False) -> None:
-        """Descend on `loss_of` until the recorder has seen `until` images, with the backbone or without."""
-        backbone = BackboneLearner(self.process.backbone, self.config.backbone_lr) if cotrain else None
+    def train(self, loss_of: Loss, until: int, cotrain: bool = False, lr_scale: float = 1.0) -> None:
+        """Descend on `loss_of` until the recorder has seen `until` images, with the backbone or without; `lr_scale`
+        multiplies both learning rates."""
+        lr = self.config.backbone_lr * lr_scale
+        backbone = BackboneLearner(self.process.backbone, lr) if cotrain else None
         while self.recorder.seen < until:
             loss, scalars = loss_of(*(batch := next(self._stream)))
             self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
-            self._step(loss)
+            self._step(loss, lr_scale)
             if backbone:
                 backbone.apply()
             if self.recorder.check_due():
                 self.recorder.consider(self.policy)
 
-    def _step(self, loss: Tensor) -> None:
-        left = max(0.0, 1 - self.recorder.seen / self.recorder.num_images)
+    def _step(self, loss: Tensor, lr_scale: float) -> None:
+        share = SCHEDULES[self.config.schedule](self.recorder.seen / self.recorder.num_images)
         for group in self._optimizer.param_groups:
-            group["lr"] = self.config.lr * left
+            group["lr"] = self.config.lr * lr_scale * share
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.gate.parameters(), 1.0)

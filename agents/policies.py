@@ -2,7 +2,8 @@
 
 `predict(observation, state, episode_start, deterministic) -> (actions, state)` takes and returns numpy arrays. `state`
 is None in the very first call and then what the last call returned; `episode_start` [B] says whose episode begins.
-Beside it a policy has `macs_per_image`, its own multiply-accumulates for all blocks of an image, and `save(folder)`.
+Beside it a policy has `macs_per_image`, its own multiply-accumulates for all blocks of an image, and `save(folder)`. A
+policy that wants another observation than the task's has a `process` of its own that makes it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.gates import make_gate, position
+from agents.gates import macs_of_an_episode, make_gate, position, sight
 from agents.sb3 import ARCHIVE, SB3Policy
 from backbone.checkpoint import load_tensors, save_tensors
-from backbone.cost import count_macs
 from backbone.names import resolve
 from dfs_env.process import SkippingProcess
 
@@ -40,12 +40,14 @@ class Policy(Protocol):
 
 
 class GatePolicy:
-    """A gate as a policy: the best-scored action, or one drawn from the softmax of the scores."""
+    """A gate as a policy: the best-scored action, or one drawn from the softmax of the scores.
+
+    `process` is the gate's own sight of the task's, whose observations it wants.
+    """
 
     def __init__(self, gate: nn.Module, name: str, process: SkippingProcess) -> None:
-        self.gate, self.name = gate, name
-        blank = torch.zeros(1, process.observation_dim, device=process.device)
-        self.macs_per_image = sum(count_macs(gate, lambda: gate(blank)).values()) * process.num_layers
+        self.gate, self.name, self.process = gate, name, process
+        self.macs_per_image = macs_of_an_episode(gate, process)
 
     def predict(
         self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
@@ -53,10 +55,11 @@ class GatePolicy:
         """Actions [B]. All episodes start together, as they do in lockstep."""
         if episode_start is not None and episode_start.any():
             state = None
+        training = self.gate.training
         with torch.no_grad():
-            device = next(self.gate.parameters()).device
-            scores, state = self.gate(torch.as_tensor(observation, device=device), state)
+            scores, state = self.gate.eval()(torch.as_tensor(observation, device=self.process.device), state)
             action = scores.argmax(1) if deterministic else torch.multinomial(scores.softmax(1), 1).squeeze(1)
+        self.gate.train(training)
         return action.cpu().numpy(), state
 
     def save(self, folder: Path) -> None:
@@ -123,6 +126,7 @@ def load_policy(folder: Path, process: SkippingProcess) -> Policy:
     tensors, about = load_tensors(folder / FILE)
     kind = about.get("kind")
     if kind == "gate":
+        process = sight(about["gate"], process)
         gate = make_gate(about["gate"], process)
         try:
             gate.load_state_dict(tensors)

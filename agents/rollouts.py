@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,59 +17,137 @@ from dfs_env.process import SkippingProcess
 
 @dataclass(frozen=True)
 class Rollout:
-    """B images decided by a gate."""
+    """B images decided by a gate. After a straight-through rollout `weights`, and with it every cost, is differentiable
+    in the gate; after a sampled one `log_probabilities` is."""
 
     logits: Tensor
     """[B, num_classes]."""
-    cost: Tensor
-    """[B] paper cost of the route."""
-    step_costs: Tensor
-    """[B, L] paper cost of each decision."""
+    weights: Tensor
+    """[B, L, A] of each action at each block, one-hot."""
     log_probabilities: Tensor
     """[B, L] of the action taken."""
     entropies: Tensor
     """[B, L] of the gate's distribution at each block, in nats."""
-    routes: Tensor
-    """[B, L] actions."""
+    process: SkippingProcess
+    """What was unrolled."""
+
+    @property
+    def routes(self) -> Tensor:
+        """[B, L] actions."""
+        return self.weights.argmax(2)
+
+    @property
+    def step_costs(self) -> Tensor:
+        """[B, L] paper cost of each decision."""
+        return (self.weights * self.process.cost.paper).sum(2)
+
+    @property
+    def cost(self) -> Tensor:
+        """[B] paper cost of the route."""
+        return self.step_costs.sum(1)
 
 
-def straight_through_rollout(process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float) -> Rollout:
+class Decision(NamedTuple):
+    """What is done with a gate's scores at one block."""
+
+    log_p: Tensor
+    """[B, A] log-probabilities of the distribution that decides."""
+    action: Tensor
+    """[B] the action taken."""
+    relaxed: Tensor | None = None
+    """[B, A] probabilities that the gradient passes to; None if actions are sampled, without such a gradient."""
+
+
+Rule = Callable[[int, Tensor], Decision]
+"""Block index and scores [B, A] -> decision."""
+
+
+def straight_through_rollout(
+    process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float, ignore: float = 0.0
+) -> Rollout:
     """Take the best-scored action at each block; the gradient passes straight through to the probabilities.
 
     (DFS, Shen et al. 2020, section 3.2; SkipNet's supervised pre-training, Wang et al. 2018, section 3.3.)
+
+    The gradient needs the outcome of every option, for it says what each would have changed; only those whose
+    probability is at most `ignore` are left out, and have no gradient.
     """
-    return _unroll(process, gate, images, budget, sample=False)
+    return unroll(process, gate, images, budget, _best, ignore, attached=True)
 
 
-def sampled_rollout(process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float) -> Rollout:
-    """Draw each action from the gate's distribution; gradients reach the backbone along the route taken, and the gate
-    through `log_probabilities` and `entropies` only."""
-    return _unroll(process, gate, images, budget, sample=True)
+def gumbel_rollout(
+    process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float, temperature: float, ignore: float = 0.0
+) -> Rollout:
+    """Take the best action after Gumbel noise; the gradient passes straight through to the softmax of the noisy scores
+    (Jang et al. 2017, section 2.2)."""
+    return unroll(process, gate, images, budget, partial(_noisy_best, temperature), ignore, attached=True)
 
 
-def _unroll(process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float, sample: bool) -> Rollout:
+def sampled_rollout(
+    process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float, attached: bool = False
+) -> Rollout:
+    """Draw each action from the gate's distribution; gradients reach the backbone along the route taken (and, if
+    `attached`, through what the gate saw), and the gate through `log_probabilities` and `entropies` only."""
+    return unroll(process, gate, images, budget, sample, attached=attached)
+
+
+def sample(layer: int, scores: Tensor) -> Decision:
+    """The rule that draws from the softmax of the scores."""
+    log_p = scores.log_softmax(1)
+    return Decision(log_p, torch.multinomial(log_p.detach().exp(), 1).squeeze(1))
+
+
+def _best(layer: int, scores: Tensor) -> Decision:
+    log_p = scores.log_softmax(1)
+    return Decision(log_p, scores.argmax(1), log_p.exp())
+
+
+def _noisy_best(temperature: float, layer: int, scores: Tensor) -> Decision:
+    noise = -torch.log(-torch.log(torch.rand_like(scores).clamp(1e-10, 1 - 1e-7)))
+    noisy = (scores + noise) / temperature
+    return Decision(scores.log_softmax(1), noisy.argmax(1), noisy.softmax(1))
+
+
+def unroll(
+    process: SkippingProcess,
+    gate: nn.Module,
+    images: Tensor,
+    budget: float,
+    rule: Rule,
+    ignore: float = 0.0,
+    attached: bool = False,
+) -> Rollout:
+    """Decide B images [B, 3, H, W] block by block.
+
+    Args:
+        process: what is unrolled, as the gate sees it.
+        gate: scores the actions.
+        images: normalised images.
+        budget: what the gate sees as its budget.
+        rule: how scores become an action.
+        ignore: with relaxed decisions, the probability up to which an option is not even run.
+        attached: whether gradients of the decisions pass on into the features that the gate saw.
+    """
     state, hidden = process.initial(images, budget), None
-    step_costs, log_probabilities, entropies, routes = [], [], [], []
-    for _ in range(process.num_layers):
+    weights, log_probabilities, entropies = [], [], []
+    for layer in range(process.num_layers):
         observation = process.observe(state)
-        scores, hidden = gate(observation.detach() if sample else observation, hidden)
-        log_p = scores.log_softmax(1)
-        action = torch.multinomial(log_p.detach().exp(), 1).squeeze(1) if sample else scores.argmax(1)
-        if sample:
-            following = process.transition(state, action)
+        scores, hidden = gate(observation if attached else observation.detach(), hidden)
+        log_p, action, relaxed = rule(layer, scores)
+        chosen = F.one_hot(action, process.num_actions).to(scores.dtype)
+        if relaxed is None:
+            state = process.transition(state, action)
         else:
-            chosen = F.one_hot(action, process.num_actions).to(scores.dtype)
-            following = process.relaxed_transition(state, straight_through(log_p.exp(), chosen))
-        step_costs.append(following.cost - state.cost)
+            needed = chosen.bool() | (relaxed.detach() > ignore)
+            chosen = straight_through(relaxed, chosen)
+            state = process.relaxed_transition(state, chosen, needed)
+        weights.append(chosen)
         log_probabilities.append(log_p.gather(1, action[:, None]).squeeze(1))
         entropies.append(-(log_p.exp() * log_p).sum(1))
-        routes.append(action)
-        state = following
     return Rollout(
         logits=process.logits(state),
-        cost=state.cost,
-        step_costs=torch.stack(step_costs, 1),
+        weights=torch.stack(weights, 1),
         log_probabilities=torch.stack(log_probabilities, 1),
         entropies=torch.stack(entropies, 1),
-        routes=torch.stack(routes, 1),
+        process=process,
     )

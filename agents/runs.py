@@ -51,7 +51,9 @@ class TaskConfig:
     bitwidths: tuple[int, ...] | None = None
     """Bitwidths to choose from; by default all that the backbone has. 0 is skip, 32 full precision."""
     observation: str = "pooled"
-    """"pooled", "statistics", "position", or "module:function"."""
+    """"pooled", "statistics", "position", "features", or "module:function"."""
+    always_on: int = 0
+    """Leading blocks that always run at the widest bitwidth and are not decided; 1 in DFS."""
     device: str = "cpu"
     """Torch device."""
     data: str | None = None

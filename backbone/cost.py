@@ -68,7 +68,7 @@ class CostTable:
     total: Tensor
     """[L, A] total cost of an action at a block, without what is always on."""
     total_always_on: float
-    """Total cost of stem, shortcuts and head: that of the route that skips every block."""
+    """Total cost of stem, shortcuts, head and blocks that are not decided: that of the route that skips every block."""
     full_bitops: float
     """BitOps of full execution for one image; total cost is a fraction of this."""
 
@@ -97,16 +97,19 @@ def _block_macs(backbone: Any) -> tuple[list[float], float]:
     return blocks, always_on
 
 
-def cost_table(backbone: Any, bitwidths: tuple[int, ...]) -> CostTable:
+def cost_table(backbone: Any, bitwidths: tuple[int, ...], always_on: int = 0) -> CostTable:
     """The costs of running each block of `backbone` at each of `bitwidths`.
+
+    The first `always_on` blocks are not decided: they are always on, and no rows of the tables.
 
     Raises:
         ValueError: `bitwidths` is not a possible tuple.
     """
     bits = torch.tensor(check_bitwidths(bitwidths), dtype=torch.float64)
-    blocks, always_on = _block_macs(backbone)
+    blocks, rest = _block_macs(backbone)
+    rest, blocks = rest + sum(blocks[:always_on]), blocks[always_on:]
     widest = float(bits[-1])
-    full_bitops = (sum(blocks) + always_on) * widest**2
+    full_bitops = (sum(blocks) + rest) * widest**2
     device = next(backbone.parameters()).device
     relative = (bits / widest) ** 2
     paper = relative.expand(len(blocks), -1) / len(blocks)
@@ -115,7 +118,7 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...]) -> CostTable:
         bitwidths=tuple(bitwidths),
         paper=paper.float().contiguous().to(device),
         total=total.float().to(device),
-        total_always_on=always_on * widest**2 / full_bitops,
+        total_always_on=rest * widest**2 / full_bitops,
         full_bitops=full_bitops,
     )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from backbone.cost import cost_table
+from backbone.cost import IMAGE_SIZE, cost_table
 from backbone.names import resolve
 from backbone.quantization import check_bitwidths
 
@@ -47,13 +49,19 @@ def _position(features: Tensor) -> Tensor:
     return features.new_zeros(len(features), 0, features.shape[1])
 
 
+def _features(features: Tensor) -> Tensor:
+    return features.flatten(2).transpose(1, 2)
+
+
 OBSERVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "pooled": _pooled,
     "statistics": _statistics,
     "position": _position,
+    "features": _features,
 }
-"""What is seen of the features, by name: [B, C, H, W] -> [B, K, C], K <= 2, namely each channel's mean, then its
-standard deviation. "position" sees nothing of the image, so a policy on it assigns the same bits to every image."""
+"""What is seen of the features, by name: [B, C, H, W] -> [B, K, C]. K <= 2 numbers for each channel, namely its mean,
+then its standard deviation, are normalised; "features" are all K = H * W positions, as they are. "position" sees
+nothing of the image, so a policy on it assigns the same bits to every image."""
 
 
 class SkippingProcess:
@@ -66,13 +74,22 @@ class SkippingProcess:
         backbone: a network that keeps the contract of `backbone.resnet.ResNet`.
         bitwidths: ascending bitwidths to choose from, a subset of the backbone's; action i is bitwidth i. All of them
             by default.
-        observation: "pooled", "statistics", "position" (see `OBSERVATIONS`), or "module:function".
+        observation: "pooled", "statistics", "position", "features" (see `OBSERVATIONS`), or "module:function".
+        always_on: how many leading blocks are not decided but always run at the widest bitwidth (in DFS the first,
+            Shen et al. 2020, section 4.1); they are no layers of the process and cost nothing in paper cost.
 
     Raises:
-        ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation.
+        ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation, or no
+            block left to decide.
     """
 
-    def __init__(self, backbone: Any, bitwidths: tuple[int, ...] | None = None, observation: str = "pooled") -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        bitwidths: tuple[int, ...] | None = None,
+        observation: str = "pooled",
+        always_on: int = 0,
+    ) -> None:
         self.backbone = backbone
         self.bitwidths = check_bitwidths(backbone.config.bitwidths if bitwidths is None else bitwidths)
         self.widest = self.bitwidths[-1]
@@ -86,13 +103,40 @@ class SkippingProcess:
                 f"bitwidths {self.bitwidths} end in {self.widest}, but the backbone's stem, shortcuts and head exist "
                 f"at {backbone.config.widest} only; add one of these, or pretrain with `--widest {self.widest}`"
             )
-        self.cost = cost_table(backbone, self.bitwidths)
-        self._summarise = resolve("observation", observation, OBSERVATIONS)
-        self.num_layers: int = len(backbone.blocks)
+        if not 0 <= always_on < len(backbone.blocks):
+            raise ValueError(f"always_on {always_on} leaves nothing to decide: there are {len(backbone.blocks)} blocks")
+        self.always_on = always_on
+        self.cost = cost_table(backbone, self.bitwidths, always_on)
+        self.num_layers: int = len(backbone.blocks) - always_on
         self.num_actions = len(self.bitwidths)
-        self.summaries = self._summarise(torch.zeros(1, backbone.feature_dim, 2, 2)).shape[1]
-        self.observation_dim: int = self.summaries * backbone.feature_dim + self.num_layers + 2
         self.device = next(backbone.parameters()).device
+        self._see(observation)
+
+    def _see(self, observation: str) -> None:
+        self.observation = observation
+        self._summarise = resolve("observation", observation, OBSERVATIONS)
+        widths = [
+            self._summary(torch.zeros(1, *shape, device=self.device), 0).shape[1] for shape in self.feature_shapes
+        ]
+        self.observation_dim: int = max(widths) + self.num_layers + 2
+
+    def seeing(self, observation: str) -> SkippingProcess:
+        """The same process on the same backbone with another observation."""
+        other = copy(self)
+        other._see(observation)
+        return other
+
+    @property
+    def feature_shapes(self) -> list[tuple[int, ...]]:
+        """(C, H, W) of the features before each decision, and after the last."""
+        training = self.backbone.training
+        self.backbone.eval()  # lest a blank image enters the statistics of the norms
+        with torch.no_grad():
+            features = [self._first_features(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.device))]
+            for layer in range(self.num_layers):
+                features.append(self._run(layer, features[-1], bits=0))
+        self.backbone.train(training)
+        return [tuple(x.shape[1:]) for x in features]
 
     def initial(self, images: Tensor, budget: float | Tensor = 1.0, reuse: Tensor | None = None) -> State:
         """Run the stem on normalised images [B, 3, H, W]; `budget` is one number or [B].
@@ -101,16 +145,22 @@ class SkippingProcess:
         has no effect while gradients are enabled.
         """
         if torch.is_grad_enabled():
-            features = self.backbone.stem(images, self.widest)
+            features = self._first_features(images)
         else:
-            features = self._chunked_stem(images, reuse)
+            features = self._chunked_first_features(images, reuse)
         cost = features.new_zeros(len(images))
         return State(features, 0, cost, torch.as_tensor(budget, dtype=cost.dtype, device=cost.device).expand(len(cost)))
 
-    def _chunked_stem(self, images: Tensor, features: Tensor | None) -> Tensor:
+    def _first_features(self, images: Tensor) -> Tensor:
+        features = self.backbone.stem(images, self.widest)
+        for block in self.backbone.blocks[: self.always_on]:
+            features = block(features, self.widest, self.widest)
+        return features
+
+    def _chunked_first_features(self, images: Tensor, features: Tensor | None) -> Tensor:
         start = 0
         for chunk in images.split(CHUNK):
-            outcome = self.backbone.stem(chunk, self.widest)
+            outcome = self._first_features(chunk)
             if features is None:
                 features = _empty_like(outcome, len(images))
             features[start : start + len(chunk)].copy_(outcome)
@@ -136,19 +186,22 @@ class SkippingProcess:
         cost = state.cost + self.cost.paper[state.layer, action]
         return replace(state, features=features, layer=state.layer + 1, cost=cost)
 
-    def relaxed_transition(self, state: State, weights: Tensor) -> State:
+    def relaxed_transition(self, state: State, weights: Tensor, needed: Tensor | None = None) -> State:
         """Mix the outcomes of the actions by `weights` [B, A]; with one-hot weights, the same as `transition`.
 
         Differentiable in the features and in the weights. An outcome is computed for the images whose weight on it, or
-        the gradient with respect to that weight, is not zero: for all if the weights require a gradient.
+        the gradient with respect to that weight, is not zero: for all if the weights require a gradient, unless
+        `needed` [B, A] says where it is false that weight and gradient are both zero.
         """
         if self.terminal(state):
             raise ValueError("every block is decided already: this state is terminal")
-        everywhere = torch.is_grad_enabled() and weights.requires_grad
+        if needed is None:
+            everywhere = torch.is_grad_enabled() and weights.requires_grad
+            needed = torch.ones_like(weights, dtype=torch.bool) if everywhere else weights != 0
         mixed: Tensor | None = None
         for action, bits in enumerate(self.bitwidths):
             weight = weights[:, action]
-            rows = torch.arange(len(weight), device=weight.device) if everywhere else weight.nonzero().squeeze(1)
+            rows = needed[:, action].nonzero().squeeze(1)
             if len(rows) == 0:
                 continue
             whole = len(rows) == len(weight)
@@ -164,17 +217,23 @@ class SkippingProcess:
 
     def observe(self, state: State) -> Tensor:
         """[B, D]: normalised channel summaries, position (one-hot [L], zeros at the end), cost spent, budget."""
-        summary = self._summarise(state.features)
-        channels = summary.shape[2]
-        mean = self.backbone.feature_mean[state.layer, : self.summaries, :channels]
-        std = self.backbone.feature_std[state.layer, : self.summaries, :channels]
-        summary = ((summary - mean) / std).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
-        padding = self.backbone.feature_dim - channels
-        summary = torch.nn.functional.pad(summary, (0, padding)).flatten(1)
+        summary = self._summary(state.features, state.layer)
+        summary = F.pad(summary, (0, self.observation_dim - self.num_layers - 2 - summary.shape[1]))
         position = summary.new_zeros(len(summary), self.num_layers)
         if not self.terminal(state):
             position[:, state.layer] = 1
         return torch.cat((summary, position, state.cost[:, None], state.budget[:, None]), 1)
+
+    def _summary(self, features: Tensor, layer: int) -> Tensor:
+        """What is seen of the features before decision `layer`, flat; zero-padded to the most channels of any block."""
+        summary = self._summarise(features)
+        per_channel, channels = summary.shape[1:]
+        if per_channel > 2:
+            return summary.flatten(1).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
+        mean = self.backbone.feature_mean[self.always_on + layer, :per_channel, :channels]
+        std = self.backbone.feature_std[self.always_on + layer, :per_channel, :channels]
+        summary = ((summary - mean) / std).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
+        return F.pad(summary, (0, self.backbone.feature_dim - channels)).flatten(1)
 
     def logits(self, state: State) -> Tensor:
         """Class scores [B, num_classes] of a terminal state.
@@ -201,8 +260,9 @@ class SkippingProcess:
             for layer in range(self.num_layers + 1):
                 summary = _statistics(state.features)
                 deviation, mean = torch.std_mean(summary, 0, correction=0)
-                self.backbone.feature_mean[layer, :, : summary.shape[2]] = mean
-                self.backbone.feature_std[layer, :, : summary.shape[2]] = deviation.clamp_min(1e-3)
+                block = self.always_on + layer
+                self.backbone.feature_mean[block, :, : summary.shape[2]] = mean
+                self.backbone.feature_std[block, :, : summary.shape[2]] = deviation.clamp_min(1e-3)
                 if layer < self.num_layers:
                     action = torch.randint(self.num_actions, (len(images),), generator=generator)
                     state = self.transition(state, action.to(self.device))
@@ -211,7 +271,7 @@ class SkippingProcess:
         order = action.argsort(stable=True)
         counts = torch.bincount(action, minlength=self.num_actions).tolist()
         chosen = [index for index, count in enumerate(counts) if count]
-        reuse = in_place and not torch.is_grad_enabled() and self.backbone.blocks[state.layer].skip_is_identity
+        reuse = in_place and not torch.is_grad_enabled() and self._block(state.layer).skip_is_identity
         if len(chosen) == 1:
             bits = self.bitwidths[chosen[0]]
             if not reuse or len(action) <= CHUNK:
@@ -245,8 +305,11 @@ class SkippingProcess:
         ]
         return _Permute.apply(torch.cat(outcomes), inverse, order)
 
+    def _block(self, layer: int) -> Any:
+        return self.backbone.blocks[self.always_on + layer]
+
     def _run(self, layer: int, x: Tensor, bits: int) -> Tensor:
-        block = self.backbone.blocks[layer]
+        block = self._block(layer)
         if len(x) > CHUNK and not torch.is_grad_enabled():  # norms in training need the whole group
             return torch.cat([self._run(layer, chunk, bits) for chunk in x.split(CHUNK)])
         return block(x, bits, self.widest) if bits else block.skip(x, self.widest)

@@ -38,6 +38,7 @@ def make_task(
     checkpoint: str | None = None,
     bitwidths: tuple[int, ...] | None = None,
     observation: str = "pooled",
+    always_on: int = 0,
     device: str = "cpu",
     data: str | None = None,
 ) -> Task:
@@ -50,6 +51,7 @@ def make_task(
         checkpoint: a file; None for the trained backbone of that shape; "random" for an untrained one.
         bitwidths: what to choose from; by default all that the backbone has.
         observation: what is seen of the features, see `dfs_env.process.OBSERVATIONS`.
+        always_on: how many leading blocks always run at the widest bitwidth and are not decided.
         device: a torch device.
         data: the data folder; by default $DFS_DATA, else the user's cache folder.
 
@@ -68,7 +70,7 @@ def make_task(
             backbone = ResNet(ResNetConfig(depth, images.num_classes, width, tuple_)).eval().requires_grad_(False)
     else:
         backbone = load_backbone(checkpoint, depth, images.num_classes, dataset)
-    process = SkippingProcess(backbone.to(device), bitwidths, observation)
+    process = SkippingProcess(backbone.to(device), bitwidths, observation, always_on)
     task = Task(process, images)
     if checkpoint == "random":
         calibrate(process, images)

@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.dual import DualAscent
 from agents.evaluation import evaluate
-from agents.gates import GATES, make_gate, position
+from agents.gates import GATES, make_gate, position, sight
 from agents.methods.random import cost_matched_distribution
 from agents.policies import AssignmentPolicy, GatePolicy, RandomPolicy, load_policy
 from agents.recorder import Recorder
@@ -21,12 +21,14 @@ from dfs_env import DFSVectorEnv
 
 def make_policy(name, process, seed=0):
     torch.manual_seed(seed)
-    return GatePolicy(make_gate(name, process), name, process)
+    seen = sight(name, process)
+    return GatePolicy(make_gate(name, seen).eval(), name, seen)
 
 
 @pytest.mark.parametrize("name", sorted(GATES))
 def test_a_gate_scores_every_action_and_an_image_apart_from_its_mates(name, process, images):
-    gate = make_gate(name, process)
+    process = sight(name, process)
+    gate = make_gate(name, process).eval()
     state, hidden = process.initial(images), None
     alone, alone_hidden = process.initial(images[3:4]), None
     for layer in range(process.num_layers):
@@ -91,7 +93,7 @@ def test_a_gates_own_work_is_in_the_total_cost_and_not_in_the_paper_cost(task):
     assert found.total_cost == pytest.approx(float(total.mean()) + gate)
 
 
-@pytest.mark.parametrize("kind", ["recurrent", "feedforward", "assignment", "random"])
+@pytest.mark.parametrize("kind", [*GATES, "assignment", "random"])
 def test_a_policy_that_is_saved_and_loaded_decides_the_same(kind, task, tmp_path):
     process = task.process
     if kind == "assignment":
@@ -212,3 +214,17 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_what_is_kept(task, t
 
 def test_an_evaluation_is_plain_data(task):
     json.dumps(evaluate(AssignmentPolicy(torch.zeros(task.process.num_layers)), task).line())
+
+
+def test_the_convolutional_gates_macs_by_hand(process):
+    """An eighth of a block at the same width for FFGate-II, 5/32 for FFGate-I, beside the linear scores."""
+    shapes = process.feature_shapes[:3]
+    block = sum(2 * 9 * c * c * h * w for c, h, w in shapes)
+    scores = sum(c * process.num_actions for c, _, _ in shapes)
+    assert make_policy("convolutional2", process).macs_per_image == pytest.approx(block / 8 + scores)
+    assert make_policy("convolutional1", process).macs_per_image == pytest.approx(block * 5 / 32 + scores)
+
+
+def test_a_gate_that_needs_features_is_not_built_without_them(process):
+    with pytest.raises(ValueError, match="needs observation 'features', not 'pooled'"):
+        make_gate("one_shot", process)

@@ -13,8 +13,6 @@ import torch
 
 from agents.evaluation import evaluate
 from agents.methods import method, method_names
-from agents.methods.dfs import budget_loss
-from agents.methods.skipnet import rewards_to_go
 from agents.methods.static import Search, descend, exchange
 from agents.recorder import Recorder
 from agents.runs import RESULT, RunConfig, TaskConfig, load_run, run
@@ -116,33 +114,6 @@ def test_with_a_free_budget_a_method_is_not_below_the_full_network(name, learned
     policy = method(name).train(config, learned, Recorder(learned, config.budget, config.num_images))
     reached = evaluate(policy, learned, "validation", 1.0).accuracy
     assert reached >= evaluate(full, learned, "validation").accuracy - 0.02
-
-
-def test_dfs_loss_and_its_sign_by_hand():
-    logits, labels = torch.zeros(2, 4), torch.tensor([0, 1])
-    cost = torch.tensor([0.1, 0.3], requires_grad=True)
-    entropy = torch.log(torch.tensor(4.0))
-    below = budget_loss(logits, labels, cost, budget=0.25, weight=0.5)
-    above = budget_loss(logits, labels, cost, budget=0.16, weight=0.5)
-    torch.testing.assert_close(below, entropy - 0.5 * 0.2 / 0.25)
-    torch.testing.assert_close(above, entropy + 0.5 * 0.2 / 0.16)
-    above.backward()
-    assert cost.grad.tolist() == pytest.approx([0.25 / 0.16] * 2)
-
-
-def test_skipnets_returns_on_three_gates_by_hand():
-    losses = torch.tensor([2.0, 1.0])
-    step_costs = torch.tensor([[1 / 3, 0.0, 1 / 3], [0.0, 0.0, 0.0]])
-    returns = rewards_to_go(losses, step_costs, price=0.3)
-    torch.testing.assert_close(returns, torch.tensor([[-2.2, -2.1, -2.1], [-1.0, -1.0, -1.0]]))
-
-
-def test_swapping_two_images_losses_changes_only_their_own_returns():
-    losses, step_costs = torch.rand(5), torch.rand(5, 3)
-    swapped = losses.clone()
-    swapped[[0, 3]] = losses[[3, 0]]
-    same = rewards_to_go(losses, step_costs, 0.1) == rewards_to_go(swapped, step_costs, 0.1)
-    assert same.all(1).tolist() == [False, True, True, False, True]
 
 
 def test_the_static_search_finds_the_best_assignment_of_a_small_space(learned):

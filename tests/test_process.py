@@ -281,7 +281,7 @@ def test_terminal_states_take_no_decision_and_others_give_no_logits(process, ima
         ((0, 2, 4), "pooled", r"end in 4, but .* exist at \(8, 32\) only"),
         ((0, 8, 4), "pooled", "ascending"),
         ((), "pooled", "at least one bitwidth"),
-        ((0, 8), "pixels", "unknown observation 'pixels': choose one of pooled, position, statistics"),
+        ((0, 8), "pixels", "unknown observation 'pixels': choose one of features, pooled, position"),
     ],
 )
 def test_impossible_processes_are_refused(backbone, bitwidths, observation, message):
@@ -292,3 +292,43 @@ def test_impossible_processes_are_refused(backbone, bitwidths, observation, mess
 def test_own_observation_by_name(backbone, images):
     process = SkippingProcess(backbone, (0, 8), "dfs_env.process:_statistics")
     assert process.observe(process.initial(images)).shape == (24, 2 * 16 + 3 + 2)
+
+
+# --- blocks that are always on, and observations of one's own
+
+
+def test_blocks_that_are_always_on_run_in_full_and_cost_nothing_in_paper_cost(backbone, images):
+    process, rest = SkippingProcess(backbone, (0, 2, 4, 8)), SkippingProcess(backbone, (0, 2, 4, 8), always_on=1)
+    routes = random_routes(rest)
+    full_first = torch.cat((torch.full((24, 1), 3), routes), 1)
+    assert torch.equal(rest.run(images, routes), process.run(images, full_first))
+    paper, total = rest.cost.route_cost(routes)
+    torch.testing.assert_close(paper, torch.tensor([0, 1 / 16, 1 / 4, 1])[routes].sum(1) / 2)
+    torch.testing.assert_close(total, process.cost.route_cost(full_first)[1])
+
+
+@pytest.mark.parametrize("always_on", [-1, 3])
+def test_a_process_without_decisions_is_refused(backbone, always_on):
+    with pytest.raises(ValueError, match="leaves nothing to decide"):
+        SkippingProcess(backbone, always_on=always_on)
+
+
+def test_features_are_seen_whole(process, images):
+    seen = process.seeing("features")
+    state = seen.initial(images)
+    for layer, (channels, height, width) in enumerate(seen.feature_shapes[:-1]):
+        observation = seen.observe(state)
+        assert observation.shape == (24, seen.observation_dim)
+        flat = observation[:, : channels * height * width].reshape(24, height, width, channels)
+        torch.testing.assert_close(flat.permute(0, 3, 1, 2), state.features.clamp(-10, 10))
+        assert observation[:, -5:-2].argmax(1).tolist() == [layer] * 24
+        state = seen.transition(state, torch.full((24,), 1))
+    assert process.observation == "pooled"
+
+
+def test_building_a_process_leaves_a_training_backbones_statistics_alone():
+    backbone = ResNet(ResNetConfig(8, width=4))
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    SkippingProcess(backbone, always_on=1)
+    assert backbone.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())

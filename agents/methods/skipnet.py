@@ -1,4 +1,4 @@
-"""SkipNet's hybrid reinforcement learning (Wang et al. 2018, section 3.3), with bitwidths beside skipping.
+"""SkipNet's training (Wang et al. 2018, section 3.3), with bitwidths beside skipping.
 
 Supervised pre-training (SP): a straight-through gate and cross-entropy, without any cost. Then hybrid RL (HRL): routes
 are sampled; the backbone, if it is co-trained, follows cross-entropy along the executed route; the gate follows
@@ -7,13 +7,14 @@ REINFORCE with reward-to-go
     r_i = -(cross-entropy + price * sum of the costs of the decisions j >= i),
 
 which is the paper's r_i = -(L - alpha/N * sum over j >= i of (1 - g_j)) up to a constant, with price = alpha. The
-published alpha is fixed; here it may also be found by dual ascent, so that the mean cost meets the budget.
+published alpha is fixed; by default it is found by dual ascent here, so that the mean cost meets the budget.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,10 +28,11 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class Config(GateConfig):
-    """SkipNet: supervised pre-training, then REINFORCE with reward-to-go plus cross-entropy. `cotrain` is about HRL."""
+    """SkipNet: supervised pre-training, then REINFORCE with reward-to-go beside cross-entropy. `cotrain` is about
+    both."""
 
     pretraining: float = 0.1
-    """Share of the images for supervised pre-training."""
+    """Share of the images for supervised pre-training: 0 is HRL from scratch, 1 is SP alone."""
     alpha: float | None = None
     """Fixed price of cost (published: 0.1); None finds the price at which the mean cost meets the budget."""
     price_rate: float = 0.03
@@ -40,57 +42,106 @@ class Config(GateConfig):
     rl_weight: float = 1.0
     """Weight of the REINFORCE loss. It matters beside cross-entropy in SkipNet's single optimizer (published: 0.01);
     gate and backbone have their own optimizers here."""
-    baseline: bool = True
-    """Whether to subtract the batch's mean reward-to-go at each block. SkipNet subtracts nothing."""
-    ent_coef: float = 0.1
-    """First weight of an entropy bonus, which falls linearly to 0: decisions are greedy in the end. SkipNet has
-    none."""
+    rl_lr_scale: float = 1.0
+    """What the learning rates are multiplied by in HRL (published: 1e-3, from 0.1 to 1e-4)."""
+    baseline: bool = False
+    """Whether to subtract the batch's mean reward-to-go at each block."""
+    ent_coef: float = 0.0
+    """First weight of an entropy bonus, which falls linearly to 0: decisions are greedy in the end."""
+    supervised: bool = True
+    """Whether the answer is trained by cross-entropy. If not (pure RL), the class is drawn like any other action, the
+    reward is 1 for the right one, and REINFORCE alone trains gate and backbone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.pretraining < 1:
-            raise ValueError(f"pretraining {self.pretraining} must be a share of the images in [0, 1)")
+        if not 0 <= self.pretraining <= 1:
+            raise ValueError(f"pretraining {self.pretraining} must be a share of the images in [0, 1]")
+        if not self.supervised and self.pretraining:
+            raise ValueError("pure RL (supervised=False) has no supervised pre-training: set pretraining to 0")
 
 
-def rewards_to_go(losses: Tensor, step_costs: Tensor, price: float) -> Tensor:
-    """[B, L] reward-to-go from final losses [B] and the costs [B, L] of the decisions. Nobody's depends on
-    another's."""
+PRESETS = {
+    # Section 4.1 and its code: SP of 64,000 iterations of 128 images, SGD from 0.1; HRL of 10,000 at 1e-4. Its gate
+    # skips or executes, and its cost counts every block: --bitwidths 0 8, say.
+    "published": Config(
+        num_images=9_472_000,
+        batch_size=128,
+        optimizer="sgd",
+        schedule="step",
+        lr=0.1,
+        cotrain=True,
+        backbone_lr=0.1,
+        pretraining=64 / 74,
+        alpha=0.1,
+        rl_weight=0.01,
+        rl_lr_scale=1e-3,
+    ),
+    "sp": Config(pretraining=1.0),
+    "scratch": Config(pretraining=0.0),
+    "pure_rl": Config(pretraining=0.0, supervised=False, cotrain=True),
+    "tuned": Config(baseline=True, ent_coef=0.1),
+}
+
+
+def rewards_to_go(outcomes: Tensor, step_costs: Tensor, price: float) -> Tensor:
+    """[B, L] reward-to-go from the rewards of the answers [B] and the costs [B, L] of the decisions. Nobody's depends
+    on another's."""
     costs_to_go = step_costs.flip(1).cumsum(1).flip(1)
-    return -(losses[:, None] + price * costs_to_go)
+    return outcomes[:, None] - price * costs_to_go
+
+
+class HybridReinforce:
+    """The loss of the HRL stage, and the price that it moves.
+
+    Args:
+        learner: whose gate is trained.
+        config: the options.
+        begin: images seen before the stage.
+    """
+
+    def __init__(self, learner: GateLearner, config: Config, begin: int) -> None:
+        self.learner, self.config, self.begin = learner, config, begin
+        price = 1.0 if config.alpha is None else config.alpha
+        self.dual = DualAscent(config.budget, config.price_rate, config.price_anneal, price)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Images [B, 3, H, W] and labels [B] -> loss, and scalars to log."""
+        config, learner = self.config, self.learner
+        rollout = sampled_rollout(learner.process, learner.gate, images, config.budget, attached=not config.supervised)
+        answer, outcomes, answer_log_p = self._answer(rollout.logits, labels)
+        returns = rewards_to_go(outcomes, rollout.step_costs, self.dual.price)
+        advantages = returns - returns.mean(0) if config.baseline else returns
+        reinforce = -((advantages * rollout.log_probabilities).sum(1) + advantages[:, -1] * answer_log_p).mean()
+        cost, entropy = float(rollout.cost.mean()), rollout.entropies.mean()
+        progress = (learner.recorder.seen - self.begin) / (config.num_images - self.begin)
+        if config.alpha is None:
+            self.dual.update(cost, progress)
+        scalars = {"cost": cost, "price": self.dual.price, "entropy": float(entropy.detach())}
+        scalars["cross_entropy"] = float(F.cross_entropy(rollout.logits.detach(), labels))
+        return answer + config.rl_weight * reinforce - config.ent_coef * (1 - progress) * entropy, scalars
+
+    def _answer(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of the answers, their rewards [B], and the log-probabilities [B] of answers that were drawn."""
+        if self.config.supervised:
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            return losses.mean(), -losses.detach(), torch.zeros_like(losses)
+        log_p = logits.log_softmax(1)
+        drawn = torch.multinomial(log_p.detach().exp(), 1)
+        right = (drawn.squeeze(1) == labels).to(logits.dtype)
+        return torch.zeros_like(right).mean(), right, log_p.gather(1, drawn).squeeze(1)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """SP, then HRL."""
     learner = GateLearner(config, task, recorder)
-    dual = DualAscent(
-        config.budget, config.price_rate, config.price_anneal, price=1.0 if config.alpha is None else config.alpha
-    )
-    start = int(config.pretraining * config.num_images)
+    begin = int(config.pretraining * config.num_images)
 
     def pretraining_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        rollout = straight_through_rollout(task.process, learner.gate, images, config.budget)
+        rollout = straight_through_rollout(learner.process, learner.gate, images, config.budget)
         return F.cross_entropy(rollout.logits, labels), {"cost": float(rollout.cost.detach().mean())}
 
-    def hybrid_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        rollout = sampled_rollout(task.process, learner.gate, images, config.budget)
-        losses = F.cross_entropy(rollout.logits, labels, reduction="none")
-        returns = rewards_to_go(losses.detach(), rollout.step_costs.detach(), dual.price)
-        advantages = returns - returns.mean(0) if config.baseline else returns
-        reinforce = -(advantages * rollout.log_probabilities).sum(1).mean()
-        entropy = rollout.entropies.mean()
-        cost = float(rollout.cost.detach().mean())
-        progress = (recorder.seen - start) / (config.num_images - start)
-        if config.alpha is None:
-            dual.update(cost, progress)
-        scalars = {
-            "cost": cost,
-            "price": dual.price,
-            "entropy": float(entropy.detach()),
-            "cross_entropy": float(losses.detach().mean()),
-        }
-        return losses.mean() + config.rl_weight * reinforce - config.ent_coef * (1 - progress) * entropy, scalars
-
-    learner.train(pretraining_loss, until=start)
-    learner.train(hybrid_loss, until=config.num_images, cotrain=config.cotrain)
+    learner.train(pretraining_loss, until=begin, cotrain=config.cotrain)
+    hybrid = HybridReinforce(learner, config, begin)
+    learner.train(hybrid, until=config.num_images, cotrain=config.cotrain, lr_scale=config.rl_lr_scale)
     recorder.restore_best()
     return learner.policy

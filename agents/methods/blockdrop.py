@@ -1,0 +1,140 @@
+"""BlockDrop (Wu et al. 2018): a policy network decides all blocks at once, before the first, and learns by REINFORCE.
+
+The reward of an image (equation 2) is 1 - price * cost**2 if it is classified correctly, else -gamma; the advantage is
+against the reward of the most probable route (self-critical baseline, equation 6). Probabilities are bounded away from
+certainty (equation 4), entropy is rewarded, and a curriculum opens the blocks one by one from the last (section 3.3);
+those that are still closed run in full. The joint stage at the end adds cross-entropy and trains the backbone, too.
+
+Published: price 1, and cost is the share of the blocks that run. With bitwidths it is the paper cost; the price may be
+found by dual ascent, and then wrong answers pay for their cost, too, lest nothing holds them to the budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.dual import DualAscent
+from agents.learning import GateConfig, GateLearner
+from agents.policies import Policy
+from agents.recorder import Recorder
+from agents.rollouts import Decision, Rollout, Rule, unroll
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(GateConfig):
+    """BlockDrop: one-shot policy network, self-critical REINFORCE, curriculum."""
+
+    gate: str = "one_shot"
+    """"one_shot", or any other gate."""
+    gamma: float = 1.0
+    """What a wrong answer costs (published: 1 in the curriculum, 5 in the joint stage)."""
+    price: float | None = None
+    """Fixed price of the squared cost (published: 1); None finds the price at which the mean cost meets the budget."""
+    price_rate: float = 0.1
+    """Step size of that search (dual ascent)."""
+    bound: float = 0.8
+    """Largest probability of an action while learning; 1 bounds nothing."""
+    ent_coef: float = 0.1
+    """Weight of the entropy bonus, for each block."""
+    curriculum: float = 0.2
+    """Share of the images during which the blocks open, one at a time from the last."""
+    joint: float = 0.3
+    """Share of the images, at the end, for the joint stage, if `cotrain`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.5 <= self.bound <= 1:
+            raise ValueError(f"bound {self.bound} must be a probability in [0.5, 1]")
+        stages = self.curriculum + (self.joint if self.cotrain else 0)
+        if self.curriculum < 0 or self.joint < 0 or stages > 1:
+            raise ValueError(
+                f"curriculum {self.curriculum} and joint stage {self.joint} take {stages:g} of training, which is not "
+                "in [0, 1]; shorten them"
+            )
+
+
+PRESETS = {
+    # Section 4.1 and its code: batches of 256, Adam at 1e-3. It skips or executes: --bitwidths 0 8, say.
+    "published": Config(batch_size=256, lr=1e-3, schedule="constant", price=1.0),
+}
+
+
+def rewards(correct: Tensor, cost: Tensor, price: float, gamma: float, charge_wrong: bool) -> Tensor:
+    """[B] rewards for correct [B] (1 or 0) and cost [B]; `charge_wrong` makes wrong answers pay for their cost, too."""
+    charge = price * cost.square()
+    return torch.where(correct > 0, 1 - charge, -gamma - charge * charge_wrong)
+
+
+def bounded(log_p: Tensor, bound: float) -> Tensor:
+    """Log-probabilities [B, A] of which none is above `bound`: each action keeps that share of its probability and gets
+    an equal part of what the others give up. For two actions this is equation 4, p * bound + (1 - p) * (1 - bound)."""
+    p = log_p.exp()
+    return (bound * p + (1 - bound) * (1 - p) / max(p.shape[1] - 1, 1)).log()
+
+
+def rule(closed: int, bound: float | None) -> Rule:
+    """Draw from the bounded distribution, or take the best action if `bound` is None; the first `closed` blocks run in
+    full and have no gradient."""
+
+    def decide(layer: int, scores: Tensor) -> Decision:
+        log_p = scores.log_softmax(1)
+        if layer < closed:
+            return Decision(torch.zeros_like(scores), torch.full_like(scores[:, 0], scores.shape[1] - 1).long())
+        if bound is None:
+            return Decision(log_p, scores.argmax(1))
+        log_p = bounded(log_p, bound)
+        return Decision(log_p, torch.multinomial(log_p.detach().exp(), 1).squeeze(1))
+
+    return decide
+
+
+class SelfCritical:
+    """The loss of every stage, and the price that it moves."""
+
+    def __init__(self, learner: GateLearner, config: Config) -> None:
+        self.learner, self.config = learner, config
+        first = config.budget**-2 if config.price is None else config.price  # so that the budget itself costs 1
+        self.dual = DualAscent(config.budget, config.price_rate, anneal=0.0, price=first)
+
+    def _rewards(self, rollout: Rollout, labels: Tensor) -> Tensor:
+        correct = (rollout.logits.detach().argmax(1) == labels).to(rollout.logits.dtype)
+        fixed = self.config.price is not None
+        return rewards(correct, rollout.cost, self.dual.price, self.config.gamma, charge_wrong=not fixed)
+
+    def loss(self, images: Tensor, labels: Tensor, joint: bool) -> tuple[Tensor, dict[str, float]]:
+        """Images [B, 3, H, W] and labels [B] -> loss, and scalars to log."""
+        config, learner, process = self.config, self.learner, self.learner.process
+        done = learner.recorder.seen / (config.curriculum * config.num_images) if config.curriculum else 1.0
+        closed = max(0, process.num_layers - 1 - int(done * process.num_layers))
+        with torch.no_grad():
+            greedy = unroll(process, learner.gate, images, config.budget, rule(closed, None))
+        rollout = unroll(process, learner.gate, images, config.budget, rule(closed, config.bound))
+        advantages = self._rewards(rollout, labels) - self._rewards(greedy, labels)
+        entropy = rollout.entropies.sum(1).mean()
+        loss = -(advantages * rollout.log_probabilities.sum(1)).mean() - config.ent_coef * entropy
+        cross_entropy = F.cross_entropy(rollout.logits, labels)
+        if config.price is None and not closed:
+            self.dual.update(float(greedy.cost.mean()), 1.0)
+        scalars = {
+            "cost": float(greedy.cost.mean()),
+            "price": self.dual.price,
+            "cross_entropy": float(cross_entropy.detach()),
+            "entropy": float(entropy.detach()),
+        }
+        return loss + cross_entropy if joint else loss, scalars
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Curriculum, all blocks open, joint stage."""
+    learner = GateLearner(config, task, recorder)
+    objective = SelfCritical(learner, config)
+    alone = int(config.num_images * (1 - config.joint)) if config.cotrain else config.num_images
+    learner.train(lambda x, y: objective.loss(x, y, joint=False), until=alone)
+    learner.train(lambda x, y: objective.loss(x, y, joint=True), until=config.num_images, cotrain=config.cotrain)
+    recorder.restore_best()
+    return learner.policy

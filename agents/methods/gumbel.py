@@ -1,0 +1,70 @@
+"""Straight-through Gumbel-softmax gates (Jang et al. 2017, section 2.2), with the losses of ConvNet-AIG and DQNet.
+
+In training each decision is the best action after Gumbel noise, and the gradient passes to the softmax of the noisy
+scores, whose temperature falls. There is no noise at evaluation, where ConvNet-AIG's and DQNet's code sample on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.budget_losses import make_budget_loss
+from agents.learning import GateConfig, GateLearner
+from agents.policies import Policy
+from agents.recorder import Recorder
+from agents.rollouts import gumbel_rollout
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(GateConfig):
+    """Straight-through Gumbel-softmax."""
+
+    budget_loss: str = "sign"
+    """"target_rates" (ConvNet-AIG), "mean_bits" (DQNet), "hinge", "sign", "fractrain", or "module:function"."""
+    cost_weight: float | None = None
+    """Weight of the budget loss; None for its own."""
+    temperature: float = 1.0
+    """First temperature of the softmax that the gradient passes to."""
+    last_temperature: float = 0.5
+    """Last temperature; it falls exponentially between the two."""
+    ignore: float = 0.0
+    """Options whose noisy probability is at most this are not run, and have no gradient."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.last_temperature <= self.temperature:
+            raise ValueError(
+                f"temperatures must fall and stay above 0: from {self.temperature} to {self.last_temperature}"
+            )
+        if not 0 <= self.ignore < 1:
+            raise ValueError(f"ignore {self.ignore} must be a probability in [0, 1)")
+        make_budget_loss(self.budget_loss, {"weight": self.cost_weight})
+
+
+PRESETS = {
+    "target_rates": Config(budget_loss="target_rates"),
+    "mean_bits": Config(budget_loss="mean_bits", cost_weight=1.0),
+}
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """One stage, at the budget."""
+    learner = GateLearner(config, task, recorder)
+    budget_loss = make_budget_loss(config.budget_loss, {"weight": config.cost_weight})
+
+    def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        progress = min(recorder.seen / config.num_images, 1.0)
+        temperature = config.temperature * (config.last_temperature / config.temperature) ** progress
+        rollout = gumbel_rollout(learner.process, learner.gate, images, config.budget, temperature, config.ignore)
+        cross_entropy = F.cross_entropy(rollout.logits, labels)
+        loss = cross_entropy + budget_loss(rollout, config.budget, float(cross_entropy.detach()))
+        scalars = {"cost": float(rollout.cost.detach().mean()), "cross_entropy": float(cross_entropy.detach())}
+        return loss, {**scalars, "temperature": temperature}
+
+    learner.train(loss_of, until=config.num_images, cotrain=config.cotrain)
+    recorder.restore_best()
+    return learner.policy
