@@ -146,6 +146,8 @@ class NetworkConfig(MethodConfig):
             raise ValueError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}")
         if self.target_rate <= 0:
             raise ValueError(f"target_rate {self.target_rate} must be above 0")
+        if self.target is None and abs(self.threshold) > 9:
+            raise ValueError(f"threshold {self.threshold} is beyond the range of a moving target, -9 to 9")
         self.training()
         self.network(ResNetConfig(), 8)
 
@@ -202,7 +204,8 @@ class _Learner:
         self.config, self.network, self.cost = config, contestant.network, contestant.cost
         self.schedule = config.training()
         self.optimizer = make_optimizer(self.network, config.lr, self.schedule.momentum, config.weight_decay)
-        self.dual = DualAscent(config.budget, config.target_rate, price=math.exp(config.threshold))
+        moves = config.target is None
+        self.dual = DualAscent(config.budget, config.target_rate, price=math.exp(config.threshold)) if moves else None
         self.target = config.threshold if config.target is None else config.target
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, float]:
@@ -217,18 +220,17 @@ class _Learner:
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
         cost = float(self.cost.image_cost(densities)[0].mean())
-        if self.config.target is None:
-            self._move_target(cost, progress)
+        if self.dual is not None:
+            self._move_target(math.log(self.dual.update(cost, progress)))
         accuracy = float((logits.argmax(1) == labels).float().mean())
         return {"loss": float(entropy.detach()), "accuracy": accuracy, "cost": cost, "target": self.target}
 
-    def _move_target(self, cost: float, progress: float) -> None:
-        """Raise the target where the cost is above the budget. The thresholds ride with it: the pull alone would take
-        tens of thousands of updates to move them."""
-        before, self.target = self.target, math.log(self.dual.update(cost, progress))
+    def _move_target(self, target: float) -> None:
+        """The thresholds ride with the target: the pull alone would take tens of thousands of updates to move them."""
+        before, self.target = self.target, target
         with torch.no_grad():
             for threshold in self.network.thresholds():
-                threshold += self.target - before
+                threshold.add_(self.target - before)
 
 
 def train_network(config: NetworkConfig, task: Task, recorder: Recorder, loader: str) -> GatedNetwork:
