@@ -26,6 +26,7 @@ from backbone.checkpoint import save_tensors
 from backbone.cost import gated_cost
 from backbone.data import batches
 from backbone.gated import GatedConfig, GatedResNet
+from backbone.quantization import FLOAT_BITS
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import TrainingConfig, make_optimizer
 from dfs_env.process import SkippingProcess
@@ -52,7 +53,7 @@ class GatedNetwork:
     ) -> Evaluation:
         """Every image of `split` once. The result depends neither on `budget`, which a trained network no longer sees,
         nor on which images are computed together."""
-        images, self_was_training = task.dataset.split(split), self.network.training
+        images, was_training = task.dataset.split(split), self.network.training
         device, results = task.process.device, []
         self.network.eval()
         for rows in batches(images, 128):
@@ -63,7 +64,7 @@ class GatedNetwork:
             results.append((logits.argmax(1) == labels, losses, *self.cost.image_cost(densities)))
             if progress:
                 progress(len(rows))
-        self.network.train(self_was_training)
+        self.network.train(was_training)
         correct, losses, paper, total = (torch.cat(column) for column in zip(*results, strict=True))
         total_cost = float(total.mean())
         return Evaluation(
@@ -121,7 +122,7 @@ class NetworkConfig(MethodConfig):
 
     batch_size: int = 64
     """Images per update."""
-    lr: float = 0.05
+    lr: float = 0.02
     """First learning rate of SGD with momentum 0.9."""
     weight_decay: float = 1e-4
     """L2 penalty on the weights of convolutions and classifier; norms, bounds and thresholds have none."""
@@ -160,7 +161,7 @@ class NetworkConfig(MethodConfig):
         raise NotImplementedError
 
     def training(self) -> TrainingConfig:
-        """The schedule of the learning rate."""
+        """The schedule of the learning rate; "cosine" begins with a twentieth of linear warm-up."""
         return TrainingConfig(epochs=20, lr=self.lr, weight_decay=self.weight_decay, schedule=self.schedule)
 
 
@@ -173,18 +174,13 @@ def start_from(network: GatedResNet, backbone: ResNet) -> None:
     Raises:
         ValueError: the backbone lacks a weight, or has it in another shape.
     """
-    config, theirs, ours = network.config, backbone.state_dict(), network.state_dict()
-    options = [bits for bits in backbone.config.bitwidths if bits]
-    nearest = min(options, key=lambda bits: (abs(bits - config.activation_bits), bits))
-    found = {}
-    for name, tensor in ours.items():
-        module, _, rest = name.partition(".activation_quantizer.")
-        gated = "conv1." in name + "." or "conv2." in name + "."
-        bits = (config.activation_bits if rest else nearest) if gated else config.widest
+    bits = network.config.activation_bits
+    nearest = min((option for option in backbone.config.bitwidths if option), key=lambda option: abs(option - bits))
+    theirs, found = backbone.state_dict(), {}
+    for name, tensor in network.state_dict().items():
         source = theirs.get(name.replace(".norm.", f".norms.{nearest}."))
-        if rest:
-            rows = getattr(backbone.get_submodule(f"{module}.activation_quantizer"), "row", {})
-            source = source[rows[bits]].view(1) if source is not None and bits in rows else tensor
+        if ".activation_quantizer." in name:
+            source = _own_range(network, backbone, name, tensor, source)
         elif "threshold" in name or "gate_norm" in name:
             source = tensor
         if source is None or source.shape != tensor.shape:
@@ -195,6 +191,15 @@ def start_from(network: GatedResNet, backbone: ResNet) -> None:
             )
         found[name] = source
     network.load_state_dict(found)
+
+
+def _own_range(network: GatedResNet, backbone: ResNet, name: str, tensor: Tensor, source: Tensor | None) -> Tensor:
+    """The entry [1] of a quantizer's ranges in the backbone, `source`, that is of the network's own bitwidth; `tensor`,
+    the network's own, where there is none."""
+    quantizer = name.rpartition(".")[0]
+    theirs: dict[int, int] = getattr(backbone.get_submodule(quantizer), "row", {})
+    (bits,) = getattr(network.get_submodule(quantizer), "row", {}) or (FLOAT_BITS,)
+    return tensor if source is None or bits not in theirs else source[theirs[bits]].view(1)
 
 
 class _Learner:
@@ -252,7 +257,8 @@ def train_network(config: NetworkConfig, task: Task, recorder: Recorder, loader:
     for images, labels in image_stream(task, config.batch_size, config.seed):
         recorder.step(len(images), **learner.step(images, labels, recorder.seen / recorder.num_images))
         recorder.check_weights(network)
-        if recorder.check_due():
+        # A fixed target knows no budget, by which checkpoints are chosen: what is trained last is taken, as published.
+        if recorder.finished or (config.target is None and recorder.check_due()):
             recorder.consider(contestant)
         if recorder.finished:
             break

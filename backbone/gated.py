@@ -78,9 +78,9 @@ def gate(margin: Tensor, slope: float, sparse: bool) -> Tensor:
         slope: of the sigmoid.
         sparse: gradient zero where the gate is off (Zhang et al. 2020, section 3.3).
     """
-    on = margin > 0
+    on = (margin > 0).to(margin.dtype)
     soft = torch.sigmoid(slope * margin)
-    return straight_through(torch.where(on, soft, soft.detach()) if sparse else soft, on.to(margin.dtype))
+    return straight_through(soft * on if sparse else soft, on)
 
 
 class BitsConvNorm(QuantizedLayer):

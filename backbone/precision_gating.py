@@ -45,8 +45,7 @@ class PrecisionGating(GatedConfig):
 def most_significant(levels: Tensor, bits: int, kept: int) -> Tensor:
     """Levels in [0, 2**bits) with all but the `kept` most significant of their `bits` bits set to zero.
 
-    The gradient passes straight through, so that the least significant part, `levels` minus this, has none: the error
-    reaches the activations by the prediction only, as in the authors' repository.
+    The gradient passes straight through.
     """
     step = 2 ** (bits - kept)
     return straight_through(levels, levels.detach().div(step).floor_().mul_(step))
@@ -67,6 +66,10 @@ class PrecisionGatedConv(GatedConvNorm):
         return float(always), float(bits.weight_bits * bits.activation_bits - always)
 
     def parts(self, levels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The convolutions of the most and of the least significant bits."""
+        """The convolutions of the most and of the least significant bits.
+
+        The least significant bits are the levels minus a straight-through part of them, and so have no gradient: the
+        error reaches the activations through the prediction only, as in the authors' repository.
+        """
         high = most_significant(levels, self.config.activation_bits, self.config.prediction_bits)
-        return self._sum(high, weight), self._sum(levels - high, weight)
+        return self._sum(high, weight), self._sum((levels - high).detach(), weight)
