@@ -9,7 +9,7 @@ policy that wants another observation than the task's has a `process` of its own
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from agents.sb3 import ARCHIVE, SB3Policy
 from backbone.checkpoint import load_tensors, save_tensors
 from backbone.names import resolve
 from dfs_env.process import SkippingProcess
+
+if TYPE_CHECKING:
+    from agents.evaluation import SelfMeasured
 
 FILE = "policy.safetensors"
 Array = np.ndarray[Any, Any]
@@ -112,7 +115,7 @@ class RandomPolicy:
         save_tensors(folder / FILE, {"probabilities": self.probabilities}, {"kind": "random", "seed": self.seed})
 
 
-def load_policy(folder: Path, process: SkippingProcess) -> Policy:
+def load_policy(folder: Path, process: SkippingProcess) -> Policy | SelfMeasured:
     """The policy that was saved in `folder`, for use on `process`.
 
     A file of another kind than this module's names its loader as its "kind": a "module:function" of the tensors, of
@@ -138,5 +141,5 @@ def load_policy(folder: Path, process: SkippingProcess) -> Policy:
     if kind == "random":
         return RandomPolicy(tensors["probabilities"], about["seed"])
     load = resolve("policy loader", str(kind), {})
-    policy: Policy = load(tensors, about, process)
+    policy: Policy | SelfMeasured = load(tensors, about, process)
     return policy

@@ -11,7 +11,7 @@ from typing import Any
 from stable_baselines3.common.logger import Logger, configure
 from torch import nn
 
-from agents.evaluation import Evaluation, evaluate
+from agents.evaluation import Evaluation, SelfMeasured, evaluate
 from agents.policies import Policy
 from backbone.checkpoint import save_backbone
 from backbone.training import TrainingDivergedError
@@ -80,7 +80,7 @@ class Recorder:
         """Whether it is time to validate."""
         return self.seen >= self._next_check or self.finished
 
-    def consider(self, policy: Policy) -> None:
+    def consider(self, policy: Policy | SelfMeasured) -> None:
         """Validate `policy`; if it is the best so far, keep a copy of the watched modules' weights."""
         self._next_check = self.seen + self._interval
         result = evaluate(policy, self.task, "validation", self.budget)

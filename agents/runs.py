@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.evaluation import evaluate
+from agents.evaluation import SelfMeasured, evaluate
 from agents.methods import MethodConfig, method
 from agents.policies import Policy, load_policy
 from agents.recorder import BACKBONE, Recorder
@@ -138,7 +138,9 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
 
 
-def _result(config: RunConfig, task: Task, recorder: Recorder, policy: Policy, seconds: float) -> dict[str, Any]:
+def _result(
+    config: RunConfig, task: Task, recorder: Recorder, policy: Policy | SelfMeasured, seconds: float
+) -> dict[str, Any]:
     test = evaluate(policy, task, "test", config.config.budget)
     best = recorder.best
     return {
@@ -160,7 +162,9 @@ def _result(config: RunConfig, task: Task, recorder: Recorder, policy: Policy, s
     }
 
 
-def load_run(folder: Path, device: str = "cpu", data: str | None = None) -> tuple[Policy, Task, dict[str, Any]]:
+def load_run(
+    folder: Path, device: str = "cpu", data: str | None = None
+) -> tuple[Policy | SelfMeasured, Task, dict[str, Any]]:
     """The policy of a finished run, the task that it was trained on (with its co-trained backbone), and its result
     line.
 

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbone.layers import QuantConvNorm, QuantLinear
+from backbone.gated import GatedResNet
+from backbone.layers import QuantizedLayer
 from backbone.quantization import FLOAT_BITS, check_bitwidths
 
 IMAGE_SIZE = 32
@@ -41,12 +42,13 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
             if isinstance(layer, nn.LSTMCell):
                 macs[name] = macs.get(name, 0) + layer.weight_ih.numel() + layer.weight_hh.numel()
             else:
-                per_weight = output.shape[2:].numel()  # positions that each weight of a convolution serves
+                outcome = output[0] if isinstance(output, tuple) else output  # a gated layer also says where it was on
+                per_weight = outcome.shape[2:].numel()  # positions that each weight of a convolution serves
                 macs[name] = macs.get(name, 0) + layer.weight.numel() * per_weight  # type: ignore[operator]
 
         return record
 
-    kinds = (QuantConvNorm, QuantLinear, nn.Conv2d, nn.Linear, nn.LSTMCell)
+    kinds = (QuantizedLayer, nn.Conv2d, nn.Linear, nn.LSTMCell)
     handles = [m.register_forward_hook(hook(name)) for name, m in module.named_modules() if isinstance(m, kinds)]
     try:
         with torch.no_grad():
@@ -119,6 +121,57 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], always_on: int = 0) ->
         paper=paper.float().contiguous().to(device),
         total=total.float().to(device),
         total_always_on=rest * widest**2 / full_bitops,
+        full_bitops=full_bitops,
+    )
+
+
+@dataclass(frozen=True)
+class GatedCost:
+    """What a network that gates single output activations costs; L blocks of two convolutions."""
+
+    always: Tensor
+    """[L, 2] float64 BitOps of each convolution on an image for which its gate is on nowhere."""
+    gated: Tensor
+    """[L, 2] further BitOps on an image for which its gate is on everywhere."""
+    blocks: Tensor
+    """[L] BitOps of each block at full execution, every multiply-accumulate at the widest bitwidth."""
+    always_on: float
+    """BitOps of stem, shortcuts and head, at the widest bitwidth."""
+    full_bitops: float
+    """BitOps of full execution of the ungated network; total cost is a fraction of this."""
+
+    def image_cost(self, densities: Tensor) -> tuple[Tensor, Tensor]:
+        """Paper and total cost [B] of images on which the gates are on for the shares `densities` [B, L, 2] of the
+        outputs.
+
+        Paper cost is the mean over blocks of BitOps over those at full execution: a block of k bits costs
+        (k / widest)**2, as for DFS.
+        """
+        spent = (self.always + self.gated * densities.double().to(self.always.device)).sum(2)
+        return (spent / self.blocks).mean(1), (spent.sum(1) + self.always_on) / self.full_bitops
+
+
+def gated_cost(network: GatedResNet, full_bitops: float) -> GatedCost:
+    """The costs of `network`, whose total is a fraction of `full_bitops`. The comparison with a threshold and the norm
+    before it count nothing, as is usual."""
+    training = network.training
+    image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(network.parameters()).device)
+    try:
+        macs = count_macs(network.eval(), lambda: network(image))
+    finally:
+        network.train(training)
+    names = [[f"blocks.{block}.{conv}" for conv in ("conv1", "conv2")] for block in range(len(network.blocks))]
+    layers: dict[str, Any] = dict(network.named_modules())
+    bitops: Any = [[[macs[name] * b for b in layers[name].bitops_per_mac] for name in pair] for pair in names]
+    table = torch.tensor(bitops, dtype=torch.float64, device=image.device)
+    blocks = torch.tensor([sum(macs[name] for name in pair) for pair in names], dtype=torch.float64)
+    gated_macs = float(blocks.sum())
+    squared = network.config.widest**2
+    return GatedCost(
+        always=table[..., 0],
+        gated=table[..., 1],
+        blocks=blocks.to(image.device) * squared,
+        always_on=(sum(macs.values()) - gated_macs) * squared,
         full_bitops=full_bitops,
     )
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from backbone.quantization import FLOAT_BITS, Quantized, Quantizer
 
 
-class _QuantizedLayer(nn.Module):
+class QuantizedLayer(nn.Module):
     """Weights shared by all bitwidths, quantized anew where they learn and once per bitwidth where they do not."""
 
     def __init__(self, weight: Tensor, bitwidths: tuple[int, ...], quantizer: Quantizer, signed: bool) -> None:
@@ -55,7 +55,7 @@ class _QuantizedLayer(nn.Module):
         return {**self.__dict__, "_cache": {}}
 
 
-class QuantConvNorm(_QuantizedLayer):
+class QuantConvNorm(QuantizedLayer):
     """Convolution without bias, then BatchNorm with one set of statistics per bitwidth (Yu et al. 2019, AdaBits 2020).
 
     In evaluation the norm is folded: one convolution of levels, one multiply-add.
@@ -104,7 +104,7 @@ class QuantConvNorm(_QuantizedLayer):
         return weight, gain * weight_scale * self._input_scale(bits), bias
 
 
-class QuantLinear(_QuantizedLayer):
+class QuantLinear(QuantizedLayer):
     """Linear layer with bias; the bias stays in full precision, as it does on integer hardware."""
 
     def __init__(self, in_features: int, out_features: int, bitwidths: tuple[int, ...], quantizer: Quantizer) -> None:

@@ -161,7 +161,7 @@ class MinMaxActivations(nn.Module):
         self.batches[row] += 1
 
 
-GAUSSIAN_STEP = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
+GAUSSIAN_STEP = {1: 1.596, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
 """Step, in standard deviations, of the uniform quantizer of 2**bits levels with the least error (Max 1960, table
 II)."""
 

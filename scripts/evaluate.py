@@ -42,7 +42,8 @@ def main(args: Evaluate) -> None:
     line = {"run": result["run"], "split": args.split, **found.line()}
     histogram = line.pop("histogram")
     print(json.dumps(line, indent=1))
-    print("share of the images at each bitwidth", task.process.bitwidths)
+    if histogram:  # a network that gates single activations has none
+        print("share of the images at each bitwidth", task.process.bitwidths)
     for block, shares in enumerate(histogram):
         print(f"  block {block:2d}  " + "  ".join(f"{share:6.1%}" for share in shares))
 

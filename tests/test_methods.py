@@ -25,6 +25,7 @@ from dfs_env import SkippingProcess, Task
 from dfs_env.task import calibrate
 
 LEARNED = [name for name in method_names() if not method(name).Config.is_baseline]
+POLICIES = [name for name in LEARNED if not method(name).Config.is_network]
 SMALL = {"num_images": 64, "batch_size": 16, "num_envs": 8, "search_images": 8}
 
 
@@ -97,7 +98,7 @@ def learned(rigged, tmp_path_factory):
     return Task(process, dataset)
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", POLICIES)
 def test_with_a_huge_price_of_cost_a_method_ends_at_skipping_everything(name, learned):
     dear = {"cost_weight": 10.0, "alpha": 100.0, "price_rate": 0.5}  # whatever a method calls it
     config = small_config(name, budget=0.002, num_images=6000, batch_size=16, num_envs=32, **dear)
@@ -106,7 +107,7 @@ def test_with_a_huge_price_of_cost_a_method_ends_at_skipping_everything(name, le
     assert evaluate(policy, learned, "validation", config.budget).cost <= 0.002
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", POLICIES)
 def test_with_a_free_budget_a_method_is_not_below_the_full_network(name, learned):
     full = method("constant").train(method("constant").Config(budget=1.0), learned, Recorder(learned, 1.0, 1))
     config = small_config(name, budget=1.0, num_images=6000, batch_size=64, num_envs=64)

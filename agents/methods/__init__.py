@@ -1,9 +1,9 @@
-"""Training methods, one file each: `agents/methods/NAME.py` holds `Config` and `train(config, task, recorder) ->
-Policy`.
+"""Training methods, one file each: `agents/methods/NAME.py` holds `Config` and `train(config, task, recorder)`, which
+returns a policy or a network that measures itself.
 
 The command line, the comparison and the tests find the files by themselves. `Config` is a frozen dataclass, derived
 from `MethodConfig`, whose field docstrings become the command line's help. `train` reports to the recorder and returns
-the policy that did best on validation. With `cotrain`, where a method has it, `train` changes the task's backbone in
+what did best on validation. With `cotrain`, where a method has it, `train` changes the task's backbone in
 place.
 
 A file may also hold `PRESETS`, a dict of named configurations: published settings, variants, settings that were found
@@ -31,6 +31,9 @@ class MethodConfig:
 
     is_baseline: ClassVar[bool] = False
     """Whether the method is one that others are compared with at their own cost."""
+    is_network: ClassVar[bool] = False
+    """Whether the method trains a network with gates of its own rather than a policy on the environment: it cannot skip
+    everything, its floor is what it always computes, and full execution of the backbone is not among its choices."""
     seeded: ClassVar[bool] = True
     """Whether the result depends on the seed."""
 

@@ -1,0 +1,95 @@
+"""Channel Gating (Hua et al., NeurIPS 2019, arXiv 1805.12549) as a network of its own.
+
+Loss: cross-entropy + sigma * sum over gated convolutions of ||thresholds - target||^2 (section 3.2 and the repository
+cornell-zhang/dnn-gating).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from agents.networks import GatedNetwork, NetworkConfig, load_network, train_network
+from agents.recorder import Recorder
+from backbone.channel_gating import ChannelGating
+from backbone.resnet import ResNetConfig
+from dfs_env.process import SkippingProcess
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(NetworkConfig):
+    """Channel Gating: 1/p of the input channels everywhere, the others where a learned threshold is passed. Its cost
+    lies between 1/p and all of weight_bits x activation_bits over widest squared, if both convolutions are gated."""
+
+    weight_bits: int = 2
+    """Bits of the blocks' weights; 32 (full precision) as published."""
+    activation_bits: int = 2
+    """Bits of the blocks' input activations; 32 (full precision) as published."""
+    p: int = 4
+    """1/p of the input channels are computed everywhere."""
+    groups: bool = True
+    """Whether each 1/p of the output channels has its own 1/p of the input channels."""
+    shuffle: bool = False
+    """Whether the parts are every p-th channel rather than neighbours."""
+    sigma: float = 1e-4
+    """Weight of the pull on the thresholds."""
+    block: str = "original"
+    """"original": ReLU after the sum with the shortcut; "post_activation": ReLU before it."""
+    gated: str = "both"
+    """"first" or "both": which of a block's two convolutions are gated."""
+    sparse_backprop: bool = True
+    """Whether the gate's gradient is zero where the gate is off."""
+
+    def network(self, backbone: ResNetConfig, widest: int) -> ChannelGating:
+        """The network of the shape of `backbone`."""
+        return ChannelGating(
+            backbone.depth,
+            backbone.num_classes,
+            backbone.width,
+            widest,
+            self.weight_bits,
+            self.activation_bits,
+            self.quantizer,
+            self.block,
+            self.gated,
+            self.sparse_backprop,
+            self.p,
+            self.groups,
+            self.shuffle,
+        )
+
+    def penalty(self, threshold: Tensor, target: float) -> Tensor:
+        """sigma * ||threshold - target||^2."""
+        return self.sigma * (threshold - target).square().sum()
+
+
+_PUBLISHED: dict[str, Any] = {
+    "weight_bits": 32,
+    "activation_bits": 32,
+    "start": "scratch",
+    "batch_size": 128,
+    "schedule": "step",
+}
+
+PRESETS = {
+    "published": Config(target=1.0, gated="first", lr=0.1, weight_decay=1e-4, **_PUBLISHED),
+    "published_post_activation": Config(
+        target=0.6, p=2, block="post_activation", lr=0.08, weight_decay=3e-4, **_PUBLISHED
+    ),
+}
+"""published: ResNet-20 of the repository's scripts/train_cg.sh and train_cg_postact.sh, whose 250 epochs are
+--num-images 12500000."""
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> GatedNetwork:
+    """Train weights and thresholds together."""
+    return train_network(config, task, recorder, f"{__name__}:load")
+
+
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> GatedNetwork:
+    """What `GatedNetwork.save` wrote."""
+    return load_network(ChannelGating, tensors, about, process)

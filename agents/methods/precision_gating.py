@@ -1,0 +1,89 @@
+"""Precision Gating (Zhang et al., ICLR 2020, arXiv 2002.07136) as a network of its own.
+
+Loss: cross-entropy + sigma * sum over gated convolutions of ||thresholds - target||, the Euclidean norm (section 3.2
+and the repository cornell-zhang/dnn-gating).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from agents.networks import GatedNetwork, NetworkConfig, load_network, train_network
+from agents.recorder import Recorder
+from backbone.precision_gating import PrecisionGating
+from backbone.resnet import ResNetConfig
+from dfs_env.process import SkippingProcess
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(NetworkConfig):
+    """Precision Gating: most significant bits everywhere, the others where a learned threshold is passed. Its cost lies
+    between weight_bits x prediction_bits and weight_bits x activation_bits over widest squared."""
+
+    weight_bits: int = 1
+    """Bits of the blocks' weights."""
+    activation_bits: int = 4
+    """Bits of the blocks' input activations."""
+    prediction_bits: int = 1
+    """Most significant bits of the activations, which are used everywhere."""
+    sigma: float = 1e-3
+    """Weight of the pull on the thresholds."""
+    block: str = "original"
+    """"original": ReLU after the sum with the shortcut; "post_activation": ReLU before it."""
+    gated: str = "both"
+    """"first" (published) or "both": which of a block's two convolutions are gated."""
+    sparse_backprop: bool = True
+    """Whether the gate's gradient is zero where the gate is off."""
+
+    def network(self, backbone: ResNetConfig, widest: int) -> PrecisionGating:
+        """The network of the shape of `backbone`."""
+        return PrecisionGating(
+            backbone.depth,
+            backbone.num_classes,
+            backbone.width,
+            widest,
+            self.weight_bits,
+            self.activation_bits,
+            self.quantizer,
+            self.block,
+            self.gated,
+            self.sparse_backprop,
+            self.prediction_bits,
+        )
+
+    def penalty(self, threshold: Tensor, target: float) -> Tensor:
+        """sigma * ||threshold - target||."""
+        return self.sigma * (threshold - target).norm()
+
+
+PRESETS = {
+    "published": Config(
+        weight_bits=8,
+        activation_bits=3,
+        prediction_bits=2,
+        target=1.0,
+        gated="first",
+        start="scratch",
+        lr=0.1,
+        batch_size=128,
+        weight_decay=1e-4,
+        schedule="step",
+    ),
+    "w2a2": Config(weight_bits=2, activation_bits=2, prediction_bits=1),
+}
+"""published: ResNet-20 of the repository's scripts/train_pg_pact.sh, whose 200 epochs are --num-images 10000000."""
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> GatedNetwork:
+    """Train weights and thresholds together."""
+    return train_network(config, task, recorder, f"{__name__}:load")
+
+
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> GatedNetwork:
+    """What `GatedNetwork.save` wrote."""
+    return load_network(PrecisionGating, tensors, about, process)

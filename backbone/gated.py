@@ -1,0 +1,216 @@
+"""CIFAR ResNets whose block convolutions are gated for every single output activation.
+
+Channel Gating (Hua et al., NeurIPS 2019) and Precision Gating (Zhang et al., ICLR 2020) share what is here: a cheap
+part of a convolution is computed everywhere, a gate compares it with a learned threshold, one for each output channel,
+and the dear part is added where the gate is on. Stem, 1x1 shortcuts and head are those of `backbone.resnet.ResNet`, at
+the widest bitwidth, and are not gated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbone.layers import QuantConvNorm, QuantizedLayer, QuantLinear
+from backbone.quantization import FLOAT_BITS, make_quantizer, straight_through
+
+BLOCKS = ("original", "post_activation")
+GATED = ("first", "both")
+
+
+@dataclass(frozen=True)
+class GatedConfig:
+    """What decides the shape of a gated ResNet; a subclass per kind of gate builds the gated convolutions.
+
+    Raises:
+        ValueError: an impossible number or name; it is named.
+    """
+
+    depth: int = 20
+    """Layers: 6n + 2 for n blocks in each of three stages."""
+    num_classes: int = 10
+    """Number of classes."""
+    width: int = 16
+    """Channels of the first stage."""
+    widest: int = 8
+    """Bitwidth of stem, shortcuts and head; 32 is full precision."""
+    weight_bits: int = FLOAT_BITS
+    """Bits of the blocks' weights."""
+    activation_bits: int = FLOAT_BITS
+    """Bits of the blocks' input activations."""
+    quantizer: str = "pact_sawb"
+    """Name of the quantizer; "pact_sawb" clips activations at a learned bound (PACT)."""
+    block: str = "original"
+    """"original": ReLU after the sum with the shortcut; "post_activation": ReLU before it."""
+    gated: str = "first"
+    """"first" or "both": which of a block's two convolutions are gated."""
+    sparse_backprop: bool = False
+    """Whether the gate's gradient is zero where the gate is off."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 8 or (self.depth - 2) % 6:
+            raise ValueError(f"depth {self.depth} is not 6n + 2 (8, 14, 20, 38, 74, 110, ...)")
+        if self.block not in BLOCKS:
+            raise ValueError(f"unknown block kind {self.block!r}: choose one of {', '.join(BLOCKS)}")
+        if self.gated not in GATED:
+            raise ValueError(f"gated {self.gated!r} is not possible: choose one of {', '.join(GATED)}")
+        for name in ("weight_bits", "activation_bits"):
+            bits = getattr(self, name)
+            if not (1 <= bits <= 16 or bits == FLOAT_BITS):
+                raise ValueError(f"{name} {bits} is not possible: it must be 1 to 16, or 32 (full precision)")
+
+    def gated_convolution(self, in_channels: int, out_channels: int, stride: int) -> BitsConvNorm:
+        """A 3x3 convolution with a gate."""
+        raise NotImplementedError
+
+
+def gate(margin: Tensor, slope: float, sparse: bool) -> Tensor:
+    """1 where sigmoid(slope * margin) > 0.5, that is, where `margin` is above 0, else 0; backward, the sigmoid's
+    gradient.
+
+    Args:
+        margin: how far a predicted output is above its threshold, any shape.
+        slope: of the sigmoid.
+        sparse: gradient zero where the gate is off (Zhang et al. 2020, section 3.3).
+    """
+    on = (margin > 0).to(margin.dtype)
+    soft = torch.sigmoid(slope * margin)
+    return straight_through(soft * on if sparse else soft, on)
+
+
+class BitsConvNorm(QuantizedLayer):
+    """3x3 convolution with bitwidths of its own for weights and activations, then BatchNorm; without a gate.
+
+    Levels are convolved and scaled afterwards, so that the parts of a gated convolution add up exactly.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, config: GatedConfig) -> None:
+        weight = torch.empty(out_channels, in_channels, 3, 3)
+        nn.init.kaiming_normal_(weight, mode="fan_out")
+        quantizer = make_quantizer(config.quantizer)
+        bits = (config.activation_bits,)
+        super().__init__(weight.to(memory_format=torch.channels_last), bits, quantizer, signed=False)
+        self.config, self.stride = config, stride
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    @property
+    def bitops_per_mac(self) -> tuple[float, float]:
+        """BitOps per multiply-accumulate: those spent on every output, and those more where the gate is on."""
+        return float(self.config.weight_bits * self.config.activation_bits), 0.0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C_in, H, W] -> [B, C_out, H / stride, W / stride] before the non-linearity, and the share of each image's
+        outputs for which the gate is on [B]."""
+        levels, scale = self.quantize_input(x, self.config.activation_bits)
+        weight, weight_scale = self.quantize_weight(self.config.weight_bits)
+        out, density = self.convolve(levels, weight, scale * weight_scale)
+        return self.norm(out), density
+
+    def convolve(self, levels: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The convolution of input levels [B, C_in, H, W] with weight levels, times `scale`, and the density [B]."""
+        return self._sum(levels, weight) * scale, levels.new_ones(len(levels))
+
+    def _sum(self, levels: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(levels, weight, None, self.stride, 1)
+
+
+class GatedConvNorm(BitsConvNorm):
+    """What gated convolutions have in common: `threshold` [C_out], and how the parts are put together."""
+
+    slope: float
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, config: GatedConfig) -> None:
+        super().__init__(in_channels, out_channels, stride, config)
+        self.threshold = nn.Parameter(torch.zeros(out_channels))
+
+    def convolve(self, levels: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """`parts`, the second masked by the gate."""
+        base, rest = self.parts(levels, weight)
+        margin = self.predict(base * scale) - self.threshold.view(1, -1, 1, 1)
+        mask = gate(margin, self.slope, self.config.sparse_backprop)
+        return (base + mask * rest) * scale, mask.detach().mean((1, 2, 3))
+
+    def parts(self, levels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """What is computed everywhere and what is added where the gate is on; their sum is the whole convolution."""
+        raise NotImplementedError
+
+    def predict(self, base: Tensor) -> Tensor:
+        """What the gate compares with the threshold, from what is computed everywhere [B, C_out, H, W]."""
+        return base
+
+
+class GatedBlock(nn.Module):
+    """Two 3x3 convolutions, of which the first or both are gated, beside a shortcut that is always on.
+
+    The block kinds are those of the repository cornell-zhang/dnn-gating, with this project's 1x1 shortcut where the
+    shape changes. Outputs are never negative, as the quantizer of the next block's input needs.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, config: GatedConfig) -> None:
+        super().__init__()
+        self.post_activation = config.block == "post_activation"
+        self.conv1 = config.gated_convolution(in_channels, channels, stride)
+        second = config.gated_convolution if config.gated == "both" else _ungated(config)
+        self.conv2 = second(channels, channels, 1)
+        quantizer = make_quantizer(config.quantizer)
+        changes_shape = stride != 1 or in_channels != channels
+        self.shortcut = (
+            QuantConvNorm(in_channels, channels, 1, stride, (config.widest,), quantizer) if changes_shape else None
+        )
+        self.widest = config.widest
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, H, W] -> [B, C', H', W'], and the densities [B, 2] of the two convolutions."""
+        out, first = self.conv1(x)
+        out, second = self.conv2(out.relu())
+        rest = x if self.shortcut is None else self.shortcut(x, self.widest)
+        out = out.relu() + rest.relu() if self.post_activation else (out + rest).relu()
+        return out, torch.stack((first, second), 1)
+
+
+def _ungated(config: GatedConfig) -> Any:
+    return lambda in_channels, channels, stride: BitsConvNorm(in_channels, channels, stride, config)
+
+
+class GatedResNet(nn.Module):
+    """A CIFAR ResNet (He et al. 2016, section 4.2) of gated blocks.
+
+    Raises:
+        ValueError: the gate does not fit a layer's channels.
+    """
+
+    def __init__(self, config: GatedConfig) -> None:
+        super().__init__()
+        self.config = config
+        quantizer, bits = make_quantizer(config.quantizer), (config.widest,)
+        channels = [config.width, 2 * config.width, 4 * config.width]
+        self.stem_conv = QuantConvNorm(3, channels[0], 3, 1, bits, quantizer, signed=True)
+        blocks, previous = [], channels[0]
+        for stage, width in enumerate(channels):
+            for i in range((config.depth - 2) // 6):
+                blocks.append(GatedBlock(previous, width, 2 if stage > 0 and i == 0 else 1, config))
+                previous = width
+        self.blocks = nn.ModuleList(blocks)
+        self.classifier = QuantLinear(channels[-1], config.num_classes, bits, quantizer)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images [B, 3, H, W] -> logits [B, num_classes], and the share of outputs for which each
+        convolution's gate is on [B, L, 2] (1 where it has none)."""
+        widest = self.config.widest
+        x = self.stem_conv(images.contiguous(memory_format=torch.channels_last), widest).relu()
+        densities = []
+        for block in self.blocks:
+            x, density = block(x)
+            densities.append(density)
+        return self.classifier(x.mean((2, 3)), widest), torch.stack(densities, 1)
+
+    def thresholds(self) -> Iterator[nn.Parameter]:
+        """The thresholds [C_out] of each gated convolution."""
+        for module in self.modules():
+            if isinstance(module, GatedConvNorm):
+                yield module.threshold
