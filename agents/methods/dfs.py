@@ -59,6 +59,7 @@ PRESETS = {
         budget_loss="sign_published",
         warmup=2 / 66,
     ),
+    "cotrained": Config(cotrain=True),
     "hinge": Config(budget_loss="hinge"),
     "fractrain": Config(budget_loss="fractrain", start_full=True, warmup=0.0),
 }

@@ -46,7 +46,7 @@ class Config(GateConfig):
 
 
 PRESETS = {
-    "target_rates": Config(budget_loss="target_rates"),
+    "target_rates": Config(budget_loss="target_rates", cost_weight=15.0),
     "mean_bits": Config(budget_loss="mean_bits", cost_weight=1.0),
 }
 

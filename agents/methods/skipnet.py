@@ -80,6 +80,7 @@ PRESETS = {
     "scratch": Config(pretraining=0.0),
     "pure_rl": Config(pretraining=0.0, supervised=False, cotrain=True),
     "tuned": Config(baseline=True, ent_coef=0.1),
+    "cotrained": Config(baseline=True, ent_coef=0.1, cotrain=True),
 }
 
 
