@@ -122,7 +122,7 @@ def run(config: RunConfig, root: Path, progress: Callable[[int], None] | None = 
         policy = method(config.method).train(config.config, task, recorder)
     finally:
         recorder.close()
-    result = _result(config, task, recorder, policy, time.perf_counter() - start)
+    result = _result(config, task, recorder, policy, time.perf_counter() - start, progress)
     policy.save(partial)
     write_atomically(partial / RESULT, json.dumps(result) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -136,8 +136,16 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
 
 
-def _result(config: RunConfig, task: Task, recorder: Recorder, policy: Policy, seconds: float) -> dict[str, Any]:
-    test = evaluate(policy, task, "test", config.config.budget)
+def _result(
+    config: RunConfig,
+    task: Task,
+    recorder: Recorder,
+    policy: Policy,
+    seconds: float,
+    progress: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    measuring = progress if config.config.is_bound else None  # a bound's work is its measurement
+    test = evaluate(policy, task, "test", config.config.budget, progress=measuring)
     best = recorder.best
     return {
         "run": config.name,

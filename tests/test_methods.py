@@ -26,7 +26,7 @@ from backbone.training import BackboneTrainer, TrainingConfig, TrainingDivergedE
 from dfs_env import SkippingProcess, Task
 from dfs_env.task import calibrate
 
-LEARNED = [name for name in method_names() if not method(name).Config.is_baseline]
+LEARNED = [name for name in method_names() if not (method(name).Config.is_baseline or method(name).Config.is_bound)]
 SMALL = {"num_images": 64, "batch_size": 16, "num_envs": 8, "search_images": 8}
 
 

@@ -31,6 +31,8 @@ class MethodConfig:
 
     is_baseline: ClassVar[bool] = False
     """Whether the method is one that others are compared with at their own cost."""
+    is_bound: ClassVar[bool] = False
+    """Whether the method shows what no policy can exceed; nothing is learned."""
     seeded: ClassVar[bool] = True
     """Whether the result depends on the seed."""
 
