@@ -44,8 +44,8 @@ class BackboneLearner:
         self.optimizer.zero_grad()
 
 
-Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]]
-"""Images [B, 3, H, W] and labels [B] -> the loss to descend on, and scalars to log."""
+Loss = Callable[..., tuple[Tensor, dict[str, float]]]
+"""What the stream yields, that is, images [B, 3, H, W] and labels [B] -> the loss to descend on, and scalars to log."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,36 @@ class GateLearner:
         self.policy = GatePolicy(self.gate, config.gate, task.process)
         recorder.watch(self.gate, *([task.process.backbone] if config.cotrain else []))
         self._optimizer = torch.optim.Adam(self.gate.parameters(), lr=config.lr)
-        self._stream = image_stream(task, config.batch_size, config.seed)
+        self._stream: Iterator[tuple[Tensor, ...]] = image_stream(task, config.batch_size, config.seed)
 
-    def train(self, loss_of: Loss, until: int, cotrain: bool = False) -> None:
-        """Descend on `loss_of` until the recorder has seen `until` images, with the backbone or without."""
+    def train(
+        self,
+        loss_of: Loss,
+        until: int,
+        cotrain: bool = False,
+        stream: Iterator[tuple[Tensor, ...]] | None = None,
+        before_check: Callable[[], None] | None = None,
+    ) -> None:
+        """Descend on `loss_of` until the recorder has seen `until` images, with the backbone or without.
+
+        Args:
+            loss_of: the loss of a batch.
+            until: number of images.
+            cotrain: whether the backbone learns too.
+            stream: endless batches, images first; by default augmented training images and their labels.
+            before_check: called before the policy is validated.
+        """
         backbone = BackboneLearner(self.process.backbone, self.config.backbone_lr) if cotrain else None
+        stream = stream or self._stream
         while self.recorder.seen < until:
-            loss, scalars = loss_of(*(batch := next(self._stream)))
+            loss, scalars = loss_of(*(batch := next(stream)))
             self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
             self._step(loss)
             if backbone:
                 backbone.apply()
             if self.recorder.check_due():
+                if before_check:
+                    before_check()
                 self.recorder.consider(self.policy)
 
     def _step(self, loss: Tensor) -> None:

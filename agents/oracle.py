@@ -40,12 +40,17 @@ class Search:
     """"exact" enumeration, "beam" search, or "auto": exact where an image has at most `MAX_ROUTES` routes."""
     beam: int = 8
     """Partial routes of an image that beam search keeps at each block."""
+    loss_price: float = 0.0
+    """What a nat of cross-entropy counts beside cost, so that of the good routes a surer one may be dearer. The bound
+    has 0; routes to learn from are better with more, as the cheapest good ones owe much to luck."""
 
     def __post_init__(self) -> None:
         if self.search not in ("auto", "exact", "beam"):
             raise ValueError(f'search {self.search!r} must be "auto", "exact" or "beam"')
         if self.beam < 1:
             raise ValueError(f"beam must keep at least 1 partial route, got {self.beam}")
+        if not 0 <= self.loss_price < torch.inf:
+            raise ValueError(f"loss_price {self.loss_price} must be a number of at least 0")
 
     def exact(self, process: SkippingProcess) -> bool:
         """Whether all routes are enumerated.
@@ -74,8 +79,8 @@ class Routes:
     """[N] bool, whether the route gives the answer asked for."""
 
 
-Chunk = tuple[Tensor, Tensor | None, int, bool]
-"""Images, labels, beam and whether to enumerate, as `search` takes them."""
+Chunk = tuple[Tensor, Tensor | None, int, bool, float]
+"""Images, labels, beam, whether to enumerate, and the price of loss, as `search` takes them."""
 
 _KNOWN: dict[str, Routes] = {}
 """Routes that this process has found, since several budgets and both measurements of a run ask for the same ones."""
@@ -106,7 +111,13 @@ def find_routes(
     key = _digest(process, images, labels, how)
     if key not in _KNOWN:
         chunks = [
-            (images[i : i + IMAGES].clone(), labels[i : i + IMAGES] if how.labels else None, how.beam, exact)
+            (
+                images[i : i + IMAGES].clone(),
+                labels[i : i + IMAGES] if how.labels else None,
+                how.beam,
+                exact,
+                how.loss_price,
+            )
             for i in range(0, len(images), IMAGES)
         ]
         found = []

@@ -33,10 +33,11 @@ class Best:
     Args:
         process: what the routes lead through.
         targets: [N] the class that a route has to answer, to serve.
+        loss_price: what a nat of the target's cross-entropy adds to a route's price, in units of cost.
     """
 
-    def __init__(self, process: SkippingProcess, targets: Tensor) -> None:
-        self.targets = targets
+    def __init__(self, process: SkippingProcess, targets: Tensor, loss_price: float = 0.0) -> None:
+        self.targets, self.loss_price = targets, loss_price
         self.prices = (process.cost.paper.double() / UNIT).round().long()
         """[L, A] paper cost of an action at a block, in UNIT."""
         least = self.prices.min(1).values
@@ -47,12 +48,15 @@ class Best:
         self.routes = self.cheapest.expand(len(targets), -1).clone()
         """[N, L]; the cheapest of all where none is known to serve."""
         self.price = torch.full_like(targets, NEVER)
-        """[N] price of the route, NEVER where none is known to serve."""
+        """[N] price of the route, its loss included; NEVER where none is known to serve."""
 
     def offer(self, image: Tensor, routes: Tensor, logits: Tensor) -> None:
         """Keep those of the routes [P, L] of images [P] that serve, going by their logits [P, K], and are cheaper than
         what is known. Of an image's equally cheap ones the first is kept."""
         price = self.prices.gather(1, routes.T).sum(0)
+        if self.loss_price:
+            loss = F.cross_entropy(logits, self.targets[image], reduction="none")
+            price = price + (loss.double() * (self.loss_price / UNIT)).round().long()
         good = (logits.argmax(1) == self.targets[image]) & (price < self.price[image])
         image, routes, price = image[good], routes[good], price[good]
         self.price.scatter_reduce_(0, image, price, "amin")
@@ -79,9 +83,10 @@ class _Partial:
 
 
 def search(
-    process: SkippingProcess, images: Tensor, labels: Tensor | None, beam: int, exact: bool
+    process: SkippingProcess, images: Tensor, labels: Tensor | None, beam: int, exact: bool, loss_price: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """The cheapest route of each image that answers its label.
+    """The cheapest route of each image that answers its label; with a `loss_price`, of those that answer it the one of
+    least cost + loss_price * cross-entropy.
 
     Args:
         process: the decision process.
@@ -89,6 +94,7 @@ def search(
         labels: [N]; None asks for what full execution answers.
         beam: partial routes of an image that beam search keeps.
         exact: whether to enumerate afterwards what is cheaper than the routes that beam search has found.
+        loss_price: what a nat of cross-entropy counts beside cost.
 
     Returns:
         Routes [N, L], the cheapest of all where none serves; and [N] bool, whether the route serves. An image's result
@@ -96,7 +102,7 @@ def search(
     """
     with torch.no_grad():
         state = process.initial(images)
-        best = _constants(process, state, labels)
+        best = _constants(process, state, labels, loss_price)
         start = _Partial(
             state,
             torch.arange(len(images), device=process.device),
@@ -109,12 +115,12 @@ def search(
     return best.routes, best.price < NEVER
 
 
-def _constants(process: SkippingProcess, start: State, labels: Tensor | None) -> Best:
+def _constants(process: SkippingProcess, start: State, labels: Tensor | None, loss_price: float) -> Best:
     """What the constant bitwidths and the cheapest route answer; the last bitwidth's answer replaces absent labels."""
     count, cheapest = len(start.features), process.cost.paper.argmin(1)
     routes = [cheapest, *(torch.full_like(cheapest, action) for action in range(process.num_actions))]
     logits = [_complete(process, start, route.expand(count, -1)) for route in routes]
-    best = Best(process, logits[-1].argmax(1) if labels is None else labels)
+    best = Best(process, logits[-1].argmax(1) if labels is None else labels, loss_price)
     for route, outcome in zip(routes, logits, strict=True):
         best.offer(torch.arange(count, device=process.device), route.expand(count, -1), outcome)
     return best
