@@ -45,8 +45,8 @@ class BackboneLearner:
         self.optimizer.zero_grad()
 
 
-Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, float]]]
-"""Images [B, 3, H, W] and labels [B] -> the loss to descend on, and scalars to log."""
+Loss = Callable[..., tuple[Tensor, dict[str, float]]]
+"""What the stream yields, that is, images [B, 3, H, W] and labels [B] -> the loss to descend on, and scalars to log."""
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -109,20 +109,39 @@ class GateLearner:
         self.policy = GatePolicy(self.gate, config.gate, self.process)
         recorder.watch(self.gate, *([task.process.backbone] if config.cotrain else []))
         self._optimizer = OPTIMIZERS[config.optimizer](self.gate.parameters(), lr=config.lr)
-        self._stream = image_stream(task, config.batch_size, config.seed)
+        self._stream: Iterator[tuple[Tensor, ...]] = image_stream(task, config.batch_size, config.seed)
 
-    def train(self, loss_of: Loss, until: int, cotrain: bool = False, lr_scale: float = 1.0) -> None:
-        """Descend on `loss_of` until the recorder has seen `until` images, with the backbone or without; `lr_scale`
-        multiplies both learning rates."""
+    def train(
+        self,
+        loss_of: Loss,
+        until: int,
+        cotrain: bool = False,
+        lr_scale: float = 1.0,
+        stream: Iterator[tuple[Tensor, ...]] | None = None,
+        before_check: Callable[[], None] | None = None,
+    ) -> None:
+        """Descend on `loss_of` until the recorder has seen `until` images, with the backbone or without.
+
+        Args:
+            loss_of: the loss of a batch.
+            until: number of images.
+            cotrain: whether the backbone learns too.
+            lr_scale: multiplies both learning rates.
+            stream: endless batches, images first; by default augmented training images and their labels.
+            before_check: called before the policy is validated.
+        """
         lr = self.config.backbone_lr * lr_scale
         backbone = BackboneLearner(self.process.backbone, lr) if cotrain else None
+        stream = stream or self._stream
         while self.recorder.seen < until:
-            loss, scalars = loss_of(*(batch := next(self._stream)))
+            loss, scalars = loss_of(*(batch := next(stream)))
             self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
             self._step(loss, lr_scale)
             if backbone:
                 backbone.apply()
             if self.recorder.check_due():
+                if before_check:
+                    before_check()
                 self.recorder.consider(self.policy)
 
     def _step(self, loss: Tensor, lr_scale: float) -> None:

@@ -124,7 +124,7 @@ def run(config: RunConfig, root: Path, progress: Callable[[int], None] | None = 
         policy = method(config.method).train(config.config, task, recorder)
     finally:
         recorder.close()
-    result = _result(config, task, recorder, policy, time.perf_counter() - start)
+    result = _result(config, task, recorder, policy, time.perf_counter() - start, progress)
     policy.save(partial)
     write_atomically(partial / RESULT, json.dumps(result) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -139,9 +139,15 @@ def seed_everything(seed: int) -> None:
 
 
 def _result(
-    config: RunConfig, task: Task, recorder: Recorder, policy: Policy | SelfMeasured, seconds: float
+    config: RunConfig,
+    task: Task,
+    recorder: Recorder,
+    policy: Policy | SelfMeasured,
+    seconds: float,
+    progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-    test = evaluate(policy, task, "test", config.config.budget)
+    measuring = progress if config.config.is_bound else None  # a bound's work is its measurement
+    test = evaluate(policy, task, "test", config.config.budget, progress=measuring)
     best = recorder.best
     return {
         "run": config.name,

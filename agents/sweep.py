@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import queue
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from agents.results import read_line
 from agents.runs import RESULT, RESULTS, RunConfig, run
+from agents.workers import start_worker
 from backbone.checkpoint import write_atomically
 
 ERROR = "error.txt"
@@ -67,8 +63,8 @@ def sweep(
 
 
 def work(config: RunConfig) -> int:
-    """Images that a run is shown, for progress; a baseline's work does not depend on `num_images`."""
-    return 1000 if config.config.is_baseline else config.config.num_images
+    """Images that a run is shown, for progress; a baseline's or a bound's work does not depend on `num_images`."""
+    return 1000 if config.config.is_baseline or config.config.is_bound else config.config.num_images
 
 
 def _write_results(order: Iterable[str], lines: Mapping[str, dict[str, Any]], root: Path) -> list[dict[str, Any]]:
@@ -118,18 +114,10 @@ _images: Any = None
 
 
 def _start_worker(images: Any) -> None:
-    """Prepare this worker, and end it when the sweep is killed, lest it write into folders that the next one uses."""
+    """Prepare this worker, which ends when the sweep is killed, lest it write into folders that the next one uses."""
     global _images
     _images = images
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait_for_any([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    start_worker()
 
 
 def _write_error(config: RunConfig, root: Path, text: str) -> None:

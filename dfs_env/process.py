@@ -35,6 +35,10 @@ class State:
     budget: Tensor
     """[B] the cost that each image should stay within, a fraction of full execution."""
 
+    def take(self, rows: Tensor) -> State:
+        """The images at `rows` [K] int64, in memory of their own; one image may be taken several times."""
+        return State(_take(self.features, rows), self.layer, self.cost[rows], self.budget[rows])
+
 
 def _pooled(features: Tensor) -> Tensor:
     return features.mean((2, 3))[:, None]

@@ -2,6 +2,7 @@
 
     python -m scripts.bench env --depth 38
     python -m scripts.bench ppo --depth 38
+    python -m scripts.bench oracle --images 10000
 
 A case's figure is the median of several repeats. The cases take turns, because a machine's speed drifts; the ratios
 between them are the figures to trust.
@@ -27,6 +28,7 @@ from torch import Tensor
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env.env import DFSVectorEnv
 from dfs_env.process import CHUNK, SkippingProcess
+from scripts.bench_oracle import OracleSearch
 from scripts.bench_ppo import Ppo, noise_task
 from scripts.cli import clear_errors
 
@@ -204,7 +206,7 @@ def report(args: Env, seconds: dict[str, list[float]], memory: dict[str, tuple[f
         )
 
 
-COMMANDS: dict[str, Callable[..., Env | Ppo]] = {"env": Env, "ppo": Ppo}
+COMMANDS: dict[str, Callable[..., Env | Ppo | OracleSearch]] = {"env": Env, "ppo": Ppo, "oracle": OracleSearch}
 """Each measurement is a dataclass of its options with a method `run`."""
 
 

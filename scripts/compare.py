@@ -40,8 +40,8 @@ class Compare:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
     baseline_budgets: tuple[float, ...] = (1e-6, 0.0105, 0.0209, 0.0313, 0.0417, 0.0521, 0.0625, 0.25, 1.0)
-    """Further budgets for the baselines, which every other run is compared with at its own cost. The first stands for
-    skipping everything."""
+    """Further budgets for the baselines, which every other run is compared with at its own cost, and for the bounds.
+    The first stands for skipping everything."""
     num_images: int | None = None
     """Images shown to each learner; by default what the methods say."""
     set: tuple[str, ...] = ()
@@ -84,14 +84,14 @@ def overrides(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 def plan(args: Compare) -> list[RunConfig]:
-    """Every run of the comparison; baselines also at their further budgets."""
+    """Every run of the comparison; baselines and bounds also at their further budgets."""
     settings = overrides(args.set)
     runs = []
     for name in args.methods:
         base = replace(default_config(name), **settings.get(name, {}))
         if args.num_images is not None and "num_images" not in settings.get(name, {}):
             base = replace(base, num_images=args.num_images)
-        budgets = sorted({*args.budgets, *(args.baseline_budgets if base.is_baseline else ())})
+        budgets = sorted({*args.budgets, *(args.baseline_budgets if base.is_baseline or base.is_bound else ())})
         seeds = args.seeds if base.seeded else args.seeds[:1]
         runs += [RunConfig(name, replace(base, budget=b, seed=s), args.task) for b in budgets for s in seeds]
     return runs

@@ -25,7 +25,10 @@ from backbone.checkpoint import replacing
 from dfs_env.render import bit_colour
 from scripts.cli import clear_errors
 
-BASELINES = {"random": ("--", "0.45"), "static": ("-", "black")}
+BOUNDS = {"oracle": ("-.", "#7B3294"), "oracle-label_free": (":", "#7B3294")}
+"""Bounds, which no learned method is expected to reach, drawn as lines: line style and colour."""
+
+BASELINES = {"random": ("--", "0.45"), "static": ("-", "black"), "early_layers": (":", "0.45")}
 """Methods drawn as lines: line style and colour."""
 
 CONSTANT = "constant"
@@ -105,7 +108,7 @@ def _draw_curves(figure: SubFigure, lines: Sequence[Line], rows: Sequence[Row], 
         (large, "cost", "paper cost (gated blocks only, fraction of full execution)"),
         (small, "total_cost", "total cost (everything, fraction of full execution)"),
     ):
-        for name, (style, colour) in BASELINES.items():
+        for name, (style, colour) in (BASELINES | BOUNDS).items():
             _draw_baseline(axes, [row for row in rows if row.method == name], cost, style, colour)
         for index, method in enumerate(methods):
             _draw_method(axes, [row for row in rows if row.method == method], cost, index)
@@ -126,7 +129,7 @@ def _draw_curves(figure: SubFigure, lines: Sequence[Line], rows: Sequence[Row], 
 
 
 def _learned(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.method not in (*BASELINES, CONSTANT)]
+    return [row for row in rows if row.method not in (*BASELINES, *BOUNDS, CONSTANT)]
 
 
 def _cheapest(rows: Sequence[Row], cost: str) -> float:
@@ -202,7 +205,8 @@ def _draw_constants(axes: Axes, lines: Sequence[Line], cost: str, named: bool) -
 
 
 def _draw_front(axes: Axes, rows: Sequence[Row], cost: str) -> None:
-    """A step line: the best accuracy that any method reaches at a cost or below it."""
+    """A step line: the best accuracy that any method but a bound reaches at a cost or below it."""
+    rows = [row for row in rows if row.method not in BOUNDS]
     costs, accuracies = (np.array([getattr(row, key) for row in rows]) for key in (cost, "accuracy"))
     best = pareto_front(costs, accuracies)
     style: dict[str, Any] = {"color": "#F2D98B", "linewidth": 3.5, "zorder": 1}

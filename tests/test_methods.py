@@ -24,7 +24,7 @@ from backbone.training import BackboneTrainer, TrainingConfig, TrainingDivergedE
 from dfs_env import SkippingProcess, Task
 from dfs_env.task import calibrate
 
-LEARNED = [name for name in method_names() if not method(name).Config.is_baseline]
+LEARNED = [name for name in method_names() if not (method(name).Config.is_baseline or method(name).Config.is_bound)]
 POLICIES = [name for name in LEARNED if not method(name).Config.is_network]
 SMALL = {"num_images": 64, "batch_size": 16, "num_envs": 8, "search_images": 8}
 

@@ -31,6 +31,8 @@ class MethodConfig:
 
     is_baseline: ClassVar[bool] = False
     """Whether the method is one that others are compared with at their own cost."""
+    is_bound: ClassVar[bool] = False
+    """Whether the method shows what no policy can exceed; nothing is learned."""
     is_network: ClassVar[bool] = False
     """Whether the method trains a network with gates of its own rather than a policy on the environment: it cannot skip
     everything, its floor is what it always computes, and full execution of the backbone is not among its choices."""

@@ -1,0 +1,47 @@
+"""Baseline: run the first blocks of every image and skip the rest. Nothing is learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from agents.methods import MethodConfig
+from agents.policies import AssignmentPolicy, Policy
+from agents.recorder import Recorder
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """As many first blocks as the budget allows; the cheapest bitwidth, skipping if there is that, in the rest."""
+
+    is_baseline: ClassVar[bool] = True
+    seeded: ClassVar[bool] = False
+
+    bits: int | None = None
+    """The bitwidth at which the first blocks run; None for the widest."""
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Count the blocks.
+
+    Raises:
+        ValueError: `bits` is not one of the task's bitwidths above 0, or the budget is below the cheapest route.
+    """
+    process = task.process
+    if config.bits is not None and config.bits not in [bits for bits in process.bitwidths if bits]:
+        raise ValueError(f"bits {config.bits} must be above 0 and among the bitwidths {process.bitwidths}")
+    bits = process.widest if config.bits is None else config.bits
+    prices = process.cost.paper.double().cpu()
+    running, least = prices[:, process.bitwidths.index(bits)], prices.min(1).values
+    costs = [float(running[:k].sum() + least[k:].sum()) for k in range(process.num_layers + 1)]
+    affordable = [k for k, cost in enumerate(costs) if cost <= config.budget + 1e-6]
+    if not affordable:
+        raise ValueError(
+            f"budget {config.budget} is below the cheapest route, which costs {costs[0]:.4f}; choose a larger budget"
+        )
+    actions = prices.argmin(1)
+    actions[: affordable[-1]] = process.bitwidths.index(bits)
+    policy = AssignmentPolicy(actions)
+    recorder.consider(policy)
+    return policy

@@ -1,0 +1,240 @@
+"""Distillation: a gate imitates the routes of the per-image oracle, and may go on by RL from there.
+
+The oracle (`agents.oracle`) is asked for routes of some training images. The cheapest good routes make bad targets: by
+luck one of very many routes is right, another one for each image, and nothing that a gate sees tells which. So the
+targets are, among the good routes, those of least cost + loss_price * cross-entropy, with the `loss_price` at which the
+mean cost meets the budget; images that are dearer than the budget allows have the cheapest route of all as theirs. At
+each block, in the state that the target's own route has led to, the gate's scores are trained by cross-entropy to name
+the target's action (behavioural cloning).
+
+Argmax decisions of a gate that is not sure do not cost what its targets cost. So, before each validation, a price is
+taken off the scores in proportion to the actions' costs; it is found by bisection, so that the mean cost of the gate's
+own routes on the searched images meets the budget. As paper costs are the same at every block, this price goes into the
+bias of the gate's last layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agents.dual import DualAscent
+from agents.learning import GateConfig, GateLearner, image_stream
+from agents.methods.skipnet import rewards_to_go
+from agents.oracle import Search, find_routes, within_budget
+from agents.policies import Policy
+from agents.recorder import Recorder
+from agents.rollouts import sampled_rollout
+from dfs_env.process import SkippingProcess
+from dfs_env.task import Task
+
+PRICING_IMAGES = 256
+"""Images on which the price of loss is found."""
+CHECKED_IMAGES = 512
+"""Images on which the gate's cost is corrected while it still learns; in the end all searched images are used."""
+PRICES = (1e-3, 5.0)
+"""Between which the price of loss is looked for, in costs of full execution for a nat."""
+PRICINGS = 8
+BISECTIONS = 14
+LARGEST_SHIFT = 20.0
+"""By how much the price can shift the scores of the two cheapest actions against each other."""
+
+
+@dataclass(frozen=True)
+class Config(GateConfig):
+    """Imitation of the oracle's routes. `num_images` counts images shown to the learner; the search of the oracle's
+    routes, done once before, is not counted and depends on `oracle_images` and `beam`. `cotrain`: the backbone learns
+    on the targets' routes, too."""
+
+    labels: bool = True
+    """Whether the oracle's routes answer the label; else, what full execution answers."""
+    search: str = "beam"
+    """"beam" search, "exact" enumeration (far slower where loss has a price), or "auto": exact where there are few
+    routes."""
+    beam: int = 8
+    """Partial routes of an image that beam search keeps at each block."""
+    oracle_images: int = 2048
+    """Augmented training images whose routes are searched and imitated."""
+    loss_price: float | None = None
+    """What a nat of cross-entropy counts beside cost in the choice of the routes; None for what meets the budget."""
+    reinforce: float = 0.0
+    """Share of the images, at the end, in which the gate goes on with SkipNet's hybrid REINFORCE."""
+    price_rate: float = 0.03
+    """Step size of the price of cost in that part (dual ascent)."""
+    ent_coef: float = 0.02
+    """First weight of the entropy bonus in that part; it falls linearly to 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Search(self.labels, self.search, self.beam, self.loss_price or 0.0)
+        if self.oracle_images < 1:
+            raise ValueError(f"oracle_images must be at least 1, got {self.oracle_images}")
+        if not 0 <= self.reinforce < 1:
+            raise ValueError(f"reinforce {self.reinforce} must be a share of the images in [0, 1)")
+
+
+PRESETS = {"then_rl": Config(reinforce=0.5), "label_free": Config(labels=False)}
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """N images with the routes to imitate."""
+
+    images: Tensor
+    """[N, 3, H, W], normalised and augmented."""
+    labels: Tensor
+    """[N]."""
+    routes: Tensor
+    """[N, L] int64, the targets."""
+
+    def stream(self, batch_size: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+        """Endless batches of images, labels and routes, reshuffled after each pass; short ones are left out."""
+        generator = torch.Generator().manual_seed(seed)
+        size = min(batch_size, len(self.labels))
+        while True:
+            for rows in torch.randperm(len(self.labels), generator=generator).split(size):
+                if len(rows) == size:
+                    yield tuple(tensor[rows.to(tensor.device)] for tensor in (self.images, self.labels, self.routes))
+
+
+def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
+    """Search, and report what the targets cost and how many images have a good route among them.
+
+    Raises:
+        ValueError: the budget is below the cheapest route, or there are too many routes for exact enumeration.
+    """
+    process, stream = task.process, image_stream(task, config.batch_size, config.seed)
+    batches = [next(stream)]
+    while sum(len(labels) for _, labels in batches) < config.oracle_images:
+        batches.append(next(stream))
+    images, labels = (torch.cat(parts)[: config.oracle_images] for parts in zip(*batches, strict=True))
+    price = config.loss_price
+    if price is None:
+        price = price_of_loss(config, process, images[:PRICING_IMAGES], labels[:PRICING_IMAGES])
+    found = find_routes(process, images, labels, Search(config.labels, config.search, config.beam, price))
+    routes = within_budget(process, found, config.budget).to(process.device)
+    taken = found.found & (routes.cpu() == found.routes).all(1)
+    recorder.logger.record("oracle/images", len(labels))
+    recorder.logger.record("oracle/loss_price", price)
+    recorder.logger.record("oracle/served", float(taken.float().mean()))
+    recorder.logger.record("oracle/cost", float(process.cost.route_cost(routes)[0].mean()))
+    return Examples(images, labels, routes)
+
+
+def price_of_loss(config: Config, process: SkippingProcess, images: Tensor, labels: Tensor) -> float:
+    """The price of a nat, by bisection, up to which the routes of images [N, 3, H, W] keep to the budget; 0 if even the
+    cheapest good routes exceed it."""
+    low, high, found = *PRICES, 0.0
+    for _ in range(PRICINGS):
+        price = (low * high) ** 0.5
+        how = Search(config.labels, config.search, config.beam, price)
+        if float(find_routes(process, images, labels, how).cost.mean()) > config.budget:
+            high = price
+        else:
+            low = found = price
+    return found
+
+
+def imitation_loss(
+    process: SkippingProcess, gate: nn.Module, images: Tensor, labels: Tensor, routes: Tensor, budget: float
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Along the routes [B, L]: the mean cross-entropy of the gate's scores against their actions, and that of the
+    network's answers against the labels [B]; scalars to log."""
+    state, hidden = process.initial(images, budget), None
+    losses, agreements = [], []
+    for layer in range(process.num_layers):
+        target = routes[:, layer]
+        scores, hidden = gate(process.observe(state).detach(), hidden)
+        losses.append(F.cross_entropy(scores, target))
+        agreements.append((scores.argmax(1) == target).float().mean())
+        state = process.transition(state, target)
+    logits = process.logits(state)
+    scalars = {
+        "agreement": float(torch.stack(agreements).mean()),
+        "accuracy": float((logits.argmax(1) == labels).float().mean()),
+    }
+    return torch.stack(losses).mean(), F.cross_entropy(logits, labels), scalars
+
+
+def meet_budget(process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float) -> None:
+    """Change the bias of the gate's last layer so that its routes on `images` [N, 3, H, W] cost `budget` on average.
+
+    Raises:
+        ValueError: the gate has no linear layer with a bias and A outputs.
+    """
+    bias = _last_bias(gate, process.num_actions)
+    costs, start = process.cost.paper.mean(0), bias.detach().clone()
+    high = LARGEST_SHIFT / float(costs.sort().values.diff()[:1].sum().clamp_min(1e-9))
+    low = -high
+    with torch.no_grad():
+        for _ in range(BISECTIONS):
+            price = (low + high) / 2
+            bias.copy_(start - price * costs)
+            if _mean_cost(process, gate, images, budget) > budget:
+                low = price
+            else:
+                high = price
+        bias.copy_(start - high * costs)
+
+
+def _last_bias(gate: nn.Module, num_actions: int) -> nn.Parameter:
+    layers = [m for m in gate.modules() if isinstance(m, nn.Linear) and m.out_features == num_actions]
+    if not layers or layers[-1].bias is None:
+        raise ValueError(
+            f"imitation corrects the bias of a gate's last layer, but {type(gate).__name__} has no nn.Linear with a "
+            f'bias and {num_actions} outputs; use gate "recurrent" or "feedforward"'
+        )
+    return layers[-1].bias
+
+
+def _mean_cost(process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float) -> float:
+    spent = 0.0
+    for part in images.split(256):
+        state, hidden = process.initial(part, budget), None
+        for _ in range(process.num_layers):
+            scores, hidden = gate(process.observe(state), hidden)
+            state = process.transition(state, scores.argmax(1), in_place=True)
+        spent += float(state.cost.double().sum())
+    return spent / len(images)
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Search, imitate, and go on by RL if `reinforce` says so."""
+    learner, process = GateLearner(config, task, recorder), task.process
+    shown = examples(config, task, recorder)
+    start = round((1 - config.reinforce) * config.num_images)
+    dual = DualAscent(config.budget, config.price_rate, 0.0, price=1.0)
+
+    def imitate(images: Tensor, labels: Tensor, routes: Tensor) -> tuple[Tensor, dict[str, float]]:
+        loss, task_loss, scalars = imitation_loss(process, learner.gate, images, labels, routes, config.budget)
+        return loss + task_loss if config.cotrain else loss, scalars
+
+    def reinforce(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        rollout = sampled_rollout(process, learner.gate, images, config.budget)
+        losses = F.cross_entropy(rollout.logits, labels, reduction="none")
+        returns = rewards_to_go(-losses.detach(), rollout.step_costs.detach(), dual.price)
+        policy_loss = -((returns - returns.mean(0)) * rollout.log_probabilities).sum(1).mean()
+        progress = (recorder.seen - start) / (config.num_images - start)
+        cost = float(rollout.cost.detach().mean())
+        dual.update(cost, progress)
+        bonus = config.ent_coef * (1 - progress) * rollout.entropies.mean()
+        return losses.mean() + policy_loss - bonus, {"cost": cost, "price": dual.price}
+
+    def correct() -> None:
+        images = shown.images if recorder.seen >= start else shown.images[:CHECKED_IMAGES]
+        meet_budget(process, learner.gate, images, config.budget)
+
+    learner.train(
+        imitate,
+        until=start,
+        cotrain=config.cotrain,
+        stream=shown.stream(config.batch_size, config.seed),
+        before_check=correct,
+    )
+    learner.train(reinforce, until=config.num_images, cotrain=config.cotrain)
+    recorder.restore_best()
+    return learner.policy

@@ -1,0 +1,118 @@
+"""Bound: the most images that can be right at a mean cost, if each image's cheapest good route were known beforehand.
+
+Every image of the split is searched for its cheapest route to the right answer (`agents.route_search`). At a budget,
+images take these routes in ascending order of cost as long as the mean cost stays within it; all others take the
+cheapest route of all. Each image counts the same, so this fills the knapsack best: with exact enumeration no choice of
+routes at that mean cost has more right answers. With beam search, which may miss cheaper routes, it is a lower estimate
+of that bound. The label-free oracle asks for full execution's answer in place of the label: what one could reach by
+knowing where computation changes nothing, without knowing what is right.
+
+It looks up labels of the very split that it is measured on (per-input oracles: arXiv 2402.04359), chooses among A^L
+routes for each image, and so profits from luck too: a bound, nothing to be reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.evaluation import Evaluation, summary
+from agents.methods import MethodConfig
+from agents.oracle import Routes, Search, find_routes, within_budget
+from agents.policies import FILE
+from agents.recorder import Recorder
+from backbone.checkpoint import save_tensors
+from dfs_env.process import CHUNK, SkippingProcess
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """The cheapest good route of each image, found by search. Nothing is learned."""
+
+    is_bound: ClassVar[bool] = True
+    seeded: ClassVar[bool] = False
+
+    labels: bool = True
+    """Whether a good route is one that answers the label; else, one that answers what full execution does."""
+    search: str = "auto"
+    """"exact" enumeration, "beam" search, or "auto": exact where there are few routes."""
+    beam: int = 8
+    """Partial routes of an image that beam search keeps at each block."""
+    workers: int = 1
+    """Processes that share the images of a search, each with one thread."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Search(self.labels, self.search, self.beam)
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+
+
+PRESETS = {"label_free": Config(labels=False)}
+
+
+class Oracle:
+    """Routes looked up by search, in place of a policy; those of the splits that were measured are kept."""
+
+    macs_per_image = 0.0
+
+    def __init__(self, how: Search, workers: int = 1, known: Mapping[str, Routes] | None = None) -> None:
+        self.how, self.workers = how, workers
+        self.known = dict(known or {})
+        """The routes that were found, by split."""
+
+    def measure(
+        self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
+    ) -> Evaluation:
+        """Search, unless it was done before, and run every image on its route under the budget.
+
+        Raises:
+            ValueError: the budget is below the cheapest route, or there are too many routes for exact enumeration.
+        """
+        process, images = task.process, task.dataset.split(split)
+        inputs = task.dataset.normalize(images.images).to(process.device)
+        labels = images.labels.to(process.device)
+        if split not in self.known:
+            self.known[split] = find_routes(process, inputs, labels, self.how, self.workers, progress)
+        routes = within_budget(process, self.known[split], budget).to(process.device)
+        logits = _logits(process, inputs, routes)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return summary(task, self.macs_per_image, routes, logits.argmax(1) == labels, losses)
+
+    def save(self, folder: Path) -> None:
+        """Write the routes of the splits that were measured."""
+        tensors: dict[str, Tensor] = {}
+        for split, found in self.known.items():
+            tensors |= {f"{split}.routes": found.routes, f"{split}.cost": found.cost, f"{split}.found": found.found}
+        how = {"labels": self.how.labels, "search": self.how.search, "beam": self.how.beam}
+        about = {"kind": "agents.methods.oracle:load", "how": how, "workers": self.workers}
+        save_tensors(folder / FILE, tensors, about)
+
+
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> Oracle:
+    """The oracle that was saved, with the routes that it had found."""
+    splits = {name.partition(".")[0] for name in tensors}
+    known = {split: Routes(*(tensors[f"{split}.{part}"] for part in ("routes", "cost", "found"))) for split in splits}
+    return Oracle(Search(**about["how"]), about["workers"], known)
+
+
+def _logits(process: SkippingProcess, images: Tensor, routes: Tensor) -> Tensor:
+    """[N, K], a few chunks at a time, as each image's whole route is known."""
+    size = 8 * CHUNK
+    with torch.no_grad():
+        parts = zip(images.split(size), routes.split(size), strict=True)
+        return torch.cat([process.run(some, theirs) for some, theirs in parts])
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Oracle:
+    """Nothing to learn, and no validation: it would cost another search."""
+    how = Search(config.labels, config.search, config.beam)
+    how.exact(task.process)  # refuses what cannot be done before anything is run
+    return Oracle(how, config.workers)

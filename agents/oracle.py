@@ -1,0 +1,186 @@
+"""Per-image oracles: the cheapest route on which each image gets a given answer, and what these routes reach together.
+
+What a policy decides from observations, an oracle looks up by trying. It bounds what any policy can reach on the same
+backbone (per-input oracles: arXiv 2402.04359, there for early exits and model choice, here for routes). The answer
+asked for is the image's label (*label-aware*), or what full execution answers (*label-free*).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from agents.route_search import search
+from agents.workers import start_worker
+from dfs_env.process import SkippingProcess
+
+MAX_ROUTES = 20_000
+"""Routes of an image up to which "auto" enumerates them, and beyond which "exact" refuses."""
+IMAGES = 16
+"""Images that are searched at once; with 8 partial routes of each and 5 actions a block has hundreds of rows."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the routes are looked for.
+
+    Raises:
+        ValueError: an unknown `search`, or a beam below 1.
+    """
+
+    labels: bool = True
+    """Whether a route has to answer the label; else, what full execution answers."""
+    search: str = "auto"
+    """"exact" enumeration, "beam" search, or "auto": exact where an image has at most `MAX_ROUTES` routes."""
+    beam: int = 8
+    """Partial routes of an image that beam search keeps at each block."""
+    loss_price: float = 0.0
+    """What a nat of cross-entropy counts beside cost, so that of the good routes a surer one may be dearer. The bound
+    has 0; routes to learn from are better with more, as the cheapest good ones owe much to luck."""
+
+    def __post_init__(self) -> None:
+        if self.search not in ("auto", "exact", "beam"):
+            raise ValueError(f'search {self.search!r} must be "auto", "exact" or "beam"')
+        if self.beam < 1:
+            raise ValueError(f"beam must keep at least 1 partial route, got {self.beam}")
+        if not 0 <= self.loss_price < torch.inf:
+            raise ValueError(f"loss_price {self.loss_price} must be a number of at least 0")
+
+    def exact(self, process: SkippingProcess) -> bool:
+        """Whether all routes are enumerated.
+
+        Raises:
+            ValueError: "exact" is asked for, and there are too many routes.
+        """
+        routes = process.num_actions**process.num_layers
+        if self.search == "exact" and routes > MAX_ROUTES:
+            raise ValueError(
+                f"an image has {routes:,} routes ({process.num_actions} actions at {process.num_layers} blocks): "
+                f'search "exact" goes up to {MAX_ROUTES:,}; choose search "beam"'
+            )
+        return self.search == "exact" or (self.search == "auto" and routes <= MAX_ROUTES)
+
+
+@dataclass(frozen=True, eq=False)
+class Routes:
+    """The cheapest route that was found for each of N images, on the CPU."""
+
+    routes: Tensor
+    """[N, L] int64; for an image that no known route serves, the cheapest route of all."""
+    cost: Tensor
+    """[N] float32, paper cost of the route."""
+    found: Tensor
+    """[N] bool, whether the route gives the answer asked for."""
+
+
+Chunk = tuple[Tensor, Tensor | None, int, bool, float]
+"""Images, labels, beam, whether to enumerate, and the price of loss, as `search` takes them."""
+
+_KNOWN: dict[str, Routes] = {}
+"""Routes that this process has found, since several budgets and both measurements of a run ask for the same ones."""
+
+
+def find_routes(
+    process: SkippingProcess,
+    images: Tensor,
+    labels: Tensor,
+    how: Search,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Routes:
+    """Search the cheapest route of each image; within a process, the same search is done once only.
+
+    Args:
+        process: the decision process.
+        images: [N, 3, H, W], normalised.
+        labels: [N]; not looked at unless `how.labels`.
+        how: what is looked for, and how.
+        workers: processes that share the images, each with one thread; with 1 this process does it.
+        progress: called with the number of images that are done since the last call.
+
+    Raises:
+        ValueError: there are too many routes for exact enumeration.
+    """
+    exact = how.exact(process)
+    key = _digest(process, images, labels, how)
+    if key not in _KNOWN:
+        chunks = [
+            (
+                images[i : i + IMAGES].clone(),
+                labels[i : i + IMAGES] if how.labels else None,
+                how.beam,
+                exact,
+                how.loss_price,
+            )
+            for i in range(0, len(images), IMAGES)
+        ]
+        found = []
+        for part in _shared(process, chunks, workers) if workers > 1 else (search(process, *c) for c in chunks):
+            found.append(tuple(tensor.cpu() for tensor in part))
+            if progress:
+                progress(len(part[0]))
+        routes, serves = (torch.cat(parts) for parts in zip(*found, strict=True))
+        _KNOWN[key] = Routes(routes, process.cost.route_cost(routes.to(process.device))[0].cpu(), serves)
+    elif progress:
+        progress(len(images))
+    return _KNOWN[key]
+
+
+def within_budget(process: SkippingProcess, found: Routes, budget: float) -> Tensor:
+    """Routes [N, L] whose mean paper cost is at most `budget`, on which as many images as possible are served.
+
+    Images take their route in ascending order of its cost for as long as the mean stays within the budget; all others
+    take the cheapest route. Every image counts the same, so that this solves the knapsack problem.
+
+    Raises:
+        ValueError: the cheapest route costs more than the budget.
+    """
+    prices = process.cost.paper.double().cpu()
+    least, cheapest = prices.min(1)
+    if float(least.sum()) > budget + 1e-6:
+        raise ValueError(
+            f"budget {budget} is below the cheapest route, which costs {float(least.sum()):.4f}; choose a larger budget"
+        )
+    extra = prices.gather(1, found.routes.T).sum(0) - least.sum()
+    order = extra.argsort(stable=True)
+    affordable = extra[order].cumsum(0) <= (budget - least.sum()).clamp_min(0) * len(order) + 1e-9
+    taken = order[affordable]
+    routes = cheapest.expand_as(found.routes).clone()
+    routes[taken] = found.routes[taken]
+    return routes
+
+
+def _shared(process: SkippingProcess, chunks: list[Chunk], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Outcomes of the chunks in their order, from worker processes."""
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(process,)) as pool:
+        yield from pool.map(_work, chunks)
+
+
+_process: SkippingProcess | None = None
+"""In a worker: what it searches on."""
+
+
+def _start(process: SkippingProcess) -> None:
+    global _process
+    start_worker()
+    _process = process
+
+
+def _work(chunk: Chunk) -> tuple[Tensor, Tensor]:
+    assert _process is not None
+    return search(_process, *chunk)
+
+
+def _digest(process: SkippingProcess, images: Tensor, labels: Tensor, how: Search) -> str:
+    """What tells a search apart from every other: weights, bitwidths, images, labels, options."""
+    text = hashlib.sha256(repr((process.bitwidths, how)).encode())
+    for tensor in (*process.backbone.state_dict().values(), images, labels):
+        text.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return text.hexdigest()
