@@ -2,8 +2,8 @@
 
 A method names its algorithm and its hyper-parameters in a `Config`, under SB3's own names; whatever the constructor
 knows by that name is passed on to it. The loop builds the environment, counts images, moves the price of cost,
-validates, co-trains the backbone, and keeps the best policy. Rollouts always hold whole episodes of all images: on-policy
-`n_steps`, off-policy `train_freq`, is a multiple of the L decisions of an episode.
+validates, co-trains the backbone, and keeps the best policy. Rollouts always hold whole episodes of all images: their
+steps, `n_steps` on-policy and `train_freq` off-policy, are a multiple of the L decisions of an episode.
 """
 
 from __future__ import annotations
@@ -174,10 +174,10 @@ def aligned(config: SB3Config, length: int) -> dict[str, Any]:
         )
     held = arguments["buffer_size"] if off_policy else steps * config.num_envs
     if arguments.get("batch_size", 1) > held:
+        where, larger = ("replay buffer", "buffer_size") if off_policy else ("rollout", "num_envs")
         raise ValueError(
-            f"batch_size {arguments['batch_size']} is larger than the {held} decisions that it is drawn from, the "
-            f"{'replay buffer' if off_policy else 'rollout'}'s: make it smaller, or {'that' if off_policy else 'num_envs'} "
-            "larger"
+            f"batch_size {arguments['batch_size']} is larger than the {where} of {held} decisions: "
+            f"make it smaller, or {larger} larger"
         )
     if off_policy:
         returns = {"n_steps": arguments.pop("n_steps", 1), "gamma": config.gamma}

@@ -23,7 +23,7 @@ class Config(PricedConfig):
 
     num_envs: int = 32
     """Images decided at once, and the episodes of each gradient step."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 0.01
     """First learning rate; it falls linearly to 0."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation."""
