@@ -12,7 +12,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from backbone.names import resolve
 
-RESERVED = ("self", "policy", "env", "device", "replay_buffer_class", "replay_buffer_kwargs", "_init_setup_model")
+RESERVED = {"self", "policy", "env", "device", "_init_setup_model"} | {
+    f"{kind}_buffer_{part}" for kind in ("replay", "rollout") for part in ("class", "kwargs")
+}
 """What the training itself decides."""
 
 
