@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,10 +29,13 @@ from backbone.quantization import FLOAT_BITS, check_bitwidths
 IMAGE_SIZE = 32
 """Height and width of an image in pixels: CIFAR's, and that of every data set here."""
 
+TOLERANCE = 1e-5
+"""How far a sum of float32 costs may lie above a budget and still count as within it: rounding, not spending."""
+
 
 def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
-    """Multiply-accumulates of each convolution, linear and LSTM-cell call that `run()` makes inside `module`, per
-    example.
+    """Multiply-accumulates of each convolution, linear and recurrent call that `run()` makes inside `module`, per
+    example. A layer that `run()` does not call, such as a critic's, counts nothing.
 
     Keys are the layers' names in `module`. Norms, activations and pooling count nothing, as is usual.
     """
@@ -39,8 +43,9 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def record(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(layer, nn.LSTMCell):
-                macs[name] = macs.get(name, 0) + layer.weight_ih.numel() + layer.weight_hh.numel()
+            if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
+                weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+                macs[name] = macs.get(name, 0) + weights * _sequence_length(layer, inputs[0])
             else:
                 outcome = output[0] if isinstance(output, tuple) else output  # a gated layer also says where it was on
                 per_weight = outcome.shape[2:].numel()  # positions that each weight of a convolution serves
@@ -48,7 +53,7 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
 
         return record
 
-    kinds = (QuantizedLayer, nn.Conv2d, nn.Linear, nn.LSTMCell)
+    kinds = (QuantizedLayer, nn.Conv2d, nn.Linear, nn.RNNBase, nn.RNNCellBase)
     handles = [m.register_forward_hook(hook(name)) for name, m in module.named_modules() if isinstance(m, kinds)]
     try:
         with torch.no_grad():
@@ -57,6 +62,13 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
         for handle in handles:
             handle.remove()
     return macs
+
+
+def _sequence_length(layer: nn.Module, x: Tensor) -> int:
+    """How many times a recurrent layer uses each of its weights on an example of `x`."""
+    if isinstance(layer, nn.RNNBase):
+        return x.shape[1] if layer.batch_first and x.dim() == 3 else x.shape[0]
+    return 1
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,23 @@ class CostTable:
         """Paper and total cost of routes [B, L] of actions: two tensors [B]."""
         blocks = torch.arange(self.paper.shape[0], device=self.paper.device)
         return self.paper[blocks, actions].sum(1), self.total[blocks, actions].sum(1) + self.total_always_on
+
+    @cached_property
+    def cheapest(self) -> Tensor:
+        """[L + 1] paper cost of the cheapest route through the blocks from each one on; the last entry is 0."""
+        least = torch.cat((self.paper.amin(1), self.paper.new_zeros(1)))
+        return least.flip(0).cumsum(0).flip(0)
+
+    def fits(self, layer: int, spent: Tensor, budget: Tensor) -> Tensor:
+        """[B, A] bool: the actions at block `layer` after which the cheapest continuation stays within the budget.
+
+        Args:
+            layer: the block that is decided, in [0, L).
+            spent: [B] paper cost spent before it.
+            budget: [B] paper cost that a route may have; `TOLERANCE` above it is rounding.
+        """
+        at_least = spent[:, None] + self.paper[layer] + self.cheapest[layer + 1]
+        return at_least <= budget[:, None] + TOLERANCE
 
 
 def _block_macs(backbone: Any) -> tuple[list[float], float]:

@@ -17,6 +17,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbone.cost import TOLERANCE
 from backbone.data import shift_and_flip
 from dfs_env.process import OBSERVATION_BOUND, State
 from dfs_env.render import RENDER_MODES, Picture, draw, line
@@ -74,12 +75,18 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     Termination after L decisions; there is no truncation. At the end `info` holds `correct`, `loss`, `prediction` and
     `route` [L]; at every step `cost` and `index`.
 
+    ## Action Masks
+    `action_masks()` [N, A] is true where an image can take the action and still end within the budget. Under
+    `hard_budget` an action that does not fit is refused, and every info holds the masks as `action_mask`, int8, as
+    `action_space.sample(mask)` of one image takes it. Else they bind nobody.
+
     ## Arguments
     Objects, where `dfs_env.make_vec_env` and the registered ids take names:
 
     - `task`: backbone, bitwidths and data set.
     - `num_envs`: N.
     - `budget`: the fraction of full execution that an image should stay within.
+    - `hard_budget`: whether it must.
     - `reward`: a name, a mapping with "name" and parameters, or a function.
     - `split`: "train", "validation" or "test".
     - `augment`: shift and mirror the images at random, as the data set allows.
@@ -102,6 +109,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         num_envs: int = 1,
         *,
         budget: float = 1.0,
+        hard_budget: bool = False,
         reward: str | Mapping[str, Any] | Reward = "accuracy_within_budget",
         split: str = "train",
         augment: bool = False,
@@ -119,6 +127,13 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             raise ValueError(f"unknown autoreset_mode {autoreset_mode!r}: choose one of {choices}") from None
         self.task, self.process, self.num_envs = task, task.process, num_envs
         self.budget = check_budget(budget)
+        self.hard_budget = hard_budget
+        cheapest = float(self.process.cost.cheapest[0])
+        if hard_budget and cheapest > self.budget + TOLERANCE:
+            raise ValueError(
+                f"hard budget {budget:g} leaves no action: the cheapest route of {self.process.bitwidths} costs "
+                f"{cheapest:g}; raise the budget, or allow bitwidth 0"
+            )
         self.price = 0.0
         """What a unit of cost costs in the reward `priced`; a learner may set it between steps."""
         self.reward = make_reward(reward)
@@ -179,7 +194,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             actions: [N] integers in [0, A).
 
         Raises:
-            ValueError: an action outside the space.
+            ValueError: an action outside the space, or, under `hard_budget`, one that does not fit the budget.
             ResetNeeded: before the first reset, or at the end of the episodes if autoreset is disabled.
             ClosedEnvironmentError: after `close`.
         """
@@ -206,6 +221,20 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             observation = self._observation()
             info = {**self._standing(), **final}
         return observation, rewards, yes, no, self._with_masks(info)
+
+    def action_masks(self) -> Array:
+        """[N, A] bool: the actions after which an image can still end within its budget. All are true at the end of
+        the episodes, where there is nothing to decide.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
+        if self._state is None:
+            raise ResetNeeded("call reset() before action_masks()")
+        state = self._state
+        if self.process.terminal(state):
+            return np.ones((self.num_envs, self.process.num_actions), np.bool_)
+        return _numpy(self.process.cost.fits(state.layer, state.cost, state.budget))
 
     def render(self) -> tuple[Any, ...] | None:
         """One frame for each image: uint8 [H, W, 3], or a line of text."""
@@ -299,7 +328,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     def _standing(self) -> dict[str, Any]:
         """What every info holds."""
         assert self._state is not None
-        return {"cost": _numpy(self._state.cost), "index": self._rows.copy()}
+        info = {"cost": _numpy(self._state.cost), "index": self._rows.copy()}
+        return info | {"action_mask": self.action_masks().astype(np.int8)} if self.hard_budget else info
 
     def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
         """Gymnasium's form of a vector's infos: beside each key, who has it."""
@@ -315,7 +345,20 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             raise ValueError(
                 f"action {wrong} is outside the space: 0 to {count - 1}, for bitwidths {self.process.bitwidths}"
             )
+        if self.hard_budget:
+            self._check_fit(array)
         return array.astype(np.int64)
+
+    def _check_fit(self, actions: Array) -> None:
+        fits = self.action_masks()
+        wrong = np.flatnonzero(~fits[np.arange(self.num_envs), actions])
+        if len(wrong):
+            assert self._state is not None
+            i = int(wrong[0])
+            raise ValueError(
+                f"action {actions[i]} of sub-environment {i} does not fit the hard budget {self.budget:g}, of which "
+                f"{float(self._state.cost[i]):g} is spent: choose one of {np.flatnonzero(fits[i]).tolist()}"
+            )
 
     def _checked_indices(self, indices: Any) -> Array | None:
         if indices is None:
@@ -371,6 +414,11 @@ class DFSEnv(gym.Env[Array, int]):
         """As `DFSVectorEnv.step`, for one image."""
         observation, reward, terminated, truncated, info = self.vector.step(np.reshape(action, -1))
         return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
+
+    def action_masks(self) -> Array:
+        """[A] bool, as `DFSVectorEnv.action_masks`."""
+        masks: Array = self.vector.action_masks()
+        return masks[0]
 
     def render(self) -> Any:
         """uint8 [H, W, 3], or a line of text."""

@@ -1,0 +1,42 @@
+"""Advantage actor-critic (A2C, the synchronous form of Mnih et al. 2016) by Stable-Baselines3.
+
+One gradient step for each rollout, so rollouts are small and many. The price of cost moves as in `ppo`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stable_baselines3 import A2C
+
+from agents.policies import Policy
+from agents.recorder import Recorder
+from agents.sb3_training import PricedConfig, train_sb3
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(PricedConfig):
+    """A2C by Stable-Baselines3; hyper-parameters under SB3's own names."""
+
+    algorithm = A2C
+
+    num_envs: int = 32
+    """Images decided at once, and the episodes of each gradient step."""
+    learning_rate: float = 0.01
+    """First learning rate; it falls linearly to 0."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    use_rms_prop: bool = False
+    """RMSprop, as in the paper, or Adam."""
+    normalize_advantage: bool = True
+    """Whether advantages are scaled to unit variance in each rollout."""
+    price_rate: float = 0.02
+    """Step size of the search for the price (dual ascent)."""
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Learn in rollouts of one episode for each of `num_envs` images."""
+    return train_sb3(config, task, recorder)

@@ -1,0 +1,54 @@
+"""Deep Q-learning (DQN, Mnih et al. 2015) by Stable-Baselines3.
+
+The price of cost moves as in `ppo`; the replay buffer counts every reward at the current price (see
+`agents.off_policy`). Exploration decides image by image and ends before training does, so that the search for the price
+sees what the greedy policy costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from agents.off_policy import DQN
+from agents.policies import Policy
+from agents.recorder import Recorder
+from agents.sb3_training import PricedConfig, train_sb3
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(PricedConfig):
+    """DQN by Stable-Baselines3; hyper-parameters under SB3's own names."""
+
+    algorithm: ClassVar[type[BaseAlgorithm]] = DQN
+
+    num_envs: int = 32
+    """Images decided at once."""
+    batch_size: int = 256
+    """Decisions per gradient step."""
+    buffer_size: int = 50_000
+    """Decisions that are replayed."""
+    learning_starts: int = 1_000
+    """Decisions before the first gradient step."""
+    gradient_steps: int = 8
+    """Gradient steps after each rollout, that is, for each episode of all `num_envs` images."""
+    n_steps: int = 3
+    """Rewards that are summed before the target network estimates the rest."""
+    target_update_interval: int = 1_000
+    """Decisions between two updates of the target network."""
+    exploration_fraction: float = 0.5
+    """Share of training in which exploration falls."""
+    exploration_initial_eps: float = 1.0
+    """Share of random decisions at first."""
+    exploration_final_eps: float = 0.0
+    """Share of random decisions in the end."""
+    price_rate: float = 0.02
+    """Step size of the search for the price (dual ascent)."""
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Collect an episode for each of `num_envs` images, then replay; and again."""
+    return train_sb3(config, task, recorder)

@@ -1,0 +1,30 @@
+"""PPO with invalid actions masked (Huang and Ontanon 2022) by sb3-contrib, for hard budgets.
+
+Here the budget binds each image, not their mean: an action after which even the cheapest continuation would exceed it
+is masked, in training and ever after. So no price is searched for, and the reward `priced`, at a price of 0, is minus
+cross-entropy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sb3_contrib import MaskablePPO
+
+from agents.policies import Policy
+from agents.recorder import Recorder
+from agents.sb3_training import PPOConfig, train_sb3
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(PPOConfig):
+    """MaskablePPO by sb3-contrib; hyper-parameters under its own names."""
+
+    algorithm = MaskablePPO
+    hard_budget = True
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Learn in rollouts of one episode for each of `num_envs` images."""
+    return train_sb3(config, task, recorder)

@@ -1,0 +1,40 @@
+"""Recurrent PPO by sb3-contrib: `ppo` with a policy that remembers, as DFS's and SkipNet's gates do.
+
+Its LSTM runs over whole episodes at once (see `agents.recurrent`); the critic has an LSTM of its own, which decides
+nothing and so costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from agents.policies import Policy
+from agents.recorder import Recorder
+from agents.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO, check_aligned
+from agents.sb3_training import PPOConfig, PricedConfig, train_sb3
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(PPOConfig, PricedConfig):
+    """RecurrentPPO by sb3-contrib; hyper-parameters under its own names."""
+
+    algorithm = AlignedRecurrentPPO
+    policy = AlignedLstmPolicy
+    policy_kwargs: ClassVar[dict[str, Any]] = {"lstm_hidden_size": 32, "net_arch": []}
+
+    num_envs: int = 108
+    """Images decided at once: the episodes of a rollout."""
+    batch_size: int = 216
+    """Decisions per minibatch: whole episodes, so a multiple of the number of blocks, as 216 is of 6, 9, 18, 36, 54."""
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Learn in rollouts of one episode for each of `num_envs` images.
+
+    Raises:
+        ValueError: a minibatch would cut episodes.
+    """
+    check_aligned(config.batch_size, task.process.num_layers)
+    return train_sb3(config, task, recorder)

@@ -1,0 +1,88 @@
+"""Hyper-parameters of Stable-Baselines3 as "NAME=VALUE" strings, checked against the algorithm that they are for."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from backbone.names import resolve
+
+RESERVED = {"self", "policy", "env", "device", "_init_setup_model"} | {
+    f"{kind}_buffer_{part}" for kind in ("replay", "rollout") for part in ("class", "kwargs")
+}
+"""What the training itself decides."""
+
+
+def as_settings(given: str | Mapping[str, Any] | Iterable[str]) -> tuple[str, ...]:
+    """One "NAME=VALUE", several, or a mapping, as a tuple of "NAME=VALUE"."""
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given, Mapping):
+        return tuple(f"{name}={value!r}" for name, value in given.items())
+    return tuple(given)
+
+
+def parse_settings(settings: Iterable[str], algorithm: type[BaseAlgorithm], taken: Iterable[str]) -> dict[str, Any]:
+    """The keyword arguments for the constructor of `algorithm` that the settings stand for.
+
+    A value is a Python literal, else a string; "module:name", also inside of `policy_kwargs`, is what it names, so that
+    `policy_kwargs={'activation_fn': 'torch.nn:ReLU'}` can be written.
+
+    Args:
+        settings: "NAME=VALUE" strings.
+        algorithm: a class of Stable-Baselines3 or of sb3-contrib.
+        taken: names that the method has as options of its own.
+
+    Raises:
+        ValueError: a setting without "=", a name that the constructor does not have, or one that is taken;
+            `policy_kwargs` that is no dict.
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"sb3 setting {setting!r} is not of the form NAME=VALUE")
+        if name in taken:
+            raise ValueError(
+                f"sb3 setting {name!r} is an option of the method itself: give it as --{name.replace('_', '-')}"
+            )
+        check_names([name], names_of(algorithm), f"{algorithm.__name__} of Stable-Baselines3")
+        found[name] = _value(text)
+    if "policy_kwargs" in found:
+        if not isinstance(found["policy_kwargs"], dict):
+            raise ValueError(f"sb3 setting policy_kwargs must be a dict such as {{'net_arch': [32]}}, got {setting!r}")
+        found["policy_kwargs"] = {name: _named(value) for name, value in found["policy_kwargs"].items()}
+    return found
+
+
+def names_of(callable_: Callable[..., Any]) -> list[str]:
+    """The parameters that may be set."""
+    return [name for name in inspect.signature(callable_).parameters if name not in RESERVED]
+
+
+def check_names(names: Iterable[str], allowed: list[str], owner: str) -> None:
+    """Make sure that `names` are among those allowed.
+
+    Raises:
+        ValueError: one is not; it says which is nearest.
+    """
+    for name in names:
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, 1, 0)
+            raise ValueError(f"{owner} has no option {name!r}; did you mean {near[0]!r}? It has {', '.join(allowed)}")
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return _named(text)
+
+
+def _named(value: Any) -> Any:
+    return resolve("object", value, {}) if isinstance(value, str) and ":" in value else value

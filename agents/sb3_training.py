@@ -1,0 +1,240 @@
+"""What all methods by Stable-Baselines3 and sb3-contrib share: one training loop around `learn`.
+
+A method names its algorithm and its hyper-parameters in a `Config`, under SB3's own names; whatever the constructor
+knows by that name is passed on to it. The loop builds the environment, counts images, moves the price of cost,
+validates, co-trains the backbone, and keeps the best policy. Rollouts always hold whole episodes of all images: their
+steps, `n_steps` on-policy and `train_freq` off-policy, are a multiple of the L decisions of an episode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from torch.nn import functional as F
+
+from agents.dual import DualAscent
+from agents.learning import BackboneLearner
+from agents.methods import MethodConfig
+from agents.off_policy import PricedReplayBuffer
+from agents.policies import Policy
+from agents.recorder import Recorder
+from agents.sb3 import SB3Policy, SB3VecEnv
+from agents.sb3_options import as_settings, check_names, names_of, parse_settings
+from dfs_env.env import DFSVectorEnv
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class SB3Config(MethodConfig):
+    """What every method by Stable-Baselines3 has.
+
+    Raises:
+        ValueError: a setting in `sb3` that the algorithm does not have.
+    """
+
+    algorithm: ClassVar[type[BaseAlgorithm]]
+    """The class whose constructor takes the hyper-parameters."""
+    policy: ClassVar[Any] = "MlpPolicy"
+    """Its first argument."""
+    policy_kwargs: ClassVar[dict[str, Any]] = {}
+    """How the policy differs from SB3's; `sb3` overrides it key by key."""
+    hard_budget: ClassVar[bool] = False
+    """Whether the environment refuses what would exceed the budget."""
+
+    reward: str = "priced"
+    """Name of the reward, or "module:function"; "priced" is minus cross-entropy, minus the current price times cost."""
+    num_envs: int = 128
+    """Images decided at once: the episodes of a rollout."""
+    learning_rate: float = 1e-3
+    """First learning rate; it falls linearly to 0."""
+    gamma: float = 1.0
+    """Discount. Episodes are short and of fixed length."""
+    cotrain: bool = False
+    """Whether the backbone learns too, by cross-entropy on the routes that the policy took."""
+    backbone_lr: float = 3e-3
+    """Learning rate of the backbone (SGD with momentum), if it is co-trained."""
+    sb3: tuple[str, ...] = ()
+    """Any other hyper-parameter of the constructor, as NAME=VALUE, such as vf_coef=0.7 or
+    policy_kwargs="{'net_arch': [32]}"."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "sb3", as_settings(self.sb3))
+        self.arguments()
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for the constructor: the options that it knows, then the settings in `sb3`.
+
+        Raises:
+            ValueError: a setting that it does not know.
+        """
+        known, own = names_of(self.algorithm), [entry.name for entry in fields(self)]
+        settings = parse_settings(self.sb3, self.algorithm, own)
+        named = {name: getattr(self, name) for name in own if name in known}
+        kwargs = {**self.policy_kwargs, **settings.pop("policy_kwargs", {})}
+        policy = self.policy
+        if isinstance(policy, str):
+            policy = cast(Any, self.algorithm).policy_aliases[policy]
+        check_names(kwargs, names_of(policy), f"policy_kwargs of {self.algorithm.__name__}")
+        return {**named, "learning_rate": Falling(self.learning_rate), **settings, "policy_kwargs": kwargs}
+
+
+@dataclass(frozen=True)
+class PricedConfig(SB3Config):
+    """With the reward "priced", dual ascent moves the price until the mean cost meets the budget; with any other, the
+    budget enters through the observation and that reward alone."""
+
+    price_rate: float = 0.05
+    """Step size of the search for the price (dual ascent)."""
+    price_anneal: float = 0.1
+    """Share of training in which the search's target falls from the first cost to the budget."""
+
+
+@dataclass(frozen=True)
+class PPOConfig(SB3Config):
+    """What the methods derived from proximal policy optimisation have."""
+
+    batch_size: int = 256
+    """Decisions per minibatch."""
+    n_epochs: int = 4
+    """Passes over each rollout."""
+    gae_lambda: float = 0.95
+    """Lambda of generalised advantage estimation."""
+    clip_range: float = 0.2
+    """Clipping of the probability ratio."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus."""
+
+
+@dataclass(frozen=True)
+class Falling:
+    """A learning rate that falls linearly from `first` to 0."""
+
+    first: float
+
+    def __call__(self, left: float) -> float:
+        """The rate when a share `left` of training is left."""
+        return self.first * left
+
+
+def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
+    """Learn in rollouts of whole episodes until `num_images` are seen; the policy that was best on validation.
+
+    Raises:
+        ValueError: rollouts that would cut episodes, a minibatch larger than a rollout, a hard budget below the
+            cheapest route.
+        TrainingDivergedError: a weight became NaN or infinite.
+    """
+    length = task.process.num_layers
+    arguments = aligned(config, length)
+    env = DFSVectorEnv(
+        task,
+        config.num_envs,
+        budget=config.budget,
+        hard_budget=config.hard_budget,
+        reward=config.reward,
+        augment=True,
+        autoreset_mode="SameStep",
+    )
+    model: Any = config.algorithm(config.policy, SB3VecEnv(env), device="cpu", **arguments)
+    model.set_logger(recorder.logger)
+    recorder.watch(model.policy, *([task.process.backbone] if config.cotrain else []))
+    # A rollout more than is needed: the callback stops once all images are seen, between two rollouts.
+    steps = config.num_images * length + config.num_envs * _rollout_steps(arguments, length)
+    try:
+        model.learn(total_timesteps=steps, callback=_Rollouts(config, recorder, env), log_interval=None)
+    except ValueError as error:
+        recorder.check_weights(model.policy, error)
+        raise
+    recorder.restore_best()
+    return SB3Policy(model, task.process)
+
+
+def aligned(config: SB3Config, length: int) -> dict[str, Any]:
+    """The constructor's arguments, with rollouts of whole episodes of `length` decisions.
+
+    Raises:
+        ValueError: `n_steps` or `train_freq` would cut episodes; `batch_size` is larger than what it is drawn from.
+    """
+    arguments = config.arguments()
+    off_policy = issubclass(config.algorithm, OffPolicyAlgorithm)
+    name = "train_freq" if off_policy else "n_steps"
+    arguments.setdefault(name, length)
+    steps = _rollout_steps(arguments, length)
+    if not isinstance(steps, int) or steps < 1 or steps % length:
+        raise ValueError(
+            f"{name} {arguments[name]} is not a multiple of the {length} decisions of an episode: rollouts must hold "
+            "whole episodes"
+        )
+    held = arguments["buffer_size"] if off_policy else steps * config.num_envs
+    if arguments.get("batch_size", 1) > held:
+        where, larger = ("replay buffer", "buffer_size") if off_policy else ("rollout", "num_envs")
+        raise ValueError(
+            f"batch_size {arguments['batch_size']} is larger than the {where} of {held} decisions: "
+            f"make it smaller, or {larger} larger"
+        )
+    if off_policy:
+        returns = {"n_steps": arguments.pop("n_steps", 1), "gamma": config.gamma}
+        arguments |= {"replay_buffer_class": PricedReplayBuffer, "replay_buffer_kwargs": returns}
+    return arguments
+
+
+def _rollout_steps(arguments: dict[str, Any], length: int) -> int:
+    return arguments.get("train_freq", arguments.get("n_steps", length))
+
+
+class _Rollouts(BaseCallback):
+    """Co-trains the backbone after each episode; after each rollout counts and logs it, moves the price, validates."""
+
+    def __init__(self, config: SB3Config, recorder: Recorder, env: DFSVectorEnv) -> None:
+        super().__init__()
+        self.config, self.recorder, self.env = config, recorder, env
+        self.backbone = BackboneLearner(env.process.backbone, config.backbone_lr) if config.cotrain else None
+        self.ends: list[dict[str, Any]] = []
+        self.dual: DualAscent | None = None
+        if isinstance(config, PricedConfig) and config.reward == "priced":
+            self.dual = DualAscent(config.budget, config.price_rate, config.price_anneal)
+
+    def _on_training_start(self) -> None:
+        if self.dual:
+            self._set_price(self.dual.price)
+
+    def _on_step(self) -> bool:
+        ends = [info for info in self.locals["infos"] if "episode" in info]
+        if ends and self.backbone:
+            self._cotrain(self.backbone, ends)
+        self.ends += ends
+        return not self.recorder.finished
+
+    def _on_rollout_end(self) -> None:
+        ends, self.ends = self.ends, []
+        cost = float(np.mean([end["cost"] for end in ends]))
+        if self.dual:
+            self._set_price(self.dual.update(cost, self.recorder.seen / self.config.num_images))
+        scalars = {"cost": cost, "price": self.env.price}
+        scalars["accuracy"] = float(np.mean([end["correct"] for end in ends]))
+        scalars["cross_entropy"] = float(np.mean([end["loss"] for end in ends]))
+        scalars["reward"] = float(np.mean([end["episode"]["r"] for end in ends]))
+        self.recorder.step(len(ends), **scalars)
+        self.recorder.check_weights(self.model.policy)  # Q values of NaN choose an action all the same
+        if self.recorder.check_due():
+            self.recorder.consider(SB3Policy(self.model, self.env.process))
+
+    def _set_price(self, price: float) -> None:
+        self.env.price = price
+        replay_buffer = getattr(self.model, "replay_buffer", None)
+        if isinstance(replay_buffer, PricedReplayBuffer):
+            replay_buffer.reprice(price)
+
+    def _cotrain(self, backbone: BackboneLearner, ends: list[dict[str, Any]]) -> None:
+        assert self.env.last_played is not None
+        images, labels = self.env.last_played
+        routes = torch.from_numpy(np.stack([end["route"] for end in ends])).to(images.device)
+        F.cross_entropy(self.env.process.run(images, routes), labels).backward()
+        backbone.apply()
