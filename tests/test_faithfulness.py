@@ -39,6 +39,7 @@ def test_dfs_costs_of_the_published_options():
 
 def test_dfs_loss_rewards_spending_at_or_below_the_target_and_charges_it_above(process):
     rollout, mean = rollout_of(process, ROUTES), 19 / 96
+    rollout.weights.requires_grad_(False)
     assert float(sign(rollout, 0.25, 1.0, weight=0.5)) == pytest.approx(-0.5 * mean / 0.25)
     assert float(sign(rollout, 0.10, 1.0, weight=0.5)) == pytest.approx(+0.5 * mean / 0.10)
     assert float(sign_published(rollout, 0.25, 1.0)) == pytest.approx(-1e-5 * (17 / 16 + 2 / 16))
@@ -167,11 +168,11 @@ def test_pure_rl_with_supervised_pretraining_is_refused():
 
 def test_blockdrops_reward_and_advantage_by_hand():
     correct, cost = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.5, 1.0, 0.5])
-    published = rewards(correct, cost, price=1.0, gamma=5.0, charge_wrong=False)
+    published = rewards(correct, cost, price=1.0, gamma=5.0)
     torch.testing.assert_close(published, torch.tensor([0.75, 0.0, -5.0]))
-    charged = rewards(correct, cost, price=2.0, gamma=1.0, charge_wrong=True)
-    torch.testing.assert_close(charged, torch.tensor([0.5, -1.0, -1.5]))
-    greedy = rewards(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 0.5, 0.5]), 1.0, 5.0, False)
+    charged = rewards(correct, cost, price=2.0, gamma=1.0, power=1.0, charge_wrong=True)
+    torch.testing.assert_close(charged, torch.tensor([0.0, -1.0, -2.0]))
+    greedy = rewards(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 0.5, 0.5]), price=1.0, gamma=5.0)
     torch.testing.assert_close(published - greedy, torch.tensor([0.75, 5.0, 0.0]))
 
 
