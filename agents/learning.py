@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,8 @@ FULL_BIAS = 3.0
 @dataclass(frozen=True)
 class GateConfig(MethodConfig):
     """What the methods that differentiate through a gate have in common."""
+
+    family: ClassVar[str] = "gates trained by gradients of the loss"
 
     gate: str = "recurrent"
     """"recurrent" (DFS's and SkipNet's RNNGate), "convolutional1", "convolutional2" (SkipNet's FFGate-I and -II),

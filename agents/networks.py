@@ -118,6 +118,7 @@ class NetworkConfig(MethodConfig):
         ValueError: an impossible number or name.
     """
 
+    family: ClassVar[str] = "networks with gates of their own"
     is_network: ClassVar[bool] = True
 
     batch_size: int = 64

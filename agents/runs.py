@@ -152,6 +152,7 @@ def _result(
     return {
         "run": config.name,
         "method": config.method,
+        "family": config.config.family,
         "dataset": config.task.dataset,
         "depth": config.task.depth,
         "bitwidths": list(task.process.bitwidths),

@@ -38,6 +38,7 @@ class SB3Config(MethodConfig):
         ValueError: a setting in `sb3` that the algorithm does not have.
     """
 
+    family: ClassVar[str] = "Stable-Baselines3"
     algorithm: ClassVar[type[BaseAlgorithm]]
     """The class whose constructor takes the hyper-parameters."""
     policy: ClassVar[Any] = "MlpPolicy"

@@ -41,6 +41,8 @@ class Row:
     """Mean total cost."""
     bitops: float
     """Mean BitOps for one image."""
+    seconds_per_thousand_images: float
+    """Mean time of training, checks on validation included; nan if the lines do not say."""
     over_random: float
     """Interquartile mean, over the runs, of accuracy minus that of the method `random` at the run's own paper cost.
     Runs around whose cost the baseline was not measured are left out; nan if that is all of them."""
@@ -150,7 +152,7 @@ def _groups(lines: Sequence[Line]) -> dict[tuple[str, float], list[Line]]:
 
 
 def _mean(lines: Sequence[Line], key: str) -> float:
-    return float(np.mean([line[key] for line in lines]))
+    return float(np.mean([line.get(key, np.nan) for line in lines]))
 
 
 def _curve(lines: Sequence[Line], method: str) -> Curve:
@@ -162,7 +164,7 @@ def _curve(lines: Sequence[Line], method: str) -> Curve:
 def _row(method: str, budget: float, lines: Sequence[Line], baselines: Mapping[str, Curve]) -> Row:
     accuracies = [line["accuracy"] for line in lines]
     low, high = bootstrap_interval(accuracies)
-    means = {key: _mean(lines, key) for key in ("cost", "total_cost", "bitops")}
+    means = {key: _mean(lines, key) for key in ("cost", "total_cost", "bitops", "seconds_per_thousand_images")}
     over: dict[str, float] = {}
     for name, (costs, baseline) in baselines.items():
         differences = [line["accuracy"] - accuracy_at_cost(costs, baseline, line["cost"]) for line in lines]

@@ -29,6 +29,10 @@ from scripts.cli import clear_errors
 from scripts.plot import plot
 
 
+MANY = 100
+"""Runs up to which each has a row in the printed table; results.jsonl has them all."""
+
+
 @dataclass(frozen=True)
 class Compare:
     """What to compare."""
@@ -120,9 +124,21 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
     """One row for each method at each of the budgets, with intervals and the difference to the baselines at equal
     cost."""
     table = Table(
-        title="interquartile mean over seeds and 95 % bootstrap interval; differences in points at each run's own cost"
+        title="interquartile mean over seeds and 95 % bootstrap interval; differences in points at each run's own cost; "
+        "s/1000: seconds of training for a thousand images shown"
     )
-    for column in ("method", "budget", "runs", "accuracy %", "paper cost", "over random", "over static"):
+    columns = (
+        "method",
+        "budget",
+        "runs",
+        "accuracy %",
+        "paper cost",
+        "total cost",
+        "over random",
+        "over static",
+        "s/1000",
+    )
+    for column in columns:
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in summarise(results):
         if row.budget in budgets:
@@ -132,8 +148,10 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
                 str(row.runs),
                 f"{100 * row.accuracy:.2f} [{100 * row.accuracy_low:.2f}, {100 * row.accuracy_high:.2f}]",
                 f"{row.cost:.4f}",
+                f"{row.total_cost:.4f}",
                 f"{100 * row.over_random:+.2f} [{100 * row.over_random_low:+.2f}, {100 * row.over_random_high:+.2f}]",
                 f"{100 * row.over_static:+.2f} [{100 * row.over_static_low:+.2f}, {100 * row.over_static_high:+.2f}]",
+                f"{row.seconds_per_thousand_images:.2f}",
             )
     return table
 
@@ -154,8 +172,9 @@ def main(args: Compare) -> int:
                 bar.set_postfix_str(f"{counts['run']} runs done, {counts['failed']} failed")
 
         outcome = sweep(runs, args.output, args.workers, progress)
-    console = Console(record=True, width=130)
-    console.print(table_of_runs(outcome.results, args.budgets))
+    console = Console(record=True, width=150)
+    if len(outcome.results) <= MANY:
+        console.print(table_of_runs(outcome.results, args.budgets))
     console.print(table_of_methods(outcome.results, args.budgets))
     write_atomically(args.output / "table.txt", console.export_text())
     if outcome.results:

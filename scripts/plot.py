@@ -7,7 +7,7 @@ Reads what finished runs have written and never loads a model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,12 +55,26 @@ class Plot:
 def plot(lines: Sequence[Line], output: Path) -> None:
     """Write the figure of `lines` to `output`, atomically.
 
+    More methods than there are markers are drawn family by family, and who runs which block then goes into a file of
+    its own beside it, NAME-blocks.
+
     Raises:
         ValueError: no lines, lines that cannot be compared, or a file ending that matplotlib does not know.
     """
     if not lines:
         raise ValueError("there are no result lines to plot")
-    figure = _figure(lines)
+    rows = summarise(lines)
+    families = _families(lines, rows)
+    deciding = sorted({line["method"] for line in lines if line["histogram"]} & {row.method for row in _learned(rows)})
+    if len(families) == 1:
+        _save(_figure(lines, rows, families, deciding), output)
+        return
+    _save(_figure(lines, rows, families, []), output)
+    if deciding:
+        _save(_figure(lines, rows, {}, deciding), output.with_stem(output.stem + "-blocks"))
+
+
+def _save(figure: Figure, output: Path) -> None:
     endings = figure.canvas.get_supported_filetypes()
     if output.suffix[1:] not in endings:
         raise ValueError(f"cannot write {output}: its ending must be one of {', '.join(sorted(endings))}")
@@ -68,17 +82,28 @@ def plot(lines: Sequence[Line], output: Path) -> None:
         figure.savefig(temporary, dpi=RESOLUTION)
 
 
-def _figure(lines: Sequence[Line]) -> Figure:
-    rows = summarise(lines)
-    learned = _learned(rows)
-    methods = sorted({row.method for row in learned})
-    deciding = sorted({line["method"] for line in lines if line["method"] in methods and line["histogram"]})
-    heights = [4.6, 0.55 + 0.95 * len(deciding)] if deciding else [4.6]
-    figure = Figure((WIDTH, sum(heights) + 0.4), layout="constrained")
+def _families(lines: Sequence[Line], rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The learned methods under a heading, or, if they are too many for one pair of axes, under one for each family."""
+    methods = sorted({row.method for row in _learned(rows)})
+    if len(methods) <= len(MARKERS):
+        return {"": methods}
+    family = {line["method"]: line.get("family", "") for line in lines}
+    names = sorted({family[method] for method in methods})
+    return {name: [method for method in methods if family[method] == name] for name in names}
+
+
+def _figure(
+    lines: Sequence[Line], rows: Sequence[Row], families: Mapping[str, list[str]], deciding: Sequence[str]
+) -> Figure:
+    heights = [4.6] * len(families) + ([0.55 + (0.95 if families else 0.7) * len(deciding)] if deciding else [])
+    figure = Figure((WIDTH, sum(heights) + 0.6), layout="constrained")
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    _draw_curves(parts[0], lines, rows, methods)
+    for part, (heading, methods) in zip(parts, families.items(), strict=False):
+        _draw_curves(part, lines, rows, methods, heading)
     if deciding:
-        _draw_histograms(parts[1], lines, learned, deciding)
+        _draw_histograms(parts[-1], lines, [row for row in _learned(rows) if row.method in deciding], deciding)
+    first = lines[0]
+    figure.suptitle(f"{first['dataset']}, ResNet-{first['depth']}, bitwidths {tuple(first['bitwidths'])}", fontsize=11)
     figure.supxlabel(_caption(lines, rows), x=0.01, ha="left", fontsize=8, color="0.3")
     return figure
 
@@ -100,9 +125,13 @@ def _seeds(rows: Sequence[Row]) -> str:
     return f"{low} to {high} seeds" if low < high else f"{low} seed" + "s" * (low > 1)
 
 
-def _draw_curves(figure: SubFigure, lines: Sequence[Line], rows: Sequence[Row], methods: Sequence[str]) -> None:
-    """Accuracy over paper cost (large) and over total cost."""
+def _draw_curves(
+    figure: SubFigure, lines: Sequence[Line], every: Sequence[Row], methods: Sequence[str], heading: str
+) -> None:
+    """Accuracy over paper cost (large) and over total cost, of some methods and of what all are compared with."""
     large, small = figure.subplots(1, 2, width_ratios=[1.7, 1], sharey=True)
+    others = {row.method for row in _learned(every)} - set(methods)
+    rows = [row for row in every if row.method not in others]
     floor, ceiling = _accuracy_range(rows)
     for axes, cost, label in (
         (large, "cost", "paper cost (gated blocks only, fraction of full execution)"),
@@ -113,7 +142,7 @@ def _draw_curves(figure: SubFigure, lines: Sequence[Line], rows: Sequence[Row], 
         for index, method in enumerate(methods):
             _draw_method(axes, [row for row in rows if row.method == method], cost, index)
         _draw_constants(axes, lines, cost, named=axes is large)
-        _draw_front(axes, rows, cost)
+        _draw_front(axes, every, cost)
         _scale_costs(axes, rows, cost)
         axes.set_xlabel(label)
         axes.grid(True, color="0.92", linewidth=0.8)
@@ -122,8 +151,7 @@ def _draw_curves(figure: SubFigure, lines: Sequence[Line], rows: Sequence[Row], 
     large.set_ylim(floor, ceiling)
     large.yaxis.set_major_formatter(FuncFormatter(lambda accuracy, _: f"{100 * accuracy:.4g}"))
     large.set_ylabel("test accuracy (%)")
-    first = lines[0]
-    figure.suptitle(f"{first['dataset']}, ResNet-{first['depth']}, bitwidths {tuple(first['bitwidths'])}", fontsize=11)
+    figure.suptitle(heading, fontsize=10)
     handles, labels = large.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
 

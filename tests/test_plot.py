@@ -117,6 +117,16 @@ def test_the_command_refuses_what_is_missing_or_cannot_be_compared(tmp_path):
         main(Plot(mixed, tmp_path / "figure.png"))
 
 
+def test_many_methods_are_drawn_family_by_family(tmp_path):
+    names = [f"method{i}" for i in range(10)]
+    lines = [
+        line(name, 0.3, family="ab"[i % 2], histogram=[] if i else line("", 0.3)["histogram"])
+        for i, name in enumerate(names)
+    ]
+    plot([*comparison(), *lines], tmp_path / "figure.svg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure-blocks.svg", "figure.svg"]
+
+
 def test_an_unknown_ending_is_an_error_and_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"cannot write .*figure\.xyz: its ending must be one of .*png"):
         plot([line("ppo", 0.5)], tmp_path / "figure.xyz")

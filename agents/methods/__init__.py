@@ -29,6 +29,8 @@ class MethodConfig:
         ValueError: a budget outside (0, 1], or a count below 1.
     """
 
+    family: ClassVar[str] = "other methods"
+    """Under which methods stand together in a figure that has too many for one pair of axes."""
     is_baseline: ClassVar[bool] = False
     """Whether the method is one that others are compared with at their own cost."""
     is_bound: ClassVar[bool] = False

@@ -14,6 +14,7 @@ everything else.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from dfs_env.task import Task
 @dataclass(frozen=True)
 class Config(GateConfig):
     """BlockDrop: one-shot policy network, self-critical REINFORCE, curriculum."""
+
+    family: ClassVar[str] = "REINFORCE"
 
     gate: str = "one_shot"
     """"one_shot", or any other gate."""

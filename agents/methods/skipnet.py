@@ -13,6 +13,7 @@ published alpha is fixed; by default it is found by dual ascent here, so that th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from dfs_env.task import Task
 class Config(GateConfig):
     """SkipNet: supervised pre-training, then REINFORCE with reward-to-go beside cross-entropy. `cotrain` is about
     both."""
+
+    family: ClassVar[str] = "REINFORCE"
 
     pretraining: float = 0.1
     """Share of the images for supervised pre-training: 0 is HRL from scratch, 1 is SP alone."""

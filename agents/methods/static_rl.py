@@ -10,6 +10,7 @@ continuous bitwidths, ReLeQ by PPO; here REINFORCE with a running baseline does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from dfs_env.task import Task
 @dataclass(frozen=True)
 class Config(MethodConfig):
     """A static assignment by RL with a terminal reward."""
+
+    family: ClassVar[str] = "REINFORCE"
 
     assignments: int = 8
     """Assignments drawn per update."""
