@@ -27,6 +27,7 @@ from dfs_env import SkippingProcess, Task
 from dfs_env.task import calibrate
 
 LEARNED = [name for name in method_names() if not method(name).Config.is_baseline]
+# Minibatches of 15: recurrent_ppo needs whole episodes, here of three decisions.
 SMALL = {"num_images": 64, "batch_size": 15, "num_envs": 8, "search_images": 8}
 
 

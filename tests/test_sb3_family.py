@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -101,6 +102,9 @@ def test_masks_of_one_image_and_of_an_adapted_batch(task):
     assert single.action_masks().tolist() == [True, True, True, False]
     for _ in range(20):
         assert single.action_space.sample(info["action_mask"]) < 3
+    made = gym.make("DFS/Digits-v0", checkpoint="random", budget=0.05, hard_budget=True)
+    _, info = made.reset(seed=0)
+    assert made.unwrapped.action_masks().tolist() == [bool(fits) for fits in info["action_mask"]]
     batch = SB3VecEnv(DFSVectorEnv(task, 4, budget=0.1, autoreset_mode="SameStep"))
     batch.reset()
     assert np.stack(batch.env_method("action_masks")).shape == (4, 4)
