@@ -128,11 +128,10 @@ def test_a_maskable_policy_never_exceeds_any_budget(trained, task, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_any_hyper_parameter_reaches_the_algorithm(name, task):
-    extra = "max_grad_norm=0.25"
-    config = {"num_images": 8, "batch_size": 12, "sb3": (extra, "policy_kwargs={'net_arch': [7]}")}
+    config = {"num_images": 8, "batch_size": 12, "sb3": ("stats_window_size=31", "policy_kwargs={'net_arch': [7]}")}
     known = {field.name for field in dataclasses.fields(method(name).Config)}
     policy = learn(method(name), task, **{key: value for key, value in config.items() if key in known})
-    assert policy.model.max_grad_norm == 0.25
+    assert policy.model._stats_window_size == 31
     shapes = [tuple(p.shape) for p in policy.model.policy.parameters()]
     assert any(7 in shape for shape in shapes)
 
