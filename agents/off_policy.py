@@ -17,8 +17,9 @@ class PricedReplayBuffer(NStepReplayBuffer):
 
     Dual ascent moves the price while old decisions are replayed, and a Q function that mixes the rewards of many prices
     fits none of them. So the buffer keeps the cost of each decision, and its reward without that cost, apart, and
-    `reprice` puts all rewards together anew. The dynamics do not depend on the price, so the decisions stay valid. The
-    cost of a decision is read from the observations, whose last entry but one is the cost spent.
+    `reprice` puts all rewards together anew. The dynamics do not depend on the price, so the decisions stay valid; only
+    a co-trained backbone makes them stale, slowly. The cost of a decision is read from the observations, whose last
+    entry but one is the cost spent.
 
     With `n_steps` of 1, what it samples is what SB3's `ReplayBuffer` samples.
     """

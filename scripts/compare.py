@@ -28,7 +28,6 @@ from dfs_env.task import make_task
 from scripts.cli import clear_errors
 from scripts.plot import plot
 
-
 MANY = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""
 

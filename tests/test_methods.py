@@ -26,7 +26,8 @@ from dfs_env.task import calibrate
 
 LEARNED = [name for name in method_names() if not (method(name).Config.is_baseline or method(name).Config.is_bound)]
 POLICIES = [name for name in LEARNED if not method(name).Config.is_network]
-SMALL = {"num_images": 64, "batch_size": 15, "num_envs": 8, "search_images": 8}
+# recurrent_ppo needs minibatches of whole episodes, here of three decisions: 12, 24, 48.
+SMALL = {"num_images": 64, "batch_size": 12, "num_envs": 8, "search_images": 8}
 
 
 def small_config(name, **values):
@@ -101,7 +102,7 @@ def learned(rigged, tmp_path_factory):
 @pytest.mark.parametrize("name", POLICIES)
 def test_with_a_huge_price_of_cost_a_method_ends_at_skipping_everything(name, learned):
     dear = {"cost_weight": 10.0, "alpha": 100.0, "price_rate": 0.5}  # whatever a method calls it
-    config = small_config(name, budget=0.002, num_images=6000, batch_size=15, num_envs=32, **dear)
+    config = small_config(name, budget=0.002, num_images=6000, batch_size=24, num_envs=32, **dear)
     torch.manual_seed(0)
     policy = method(name).train(config, learned, Recorder(learned, config.budget, config.num_images))
     assert evaluate(policy, learned, "validation", config.budget).cost <= 0.002
@@ -110,7 +111,7 @@ def test_with_a_huge_price_of_cost_a_method_ends_at_skipping_everything(name, le
 @pytest.mark.parametrize("name", POLICIES)
 def test_with_a_free_budget_a_method_is_not_below_the_full_network(name, learned):
     full = method("constant").train(method("constant").Config(budget=1.0), learned, Recorder(learned, 1.0, 1))
-    config = small_config(name, budget=1.0, num_images=6000, batch_size=63, num_envs=64)
+    config = small_config(name, budget=1.0, num_images=6000, batch_size=48, num_envs=64)
     torch.manual_seed(0)
     policy = method(name).train(config, learned, Recorder(learned, config.budget, config.num_images))
     reached = evaluate(policy, learned, "validation", 1.0).accuracy

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -101,6 +102,9 @@ def test_masks_of_one_image_and_of_an_adapted_batch(task):
     assert single.action_masks().tolist() == [True, True, True, False]
     for _ in range(20):
         assert single.action_space.sample(info["action_mask"]) < 3
+    made = gym.make("DFS/Digits-v0", checkpoint="random", budget=0.05, hard_budget=True)
+    _, info = made.reset(seed=0)
+    assert made.unwrapped.action_masks().tolist() == [bool(fits) for fits in info["action_mask"]]
     batch = SB3VecEnv(DFSVectorEnv(task, 4, budget=0.1, autoreset_mode="SameStep"))
     batch.reset()
     assert np.stack(batch.env_method("action_masks")).shape == (4, 4)
@@ -124,11 +128,10 @@ def test_a_maskable_policy_never_exceeds_any_budget(trained, task, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_any_hyper_parameter_reaches_the_algorithm(name, task):
-    extra = "max_grad_norm=0.25"
-    config = {"num_images": 8, "batch_size": 12, "sb3": (extra, "policy_kwargs={'net_arch': [7]}")}
+    config = {"num_images": 8, "batch_size": 12, "sb3": ("stats_window_size=31", "policy_kwargs={'net_arch': [7]}")}
     known = {field.name for field in dataclasses.fields(method(name).Config)}
     policy = learn(method(name), task, **{key: value for key, value in config.items() if key in known})
-    assert policy.model.max_grad_norm == 0.25
+    assert policy.model._stats_window_size == 31
     shapes = [tuple(p.shape) for p in policy.model.policy.parameters()]
     assert any(7 in shape for shape in shapes)
 

@@ -18,7 +18,7 @@ class Config(dqn.Config):
     """QR-DQN by sb3-contrib; hyper-parameters under its own names."""
 
     algorithm = QRDQN
-    policy_kwargs: ClassVar[dict[str, Any]] = {"n_quantiles": 25}
+    policy_kwargs: ClassVar[dict[str, Any]] = {"n_quantiles": 25}  # with 200, its own, four times the work
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
