@@ -149,7 +149,7 @@ def within_budget(process: SkippingProcess, found: Routes, budget: float) -> Ten
         )
     extra = prices.gather(1, found.routes.T).sum(0) - least.sum()
     order = extra.argsort(stable=True)
-    affordable = extra[order].cumsum(0) <= (budget - least.sum()).clamp_min(0) * len(order) + 1e-9
+    affordable = extra[order].cumsum(0) <= (budget - least.sum()).clamp_min(0) * len(order) + 1e-7 * len(order)
     taken = order[affordable]
     routes = cheapest.expand_as(found.routes).clone()
     routes[taken] = found.routes[taken]

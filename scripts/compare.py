@@ -123,7 +123,7 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
     """One row for each method at each of the budgets, with intervals and the difference to the baselines at equal
     cost."""
     table = Table(
-        title="interquartile mean over seeds and 95 % bootstrap interval; differences in points at each run's own cost; "
+        title="interquartile mean over seeds and 95 % bootstrap interval; differences in points at its own cost;\n"
         "s/1000: seconds of training for a thousand images shown"
     )
     columns = (

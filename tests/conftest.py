@@ -10,6 +10,7 @@ import torch
 
 from backbone.data import Dataset, Split
 from backbone.resnet import ResNet, ResNetConfig
+from backbone.training import BackboneTrainer, TrainingConfig
 from dfs_env import SkippingProcess, Task
 from dfs_env.task import calibrate
 
@@ -90,3 +91,33 @@ def tiny_data() -> Iterator[str]:
     sys.modules["tiny_data"] = module
     yield "tiny_data:load"
     del sys.modules["tiny_data"]
+
+
+@pytest.fixture(scope="session")
+def rigged():
+    """Images whose colour tells the class, and a small network that has learned it on any route: skipping costs
+    accuracy."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(count):
+        labels = torch.randint(4, (count,), generator=generator)
+        base = torch.tensor([[200, 60, 60], [60, 200, 60], [60, 60, 200], [130, 130, 130]])[labels]
+        noise = torch.randint(-60, 60, (count, 3, 32, 32), generator=generator)
+        return Split((base[:, :, None, None] + noise).clamp(0, 255).to(torch.uint8), labels)
+
+    dataset = Dataset("rigged", 4, (0.44,) * 3, (0.3,) * 3, split(512), split(128), split(128), flip=True, pad=0)
+    torch.manual_seed(0)
+    backbone = ResNet(ResNetConfig(8, 4, 4, (0, 2, 8)))
+    process = SkippingProcess(backbone)
+    return dataset, process
+
+
+@pytest.fixture(scope="session")
+def learned(rigged, tmp_path_factory):
+    dataset, process = rigged
+    config = TrainingConfig(epochs=3, batch_size=64, lr=0.05)
+    state = tmp_path_factory.mktemp("rigged") / "backbone.state"
+    for _ in BackboneTrainer(process.backbone, {process.bitwidths: process.run}, dataset, config, state).epochs():
+        pass
+    calibrate(process, dataset)
+    return Task(process, dataset)

@@ -18,16 +18,14 @@ from agents.recorder import Recorder
 from agents.runs import RESULT, RunConfig, TaskConfig, load_run, run
 from agents.sweep import sweep
 from backbone.checkpoint import save_backbone
-from backbone.data import Dataset, Split
-from backbone.resnet import ResNet, ResNetConfig
-from backbone.training import BackboneTrainer, TrainingConfig, TrainingDivergedError
-from dfs_env import SkippingProcess, Task
-from dfs_env.task import calibrate
+from backbone.resnet import ResNet
+from backbone.training import TrainingDivergedError
+from dfs_env import SkippingProcess
 
 LEARNED = [name for name in method_names() if not (method(name).Config.is_baseline or method(name).Config.is_bound)]
 POLICIES = [name for name in LEARNED if not method(name).Config.is_network]
 # recurrent_ppo needs minibatches of whole episodes, here of three decisions: 12, 24, 48.
-SMALL = {"num_images": 64, "batch_size": 12, "num_envs": 8, "search_images": 8}
+SMALL = {"num_images": 64, "batch_size": 12, "num_envs": 8, "search_images": 8, "oracle_images": 64}
 
 
 def small_config(name, **values):
@@ -67,36 +65,6 @@ def test_cotraining_changes_the_weights_but_not_the_statistics_of_the_norms(name
     assert any("weight" in key for key in changed)
     assert not any("running" in key or "num_batches" in key for key in changed)
     assert not any(p.requires_grad for p in task.process.backbone.parameters())
-
-
-@pytest.fixture(scope="module")
-def rigged():
-    """Images whose colour tells the class, and a small network that has learned it on any route: skipping costs
-    accuracy."""
-    generator = torch.Generator().manual_seed(0)
-
-    def split(count):
-        labels = torch.randint(4, (count,), generator=generator)
-        base = torch.tensor([[200, 60, 60], [60, 200, 60], [60, 60, 200], [130, 130, 130]])[labels]
-        noise = torch.randint(-60, 60, (count, 3, 32, 32), generator=generator)
-        return Split((base[:, :, None, None] + noise).clamp(0, 255).to(torch.uint8), labels)
-
-    dataset = Dataset("rigged", 4, (0.44,) * 3, (0.3,) * 3, split(512), split(128), split(128), flip=True, pad=0)
-    torch.manual_seed(0)
-    backbone = ResNet(ResNetConfig(8, 4, 4, (0, 2, 8)))
-    process = SkippingProcess(backbone)
-    return dataset, process
-
-
-@pytest.fixture(scope="module")
-def learned(rigged, tmp_path_factory):
-    dataset, process = rigged
-    config = TrainingConfig(epochs=3, batch_size=64, lr=0.05)
-    state = tmp_path_factory.mktemp("rigged") / "backbone.state"
-    for _ in BackboneTrainer(process.backbone, {process.bitwidths: process.run}, dataset, config, state).epochs():
-        pass
-    calibrate(process, dataset)
-    return Task(process, dataset)
 
 
 @pytest.mark.parametrize("name", POLICIES)

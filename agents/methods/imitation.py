@@ -22,13 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.dual import DualAscent
+from agents.gates import score_layers
 from agents.learning import GateConfig, GateLearner, image_stream
-from agents.methods.skipnet import rewards_to_go
+from agents.methods import skipnet
 from agents.oracle import Search, find_routes, within_budget
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.rollouts import sampled_rollout
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
@@ -164,31 +163,27 @@ def meet_budget(process: SkippingProcess, gate: nn.Module, images: Tensor, budge
     """Change the bias of the gate's last layer so that its routes on `images` [N, 3, H, W] cost `budget` on average.
 
     Raises:
-        ValueError: the gate has no linear layer with a bias and A outputs.
+        ValueError: a gate of one's own whose score layers are not called as those here.
     """
-    bias = _last_bias(gate, process.num_actions)
-    costs, start = process.cost.paper.mean(0), bias.detach().clone()
+    biases = [layer.bias.view(-1, process.num_actions) for layer in score_layers(gate)]
+    starts = [bias.detach().clone() for bias in biases]
+    costs = process.cost.paper.mean(0)
+
+    def set_price(price: float) -> None:
+        for bias, start in zip(biases, starts, strict=True):
+            bias.copy_(start - price * costs)
+
     high = LARGEST_SHIFT / float(costs.sort().values.diff()[:1].sum().clamp_min(1e-9))
     low = -high
     with torch.no_grad():
         for _ in range(BISECTIONS):
             price = (low + high) / 2
-            bias.copy_(start - price * costs)
+            set_price(price)
             if _mean_cost(process, gate, images, budget) > budget:
                 low = price
             else:
                 high = price
-        bias.copy_(start - high * costs)
-
-
-def _last_bias(gate: nn.Module, num_actions: int) -> nn.Parameter:
-    layers = [m for m in gate.modules() if isinstance(m, nn.Linear) and m.out_features == num_actions]
-    if not layers or layers[-1].bias is None:
-        raise ValueError(
-            f"imitation corrects the bias of a gate's last layer, but {type(gate).__name__} has no nn.Linear with a "
-            f'bias and {num_actions} outputs; use gate "recurrent" or "feedforward"'
-        )
-    return layers[-1].bias
+        set_price(high)
 
 
 def _mean_cost(process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float) -> float:
@@ -204,25 +199,13 @@ def _mean_cost(process: SkippingProcess, gate: nn.Module, images: Tensor, budget
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search, imitate, and go on by RL if `reinforce` says so."""
-    learner, process = GateLearner(config, task, recorder), task.process
-    shown = examples(config, task, recorder)
+    learner = GateLearner(config, task, recorder)
+    process, shown = learner.process, examples(config, task, recorder)
     start = round((1 - config.reinforce) * config.num_images)
-    dual = DualAscent(config.budget, config.price_rate, 0.0, price=1.0)
 
     def imitate(images: Tensor, labels: Tensor, routes: Tensor) -> tuple[Tensor, dict[str, float]]:
         loss, task_loss, scalars = imitation_loss(process, learner.gate, images, labels, routes, config.budget)
         return loss + task_loss if config.cotrain else loss, scalars
-
-    def reinforce(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        rollout = sampled_rollout(process, learner.gate, images, config.budget)
-        losses = F.cross_entropy(rollout.logits, labels, reduction="none")
-        returns = rewards_to_go(-losses.detach(), rollout.step_costs.detach(), dual.price)
-        policy_loss = -((returns - returns.mean(0)) * rollout.log_probabilities).sum(1).mean()
-        progress = (recorder.seen - start) / (config.num_images - start)
-        cost = float(rollout.cost.detach().mean())
-        dual.update(cost, progress)
-        bonus = config.ent_coef * (1 - progress) * rollout.entropies.mean()
-        return losses.mean() + policy_loss - bonus, {"cost": cost, "price": dual.price}
 
     def correct() -> None:
         images = shown.images if recorder.seen >= start else shown.images[:CHECKED_IMAGES]
@@ -235,6 +218,16 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         stream=shown.stream(config.batch_size, config.seed),
         before_check=correct,
     )
-    learner.train(reinforce, until=config.num_images, cotrain=config.cotrain)
+    # The gate costs the budget already, so that the price's target need not move there first.
+    options = skipnet.Config(
+        budget=config.budget,
+        num_images=config.num_images,
+        price_rate=config.price_rate,
+        price_anneal=0.0,
+        baseline=True,
+        ent_coef=config.ent_coef,
+    )
+    hybrid = skipnet.HybridReinforce(learner, options, start)
+    learner.train(hybrid, until=config.num_images, cotrain=config.cotrain)
     recorder.restore_best()
     return learner.policy
