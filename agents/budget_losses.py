@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.rollouts import Rollout
+from backbone.cost import TOLERANCE
 from backbone.names import resolve
 
 BudgetLoss = Callable[[Rollout, float, float], Tensor]
@@ -31,13 +32,13 @@ def sign(rollout: Rollout, target: float, cross_entropy: float, weight: float = 
     return _direction(cost, target, target) * weight * cost / target
 
 
-def sign_published(rollout: Rollout, target: float, cross_entropy: float, alpha: float = 1e-5) -> Tensor:
+def sign_published(rollout: Rollout, target: float, cross_entropy: float, weight: float = 1e-5) -> Tensor:
     """DFS as published: s * alpha * the sum over batch and blocks of each decision's (bits / widest)**2.
 
-    alpha is 5e-6 in the paper and 1e-5 in its code, for batches of 128 images and 35 gated blocks.
+    alpha, the weight, is 5e-6 in the paper and 1e-5 in its code, for batches of 128 images and 35 gated blocks.
     """
     cost = rollout.cost
-    return _direction(cost.mean(), target, target) * alpha * rollout.process.num_layers * cost.sum()
+    return _direction(cost.mean(), target, target) * weight * rollout.process.num_layers * cost.sum()
 
 
 def hinge(rollout: Rollout, target: float, cross_entropy: float, weight: float = 1.0) -> Tensor:
@@ -51,7 +52,8 @@ def fractrain(
     """FracTrain (Fu et al., NeurIPS 2020): DFS's sign, but costs are weighted by the blocks' multiply-accumulates,
     there is no loss from the target to `band` * target above it, and at most `share` of the cross-entropy.
 
-    The gate is to begin at full precision: `start_full` of the method.
+    The gate is to begin at full precision: `start_full` of the method. The target bounds the weighted cost, of which
+    the paper cost, by which policies are chosen and reported, differs somewhat.
     """
     macs = rollout.process.cost.total[:, -1]
     cost = (rollout.step_costs * macs / macs.mean()).sum(1).mean()
@@ -60,7 +62,7 @@ def fractrain(
 
 
 def target_rates(rollout: Rollout, target: float, cross_entropy: float, weight: float = 2.0) -> Tensor:
-    """ConvNet-AIG (Veit & Belongie 2018, section 3.3): the sum over blocks of weight * (target - rate)**2.
+    """ConvNet-AIG (Veit & Belongie 2018, section 3.3): the mean over blocks of weight * (target - rate)**2.
 
     A block's rate is its batch-mean cost as a fraction of that block at the widest bitwidth; every block has the same
     target. Rates are relative to the target here, so that one weight serves all budgets.
@@ -82,9 +84,10 @@ def mean_bits(rollout: Rollout, target: float, cross_entropy: float, weight: flo
 
 
 def _direction(cost: Tensor, low: float, high: float) -> float:
-    """-1 at or below `low`, +1 above `high`, 0 between them."""
+    """-1 at or below `low`, +1 above `high`, 0 between them; but for rounding, for costs are sums of float32
+    numbers."""
     value = float(cost.detach())
-    return -1.0 if value <= low else 1.0 if value > high else 0.0
+    return -1.0 if value <= low + TOLERANCE else 1.0 if value > high else 0.0
 
 
 BUDGET_LOSSES: dict[str, BudgetLoss] = {

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from agents.policies import Policy
 from backbone.cost import gate_bitops
 from backbone.data import batches
-from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
 
@@ -82,7 +81,9 @@ def evaluate(
     """
     if isinstance(policy, SelfMeasured):
         return policy.measure(task, split, budget, progress)
-    process: SkippingProcess = getattr(policy, "process", task.process)
+    process, own = task.process, getattr(policy, "process", None)
+    if own is not None:
+        process = process.seeing(own.observation)
     images = task.dataset.split(split)
     routes, correct, losses = [], [], []
     memory: Any = None

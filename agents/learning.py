@@ -15,6 +15,7 @@ from agents.methods import MethodConfig
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
 from backbone.data import augment, batches
+from backbone.training import make_optimizer
 from dfs_env.task import Task
 
 
@@ -36,11 +37,13 @@ class BackboneLearner:
     """
 
     def __init__(self, backbone: nn.Module, lr: float) -> None:
-        self.backbone = backbone.eval().requires_grad_(True)
-        self.optimizer = torch.optim.SGD(backbone.parameters(), lr=lr, momentum=0.9)
+        self.backbone, self.lr = backbone.eval().requires_grad_(True), lr
+        self.optimizer = make_optimizer(backbone, lr, momentum=0.9, weight_decay=1e-4)
 
-    def apply(self) -> None:
-        """Descend on the gradients that a backward pass has left, and clear them."""
+    def apply(self, share: float = 1.0) -> None:
+        """Descend on the gradients that a backward pass has left, at a share of the learning rate, and clear them."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * share
         nn.utils.clip_grad_norm_(self.backbone.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -84,12 +87,12 @@ class GateConfig(MethodConfig):
     lr: float = 1e-2
     """First learning rate of the gate."""
     schedule: str = "linear"
-    """How it falls: "linear" to 0, so that the mean cost settles; "step", to a tenth at half and at three quarters; or
-    "constant"."""
+    """How it falls: "linear" to 0, so that the mean cost settles; "step", to a tenth at half and at three quarters of
+    each stage; or "constant"."""
     cotrain: bool = False
     """Whether the backbone learns too, on the routes that the gate takes."""
     backbone_lr: float = 3e-3
-    """Learning rate of the backbone (SGD with momentum), if it is co-trained."""
+    """First learning rate of the backbone (SGD with momentum), if it is co-trained; it falls as the gate's does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +122,8 @@ class GateLearner:
         loss_of: Loss,
         until: int,
         cotrain: bool = False,
-        lr_scale: float = 1.0,
+        lr: float | None = None,
+        schedule: str | None = None,
         stream: Iterator[tuple[Tensor, ...]] | None = None,
         before_check: Callable[[], None] | None = None,
     ) -> None:
@@ -129,28 +133,29 @@ class GateLearner:
             loss_of: the loss of a batch.
             until: number of images.
             cotrain: whether the backbone learns too.
-            lr_scale: multiplies both learning rates.
+            lr: first learning rate of gate and backbone; None for that of each in the configuration.
+            schedule: how it falls; None for the configuration's.
             stream: endless batches, images first; by default augmented training images and their labels.
             before_check: called before the policy is validated.
         """
-        lr = self.config.backbone_lr * lr_scale
-        backbone = BackboneLearner(self.process.backbone, lr) if cotrain else None
-        stream = stream or self._stream
+        backbone = BackboneLearner(self.process.backbone, lr or self.config.backbone_lr) if cotrain else None
+        stream, schedule, begin = stream or self._stream, schedule or self.config.schedule, self.recorder.seen
         while self.recorder.seen < until:
             loss, scalars = loss_of(*(batch := next(stream)))
             self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
-            self._step(loss, lr_scale)
+            staged = (self.recorder.seen - begin) / (until - begin), self.recorder.seen / self.recorder.num_images
+            share = SCHEDULES[schedule](staged[0] if schedule == "step" else staged[1])
+            self._step(loss, (lr or self.config.lr) * share)
             if backbone:
-                backbone.apply()
+                backbone.apply(share)
             if self.recorder.check_due():
                 if before_check:
                     before_check()
                 self.recorder.consider(self.policy)
 
-    def _step(self, loss: Tensor, lr_scale: float) -> None:
-        share = SCHEDULES[self.config.schedule](self.recorder.seen / self.recorder.num_images)
+    def _step(self, loss: Tensor, lr: float) -> None:
         for group in self._optimizer.param_groups:
-            group["lr"] = self.config.lr * lr_scale * share
+            group["lr"] = lr
         self._optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.gate.parameters(), 1.0)

@@ -21,12 +21,12 @@ from agents.evaluation import Evaluation
 from agents.learning import image_stream
 from agents.methods import MethodConfig
 from agents.policies import FILE
-from agents.recorder import Recorder
+from agents.recorder import TOLERANCE, Recorder
 from backbone.checkpoint import save_tensors
 from backbone.cost import gated_cost
 from backbone.data import batches
 from backbone.gated import GatedConfig, GatedResNet
-from backbone.quantization import FLOAT_BITS
+from backbone.quantization import FLOAT_BITS, make_quantizer
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import TrainingConfig, make_optimizer
 from dfs_env.process import SkippingProcess
@@ -42,11 +42,26 @@ class GatedNetwork:
         network: what answers.
         process: of the task; its widest bitwidth and its full execution are the units.
         loader: "module:function" that reads again what `save` writes.
+
+    Raises:
+        ValueError: blocks of the task are always on.
     """
 
     def __init__(self, network: GatedResNet, process: SkippingProcess, loader: str) -> None:
+        if process.always_on:
+            raise ValueError(
+                f"a network with gates of its own gates every block, but the task has always_on {process.always_on}: "
+                "their costs could not be compared"
+            )
         self.network, self.loader = network.to(process.device), loader
         self.cost = gated_cost(network, process.cost.full_bitops)
+
+    @property
+    def floor(self) -> float:
+        """Paper cost of an image on which no gate is on."""
+        closed = self.cost.always.new_zeros(1, *self.cost.always.shape)
+        closed[0][self.cost.gated == 0] = 1  # convolutions without a gate
+        return float(self.cost.image_cost(closed)[0])
 
     def measure(
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
@@ -128,7 +143,9 @@ class NetworkConfig(MethodConfig):
     weight_decay: float = 1e-4
     """L2 penalty on the weights of convolutions and classifier; norms, bounds and thresholds have none."""
     schedule: str = "cosine"
-    """"cosine", or "step": / 10 at half and at three quarters of the images, as published."""
+    """"cosine", or "step": / 10 at each of the milestones."""
+    milestones: tuple[float, float] = (0.5, 0.75)
+    """Shares of the images after which "step" divides."""
     start: str = "backbone"
     """"backbone": weights and norms of the task's trained backbone, as other methods have them; "scratch", as
     published."""
@@ -148,6 +165,13 @@ class NetworkConfig(MethodConfig):
             raise ValueError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}")
         if self.target_rate <= 0:
             raise ValueError(f"target_rate {self.target_rate} must be above 0")
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise ValueError(f"lr {self.lr} must be above 0, and weight_decay {self.weight_decay} not below")
+        if not (math.isfinite(self.threshold) and math.isfinite(self.target or 0.0)):
+            raise ValueError(f"target {self.target} and threshold {self.threshold} must be finite numbers")
+        if not 0 < self.milestones[0] <= self.milestones[1] <= 1:
+            raise ValueError(f"milestones {self.milestones} must be two ascending shares of training in (0, 1]")
+        make_quantizer(self.quantizer)
         if self.target is None and abs(self.threshold) > 9:
             raise ValueError(f"threshold {self.threshold} is beyond the range of a moving target, -9 to 9")
         self.training()
@@ -164,6 +188,12 @@ class NetworkConfig(MethodConfig):
     def training(self) -> TrainingConfig:
         """The schedule of the learning rate; "cosine" begins with a twentieth of linear warm-up."""
         return TrainingConfig(epochs=20, lr=self.lr, weight_decay=self.weight_decay, schedule=self.schedule)
+
+    def learning_rate(self, progress: float) -> float:
+        """The rate at a fraction of training in [0, 1]."""
+        if self.schedule == "step":
+            return self.lr * 0.1 ** sum(progress >= milestone for milestone in self.milestones)
+        return self.training().learning_rate(progress)
 
 
 def start_from(network: GatedResNet, backbone: ResNet) -> None:
@@ -206,10 +236,10 @@ def _own_range(network: GatedResNet, backbone: ResNet, name: str, tensor: Tensor
 class _Learner:
     """Weights and thresholds together, by cross-entropy and the pull on the thresholds."""
 
-    def __init__(self, config: NetworkConfig, task: Task, contestant: GatedNetwork) -> None:
+    def __init__(self, config: NetworkConfig, contestant: GatedNetwork) -> None:
         self.config, self.network, self.cost = config, contestant.network, contestant.cost
-        self.schedule = config.training()
-        self.optimizer = make_optimizer(self.network, config.lr, self.schedule.momentum, config.weight_decay)
+        momentum = config.training().momentum
+        self.optimizer = make_optimizer(self.network, config.lr, momentum, config.weight_decay)
         moves = config.target is None
         self.dual = DualAscent(config.budget, config.target_rate, price=math.exp(config.threshold)) if moves else None
         self.target = config.threshold if config.target is None else config.target
@@ -217,7 +247,7 @@ class _Learner:
     def step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, float]:
         """One update; what to log."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(progress)
+            group["lr"] = self.config.learning_rate(progress)
         logits, densities = self.network.train()(images)
         pulls = [self.config.penalty(threshold, self.target) for threshold in self.network.thresholds()]
         entropy = F.cross_entropy(logits, labels)
@@ -243,7 +273,8 @@ def train_network(config: NetworkConfig, task: Task, recorder: Recorder, loader:
     """Train a gated network of the shape of the task's backbone, which stays as it is.
 
     Raises:
-        ValueError: the gate does not fit the channels, or the backbone does not fit as a start.
+        ValueError: the gate does not fit the channels, the backbone does not fit as a start, or the budget is below
+            what the network computes with all gates off.
         TrainingDivergedError: the loss became NaN or infinite.
     """
     network = GatedResNet(config.network(task.process.backbone.config, task.process.widest))
@@ -253,8 +284,13 @@ def train_network(config: NetworkConfig, task: Task, recorder: Recorder, loader:
     if config.start == "backbone":
         start_from(network, task.process.backbone)
     contestant = GatedNetwork(network, task.process, loader)
+    if config.target is None and contestant.floor > config.budget * TOLERANCE:
+        raise ValueError(
+            f"budget {config.budget} is below what this network always computes, {contestant.floor:.4g}; choose fewer "
+            "bits, gate both convolutions, or give a target"
+        )
     recorder.watch(network)
-    learner = _Learner(config, task, contestant)
+    learner = _Learner(config, contestant)
     for images, labels in image_stream(task, config.batch_size, config.seed):
         recorder.step(len(images), **learner.step(images, labels, recorder.seen / recorder.num_images))
         recorder.check_weights(network)

@@ -1,8 +1,8 @@
 """Per-image oracles: the cheapest route on which each image gets a given answer, and what these routes reach together.
 
-What a policy decides from observations, an oracle looks up by trying. It bounds what any policy can reach on the same
-backbone (per-input oracles: arXiv 2402.04359, there for early exits and model choice, here for routes). The answer
-asked for is the image's label (*label-aware*), or what full execution answers (*label-free*).
+What a policy decides from observations, an oracle looks up by trying. It bounds what policies can reach on the same
+frozen backbone (per-input oracles: arXiv 2402.04359, there for early exits and model choice, here for routes). The
+answer asked for is the image's label (*label-aware*), or what full execution answers (*label-free*).
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.route_search import search
@@ -79,8 +81,11 @@ class Routes:
     """[N] bool, whether the route gives the answer asked for."""
 
 
-Chunk = tuple[Tensor, Tensor | None, int, bool, float]
-"""Images, labels, beam, whether to enumerate, and the price of loss, as `search` takes them."""
+Options = tuple[int, bool, float]
+"""Beam, whether to enumerate, and the price of loss, as `search` takes them after images and labels."""
+
+Part = tuple[NDArray[np.int64], NDArray[np.bool_]]
+"""Routes [N, L] of some images, and whether they serve [N]."""
 
 _KNOWN: dict[str, Routes] = {}
 """Routes that this process has found, since several budgets and both measurements of a run ask for the same ones."""
@@ -107,25 +112,19 @@ def find_routes(
     Raises:
         ValueError: there are too many routes for exact enumeration.
     """
-    exact = how.exact(process)
-    key = _digest(process, images, labels, how)
+    options = how.beam, how.exact(process), how.loss_price
+    key = digest(process, images, labels, how)
     if key not in _KNOWN:
-        chunks = [
-            (
-                images[i : i + IMAGES].clone(),
-                labels[i : i + IMAGES] if how.labels else None,
-                how.beam,
-                exact,
-                how.loss_price,
-            )
-            for i in range(0, len(images), IMAGES)
-        ]
+        answers = labels if how.labels else None
+        find = _alone(process, images, answers, options)
+        if workers > 1:
+            find = _shared(process, images, answers, options, workers)
         found = []
-        for part in _shared(process, chunks, workers) if workers > 1 else (search(process, *c) for c in chunks):
-            found.append(tuple(tensor.cpu() for tensor in part))
+        for part in find:
+            found.append(part)
             if progress:
                 progress(len(part[0]))
-        routes, serves = (torch.cat(parts) for parts in zip(*found, strict=True))
+        routes, serves = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
         _KNOWN[key] = Routes(routes, process.cost.route_cost(routes.to(process.device))[0].cpu(), serves)
     elif progress:
         progress(len(images))
@@ -156,11 +155,25 @@ def within_budget(process: SkippingProcess, found: Routes, budget: float) -> Ten
     return routes
 
 
-def _shared(process: SkippingProcess, chunks: list[Chunk], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Outcomes of the chunks in their order, from worker processes."""
+def _alone(process: SkippingProcess, images: Tensor, labels: Tensor | None, options: Options) -> Iterator[Part]:
+    """Outcomes of the images, a few at a time, found in this process."""
+    for start in range(0, len(images), IMAGES):
+        rows = slice(start, start + IMAGES)
+        routes, serves = search(process, images[rows], None if labels is None else labels[rows], *options)
+        yield routes.cpu().numpy(), serves.cpu().numpy()
+
+
+def _shared(
+    process: SkippingProcess, images: Tensor, labels: Tensor | None, options: Options, workers: int
+) -> Iterator[Part]:
+    """The same, in the same order, from worker processes. They are sent arrays, for every tensor would hold a file
+    descriptor open."""
+    starts = range(0, len(images), IMAGES)
+    pixels, answers = images.cpu().numpy(), None if labels is None else labels.cpu().numpy()
+    parts = ((pixels[i : i + IMAGES], None if answers is None else answers[i : i + IMAGES], options) for i in starts)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(process,)) as pool:
-        yield from pool.map(_work, chunks)
+        yield from pool.map(_work, parts)
 
 
 _process: SkippingProcess | None = None
@@ -173,14 +186,17 @@ def _start(process: SkippingProcess) -> None:
     _process = process
 
 
-def _work(chunk: Chunk) -> tuple[Tensor, Tensor]:
+def _work(part: tuple[NDArray[np.float32], NDArray[np.int64] | None, Options]) -> Part:
     assert _process is not None
-    return search(_process, *chunk)
+    pixels, answers, options = part
+    images = torch.from_numpy(pixels).to(_process.device)
+    labels = None if answers is None else torch.from_numpy(answers).to(_process.device)
+    return next(_alone(_process, images, labels, options))
 
 
-def _digest(process: SkippingProcess, images: Tensor, labels: Tensor, how: Search) -> str:
-    """What tells a search apart from every other: weights, bitwidths, images, labels, options."""
-    text = hashlib.sha256(repr((process.bitwidths, how)).encode())
+def digest(process: SkippingProcess, images: Tensor, labels: Tensor, how: Search) -> str:
+    """What tells a search apart from every other: weights, what is decided, images, labels, options."""
+    text = hashlib.sha256(repr((process.bitwidths, process.always_on, how)).encode())
     for tensor in (*process.backbone.state_dict().values(), images, labels):
         text.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return text.hexdigest()

@@ -26,6 +26,7 @@ class Recorder:
     """Collects what a method reports, and keeps the best policy.
 
     The best policy is the most accurate one on validation among those within the budget; if none is, the cheapest.
+    Where training does not aim at the budget, it is the most accurate one, at whatever cost.
 
     Args:
         task: what is learned on.
@@ -33,6 +34,7 @@ class Recorder:
         num_images: how many images the learner is shown in all.
         folder: where TensorBoard and CSV logs and the best policy go; None for nowhere.
         checks: how often the policy is validated.
+        holds_budget: whether training aims at the budget.
         progress: called with the number of images that are done since the last call.
     """
 
@@ -43,10 +45,12 @@ class Recorder:
         num_images: int,
         folder: Path | None = None,
         checks: int = 10,
+        holds_budget: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.task, self.budget, self.num_images, self.folder = task, budget, num_images, folder
         self.logger: Logger = configure(str(folder), ["csv", "tensorboard"]) if folder else Logger(None, [])
+        self.holds_budget = holds_budget
         self.seen = 0
         """Images that the learner was shown so far."""
         self.best: Evaluation | None = None
@@ -124,5 +128,5 @@ class Recorder:
         self.logger.close()
 
     def _rank(self, result: Evaluation) -> tuple[bool, float]:
-        within = result.cost <= self.budget * TOLERANCE
+        within = result.cost <= self.budget * TOLERANCE or not self.holds_budget
         return within, result.accuracy if within else -result.cost

@@ -10,6 +10,7 @@ from agents.statistics import Line
 
 KEYS = (
     "method",
+    "role",
     "dataset",
     "depth",
     "bitwidths",

@@ -139,6 +139,8 @@ def unroll(
             state = process.transition(state, action)
         else:
             needed = chosen.bool() | (relaxed.detach() > ignore)
+            if ignore:  # what has no outcome must have no part in the gradient
+                relaxed = relaxed * needed / (relaxed * needed).sum(1, keepdim=True)
             chosen = straight_through(relaxed, chosen)
             state = process.relaxed_transition(state, chosen, needed)
         weights.append(chosen)

@@ -81,11 +81,13 @@ class RunConfig:
     """What is learned on."""
 
     def resolved(self) -> dict[str, Any]:
-        """The configuration as plain data: what decides the result, and so neither where files lie nor the device."""
+        """The configuration as plain data: what decides the result, and so neither where files lie nor the device nor
+        how many processes share the work."""
         where = ("checkpoint", "data", "device")
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
         task["backbone"] = self.task.backbone_digest()
-        return {"version": VERSION, "method": self.method, "config": asdict(self.config), "task": task}
+        options = {name: value for name, value in asdict(self.config).items() if name != "workers"}
+        return {"version": VERSION, "method": self.method, "config": options, "task": task}
 
     @cached_property
     def name(self) -> str:
@@ -118,7 +120,11 @@ def run(config: RunConfig, root: Path, progress: Callable[[int], None] | None = 
     write_atomically(partial / CONFIG, json.dumps(config.resolved(), indent=1) + "\n")
     seed_everything(config.config.seed)
     task = make_task(**asdict(config.task))
-    recorder = Recorder(task, config.config.budget, config.config.num_images, partial, progress=progress)
+    settings = config.config
+    check_reachable(settings, task)
+    recorder = Recorder(
+        task, settings.budget, settings.num_images, partial, progress=progress, holds_budget=settings.holds_budget
+    )
     start = time.perf_counter()
     try:
         policy = method(config.method).train(config.config, task, recorder)
@@ -130,6 +136,20 @@ def run(config: RunConfig, root: Path, progress: Callable[[int], None] | None = 
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return result
+
+
+def check_reachable(config: MethodConfig, task: Task) -> None:
+    """Make sure that a method that aims at its budget can meet it.
+
+    Raises:
+        ValueError: even the cheapest route is dearer.
+    """
+    cheapest = float(task.process.cost.cheapest[0])
+    if config.holds_budget and not config.is_network and config.budget < cheapest - 1e-6:
+        raise ValueError(
+            f"budget {config.budget} is below the cheapest route, which costs {cheapest:.4f} with bitwidths "
+            f"{task.process.bitwidths}; raise it, or let blocks be skipped"
+        )
 
 
 def seed_everything(seed: int) -> None:
@@ -147,12 +167,16 @@ def _result(
     progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     measuring = progress if config.config.is_bound else None  # a bound's work is its measurement
+    start = time.perf_counter()
     test = evaluate(policy, task, "test", config.config.budget, progress=measuring)
+    if config.config.is_bound:
+        seconds += time.perf_counter() - start
     best = recorder.best
     return {
         "run": config.name,
         "method": config.method,
         "family": config.config.family,
+        "role": config.config.role,
         "dataset": config.task.dataset,
         "depth": config.task.depth,
         "bitwidths": list(task.process.bitwidths),
@@ -163,7 +187,7 @@ def _result(
         "validation_cost": best.cost if best else None,
         "num_images": recorder.seen,
         "seconds": round(seconds, 2),
-        "seconds_per_thousand_images": round(1000 * seconds / recorder.seen, 3) if recorder.seen else 0.0,
+        "seconds_per_thousand_images": round(1000 * seconds / recorder.seen, 3) if recorder.seen else None,
         "checkpoint": config.task.checkpoint,
         "config": config.resolved(),
     }

@@ -28,6 +28,8 @@ class Row:
     """All runs of one method at one budget, one for each seed. Intervals are 95 % bootstrap intervals over seeds."""
 
     method: str
+    role: str
+    """What the lines are of: see `agents.methods.MethodConfig.role`."""
     budget: float
     """What was asked for, a fraction of full execution."""
     runs: int
@@ -152,7 +154,8 @@ def _groups(lines: Sequence[Line]) -> dict[tuple[str, float], list[Line]]:
 
 
 def _mean(lines: Sequence[Line], key: str) -> float:
-    return float(np.mean([line.get(key, np.nan) for line in lines]))
+    values = [line.get(key) for line in lines]
+    return float(np.mean([np.nan if value is None else value for value in values]))
 
 
 def _curve(lines: Sequence[Line], method: str) -> Curve:
@@ -171,4 +174,4 @@ def _row(method: str, budget: float, lines: Sequence[Line], baselines: Mapping[s
         measured = [difference for difference in differences if not np.isnan(difference)] or [np.nan]
         over[f"over_{name}"] = interquartile_mean(measured)
         over[f"over_{name}_low"], over[f"over_{name}_high"] = bootstrap_interval(measured)
-    return Row(method, budget, len(lines), interquartile_mean(accuracies), low, high, **means, **over)
+    return Row(method, lines[0]["role"], budget, len(lines), interquartile_mean(accuracies), low, high, **means, **over)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from backbone.layers import QuantConvNorm, QuantizedLayer, QuantLinear
 from backbone.quantization import FLOAT_BITS, make_quantizer, straight_through
+from backbone.resnet import ResNetConfig, block_shapes
 
 BLOCKS = ("original", "post_activation")
 GATED = ("first", "both")
@@ -53,15 +54,14 @@ class GatedConfig:
     """Whether the gate's gradient is zero where the gate is off."""
 
     def __post_init__(self) -> None:
-        if self.depth < 8 or (self.depth - 2) % 6:
-            raise ValueError(f"depth {self.depth} is not 6n + 2 (8, 14, 20, 38, 74, 110, ...)")
+        ResNetConfig(self.depth, self.num_classes, self.width, (self.widest,))  # refuses what no ResNet can be
         if self.block not in BLOCKS:
             raise ValueError(f"unknown block kind {self.block!r}: choose one of {', '.join(BLOCKS)}")
         if self.gated not in GATED:
             raise ValueError(f"gated {self.gated!r} is not possible: choose one of {', '.join(GATED)}")
         for name in ("weight_bits", "activation_bits"):
             bits = getattr(self, name)
-            if not (1 <= bits <= 16 or bits == FLOAT_BITS):
+            if bits not in (*range(1, 17), FLOAT_BITS):
                 raise ValueError(f"{name} {bits} is not possible: it must be 1 to 16, or 32 (full precision)")
 
     def gated_convolution(self, in_channels: int, out_channels: int, stride: int) -> BitsConvNorm:
@@ -86,7 +86,7 @@ def gate(margin: Tensor, slope: float, sparse: bool) -> Tensor:
 class BitsConvNorm(QuantizedLayer):
     """3x3 convolution with bitwidths of its own for weights and activations, then BatchNorm; without a gate.
 
-    Levels are convolved and scaled afterwards, so that the parts of a gated convolution add up exactly.
+    Levels are convolved and scaled afterwards, so that up to 8 bits the parts of a gated convolution add up exactly.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, config: GatedConfig) -> None:
@@ -188,15 +188,9 @@ class GatedResNet(nn.Module):
         super().__init__()
         self.config = config
         quantizer, bits = make_quantizer(config.quantizer), (config.widest,)
-        channels = [config.width, 2 * config.width, 4 * config.width]
-        self.stem_conv = QuantConvNorm(3, channels[0], 3, 1, bits, quantizer, signed=True)
-        blocks, previous = [], channels[0]
-        for stage, width in enumerate(channels):
-            for i in range((config.depth - 2) // 6):
-                blocks.append(GatedBlock(previous, width, 2 if stage > 0 and i == 0 else 1, config))
-                previous = width
-        self.blocks = nn.ModuleList(blocks)
-        self.classifier = QuantLinear(channels[-1], config.num_classes, bits, quantizer)
+        self.stem_conv = QuantConvNorm(3, config.width, 3, 1, bits, quantizer, signed=True)
+        self.blocks = nn.ModuleList(GatedBlock(*shape, config) for shape in block_shapes(config.depth, config.width))
+        self.classifier = QuantLinear(4 * config.width, config.num_classes, bits, quantizer)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images [B, 3, H, W] -> logits [B, num_classes], and the share of outputs for which each

@@ -12,7 +12,10 @@ from backbone.quantization import FLOAT_BITS, Quantized, Quantizer
 
 
 class QuantizedLayer(nn.Module):
-    """Weights shared by all bitwidths, quantized anew where they learn and once per bitwidth where they do not."""
+    """Weights shared by all bitwidths, and what quantizes them and the input.
+
+    `_derived` keeps what follows from them at a bitwidth for as long as they do not change.
+    """
 
     def __init__(self, weight: Tensor, bitwidths: tuple[int, ...], quantizer: Quantizer, signed: bool) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,15 @@ class ResNetConfig:
         object.__setattr__(self, "widest", check_bitwidths(self.widest or self.bitwidths[-1:]))
         if not set(self.widest) <= set(self.bitwidths) - {0}:
             raise ValueError(f"widest {self.widest} must be bitwidths above 0 out of {self.bitwidths}")
+
+
+def block_shapes(depth: int, width: int) -> Iterator[tuple[int, int, int]]:
+    """(input channels, output channels, stride) of every block of a CIFAR ResNet of 6n + 2 layers."""
+    previous = width
+    for stage in range(3):
+        for i in range((depth - 2) // 6):
+            yield previous, width * 2**stage, 2 if stage > 0 and i == 0 else 1
+            previous = width * 2**stage
 
 
 class BasicBlock(nn.Module):
@@ -89,20 +99,14 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         quantizer = make_quantizer(config.quantizer)
-        channels = [config.width, 2 * config.width, 4 * config.width]
-        self.feature_dim = channels[-1]
+        self.feature_dim = 4 * config.width
         """Most channels that any block's input has."""
-        self.stem_conv = QuantConvNorm(3, channels[0], 3, 1, config.widest, quantizer, signed=True)
-        blocks, previous = [], channels[0]
-        for stage, width in enumerate(channels):
-            for i in range((config.depth - 2) // 6):
-                stride = 2 if stage > 0 and i == 0 else 1
-                blocks.append(BasicBlock(previous, width, stride, config, quantizer))
-                previous = width
-        self.blocks = nn.ModuleList(blocks)
-        self.classifier = QuantLinear(channels[-1], config.num_classes, config.widest, quantizer)
+        self.stem_conv = QuantConvNorm(3, config.width, 3, 1, config.widest, quantizer, signed=True)
+        shapes = list(block_shapes(config.depth, config.width))
+        self.blocks = nn.ModuleList(BasicBlock(*shape, config, quantizer) for shape in shapes)
+        self.classifier = QuantLinear(self.feature_dim, config.num_classes, config.widest, quantizer)
         # Statistics of each block's pooled input over training images, by which observations are normalised.
-        statistics = (len(blocks) + 1, 2, self.feature_dim)
+        statistics = (len(shapes) + 1, 2, self.feature_dim)
         self.register_buffer("feature_mean", torch.zeros(statistics))
         self.register_buffer("feature_std", torch.ones(statistics))
 

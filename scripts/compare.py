@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -123,8 +124,8 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
     """One row for each method at each of the budgets, with intervals and the difference to the baselines at equal
     cost."""
     table = Table(
-        title="interquartile mean over seeds and 95 % bootstrap interval; differences in points at its own cost;\n"
-        "s/1000: seconds of training for a thousand images shown"
+        title="interquartile mean over seeds, 95 % bootstrap interval; differences at equal paper cost, in points, to "
+        "baselines on the frozen backbone\n(*: weights of its own); s/1000: seconds of training for a thousand images"
     )
     columns = (
         "method",
@@ -142,7 +143,7 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
     for row in summarise(results):
         if row.budget in budgets:
             table.add_row(
-                row.method,
+                row.method + "*" * (row.role in ("network", "cotrained")),
                 f"{row.budget:g}",
                 str(row.runs),
                 f"{100 * row.accuracy:.2f} [{100 * row.accuracy_low:.2f}, {100 * row.accuracy_high:.2f}]",
@@ -150,7 +151,7 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
                 f"{row.total_cost:.4f}",
                 f"{100 * row.over_random:+.2f} [{100 * row.over_random_low:+.2f}, {100 * row.over_random_high:+.2f}]",
                 f"{100 * row.over_static:+.2f} [{100 * row.over_static_low:+.2f}, {100 * row.over_static_high:+.2f}]",
-                f"{row.seconds_per_thousand_images:.2f}",
+                "-" if np.isnan(row.seconds_per_thousand_images) else f"{row.seconds_per_thousand_images:.2f}",
             )
     return table
 

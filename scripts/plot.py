@@ -25,11 +25,14 @@ from backbone.checkpoint import replacing
 from dfs_env.render import bit_colour
 from scripts.cli import clear_errors
 
-BOUNDS = {"oracle": ("-.", "#7B3294"), "oracle-label_free": (":", "#7B3294")}
-"""Bounds, which no learned method is expected to reach, drawn as lines: line style and colour."""
+STYLES = {
+    "baseline": [("-", "black"), ("--", "0.45"), (":", "0.45"), ("-.", "0.45")],
+    "bound": [("-.", "#7B3294"), (":", "#7B3294")],
+}
+"""Line style and colour of those that nothing is learned by, in this order."""
 
-BASELINES = {"random": ("--", "0.45"), "static": ("-", "black"), "early_layers": (":", "0.45")}
-"""Methods drawn as lines: line style and colour."""
+FIRST = ("static", "random")
+"""Baselines that have the first styles, wherever they are among the lines."""
 
 CONSTANT = "constant"
 """The method whose runs give every block the same bitwidth."""
@@ -137,7 +140,7 @@ def _draw_curves(
         (large, "cost", "paper cost (gated blocks only, fraction of full execution)"),
         (small, "total_cost", "total cost (everything, fraction of full execution)"),
     ):
-        for name, (style, colour) in (BASELINES | BOUNDS).items():
+        for name, (style, colour) in _lines_of(every, bounds=axes is large).items():
             _draw_baseline(axes, [row for row in rows if row.method == name], cost, style, colour)
         for index, method in enumerate(methods):
             _draw_method(axes, [row for row in rows if row.method == method], cost, index)
@@ -157,7 +160,17 @@ def _draw_curves(
 
 
 def _learned(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.method not in (*BASELINES, *BOUNDS, CONSTANT)]
+    return [row for row in rows if row.role not in STYLES]
+
+
+def _lines_of(rows: Sequence[Row], bounds: bool) -> dict[str, tuple[str, str]]:
+    """Style and colour of each baseline and, on the axis of paper cost by which they are found, of each bound."""
+    styles: dict[str, tuple[str, str]] = {}
+    for role in ("baseline", "bound") if bounds else ("baseline",):
+        names = {row.method for row in rows if row.role == role} - {CONSTANT}
+        ordered = [*(name for name in FIRST if name in names), *sorted(names - {*FIRST})]
+        styles |= {name: STYLES[role][i % len(STYLES[role])] for i, name in enumerate(ordered)}
+    return styles
 
 
 def _cheapest(rows: Sequence[Row], cost: str) -> float:
@@ -234,11 +247,11 @@ def _draw_constants(axes: Axes, lines: Sequence[Line], cost: str, named: bool) -
 
 def _draw_front(axes: Axes, rows: Sequence[Row], cost: str) -> None:
     """A step line: the best accuracy that any method but a bound reaches at a cost or below it."""
-    rows = [row for row in rows if row.method not in BOUNDS]
+    rows = [row for row in rows if row.role != "bound"]
     costs, accuracies = (np.array([getattr(row, key) for row in rows]) for key in (cost, "accuracy"))
     best = pareto_front(costs, accuracies)
     style: dict[str, Any] = {"color": "#F2D98B", "linewidth": 3.5, "zorder": 1}
-    axes.step(costs[best], accuracies[best], where="post", label="Pareto front", **style)
+    axes.step(costs[best], accuracies[best], where="post", label="best of all methods", **style)
 
 
 def _scale_costs(axes: Axes, rows: Sequence[Row], cost: str) -> None:

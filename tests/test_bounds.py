@@ -11,7 +11,7 @@ from agents.gates import make_gate
 from agents.methods import method
 from agents.methods.imitation import PRICES, meet_budget
 from agents.oracle import Routes, Search, find_routes, within_budget
-from agents.policies import AssignmentPolicy, load_policy
+from agents.policies import AssignmentPolicy, GatePolicy, load_policy
 from agents.recorder import Recorder
 from agents.route_search import search
 from dfs_env import SkippingProcess, Task
@@ -200,15 +200,32 @@ def test_early_layers_by_hand(task):
             trained("early_layers", task, bits=bits)
 
 
-def test_the_bias_of_the_last_layer_meets_the_budget(learned):
+def test_routes_are_searched_anew_on_other_weights_and_other_decisions(task):
+    images, labels = task.dataset.normalize(task.dataset.test.images), task.dataset.test.labels
+    find_routes(task.process, images, labels, Search())
+    later = SkippingProcess(task.process.backbone, task.process.bitwidths, always_on=1)
+    assert find_routes(later, images, labels, Search()).routes.shape == (len(labels), 2)
+    bound = trained("oracle", task, budget=0.3)
+    before = evaluate(bound, task, "test", 0.3)
+    task.process.backbone.classifier.weight.mul_(-1)
+    after = evaluate(bound, task, "test", 0.3)
+    assert not torch.equal(before.routes, after.routes)
+
+
+def test_the_bias_of_the_last_layer_brings_the_cost_within_the_budget(learned):
     torch.manual_seed(0)
     images = learned.dataset.normalize(learned.dataset.train.images)
     for name in ("recurrent", "feedforward"):
         gate = make_gate(name, learned.process)
+        with torch.no_grad():
+            gate.score.bias[-1] += 5.0  # full execution everywhere
         before = {key: value.clone() for key, value in gate.state_dict().items()}
         meet_budget(learned.process, gate, images, 0.1)
         changed = [key for key, value in gate.state_dict().items() if not torch.equal(value, before[key])]
         assert changed == ["score.bias"]
+        policy = GatePolicy(gate, name, learned.process)
+        # An untrained gate sees little difference between images, and so its cost may jump over the budget.
+        assert evaluate(policy, learned, "train", 0.1).cost <= 0.1 + 1e-6
 
 
 @pytest.mark.parametrize(("options", "cost"), [({"loss_price": 0.0}, 0.01), ({"reinforce": 0.3}, 0.044)])
@@ -229,6 +246,7 @@ def test_the_price_of_loss_keeps_the_targets_within_the_budget(learned):
     price_of_loss = method("imitation").price_of_loss
     prices = [price_of_loss(method("imitation").Config(budget=b), learned.process, images, labels) for b in (0.05, 0.2)]
     assert 0 <= prices[0] <= prices[1] <= PRICES[1]
+    assert prices[1] > 0
     for budget, price in zip((0.05, 0.2), prices, strict=True):
         found = find_routes(learned.process, images, labels, Search(search="beam", loss_price=price))
         assert not price or found.cost.mean() <= budget

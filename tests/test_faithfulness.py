@@ -13,7 +13,7 @@ from agents.methods.blockdrop import bounded, rewards, rule
 from agents.methods.skipnet import Config as SkipNet
 from agents.methods.skipnet import HybridReinforce, rewards_to_go
 from agents.methods.static_rl import fit
-from agents.rollouts import Rollout, gumbel_rollout, straight_through_rollout, unroll
+from agents.rollouts import Rollout, gumbel_rollout, sampled_rollout, straight_through_rollout, unroll
 from backbone.cost import cost_table
 from backbone.resnet import ResNet, ResNetConfig
 
@@ -43,7 +43,7 @@ def test_dfs_loss_rewards_spending_at_or_below_the_target_and_charges_it_above(p
     assert float(sign(rollout, 0.25, 1.0, weight=0.5)) == pytest.approx(-0.5 * mean / 0.25)
     assert float(sign(rollout, 0.10, 1.0, weight=0.5)) == pytest.approx(+0.5 * mean / 0.10)
     assert float(sign_published(rollout, 0.25, 1.0)) == pytest.approx(-1e-5 * (17 / 16 + 2 / 16))
-    assert float(sign_published(rollout, 0.10, 1.0, alpha=5e-6)) == pytest.approx(5e-6 * (17 / 16 + 2 / 16))
+    assert float(sign_published(rollout, 0.10, 1.0, weight=5e-6)) == pytest.approx(5e-6 * (17 / 16 + 2 / 16))
 
 
 def test_the_gradient_of_dfs_loss_is_the_cost_of_each_option(process):
@@ -56,6 +56,7 @@ def test_the_gradient_of_dfs_loss_is_the_cost_of_each_option(process):
 
 def test_the_hinge_asks_nothing_within_the_budget(process):
     rollout = rollout_of(process, ROUTES)
+    rollout.weights.requires_grad_(False)
     assert float(hinge(rollout, 0.25, 1.0)) == 0
     assert float(hinge(rollout, 0.1, 1.0, weight=2.0)) == pytest.approx(2 * (19 / 96 / 0.1 - 1))
 
@@ -86,8 +87,8 @@ def test_mean_bits_are_held_to_the_bitwidth_that_costs_the_budget(process):
 def test_an_unknown_budget_loss_or_parameter_is_refused():
     with pytest.raises(ValueError, match="unknown budget loss 'signs': choose one of fractrain"):
         make_budget_loss("signs", {})
-    with pytest.raises(ValueError, match=r"'sign_published' has no parameter 'weight'; it has alpha"):
-        make_budget_loss("sign_published", {"weight": 1.0})
+    with pytest.raises(ValueError, match=r"'sign_published' has no parameter 'band'; it has weight"):
+        make_budget_loss("sign_published", {"band": 1.0})
 
 
 def test_options_without_weight_and_gradient_are_not_run(process, images):
@@ -110,7 +111,17 @@ def test_ignoring_small_probabilities_leaves_the_answer_as_it_is(process, images
     whole, part = (straight_through_rollout(process, gate, images, 0.5, ignore) for ignore in (0.0, 0.3))
     torch.testing.assert_close(part.logits, whole.logits)
     assert torch.equal(part.routes, whole.routes)
-    part.logits.sum().backward()
+
+
+def test_an_option_that_is_ignored_has_no_gradient(process, images):
+    gate = make_gate("recurrent", process)
+    with torch.no_grad():
+        gate.score.weight.zero_()
+        gate.score.bias.copy_(torch.tensor([1.0, 0.9, -3.0, -4.0]))
+    rollout = straight_through_rollout(process, gate, images, 0.5, ignore=0.05)
+    (rollout.logits.square().sum() + rollout.cost.sum()).backward()
+    assert gate.score.bias.grad[2:].abs().max() < 1e-6 * gate.score.bias.grad[:2].abs().max()
+    assert gate.score.bias.grad[0] == pytest.approx(-float(gate.score.bias.grad[1]), rel=1e-3)
 
 
 # --- Gumbel
@@ -151,16 +162,41 @@ def test_only_pure_rl_keeps_cross_entropy_from_the_backbone(supervised, process,
     torch.manual_seed(0)
     gate = make_gate("recurrent", process)
     learner = SimpleNamespace(gate=gate, process=process, recorder=SimpleNamespace(seen=0))
-    config = SkipNet(pretraining=0.0, supervised=supervised, rl_weight=0.0)
+    config = SkipNet(pretraining=0.0, supervised=supervised, rl_weight=0.0, cotrain=True)
     loss, _ = HybridReinforce(learner, config, begin=0)(images, torch.zeros(len(images), dtype=torch.long))
     loss.backward()
     grad = process.backbone.classifier.weight.grad
     assert (grad is not None and bool(grad.abs().sum() > 0)) == supervised
 
 
+def test_the_reinforce_gradient_is_the_sum_of_returns_times_scores(process, images):
+    """d/d score_a of -(1/B) sum_b sum_l r_bl log p(a_bl) is (1/B) sum r (p - one-hot), here for the bias of all
+    blocks."""
+    torch.manual_seed(0)
+    gate = make_gate("recurrent", process)
+    seen = {}
+
+    def keep(module, args, out):
+        seen.setdefault("p", []).append(out.softmax(1).detach())
+
+    gate.score.register_forward_hook(keep)
+    learner = SimpleNamespace(gate=gate, process=process, recorder=SimpleNamespace(seen=0))
+    labels = torch.zeros(len(images), dtype=torch.long)
+    torch.manual_seed(1)
+    loss, _ = HybridReinforce(learner, SkipNet(pretraining=0.0, alpha=0.3), begin=0)(images, labels)
+    loss.backward()
+    torch.manual_seed(1)
+    rollout = sampled_rollout(process, gate, images, 0.04)
+    outcomes = -torch.nn.functional.cross_entropy(rollout.logits, labels, reduction="none").detach()
+    returns = rewards_to_go(outcomes, rollout.step_costs, 0.3)
+    p = torch.stack(seen["p"][:3], 1)
+    by_hand = (returns[:, :, None] * (p - rollout.weights)).sum((0, 1)) / len(images)
+    torch.testing.assert_close(gate.score.bias.grad, by_hand, rtol=1e-3, atol=1e-5)
+
+
 def test_pure_rl_with_supervised_pretraining_is_refused():
     with pytest.raises(ValueError, match="set pretraining to 0"):
-        SkipNet(supervised=False, pretraining=0.1)
+        SkipNet(supervised=False, cotrain=True, pretraining=0.1)
 
 
 # --- BlockDrop

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from agents.evaluation import evaluate
-from agents.methods import method, method_names
+from agents.methods import default_config, labels, method, method_names
 from agents.methods.static import Search, descend, exchange
 from agents.recorder import Recorder
 from agents.runs import RESULT, RunConfig, TaskConfig, load_run, run
@@ -67,6 +68,40 @@ def test_cotraining_changes_the_weights_but_not_the_statistics_of_the_norms(name
     assert not any(p.requires_grad for p in task.process.backbone.parameters())
 
 
+@pytest.mark.parametrize("label", [label for label in labels() if "-" in label])
+def test_every_preset_trains(label, task):
+    known = {f.name for f in dataclasses.fields(method(label).Config)}
+    small = {name: value for name, value in SMALL.items() if name in known}
+    budgets = (0.3, 0.9, 1.0)  # the last for networks that always compute a lot
+    config = dataclasses.replace(default_config(label), **small, budget=budgets[method(label).Config.is_network])
+    policy = method(label).train(config, task, Recorder(task, config.budget, config.num_images, checks=1))
+    assert 0 <= evaluate(policy, task, "test", config.budget).accuracy <= 1
+
+
+def test_static_rl_finds_an_assignment_that_random_ones_do_not(learned):
+    """At a budget between extremes: a wrong sign of the reward would end at the worst."""
+    config = method("static_rl").Config(budget=0.1, num_images=20_000)
+    torch.manual_seed(0)
+    policy = method("static_rl").train(config, learned, Recorder(learned, 0.1, config.num_images))
+    search = Search(learned.process, *first_images(learned, 256))
+    with torch.no_grad():
+        losses = [search.loss(list(a)) for a in itertools.product(range(3), repeat=3) if search.cost(list(a)) <= 0.1]
+    assert search.loss(policy.actions.tolist()) <= sorted(losses)[len(losses) // 4]
+
+
+def test_the_published_learning_rates_fall_where_they_are_published(task, monkeypatch):
+    """SkipNet: 0.1 / 0.01 / 0.001 within the pre-training, then 1e-4 throughout."""
+    rates = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)))
+    config = dataclasses.replace(
+        default_config("skipnet-published"), num_images=74 * 8, batch_size=8, cotrain=False, budget=0.5
+    )
+    method("skipnet").train(config, task, Recorder(task, 0.5, config.num_images, checks=1))
+    expected = [0.1] * 31 + [0.01] * 16 + [0.001] * 17 + [1e-4] * 10
+    assert rates == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_with_a_huge_price_of_cost_a_method_ends_at_skipping_everything(name, learned):
     dear = {"cost_weight": 10.0, "alpha": 100.0, "price_rate": 0.5}  # whatever a method calls it
@@ -86,9 +121,12 @@ def test_with_a_free_budget_a_method_is_not_below_the_full_network(name, learned
     assert reached >= evaluate(full, learned, "validation").accuracy - 0.02
 
 
+def first_images(task, count):
+    return task.dataset.normalize(task.dataset.train.images[:count]), task.dataset.train.labels[:count]
+
+
 def test_the_static_search_finds_the_best_assignment_of_a_small_space(learned):
-    images = learned.dataset.normalize(learned.dataset.train.images[:128])
-    search = Search(learned.process, images, learned.dataset.train.labels[:128])
+    search = Search(learned.process, *first_images(learned, 128))
     with torch.no_grad():
         found = exchange(search, descend(search, [2, 2, 2], 0.1), 0.1, 3)
         every = [[a, b, c] for a in range(3) for b in range(3) for c in range(3)]

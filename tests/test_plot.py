@@ -18,6 +18,7 @@ def line(method: str, budget: float, seed: int = 0, **others) -> dict:
     accuracy = 0.9 - 0.1 * (1 - budget) ** 4 + 0.01 * rng.random()
     return {
         "method": method,
+        "role": "baseline" if method in ("random", "static", "constant") else "policy",
         "dataset": "digits",
         "depth": 20,
         "bitwidths": BITWIDTHS,
@@ -98,7 +99,7 @@ def test_nothing_to_read_is_an_error(tmp_path):
     ("damage", "complaint"),
     [
         ('{"method": "pp', r"results\.jsonl:3 is not JSON"),
-        ('{"method": "ppo"}', r"results\.jsonl:3 is not a whole result line: it lacks dataset"),
+        ('{"method": "ppo"}', r"results\.jsonl:3 is not a whole result line: it lacks role"),
         ("[1, 2]", r"results\.jsonl:3 is not a whole result line"),
     ],
 )

@@ -14,7 +14,16 @@ def line(method: str, budget: float, accuracy: float, cost: float | None = None,
     paper = budget if cost is None else cost
     costs = {"cost": paper, "total_cost": 0.1 + 0.9 * paper, "bitops": 1e9 * paper}
     setting = {"dataset": "digits", "depth": 14, "bitwidths": [0, 2, 4, 8]}
-    return {"method": method, "budget": budget, "seed": seed, "accuracy": accuracy, **costs, **setting, **others}
+    return {
+        "method": method,
+        "role": "policy",
+        "budget": budget,
+        "seed": seed,
+        "accuracy": accuracy,
+        **costs,
+        **setting,
+        **others,
+    }
 
 
 def test_interquartile_mean_drops_a_quarter_at_each_end():
@@ -141,6 +150,6 @@ def test_summary_of_nothing_and_independence_of_order():
     lines = [line(method, 0.5, 0.1 * seed, seed=seed) for method in ("a", "b") for seed in range(3)]
     forward, backward = ([asdict(row) for row in summarise(part)] for part in (lines, lines[::-1]))
     for one, other in zip(forward, backward, strict=True):
-        for key in ("method", "budget", "runs"):
+        for key in ("method", "role", "budget", "runs"):
             assert one.pop(key) == other.pop(key)
         np.testing.assert_allclose(list(one.values()), list(other.values()), atol=0.01)

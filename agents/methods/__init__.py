@@ -34,7 +34,7 @@ class MethodConfig:
     is_baseline: ClassVar[bool] = False
     """Whether the method is one that others are compared with at their own cost."""
     is_bound: ClassVar[bool] = False
-    """Whether the method shows what no policy can exceed; nothing is learned."""
+    """Whether nothing is learned, but what one could do who knew more is looked up: a bound of some kind."""
     is_network: ClassVar[bool] = False
     """Whether the method trains a network with gates of its own rather than a policy on the environment: it cannot skip
     everything, its floor is what it always computes, and full execution of the backbone is not among its choices."""
@@ -47,6 +47,20 @@ class MethodConfig:
     """Images shown to the learner, repetitions counted."""
     seed: int = 0
     """Seed of everything random."""
+
+    @property
+    def holds_budget(self) -> bool:
+        """Whether training aims at the budget. If not, it only says what policies see, and the most accurate is
+        kept."""
+        return True
+
+    @property
+    def role(self) -> str:
+        """What a result line is of: a "baseline", a "bound", a "network" (whose weights are its own), a "cotrained"
+        backbone under a policy, or a "policy" on the frozen one."""
+        kinds = (("baseline", self.is_baseline), ("bound", self.is_bound), ("network", self.is_network))
+        cotrained = ("cotrained", bool(getattr(self, "cotrain", False)))
+        return next((name for name, is_so in (*kinds, cotrained) if is_so), "policy")
 
     def __post_init__(self) -> None:
         check_budget(self.budget)

@@ -37,7 +37,7 @@ class Config(GateConfig):
     gate: str = "one_shot"
     """"one_shot", or any other gate."""
     gamma: float = 1.0
-    """What a wrong answer costs (published: 1 in the curriculum, 5 in the joint stage)."""
+    """What a wrong answer costs (published: 1)."""
     price: float | None = None
     """Fixed price of cost (published: 1); None finds the price at which the mean cost meets the budget."""
     power: float = 1.0
@@ -51,7 +51,16 @@ class Config(GateConfig):
     curriculum: float = 0.2
     """Share of the images during which the blocks open, one at a time from the last."""
     joint: float = 0.3
-    """Share of the images, at the end, for the joint stage, if `cotrain`."""
+    """Share of the images, at the end, for the joint stage, if `cotrain`; entropy is not rewarded in it."""
+    joint_gamma: float | None = None
+    """`gamma` in the joint stage (published: 5); None for the same."""
+    joint_lr: float | None = None
+    """First learning rate of both in the joint stage (published: 1e-4); None for each one's own."""
+
+    @property
+    def holds_budget(self) -> bool:
+        """Not with a fixed price."""
+        return self.price is None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,8 +75,21 @@ class Config(GateConfig):
 
 
 PRESETS = {
-    # Section 4.1 and its code: batches of 256, Adam at 1e-3. It skips or executes: --bitwidths 0 8, say.
-    "published": Config(batch_size=256, lr=1e-3, schedule="constant", price=1.0, power=2.0),
+    # Its code: batches of 256, Adam at 1e-3, then 2,000 epochs of the joint stage at 1e-4; a tenth of its 10,000 epochs
+    # before that. It skips or executes: --bitwidths 0 8, say.
+    "published": Config(
+        num_images=150_000_000,
+        batch_size=256,
+        lr=1e-3,
+        schedule="constant",
+        price=1.0,
+        power=2.0,
+        curriculum=0.018,
+        joint=2 / 3,
+        joint_gamma=5.0,
+        joint_lr=1e-4,
+        cotrain=True,
+    ),
 }
 
 
@@ -106,7 +128,7 @@ class SelfCritical:
     """The loss of every stage, and the price that it moves."""
 
     def __init__(self, learner: GateLearner, config: Config) -> None:
-        self.learner, self.config = learner, config
+        self.learner, self.config, self.gamma = learner, config, config.gamma
         # By default, the budget itself costs 1 at first.
         first = config.budget**-config.power if config.price is None else config.price
         self.dual = DualAscent(config.budget, config.price_rate, anneal=0.0, price=first)
@@ -114,10 +136,11 @@ class SelfCritical:
     def _rewards(self, rollout: Rollout, labels: Tensor) -> Tensor:
         correct = (rollout.logits.detach().argmax(1) == labels).to(rollout.logits.dtype)
         searched = self.config.price is None
-        return rewards(correct, rollout.cost, self.dual.price, self.config.gamma, self.config.power, searched)
+        return rewards(correct, rollout.cost, self.dual.price, self.gamma, self.config.power, searched)
 
     def loss(self, images: Tensor, labels: Tensor, joint: bool) -> tuple[Tensor, dict[str, float]]:
-        """Images [B, 3, H, W] and labels [B] -> loss, and scalars to log."""
+        """Images [B, 3, H, W] and labels [B] -> loss, and scalars to log. `joint` adds cross-entropy and drops the
+        entropy bonus."""
         config, learner, process = self.config, self.learner, self.learner.process
         done = learner.recorder.seen / (config.curriculum * config.num_images) if config.curriculum else 1.0
         closed = max(0, process.num_layers - 1 - int(done * process.num_layers))
@@ -126,7 +149,7 @@ class SelfCritical:
         rollout = unroll(process, learner.gate, images, config.budget, rule(closed, config.bound))
         advantages = self._rewards(rollout, labels) - self._rewards(greedy, labels)
         entropy = rollout.entropies.sum(1).mean()
-        loss = -(advantages * rollout.log_probabilities.sum(1)).mean() - config.ent_coef * entropy
+        reinforce = -(advantages * rollout.log_probabilities.sum(1)).mean()
         cross_entropy = F.cross_entropy(rollout.logits, labels)
         if config.price is None and not closed:
             self.dual.update(float(greedy.cost.mean()), 1.0)
@@ -136,7 +159,7 @@ class SelfCritical:
             "cross_entropy": float(cross_entropy.detach()),
             "entropy": float(entropy.detach()),
         }
-        return loss + cross_entropy if joint else loss, scalars
+        return reinforce + (cross_entropy if joint else -config.ent_coef * entropy), scalars
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
@@ -145,6 +168,8 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     objective = SelfCritical(learner, config)
     alone = int(config.num_images * (1 - config.joint)) if config.cotrain else config.num_images
     learner.train(lambda x, y: objective.loss(x, y, joint=False), until=alone)
-    learner.train(lambda x, y: objective.loss(x, y, joint=True), until=config.num_images, cotrain=config.cotrain)
+    if config.joint_gamma is not None:
+        objective.gamma = config.joint_gamma
+    learner.train(lambda x, y: objective.loss(x, y, joint=True), config.num_images, config.cotrain, config.joint_lr)
     recorder.restore_best()
     return learner.policy

@@ -200,6 +200,7 @@ def _mean_cost(process: SkippingProcess, gate: nn.Module, images: Tensor, budget
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search, imitate, and go on by RL if `reinforce` says so."""
     learner = GateLearner(config, task, recorder)
+    score_layers(learner.gate)  # refuses a gate that cannot be corrected, before the search
     process, shown = learner.process, examples(config, task, recorder)
     start = round((1 - config.reinforce) * config.num_images)
 
@@ -218,7 +219,8 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         stream=shown.stream(config.batch_size, config.seed),
         before_check=correct,
     )
-    # The gate costs the budget already, so that the price's target need not move there first.
+    if config.reinforce:
+        correct()  # so that the price's target need not move from elsewhere
     options = skipnet.Config(
         budget=config.budget,
         num_images=config.num_images,

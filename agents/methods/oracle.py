@@ -3,9 +3,10 @@
 Every image of the split is searched for its cheapest route to the right answer (`agents.route_search`). At a budget,
 images take these routes in ascending order of cost as long as the mean cost stays within it; all others take the
 cheapest route of all. Each image counts the same, so this fills the knapsack best: with exact enumeration no choice of
-routes at that mean cost has more right answers. With beam search, which may miss cheaper routes, it is a lower estimate
-of that bound. The label-free oracle asks for full execution's answer in place of the label: what one could reach by
-knowing where computation changes nothing, without knowing what is right.
+routes at that mean paper cost, on the same backbone, has more right answers. With beam search ("auto" takes it beyond
+20,000 routes), which may miss cheaper routes, it is a lower estimate of that bound. The label-free oracle asks for full
+execution's answer in place of the label: what one could reach by knowing where computation changes nothing, without
+knowing what is right.
 
 It looks up labels of the very split that it is measured on (per-input oracles: arXiv 2402.04359), chooses among A^L
 routes for each image, and so profits from luck too: a bound, nothing to be reached.
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 
 from agents.evaluation import Evaluation, summary
 from agents.methods import MethodConfig
-from agents.oracle import Routes, Search, find_routes, within_budget
+from agents.oracle import Routes, Search, digest, find_routes, within_budget
 from agents.policies import FILE
 from agents.recorder import Recorder
 from backbone.checkpoint import save_tensors
@@ -66,7 +67,7 @@ class Oracle:
     def __init__(self, how: Search, workers: int = 1, known: Mapping[str, Routes] | None = None) -> None:
         self.how, self.workers = how, workers
         self.known = dict(known or {})
-        """The routes that were found, by split."""
+        """The routes that were found, by what was searched: see `agents.oracle.digest`."""
 
     def measure(
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
@@ -79,27 +80,28 @@ class Oracle:
         process, images = task.process, task.dataset.split(split)
         inputs = task.dataset.normalize(images.images).to(process.device)
         labels = images.labels.to(process.device)
-        if split not in self.known:
-            self.known[split] = find_routes(process, inputs, labels, self.how, self.workers, progress)
-        routes = within_budget(process, self.known[split], budget).to(process.device)
+        key = digest(process, inputs, labels, self.how)
+        if key not in self.known:
+            self.known[key] = find_routes(process, inputs, labels, self.how, self.workers, progress)
+        routes = within_budget(process, self.known[key], budget).to(process.device)
         logits = _logits(process, inputs, routes)
         losses = F.cross_entropy(logits, labels, reduction="none")
         return summary(task, self.macs_per_image, routes, logits.argmax(1) == labels, losses)
 
     def save(self, folder: Path) -> None:
-        """Write the routes of the splits that were measured."""
+        """Write the routes that were found."""
         tensors: dict[str, Tensor] = {}
-        for split, found in self.known.items():
-            tensors |= {f"{split}.routes": found.routes, f"{split}.cost": found.cost, f"{split}.found": found.found}
+        for key, found in self.known.items():
+            tensors |= {f"{key}.routes": found.routes, f"{key}.cost": found.cost, f"{key}.found": found.found}
         how = {"labels": self.how.labels, "search": self.how.search, "beam": self.how.beam}
         about = {"kind": "agents.methods.oracle:load", "how": how, "workers": self.workers}
         save_tensors(folder / FILE, tensors, about)
 
 
 def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> Oracle:
-    """The oracle that was saved, with the routes that it had found."""
-    splits = {name.partition(".")[0] for name in tensors}
-    known = {split: Routes(*(tensors[f"{split}.{part}"] for part in ("routes", "cost", "found"))) for split in splits}
+    """The oracle that was saved, with the routes that it had found; on another backbone or task it searches anew."""
+    keys = {name.partition(".")[0] for name in tensors}
+    known = {key: Routes(*(tensors[f"{key}.{part}"] for part in ("routes", "cost", "found"))) for key in keys}
     return Oracle(Search(**about["how"]), about["workers"], known)
 
 

@@ -43,17 +43,17 @@ class Config(NetworkConfig):
     def network(self, backbone: ResNetConfig, widest: int) -> PrecisionGating:
         """The network of the shape of `backbone`."""
         return PrecisionGating(
-            backbone.depth,
-            backbone.num_classes,
-            backbone.width,
-            widest,
-            self.weight_bits,
-            self.activation_bits,
-            self.quantizer,
-            self.block,
-            self.gated,
-            self.sparse_backprop,
-            self.prediction_bits,
+            depth=backbone.depth,
+            num_classes=backbone.num_classes,
+            width=backbone.width,
+            widest=widest,
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
+            quantizer=self.quantizer,
+            block=self.block,
+            gated=self.gated,
+            sparse_backprop=self.sparse_backprop,
+            prediction_bits=self.prediction_bits,
         )
 
     def penalty(self, threshold: Tensor, target: float) -> Tensor:
@@ -73,10 +73,11 @@ PRESETS = {
         batch_size=128,
         weight_decay=1e-4,
         schedule="step",
+        num_images=10_000_000,
     ),
     "w2a2": Config(weight_bits=2, activation_bits=2, prediction_bits=1),
 }
-"""published: ResNet-20 of the repository's scripts/train_pg_pact.sh, whose 200 epochs are --num-images 10000000.
+"""published: ResNet-20 of the repository's scripts/train_pg_pact.sh, 200 epochs; what differs is in docs/methods.md.
 w2a2: 2-bit weights and activations; its floor is a paper cost of 1/32 on a task whose widest is 8 bits."""
 
 

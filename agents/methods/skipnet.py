@@ -43,10 +43,12 @@ class Config(GateConfig):
     price_anneal: float = 0.1
     """Share of training in which the search's target falls from the first cost to the budget."""
     rl_weight: float = 1.0
-    """Weight of the REINFORCE loss. It matters beside cross-entropy in SkipNet's single optimizer (published: 0.01);
-    gate and backbone have their own optimizers here."""
-    rl_lr_scale: float = 1.0
-    """What the learning rates are multiplied by in HRL (published: 1e-3, from 0.1 to 1e-4)."""
+    """Weight of the REINFORCE loss, a mean over the batch. It matters beside cross-entropy in SkipNet's single
+    optimizer (published: 0.01, of a sum over the batch); gate and backbone have their own optimizers here."""
+    rl_lr: float | None = None
+    """First learning rate of gate and backbone in HRL (published: 1e-4); None: each goes on at its own."""
+    rl_schedule: str = "linear"
+    """How they fall in HRL (published: "constant")."""
     baseline: bool = False
     """Whether to subtract the batch's mean reward-to-go at each block."""
     ent_coef: float = 0.0
@@ -55,17 +57,26 @@ class Config(GateConfig):
     """Whether the answer is trained by cross-entropy. If not (pure RL), the class is drawn like any other action, the
     reward is 1 for the right one, and REINFORCE alone trains gate and backbone."""
 
+    @property
+    def holds_budget(self) -> bool:
+        """Not with a fixed price, and not in supervised pre-training, which knows no cost."""
+        return self.alpha is None and self.pretraining < 1
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.pretraining <= 1:
             raise ValueError(f"pretraining {self.pretraining} must be a share of the images in [0, 1]")
-        if not self.supervised and self.pretraining:
-            raise ValueError("pure RL (supervised=False) has no supervised pre-training: set pretraining to 0")
+        if not self.supervised and (self.pretraining or not self.cotrain):
+            raise ValueError(
+                "pure RL (supervised=False) trains the network too, without pre-training: set pretraining to 0 "
+                "and cotrain to True"
+            )
 
 
 PRESETS = {
-    # Section 4.1 and its code: SP of 64,000 iterations of 128 images, SGD from 0.1; HRL of 10,000 at 1e-4. Its gate
-    # skips or executes, and its cost counts every block: --bitwidths 0 8, say.
+    # Section 4.1 and its code: SP of 64,000 iterations of 128 images, SGD from 0.1; HRL of 10,000 at 1e-4, where a
+    # weight of 0.01 is given to the sum over the batch. It skips or executes, and its first block always runs:
+    # --bitwidths 0 8 --always-on 1, say.
     "published": Config(
         num_images=9_472_000,
         batch_size=128,
@@ -76,8 +87,9 @@ PRESETS = {
         backbone_lr=0.1,
         pretraining=64 / 74,
         alpha=0.1,
-        rl_weight=0.01,
-        rl_lr_scale=1e-3,
+        rl_weight=0.01 * 128,
+        rl_lr=1e-4,
+        rl_schedule="constant",
     ),
     "sp": Config(pretraining=1.0),
     "scratch": Config(pretraining=0.0),
@@ -115,7 +127,8 @@ class HybridReinforce:
         answer, outcomes, answer_log_p = self._answer(rollout.logits, labels)
         returns = rewards_to_go(outcomes, rollout.step_costs, self.dual.price)
         advantages = returns - returns.mean(0) if config.baseline else returns
-        reinforce = -((advantages * rollout.log_probabilities).sum(1) + advantages[:, -1] * answer_log_p).mean()
+        credit = outcomes - outcomes.mean() if config.baseline else outcomes
+        reinforce = -((advantages * rollout.log_probabilities).sum(1) + credit * answer_log_p).mean()
         cost, entropy = float(rollout.cost.mean()), rollout.entropies.mean()
         progress = (learner.recorder.seen - self.begin) / (config.num_images - self.begin)
         if config.alpha is None:
@@ -146,6 +159,6 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
 
     learner.train(pretraining_loss, until=begin, cotrain=config.cotrain)
     hybrid = HybridReinforce(learner, config, begin)
-    learner.train(hybrid, until=config.num_images, cotrain=config.cotrain, lr_scale=config.rl_lr_scale)
+    learner.train(hybrid, config.num_images, config.cotrain, lr=config.rl_lr, schedule=config.rl_schedule)
     recorder.restore_best()
     return learner.policy

@@ -39,7 +39,7 @@ class Config(MethodConfig):
     reward_scale: float = 0.1
     """Reward for a unit of accuracy, as in HAQ."""
     ent_coef: float = 0.002
-    """First weight of an entropy bonus, which falls linearly to 0."""
+    """First weight of an entropy bonus beside such rewards; it falls linearly to 0."""
     baseline_rate: float = 0.2
     """Weight of the newest rewards in the running baseline."""
 
@@ -95,10 +95,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         baseline = mean if baseline is None else baseline + config.baseline_rate * (mean - baseline)
         left = 1 - recorder.seen / config.num_images
         reinforce = -((rewards - baseline)[:, None] * distribution.log_prob(drawn)).mean(0).sum()
-        loss = (
-            reinforce / config.reward_scale
-            - config.ent_coef / config.reward_scale * left * distribution.entropy().sum()
-        )
+        loss = reinforce - config.ent_coef * left * distribution.entropy().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
