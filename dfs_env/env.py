@@ -59,8 +59,9 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     | 1 | cost spent so far, in [0, 1] |
     | 1 | budget, in (0, 1] |
 
-    The summary is `observation`: "pooled" (channel means, S = 1), "statistics" (means and standard deviations, S = 2)
-    or "position" (nothing of the image, S = 0).
+    The summary is `observation`: "pooled" (channel means, S = 1), "statistics" (means and standard deviations, S = 2),
+    "position" (nothing of the image, S = 0), or "features" (everything: the C x H x W numbers of the block's input as
+    they are, clipped, channels last, zero-padded to those of the largest; D is then thousands).
 
     ## Rewards
     The sum of the components of `reward` (see `dfs_env.rewards`). By default 1 for a right answer, minus 10 times what
