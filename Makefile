@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test check install bench clean
 
 demo: .venv/installed
-	$(BIN)/python -m scripts.compare --methods constant dfs ppo random skipnet static \
+	$(BIN)/python -m scripts.compare --methods constant dfs oracle ppo random skipnet-tuned static \
 		--output runs/demo --seeds 0 1 --num-images 24000
 
 test: .venv/installed
