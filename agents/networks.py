@@ -159,6 +159,11 @@ class NetworkConfig(MethodConfig):
     threshold: float = 0.0
     """First threshold of every output channel."""
 
+    @property
+    def holds_budget(self) -> bool:
+        """Not with a fixed target."""
+        return self.target is None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.start not in STARTS:

@@ -96,6 +96,8 @@ def plan(args: Compare) -> list[RunConfig]:
         if args.num_images is not None and "num_images" not in settings.get(name, {}):
             base = replace(base, num_images=args.num_images)
         budgets = sorted({*args.budgets, *(args.baseline_budgets if base.is_baseline or base.is_bound else ())})
+        if not base.holds_budget:
+            budgets = budgets[:1]  # the others would repeat it
         seeds = args.seeds if base.seeded else args.seeds[:1]
         runs += [RunConfig(name, replace(base, budget=b, seed=s), args.task) for b in budgets for s in seeds]
     return runs
