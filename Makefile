@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check install bench clean
+.PHONY: demo test check install extras bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m scripts.compare --methods constant dfs oracle ppo random skipnet-tuned static \
@@ -24,6 +24,10 @@ bench: .venv/installed
 	$(BIN)/python -m scripts.bench recurrent
 
 install: .venv/installed
+
+# Ray, Optuna, MO-Gymnasium and moocore: the tests that need them are skipped without.
+extras: .venv/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-extras.txt
 
 # torch comes first and alone: any other package that asks for it would pull a build of its own choice.
 .venv/installed: requirements.txt pyproject.toml
