@@ -40,6 +40,12 @@ class Evaluation:
     """[N, L] int64, the actions taken; [N, 0] for a network that gates otherwise."""
     correct: Tensor
     """[N] bool."""
+    losses: Tensor
+    """[N] float32, cross-entropies in nats."""
+    confidence: Tensor
+    """[N] float32, the probability of the class that was answered."""
+    costs: Tensor
+    """[N] float32, paper costs."""
 
     def line(self) -> dict[str, Any]:
         """The numbers that go into a result line."""
@@ -85,7 +91,7 @@ def evaluate(
     if own is not None:
         process = process.seeing(own.observation)
     images = task.dataset.split(split)
-    routes, correct, losses = [], [], []
+    routes, answers = [], []
     memory: Any = None
     for rows in batches(images, batch_size):
         with torch.no_grad():
@@ -97,30 +103,46 @@ def evaluate(
                 action, memory = policy.predict(observation, memory, starts, deterministic=True)
                 taken.append(torch.as_tensor(action, device=process.device))
                 state = process.transition(state, taken[-1], in_place=True)
-            logits, labels = process.logits(state), images.labels[rows].to(process.device)
+            answers.append(process.logits(state))
         routes.append(torch.stack(taken, 1))
-        correct.append(logits.argmax(1) == labels)
-        losses.append(F.cross_entropy(logits, labels, reduction="none"))
         if progress:
             progress(len(rows))
-    return summary(task, policy.macs_per_image, torch.cat(routes), torch.cat(correct), torch.cat(losses))
+    return summary(task, policy.macs_per_image, torch.cat(routes), torch.cat(answers), images.labels)
 
 
-def summary(task: Task, gate_macs: float, routes: Tensor, correct: Tensor, losses: Tensor) -> Evaluation:
-    """The evaluation of N images from their routes [N, L], whether they were classified correctly [N], their
-    cross-entropies [N], and the gate's own multiply-accumulates for an image."""
+def judged(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What an evaluation says of each image, on the CPU: whether the answer is right, its loss, its confidence.
+
+    Args:
+        logits: [N, K].
+        labels: [N].
+    """
+    labels = labels.to(logits.device)
+    found = {
+        "correct": logits.argmax(1) == labels,
+        "losses": F.cross_entropy(logits, labels, reduction="none"),
+        "confidence": logits.softmax(1).amax(1),
+    }
+    return {name: values.cpu() for name, values in found.items()}
+
+
+def summary(task: Task, gate_macs: float, routes: Tensor, logits: Tensor, labels: Tensor) -> Evaluation:
+    """The evaluation of N images from their routes [N, L], the network's logits [N, K] on these, their labels [N], and
+    the gate's own multiply-accumulates for an image."""
     costs = task.process.cost
     paper, total = costs.route_cost(routes)
     total_cost = float(total.double().mean()) + gate_bitops(gate_macs) / costs.full_bitops
     chosen = F.one_hot(routes, task.process.num_actions).double().mean(0)
+    answers = judged(logits, labels)
     return Evaluation(
-        accuracy=float(correct.double().mean()),
-        loss=float(losses.double().mean()),
+        accuracy=float(answers["correct"].double().mean()),
+        loss=float(answers["losses"].double().mean()),
         cost=float(paper.double().mean()),
         total_cost=total_cost,
         bitops=total_cost * costs.full_bitops,
         gate_macs=gate_macs,
         histogram=[[round(share, 6) for share in row] for row in chosen.tolist()],
         routes=routes.cpu(),
-        correct=correct.cpu(),
+        costs=paper.cpu(),
+        **answers,
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.dual import DualAscent
-from agents.evaluation import Evaluation
+from agents.evaluation import Evaluation, judged
 from agents.learning import image_stream
 from agents.methods import MethodConfig
 from agents.policies import FILE
@@ -74,24 +74,23 @@ class GatedNetwork:
         for rows in batches(images, 128):
             with torch.no_grad():
                 logits, densities = self.network(task.dataset.normalize(images.images[rows]).to(device))
-            labels = images.labels[rows].to(device)
-            losses = F.cross_entropy(logits, labels, reduction="none")
-            results.append((logits.argmax(1) == labels, losses, *self.cost.image_cost(densities)))
+            results.append((logits, *self.cost.image_cost(densities)))
             if progress:
                 progress(len(rows))
         self.network.train(was_training)
-        correct, losses, paper, total = (torch.cat(column) for column in zip(*results, strict=True))
-        total_cost = float(total.mean())
+        logits, paper, total = (torch.cat(column) for column in zip(*results, strict=True))
+        total_cost, answers = float(total.mean()), judged(logits, images.labels)
         return Evaluation(
-            accuracy=float(correct.double().mean()),
-            loss=float(losses.double().mean()),
+            accuracy=float(answers["correct"].double().mean()),
+            loss=float(answers["losses"].double().mean()),
             cost=float(paper.mean()),
             total_cost=total_cost,
             bitops=total_cost * self.cost.full_bitops,
             gate_macs=0.0,
             histogram=[],
             routes=torch.zeros(len(images), 0, dtype=torch.long),
-            correct=correct.cpu(),
+            costs=paper.float().cpu(),
+            **answers,
         )
 
     def save(self, folder: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.statistics import Line
+Line = Mapping[str, Any]
+"""What a finished run leaves behind: "method", "budget", "seed", "accuracy", "cost", ... Costs are fractions of full
+execution, accuracies fractions of the test images."""
 
 KEYS = (
     "method",
@@ -53,6 +56,16 @@ def read_line(file: Path) -> dict[str, Any]:
         ValueError: the file is damaged; it is named.
     """
     return dict(_parsed(file.read_text(), str(file)))
+
+
+def expanded(lines: Iterable[Line]) -> list[Line]:
+    """The lines, each that was measured at several budgets replaced by one for each of these, with the numbers of the
+    evaluation there. Its "config" still has the budget of the run."""
+    return [
+        {**{key: value for key, value in line.items() if key != "at_budgets"}, **(point or {})}
+        for line in lines
+        for point in line.get("at_budgets") or [None]
+    ]
 
 
 def _numbered(file: Path) -> list[tuple[int, str]]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.decisions import write_decisions
 from agents.evaluation import SelfMeasured, evaluate
 from agents.methods import MethodConfig, method
 from agents.policies import Policy, load_policy
@@ -130,7 +131,7 @@ def run(config: RunConfig, root: Path, progress: Callable[[int], None] | None = 
         policy = method(config.method).train(config.config, task, recorder)
     finally:
         recorder.close()
-    result = _result(config, task, recorder, policy, time.perf_counter() - start, progress)
+    result = _result(config, task, recorder, policy, time.perf_counter() - start, partial, progress)
     policy.save(partial)
     write_atomically(partial / RESULT, json.dumps(result) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -164,6 +165,7 @@ def _result(
     recorder: Recorder,
     policy: Policy | SelfMeasured,
     seconds: float,
+    folder: Path,
     progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     measuring = progress if config.config.is_bound else None  # a bound's work is its measurement
@@ -171,6 +173,7 @@ def _result(
     test = evaluate(policy, task, "test", config.config.budget, progress=measuring)
     if config.config.is_bound:
         seconds += time.perf_counter() - start
+    write_decisions(folder, test)
     best = recorder.best
     return {
         "run": config.name,

@@ -1,8 +1,4 @@
-"""Statistics of result lines: numbers in, numbers out, no models.
-
-A result line is the mapping that a finished run leaves behind: "method", "budget", "seed", "accuracy", "cost", ...
-Costs are fractions of full execution, accuracies fractions of the test images.
-"""
+"""Statistics of result lines: numbers in, numbers out, no models."""
 
 from __future__ import annotations
 
@@ -14,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import trim_mean
 
-Line = Mapping[str, Any]
+from agents.results import Line, expanded
+
 Curve = tuple[list[float], list[float]]
 
 RESAMPLES = 10_000
@@ -101,7 +98,7 @@ def accuracy_at_cost(costs: ArrayLike, accuracies: ArrayLike, cost: float) -> fl
 
 
 def summarise(lines: Sequence[Line]) -> list[Row]:
-    """One row for each method and budget, ordered by these two.
+    """One row for each method and budget, ordered by these two; a line with several budgets counts at each of them.
 
     A baseline's curve is its mean cost and accuracy at each budget; its own uncertainty is not in the intervals.
 
@@ -109,6 +106,7 @@ def summarise(lines: Sequence[Line]) -> list[Row]:
         ValueError: the lines are of different data sets, depths, bitwidths or backbones, or one method's differ in more
             than budget and seed.
     """
+    lines = expanded(lines)
     for key in SETTING:
         found = list(dict.fromkeys(str(line[key]) for line in lines))
         if len(found) > 1:

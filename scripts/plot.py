@@ -19,8 +19,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from agents.results import read_lines
-from agents.statistics import Line, Row, pareto_front, summarise
+from agents.results import Line, expanded, read_lines
+from agents.statistics import Row, pareto_front, summarise
 from backbone.checkpoint import replacing
 from dfs_env.render import bit_colour
 from scripts.cli import clear_errors
@@ -66,6 +66,7 @@ def plot(lines: Sequence[Line], output: Path) -> None:
     """
     if not lines:
         raise ValueError("there are no result lines to plot")
+    lines = expanded(lines)
     rows = summarise(lines)
     families = _families(lines, rows)
     deciding = sorted({line["method"] for line in lines if line["histogram"]} & {row.method for row in _learned(rows)})

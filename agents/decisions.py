@@ -1,0 +1,61 @@
+"""What a run decided for each test image: written once beside its result line, read by the report."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.evaluation import Evaluation
+from backbone.checkpoint import replacing
+
+FILE = "decisions.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """A policy's decisions for N images of the test split, in the split's order, and what came of them."""
+
+    routes: NDArray[np.uint8]
+    """[N, L] actions; [N, 0] for a network that gates otherwise than block by block."""
+    correct: NDArray[np.bool_]
+    """[N] whether the image was classified correctly."""
+    loss: NDArray[np.float32]
+    """[N] cross-entropy in nats."""
+    confidence: NDArray[np.float32]
+    """[N] probability of the class that was answered."""
+    cost: NDArray[np.float32]
+    """[N] paper cost, a fraction of full execution."""
+
+
+def write_decisions(folder: Path, test: Evaluation) -> None:
+    """Write `folder`/decisions.npz from the evaluation on the test split, atomically."""
+    arrays = {
+        "routes": test.routes.numpy().astype(np.uint8),
+        "correct": test.correct.numpy(),
+        "loss": test.losses.numpy().astype(np.float32),
+        "confidence": test.confidence.numpy().astype(np.float32),
+        "cost": test.costs.numpy().astype(np.float32),
+    }
+    with replacing(folder / FILE) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+
+
+def read_decisions(folder: Path) -> Decisions:
+    """What `write_decisions` wrote.
+
+    Raises:
+        FileNotFoundError: the run left none, as runs of earlier versions did.
+        ValueError: the file is damaged; it is named.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: run this configuration again to record its decisions")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Decisions(**{field.name: arrays[field.name] for field in fields(Decisions)})
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete this run's folder and run it again") from error
