@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -51,6 +51,19 @@ class Evaluation:
         """The numbers that go into a result line."""
         names = ("accuracy", "loss", "cost", "total_cost", "bitops", "gate_macs", "histogram")
         return {name: getattr(self, name) for name in names}
+
+
+def average(results: Sequence[Evaluation]) -> Evaluation:
+    """The mean of every number; routes and answers are those of the first."""
+    first, count = results[0], len(results)
+    if count == 1:
+        return first
+    numbers = {
+        name: sum(getattr(result, name) for result in results) / count
+        for name in ("accuracy", "loss", "cost", "total_cost", "bitops", "gate_macs")
+    }
+    histogram = np.mean([result.histogram for result in results], 0).tolist()
+    return replace(first, **numbers, histogram=histogram)
 
 
 @runtime_checkable

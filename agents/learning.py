@@ -15,6 +15,7 @@ from agents.methods import MethodConfig
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
 from backbone.data import augment, batches
+from backbone.schedules import make_schedule
 from backbone.training import make_optimizer
 from dfs_env.task import Task
 
@@ -58,13 +59,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4),
 }
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
-    "linear": lambda progress: max(0.0, 1 - progress),
-    "step": lambda progress: 0.1 ** ((progress >= 0.5) + (progress >= 0.75)),
-    "constant": lambda progress: 1.0,
-}
-"""Share of the first learning rate after a share of training."""
-
 FULL_BIAS = 3.0
 """Head start of the widest bitwidth's score in a gate that begins at full execution."""
 
@@ -88,7 +82,7 @@ class GateConfig(MethodConfig):
     """First learning rate of the gate."""
     schedule: str = "linear"
     """How it falls: "linear" to 0, so that the mean cost settles; "step", to a tenth at half and at three quarters of
-    each stage; or "constant"."""
+    each stage; "cosine" or "constant"; with parameters, if wished, such as "linear(to=0.1)"."""
     cotrain: bool = False
     """Whether the backbone learns too, on the routes that the gate takes."""
     backbone_lr: float = 3e-3
@@ -96,9 +90,9 @@ class GateConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
+        make_schedule(self.schedule)
 
 
 class GateLearner:
@@ -144,7 +138,7 @@ class GateLearner:
             loss, scalars = loss_of(*(batch := next(stream)))
             self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
             staged = (self.recorder.seen - begin) / (until - begin), self.recorder.seen / self.recorder.num_images
-            share = SCHEDULES[schedule](staged[0] if schedule == "step" else staged[1])
+            share = make_schedule(schedule)(staged[0] if schedule.startswith("step") else staged[1])
             self._step(loss, (lr or self.config.lr) * share)
             if backbone:
                 backbone.apply(share)

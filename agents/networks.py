@@ -22,6 +22,7 @@ from agents.learning import image_stream
 from agents.methods import MethodConfig
 from agents.policies import FILE
 from agents.recorder import TOLERANCE, Recorder
+from backbone import schedules
 from backbone.checkpoint import save_tensors
 from backbone.cost import gated_cost
 from backbone.data import batches
@@ -196,7 +197,7 @@ class NetworkConfig(MethodConfig):
     def learning_rate(self, progress: float) -> float:
         """The rate at a fraction of training in [0, 1]."""
         if self.schedule == "step":
-            return self.lr * 0.1 ** sum(progress >= milestone for milestone in self.milestones)
+            return self.lr * schedules.step(progress, at=self.milestones)
         return self.training().learning_rate(progress)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.logger import Logger, configure
 from torch import nn
 
-from agents.evaluation import Evaluation, SelfMeasured, evaluate
+from agents.evaluation import Evaluation, SelfMeasured, average, evaluate
 from agents.policies import Policy
 from backbone.checkpoint import save_backbone
 from backbone.training import TrainingDivergedError
@@ -36,6 +36,7 @@ class Recorder:
         checks: how often the policy is validated.
         holds_budget: whether training aims at the budget.
         progress: called with the number of images that are done since the last call.
+        budgets: those at which policies are validated, by the mean over them; by default `budget` alone.
     """
 
     def __init__(
@@ -47,14 +48,16 @@ class Recorder:
         checks: int = 10,
         holds_budget: bool = True,
         progress: Callable[[int], None] | None = None,
+        budgets: Sequence[float] = (),
     ) -> None:
         self.task, self.budget, self.num_images, self.folder = task, budget, num_images, folder
         self.logger: Logger = configure(str(folder), ["csv", "tensorboard"]) if folder else Logger(None, [])
-        self.holds_budget = holds_budget
+        self.holds_budget, self.budgets = holds_budget, tuple(budgets) or (budget,)
         self.seen = 0
         """Images that the learner was shown so far."""
         self.best: Evaluation | None = None
         """The best policy's evaluation on validation."""
+        self._best_rank = (False, -math.inf)
         self._interval = max(num_images // checks, 1)
         self._next_check = self._interval
         self._progress = progress
@@ -87,13 +90,14 @@ class Recorder:
     def consider(self, policy: Policy | SelfMeasured) -> None:
         """Validate `policy`; if it is the best so far, keep a copy of the watched modules' weights."""
         self._next_check = self.seen + self._interval
-        result = evaluate(policy, self.task, "validation", self.budget)
+        results = [evaluate(policy, self.task, "validation", budget) for budget in self.budgets]
+        result, rank = average(results), self._rank(results)
         for name in ("accuracy", "cost", "total_cost", "loss"):
             self.logger.record(f"validation/{name}", getattr(result, name))
         self.logger.record("time/images", self.seen)
         self.logger.dump(self.seen)
-        if self.best is None or self._rank(result) > self._rank(self.best):
-            self.best = result
+        if self.best is None or rank > self._best_rank:
+            self.best, self._best_rank = result, rank
             self._snapshot = [copy.deepcopy(module.state_dict()) for module in self._watched]
             if self.folder:
                 policy.save(self.folder)
@@ -127,6 +131,7 @@ class Recorder:
         """Close the log files."""
         self.logger.close()
 
-    def _rank(self, result: Evaluation) -> tuple[bool, float]:
-        within = result.cost <= self.budget * TOLERANCE or not self.holds_budget
-        return within, result.accuracy if within else -result.cost
+    def _rank(self, results: list[Evaluation]) -> tuple[bool, float]:
+        excess = max(result.cost / budget for result, budget in zip(results, self.budgets, strict=True))
+        within = excess <= TOLERANCE or not self.holds_budget
+        return within, average(results).accuracy if within else -excess

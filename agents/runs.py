@@ -124,7 +124,13 @@ def run(config: RunConfig, root: Path, progress: Callable[[int], None] | None = 
     settings = config.config
     check_reachable(settings, task)
     recorder = Recorder(
-        task, settings.budget, settings.num_images, partial, progress=progress, holds_budget=settings.holds_budget
+        task,
+        settings.budget,
+        settings.num_images,
+        partial,
+        progress=progress,
+        holds_budget=settings.holds_budget,
+        budgets=settings.validation_budgets,
     )
     start = time.perf_counter()
     try:
@@ -145,10 +151,10 @@ def check_reachable(config: MethodConfig, task: Task) -> None:
     Raises:
         ValueError: even the cheapest route is dearer.
     """
-    cheapest = float(task.process.cost.cheapest[0])
-    if config.holds_budget and not config.is_network and config.budget < cheapest - 1e-6:
+    cheapest, budget = float(task.process.cost.cheapest[0]), min(config.budget, *config.validation_budgets)
+    if config.holds_budget and not config.is_network and budget < cheapest - 1e-6:
         raise ValueError(
-            f"budget {config.budget} is below the cheapest route, which costs {cheapest:.4f} with bitwidths "
+            f"budget {budget} is below the cheapest route, which costs {cheapest:.4f} with bitwidths "
             f"{task.process.bitwidths}; raise it, or let blocks be skipped"
         )
 
@@ -175,6 +181,7 @@ def _result(
         seconds += time.perf_counter() - start
     write_decisions(folder, test)
     best = recorder.best
+    several = [(b, evaluate(policy, task, "test", b).line()) for b in getattr(config.config, "eval_budgets", ())]
     return {
         "run": config.name,
         "method": config.method,
@@ -186,6 +193,7 @@ def _result(
         "budget": config.config.budget,
         "seed": config.config.seed,
         **test.line(),
+        **({"at_budgets": [{"budget": budget, **line} for budget, line in several]} if several else {}),
         "validation_accuracy": best.accuracy if best else None,
         "validation_cost": best.cost if best else None,
         "num_images": recorder.seen,

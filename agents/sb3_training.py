@@ -8,6 +8,7 @@ steps, `n_steps` on-policy and `train_freq` off-policy, are a multiple of the L 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
@@ -18,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch.nn import functional as F
 
-from agents.dual import DualAscent
+from agents.dual import DualAscent, FixedPrice, PriceRule
 from agents.learning import BackboneLearner
 from agents.methods import MethodConfig
 from agents.off_policy import PricedReplayBuffer
@@ -26,7 +27,9 @@ from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.sb3 import SB3Policy, SB3VecEnv
 from agents.sb3_options import as_settings, check_names, names_of, parse_settings
+from backbone.schedules import make_schedule
 from dfs_env.env import DFSVectorEnv
+from dfs_env.rewards import uses_price
 from dfs_env.task import Task
 
 
@@ -35,7 +38,7 @@ class SB3Config(MethodConfig):
     """What every method by Stable-Baselines3 has.
 
     Raises:
-        ValueError: a setting in `sb3` that the algorithm does not have.
+        ValueError: a setting in `sb3` that the algorithm does not have, or an unknown schedule.
     """
 
     family: ClassVar[str] = "Stable-Baselines3"
@@ -56,6 +59,9 @@ class SB3Config(MethodConfig):
     """First learning rate; it falls linearly to 0."""
     gamma: float = 1.0
     """Discount. Episodes are short and of fixed length."""
+    budget_schedule: str = "constant"
+    """Factor on the budget over training: of the target of the price's search where there is one, else of what the
+    policy sees and the reward reads. "linear(first=4, to=1, end=0.5)", say; see `backbone.schedules`."""
     cotrain: bool = False
     """Whether the backbone learns too, by cross-entropy on the routes that the policy took."""
     backbone_lr: float = 3e-3
@@ -67,7 +73,17 @@ class SB3Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "sb3", as_settings(self.sb3))
+        for name in ("budget_schedule", "price_schedule", "ent_schedule"):
+            make_schedule(getattr(self, name, "constant"))
         self.arguments()
+
+    def price_rule(self) -> PriceRule | None:
+        """Where the price of cost comes from; None where the reward has none."""
+        return None
+
+    def drawn_budget(self, factor: float) -> float | dict[str, float]:
+        """The environment's budget, or what it is drawn from, at a factor of the schedule."""
+        return min(self.budget * factor, 1.0)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the constructor: the options that it knows, then the settings in `sb3`.
@@ -88,13 +104,45 @@ class SB3Config(MethodConfig):
 
 @dataclass(frozen=True)
 class PricedConfig(SB3Config):
-    """With the reward "priced", dual ascent moves the price until the mean cost meets the budget; with any other, the
-    budget enters through the observation and that reward alone."""
+    """With a reward that charges the price, such as "priced", dual ascent moves it until the mean cost meets the
+    budget, unless it is fixed; with any other, the budget enters through the observation and that reward alone.
 
+    Raises:
+        ValueError: a price below 0, or one that the reward does not charge; an unknown form of dual ascent.
+    """
+
+    price: float | None = None
+    """Fixed price of cost; None finds the price at which the mean cost meets the budget."""
+    price_schedule: str = "constant"
+    """Factor on the price that the reward charges, over training."""
+    dual: str = "multiplicative"
+    """Form of the search for the price (dual ascent): "multiplicative", "additive" (Lagrangian PPO's), or "pid"."""
     price_rate: float = 0.05
-    """Step size of the search for the price (dual ascent)."""
+    """Its step size, for the additive forms in units of the price."""
     price_anneal: float = 0.1
     """Share of training in which the search's target falls from the first cost to the budget."""
+
+    @property
+    def holds_budget(self) -> bool:
+        """Not with a fixed price."""
+        return self.price is None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.price is not None and not 0 <= self.price < math.inf:
+            raise ValueError(f"price {self.price} must be a finite number of at least 0")
+        if self.price is not None and not uses_price(self.reward):
+            raise ValueError(f"reward {self.reward!r} charges no price: leave price {self.price} out, or use 'priced'")
+        self.price_rule()
+
+    def price_rule(self) -> PriceRule | None:
+        """Fixed, or by dual ascent."""
+        if not uses_price(self.reward):
+            return None
+        if self.price is not None:
+            return FixedPrice(self.price)
+        schedule = make_schedule(self.budget_schedule)
+        return DualAscent(self.budget, self.price_rate, self.price_anneal, form=self.dual, schedule=schedule)
 
 
 @dataclass(frozen=True)
@@ -111,6 +159,8 @@ class PPOConfig(SB3Config):
     """Clipping of the probability ratio."""
     ent_coef: float = 0.01
     """Weight of the entropy bonus."""
+    ent_schedule: str = "constant"
+    """Factor on it over training. "linear" lets it fall to 0, so that decisions are greedy in the end."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +187,7 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
     env = DFSVectorEnv(
         task,
         config.num_envs,
-        budget=config.budget,
+        budget=config.drawn_budget(1.0),
         hard_budget=config.hard_budget,
         reward=config.reward,
         augment=True,
@@ -198,27 +248,30 @@ class _Rollouts(BaseCallback):
         self.config, self.recorder, self.env = config, recorder, env
         self.backbone = BackboneLearner(env.process.backbone, config.backbone_lr) if config.cotrain else None
         self.ends: list[dict[str, Any]] = []
-        self.dual: DualAscent | None = None
-        if isinstance(config, PricedConfig) and config.reward == "priced":
-            self.dual = DualAscent(config.budget, config.price_rate, config.price_anneal)
+        self.price = config.price_rule()
+        self.price_factor = make_schedule(getattr(config, "price_schedule", "constant"))
+        self.budget_factor = make_schedule(config.budget_schedule)
+        self.entropy_factor = make_schedule(getattr(config, "ent_schedule", "constant"))
 
     def _on_training_start(self) -> None:
-        if self.dual:
-            self._set_price(self.dual.price)
+        self._follow_schedules(0.0)
 
     def _on_step(self) -> bool:
         ends = [info for info in self.locals["infos"] if "episode" in info]
         if ends and self.backbone:
             self._cotrain(self.backbone, ends)
+        if ends and np.ndim(self.env.price):
+            self._set_price(self._progress)  # the next episodes have begun, with other budgets
         self.ends += ends
         return not self.recorder.finished
 
     def _on_rollout_end(self) -> None:
         ends, self.ends = self.ends, []
-        cost = float(np.mean([end["cost"] for end in ends]))
-        if self.dual:
-            self._set_price(self.dual.update(cost, self.recorder.seen / self.config.num_images))
-        scalars = {"cost": cost, "price": self.env.price}
+        costs, progress = np.array([end["cost"] for end in ends]), self._progress
+        if self.price:
+            self.price.learn(costs, np.array([end["terminal_observation"][-1] for end in ends]), progress)
+        self._follow_schedules(progress)
+        scalars = {"cost": float(costs.mean()), "price": float(np.mean(self.env.price))}
         scalars["accuracy"] = float(np.mean([end["correct"] for end in ends]))
         scalars["cross_entropy"] = float(np.mean([end["loss"] for end in ends]))
         scalars["reward"] = float(np.mean([end["episode"]["r"] for end in ends]))
@@ -227,11 +280,24 @@ class _Rollouts(BaseCallback):
         if self.recorder.check_due():
             self.recorder.consider(SB3Policy(self.model, self.env.process))
 
-    def _set_price(self, price: float) -> None:
-        self.env.price = price
+    @property
+    def _progress(self) -> float:
+        return self.recorder.seen / self.config.num_images
+
+    def _follow_schedules(self, progress: float) -> None:
+        self._set_price(progress)
+        if hasattr(self.config, "ent_coef"):
+            self.model.ent_coef = self.config.ent_coef * self.entropy_factor(progress)
+        if self.price is None:  # else the search for the price has it as its target
+            self.env.budget = self.config.drawn_budget(self.budget_factor(progress))
+
+    def _set_price(self, progress: float) -> None:
+        if self.price is None:
+            return
+        self.env.price = self.price.at(self.env.budgets) * self.price_factor(progress)
         replay_buffer = getattr(self.model, "replay_buffer", None)
         if isinstance(replay_buffer, PricedReplayBuffer):
-            replay_buffer.reprice(price)
+            replay_buffer.reprice(float(self.env.price))
 
     def _cotrain(self, backbone: BackboneLearner, ends: list[dict[str, Any]]) -> None:
         assert self.env.last_played is not None

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backbone import schedules
 from backbone.checkpoint import replacing
 from backbone.data import Dataset, Split, augment, batches
 
@@ -72,11 +73,11 @@ class TrainingConfig:
     def learning_rate(self, progress: float) -> float:
         """The rate at a fraction of training in [0, 1]."""
         if self.schedule == "step":
-            return self.lr * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
+            return self.lr * schedules.step(progress)
         warmup = min(1 / self.epochs, 0.1)
         if progress < warmup:
             return self.lr * max(progress, 1e-3) / warmup
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+        return self.lr * schedules.cosine(progress, start=warmup)
 
 
 def random_routes(num_images: int, num_layers: int, num_actions: int, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
@@ -19,23 +19,13 @@ from torch.nn import functional as F
 
 from backbone.cost import TOLERANCE
 from backbone.data import shift_and_flip
+from dfs_env.budgets import check_budget, make_budget
 from dfs_env.process import OBSERVATION_BOUND, State
 from dfs_env.render import RENDER_MODES, Picture, draw, line
 from dfs_env.rewards import Reward, Transition, make_reward
 from dfs_env.task import Task
 
 Array = np.ndarray[Any, Any]
-
-
-def check_budget(budget: float) -> float:
-    """The budget, if it is a fraction of full execution in (0, 1].
-
-    Raises:
-        ValueError: it is not.
-    """
-    if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget <= 1:
-        raise ValueError(f"budget {budget!r} is not a fraction of full execution in (0, 1]; 0.3 means 30 per cent")
-    return float(budget)
 
 
 class DFSVectorEnv(VectorEnv[Array, Array, Array]):
@@ -57,7 +47,9 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     | S * C | summary of the block's input channels, normalised over training images, zero-padded to C channels |
     | L | position: one-hot index of the block to decide |
     | 1 | cost spent so far, in [0, 1] |
-    | 1 | budget, in (0, 1] |
+    | 1 | budget of the episode, in (0, 1] |
+
+    What remains to be spent is the last entry minus the one before it.
 
     The summary is `observation`: "pooled" (channel means, S = 1), "statistics" (means and standard deviations, S = 2),
     "position" (nothing of the image, S = 0), or "features" (everything: the C x H x W numbers of the block's input as
@@ -69,8 +61,9 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     ## Starting State
     The stem has run on an image drawn uniformly from the split with the sub-environment's own generator, so that N
-    sub-environments seeded with s behave as N environments seeded with s, s + 1, ... `reset(options={"indices":
-    [...]})` plays exactly these images.
+    sub-environments seeded with s behave as N environments seeded with s, s + 1, ... A budget that is drawn is drawn by
+    the same generator. `reset(options={"indices": [...]})` plays exactly these images, `options={"budget": [...]}`
+    within these budgets.
 
     ## Episode End
     Termination after L decisions; there is no truncation. At the end `info` holds `correct`, `loss`, `prediction` and
@@ -86,7 +79,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     - `task`: backbone, bitwidths and data set.
     - `num_envs`: N.
-    - `budget`: the fraction of full execution that an image should stay within.
+    - `budget`: the fraction of full execution that an image should stay within: a number, or, for budgets that are
+      drawn for every episode, {"low": a, "high": b} (log-uniformly) or {"values": [a, b, ...]} (one of these).
     - `hard_budget`: whether it must.
     - `reward`: a name, a mapping with "name" and parameters, or a function.
     - `split`: "train", "validation" or "test".
@@ -109,7 +103,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         task: Task,
         num_envs: int = 1,
         *,
-        budget: float = 1.0,
+        budget: float | Mapping[str, Any] = 1.0,
         hard_budget: bool = False,
         reward: str | Mapping[str, Any] | Reward = "accuracy_within_budget",
         split: str = "train",
@@ -127,16 +121,12 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             choices = ", ".join(mode.value for mode in AutoresetMode)
             raise ValueError(f"unknown autoreset_mode {autoreset_mode!r}: choose one of {choices}") from None
         self.task, self.process, self.num_envs = task, task.process, num_envs
-        self.budget = check_budget(budget)
         self.hard_budget = hard_budget
-        cheapest = float(self.process.cost.cheapest[0])
-        if hard_budget and cheapest > self.budget + TOLERANCE:
-            raise ValueError(
-                f"hard budget {budget:g} leaves no action: the cheapest route of {self.process.bitwidths} costs "
-                f"{cheapest:g}; raise the budget, or allow bitwidth 0"
-            )
-        self.price = 0.0
-        """What a unit of cost costs in the reward `priced`; a learner may set it between steps."""
+        self.budget = budget
+        self.budgets = np.full(num_envs, self._budget.high)
+        """[N] the budgets of the current episodes."""
+        self.price: float | Array = 0.0
+        """What a unit of cost costs in the reward `priced`, one number or [N]; a learner may set it between steps."""
         self.reward = make_reward(reward)
         self.images = task.dataset.split(split)
         self.augment = augment
@@ -158,6 +148,30 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         self._stem_features: Tensor | None = None
 
     @property
+    def budget(self) -> float | Mapping[str, Any]:
+        """What the budgets of episodes are: a number, or a mapping from which they are drawn. It may be set, for the
+        episodes to come.
+
+        Raises:
+            ValueError: it is no budget, or a hard one below the cheapest route.
+        """
+        return self._given_budget
+
+    @budget.setter
+    def budget(self, budget: float | Mapping[str, Any]) -> None:
+        drawn = make_budget(budget)
+        self._check_reachable(drawn.low)
+        self._given_budget, self._budget = budget, drawn
+
+    def _check_reachable(self, budget: float) -> None:
+        cheapest = float(self.process.cost.cheapest[0])
+        if self.hard_budget and cheapest > budget + TOLERANCE:
+            raise ValueError(
+                f"hard budget {budget:g} leaves no action: the cheapest route of {self.process.bitwidths} costs "
+                f"{cheapest:g}; raise the budget, or allow bitwidth 0"
+            )
+
+    @property
     def episode_over(self) -> bool:
         """Whether the current episodes have ended and none has begun since."""
         return self._logits is not None
@@ -169,11 +183,12 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
         Args:
             seed: an integer s seeds the sub-environments with s, s + 1, ...; a list seeds each; None goes on.
-            options: "indices", N indices into the split: the images to play. "reset_mask" must be true everywhere, as
-                episodes run in lockstep.
+            options: "indices", N indices into the split: the images to play. "budget", N budgets or one: those of these
+                episodes only. "reset_mask" must be true everywhere, as episodes run in lockstep.
 
         Raises:
-            ValueError: a list of seeds or of indices of another length than N, or an index out of range.
+            ValueError: a list of seeds, indices or budgets of another length than N, an index out of range, or a budget
+                that is none.
         """
         if self.closed:
             raise ClosedEnvironmentError("this environment is closed; make a new one")
@@ -182,10 +197,11 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         if mask is not None and not (np.shape(mask) == (self.num_envs,) and np.all(mask)):
             raise ValueError(f"reset_mask must be true for all {self.num_envs} sub-environments: they run in lockstep")
         indices = self._checked_indices(options.pop("indices", None))
+        budgets = self._checked_budgets(options.pop("budget", None))
         if options:
-            raise ValueError(f"unknown reset option {min(options)!r}: there are 'indices' and 'reset_mask'")
+            raise ValueError(f"unknown reset option {min(options)!r}: there are 'budget', 'indices' and 'reset_mask'")
         self._seed(seed)
-        self._begin(indices)
+        self._begin(indices, budgets)
         return self._observation(), self._with_masks(self._standing())
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -274,7 +290,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             for new, old in zip(seeds, kept, strict=True)
         ]
 
-    def _begin(self, indices: Array | None) -> None:
+    def _begin(self, indices: Array | None, budgets: Array | None = None) -> None:
         size = len(self.images)
         if indices is None:
             indices = np.array([generator.integers(size) for generator in self._generators])
@@ -286,13 +302,16 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             draws = np.array([generator.integers((2 * pad + 1, 2 * pad + 1, 2)) for generator in self._generators])
             moves = torch.from_numpy(draws)
             images = shift_and_flip(images, moves[:, :2] - pad, (moves[:, 2] == 1) & self.task.dataset.flip)
+        if budgets is None:
+            budgets = np.array([self._budget.draw(generator) for generator in self._generators])
+        self.budgets = budgets
         self.last_played = self._playing
         self._labels = self.images.labels[rows].to(self.process.device)
         self._playing = images.to(self.process.device), self._labels
         self._route = np.full((self.num_envs, self.process.num_layers), -1)
         self._logits = None
         with torch.no_grad():
-            self._state = self.process.initial(self._playing[0], self.budget, reuse=self._stem_features)
+            self._state = self.process.initial(self._playing[0], torch.from_numpy(budgets), reuse=self._stem_features)
         self._stem_features = self._state.features
 
     def _outcome(self, before: State, after: State) -> tuple[Array, dict[str, Any]]:
@@ -311,7 +330,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             correct=correct,
             loss=loss,
             num_layers=self.process.num_layers,
-            price=self.price,
+            price=self._price(),
         )
         components = {name: _numpy(part) for name, part in self.reward(transition).items()}
         info = self._standing()
@@ -321,6 +340,14 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             info.update(correct=_numpy(correct), loss=_numpy(loss), prediction=_numpy(self._logits.argmax(1)))
             info["route"] = self._route.copy()
         return np.asarray(sum(part.astype(np.float64) for part in components.values())), info
+
+    def _price(self) -> float | Tensor:
+        """The price as a reward takes it: a number, or [N]."""
+        if np.ndim(self.price) == 0:
+            return float(self.price)
+        if np.shape(self.price) != (self.num_envs,):
+            raise ValueError(f"price must be a number or {self.num_envs} numbers, got shape {np.shape(self.price)}")
+        return torch.as_tensor(self.price, dtype=torch.float32, device=self.process.device)
 
     def _observation(self) -> Array:
         assert self._state is not None
@@ -357,8 +384,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             assert self._state is not None
             i = int(wrong[0])
             raise ValueError(
-                f"action {actions[i]} of sub-environment {i} does not fit the hard budget {self.budget:g}, of which "
-                f"{float(self._state.cost[i]):g} is spent: choose one of {np.flatnonzero(fits[i]).tolist()}"
+                f"action {actions[i]} of sub-environment {i} does not fit the hard budget {self.budgets[i]:g}, of "
+                f"which {float(self._state.cost[i]):g} is spent: choose one of {np.flatnonzero(fits[i]).tolist()}"
             )
 
     def _checked_indices(self, indices: Any) -> Array | None:
@@ -372,6 +399,15 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             raise ValueError(f"index {wrong} is out of range: the split has images 0 to {len(self.images) - 1}")
         return array.astype(np.int64)
 
+    def _checked_budgets(self, budgets: Any) -> Array | None:
+        if budgets is None:
+            return None
+        if np.shape(budgets) not in ((), (self.num_envs,)):
+            raise ValueError(f"budget must be one number or {self.num_envs}, got {budgets!r}")
+        array = np.array([check_budget(budget) for budget in np.broadcast_to(budgets, self.num_envs).tolist()])
+        self._check_reachable(float(array.min()))
+        return array
+
     def _picture(self, i: int) -> Picture:
         assert self._state is not None
         scores = None if self._logits is None else _numpy(self._logits[i].softmax(0))
@@ -382,7 +418,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             num_layers=self.process.num_layers,
             bitwidths=self.process.bitwidths,
             cost=float(self._state.cost[i]),
-            budget=self.budget,
+            budget=float(self.budgets[i]),
             scores=scores,
         )
 

@@ -39,8 +39,9 @@ class Transition:
     """[B] cross-entropy of the answer in nats; 0 as long as there is no answer."""
     num_layers: int
     """L, the number of decisions in an episode."""
-    price: float
-    """What a unit of cost costs in reward. The environment's `price`, which a learner may move (dual ascent)."""
+    price: float | Tensor
+    """What a unit of cost costs in reward, for all images or [B] for each. The environment's `price`, which a learner
+    may move (dual ascent)."""
 
 
 Components = Mapping[str, Tensor]
@@ -87,6 +88,11 @@ def priced(t: Transition) -> Components:
 REWARDS: dict[str, Reward] = {
     function.__name__: function for function in (accuracy_minus_cost, accuracy_within_budget, skipnet, dfs, priced)
 }
+
+
+def uses_price(spec: str | Mapping[str, Any] | Reward) -> bool:
+    """Whether the environment's current price is a weight of the reward that `spec` describes."""
+    return (spec.get("name") if isinstance(spec, Mapping) else spec) in ("priced", priced)
 
 
 def make_reward(spec: str | Mapping[str, Any] | Reward) -> Reward:

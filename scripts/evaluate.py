@@ -1,6 +1,7 @@
 """Evaluate a finished run again: every image of a split once, with deterministic decisions.
 
 python -m scripts.evaluate runs/dfs-budget0.04-seed0-1a2b3c4d
+python -m scripts.evaluate runs/ppo-conditioned-budget0.04-seed0-1a2b3c4d --budgets 0.02 0.03 0.05
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from agents.evaluation import evaluate
 from agents.runs import load_run
+from dfs_env.budgets import check_budget
 from scripts.cli import clear_errors
 
 
@@ -27,6 +29,9 @@ class Evaluate:
     """Folder of a finished run."""
     split: str = "test"
     """"train", "validation" or "test"."""
+    budgets: tuple[float, ...] = ()
+    """Budgets that the policy is shown, one after the other: the front of a policy that was trained for a range. By
+    default the run's own."""
     data: str | None = None
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
     threads: int = 1
@@ -37,15 +42,20 @@ def main(args: Evaluate) -> None:
     """Load, evaluate, print accuracy, costs, BitOps and the histogram of actions."""
     torch.set_num_threads(args.threads)
     policy, task, result = load_run(args.folder, data=args.data)
-    with tqdm(total=len(task.dataset.split(args.split)), unit="image") as bar:
-        found = evaluate(policy, task, args.split, result["budget"], progress=bar.update)
-    line = {"run": result["run"], "split": args.split, **found.line()}
-    histogram = line.pop("histogram")
-    print(json.dumps(line, indent=1))
-    if histogram:  # a network that gates single activations has none
-        print("share of the images at each bitwidth", task.process.bitwidths)
-    for block, shares in enumerate(histogram):
-        print(f"  block {block:2d}  " + "  ".join(f"{share:6.1%}" for share in shares))
+    images = task.dataset.split(args.split)
+    budgets = [check_budget(budget) for budget in args.budgets] or [result["budget"]]
+    found = []
+    with tqdm(total=len(images) * len(budgets), unit="image") as bar:
+        for budget in budgets:
+            found.append(evaluate(policy, task, args.split, budget, progress=bar.update))
+    for budget, evaluation in zip(budgets, found, strict=True):
+        line = {"run": result["run"], "split": args.split, "budget": budget, **evaluation.line()}
+        histogram = line.pop("histogram")
+        print(json.dumps(line, indent=1))
+        if histogram:  # a network that gates single activations has none
+            print("share of the images at each bitwidth", task.process.bitwidths)
+        for block, shares in enumerate(histogram):
+            print(f"  block {block:2d}  " + "  ".join(f"{share:6.1%}" for share in shares))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar
 
-from dfs_env.env import check_budget
+from dfs_env.budgets import check_budget
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class MethodConfig:
         """Whether training aims at the budget. If not, it only says what policies see, and the most accurate is
         kept."""
         return True
+
+    @property
+    def validation_budgets(self) -> tuple[float, ...]:
+        """The budgets at which the policy is validated while it is trained."""
+        return (self.budget,)
 
     @property
     def role(self) -> str:

@@ -34,6 +34,8 @@ class Config(PricedConfig):
     """Lambda of generalised advantage estimation."""
     ent_coef: float = 0.01
     """Weight of the entropy bonus."""
+    ent_schedule: str = "constant"
+    """Factor on it over training."""
     use_rms_prop: bool = False
     """RMSprop, as in the paper, or Adam."""
     normalize_advantage: bool = True

@@ -10,17 +10,28 @@ from dataclasses import dataclass
 
 from stable_baselines3 import PPO
 
+from agents.conditioned import ConditionedConfig
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3_training import PPOConfig, PricedConfig, train_sb3
+from agents.sb3_training import PPOConfig, train_sb3
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(PPOConfig, PricedConfig):
+class Config(PPOConfig, ConditionedConfig):
     """PPO by Stable-Baselines3; hyper-parameters under SB3's own names."""
 
     algorithm = PPO
+
+
+PRESETS = {
+    # Lagrangian PPO (Ray, Achiam & Amodei 2019) with the multiplier under PID control (Stooke, Achiam & Abbeel 2020),
+    # and one critic, of the penalised reward. The entropy bonus falls to 0, so that in the end the greedy policy costs
+    # what the sampled one does, which the multiplier is moved by.
+    "lagrangian": Config(dual="pid", price_rate=0.5, ent_schedule="linear"),
+    # One policy for three budgets and all between, in as many images as three policies of 30,000.
+    "conditioned": Config(num_images=90_000, budget_range=(0.015, 0.06), price_rate=0.1, ent_schedule="linear"),
+}
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:

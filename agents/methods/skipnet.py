@@ -24,6 +24,7 @@ from agents.learning import GateConfig, GateLearner
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout, straight_through_rollout
+from backbone.schedules import make_schedule
 from dfs_env.task import Task
 
 
@@ -52,7 +53,9 @@ class Config(GateConfig):
     baseline: bool = False
     """Whether to subtract the batch's mean reward-to-go at each block."""
     ent_coef: float = 0.0
-    """First weight of an entropy bonus, which falls linearly to 0: decisions are greedy in the end."""
+    """First weight of an entropy bonus."""
+    ent_schedule: str = "linear"
+    """How it falls over HRL; "linear", to 0: decisions are greedy in the end."""
     supervised: bool = True
     """Whether the answer is trained by cross-entropy. If not (pure RL), the class is drawn like any other action, the
     reward is 1 for the right one, and REINFORCE alone trains gate and backbone."""
@@ -64,6 +67,8 @@ class Config(GateConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        make_schedule(self.rl_schedule)
+        make_schedule(self.ent_schedule)
         if not 0 <= self.pretraining <= 1:
             raise ValueError(f"pretraining {self.pretraining} must be a share of the images in [0, 1]")
         if not self.supervised and (self.pretraining or not self.cotrain):
@@ -119,6 +124,7 @@ class HybridReinforce:
         self.learner, self.config, self.begin = learner, config, begin
         price = 1.0 if config.alpha is None else config.alpha
         self.dual = DualAscent(config.budget, config.price_rate, config.price_anneal, price)
+        self.entropy_factor = make_schedule(config.ent_schedule)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Images [B, 3, H, W] and labels [B] -> loss, and scalars to log."""
@@ -135,7 +141,9 @@ class HybridReinforce:
             self.dual.update(cost, progress)
         scalars = {"cost": cost, "price": self.dual.price, "entropy": float(entropy.detach())}
         scalars["cross_entropy"] = float(F.cross_entropy(rollout.logits.detach(), labels))
-        return answer + config.rl_weight * reinforce - config.ent_coef * (1 - progress) * entropy, scalars
+        return answer + config.rl_weight * reinforce - config.ent_coef * self.entropy_factor(
+            progress
+        ) * entropy, scalars
 
     def _answer(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of the answers, their rewards [B], and the log-probabilities [B] of answers that were drawn."""

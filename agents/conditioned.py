@@ -1,0 +1,106 @@
+"""One policy for a whole range of budgets: the budget is drawn for every episode, and seen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import Tensor
+
+from agents.dual import PriceCurve, PriceRule
+from agents.sb3_training import PricedConfig
+from backbone.schedules import make_schedule
+from dfs_env.budgets import make_budget
+
+
+@dataclass(frozen=True)
+class ConditionedConfig(PricedConfig):
+    """With a `budget_range`, the price of cost is a curve over it (see `agents.dual.PriceCurve`), so that each image is
+    charged the price at which images of its budget meet it on average.
+
+    Raises:
+        ValueError: an impossible range, a budget to be evaluated outside it, or another form of dual ascent than the
+            multiplicative one.
+    """
+
+    budget_range: tuple[float, float] | None = None
+    """Lowest and highest of the budgets that are drawn for the episodes, log-uniformly; None for `budget` alone."""
+    eval_budgets: tuple[float, ...] = ()
+    """Budgets that the policy is validated and reported at; without any, it is validated at three of the range and
+    reported at `budget`."""
+    price_knots: int = 5
+    """Points of the price curve, each with a search of its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("budget_range", "eval_budgets"):  # a list, where it was read from a file
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.budget_range is None:
+            if self.eval_budgets:
+                raise ValueError("eval_budgets are for a policy of many budgets: give a budget_range, too")
+            return
+        low, high = self.budget_range
+        make_budget({"low": low, "high": high})
+        if low == high or self.price_knots < 2 or self.dual != "multiplicative":
+            raise ValueError(
+                'a budget_range needs two different ends, 2 price_knots or more, and dual "multiplicative"'
+            )
+        for budget in (self.budget, *self.eval_budgets):
+            if not low <= budget <= high:
+                raise ValueError(f"budget {budget:g} is outside budget_range {low:g} to {high:g}: widen the range")
+
+    @property
+    def validation_budgets(self) -> tuple[float, ...]:
+        """`eval_budgets`, or both ends of the range and their geometric mean."""
+        if self.budget_range is None:
+            return super().validation_budgets
+        low, high = self.budget_range
+        return self.eval_budgets or (low, math.sqrt(low * high), high)
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's; the policy sees the range's budgets on a scale of their own."""
+        arguments = super().arguments()
+        if self.budget_range is not None:
+            low, high = self.budget_range
+            own = {"features_extractor_class": BudgetFeatures, "features_extractor_kwargs": {"low": low, "high": high}}
+            arguments["policy_kwargs"] = {**own, **arguments["policy_kwargs"]}
+        return arguments
+
+    def price_rule(self) -> PriceRule | None:
+        """A curve over the range."""
+        rule = super().price_rule()
+        if rule is None or self.budget_range is None or self.price is not None:
+            return rule
+        schedule = make_schedule(self.budget_schedule)
+        return PriceCurve(*self.budget_range, self.price_knots, self.price_rate, self.price_anneal, schedule)
+
+    def drawn_budget(self, factor: float) -> float | dict[str, float]:
+        """The range at a factor of the schedule."""
+        if self.budget_range is None:
+            return super().drawn_budget(factor)
+        low, high = (min(budget * factor, 1.0) for budget in self.budget_range)
+        return {"low": low, "high": high}
+
+
+class BudgetFeatures(BaseFeaturesExtractor):
+    """Observations [B, D] whose last two entries, cost spent and budget, become the spent share of the budget and where
+    the budget's logarithm lies in the range, from -1 to 1.
+
+    As they are, the budgets of a range such as 0.02 to 0.05 are all but one number to a network.
+    """
+
+    def __init__(self, observation_space: spaces.Box, low: float, high: float) -> None:
+        super().__init__(observation_space, int(np.prod(observation_space.shape)))
+        self.middle, self.half = math.log(low * high) / 2, math.log(high / low) / 2
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """[B, D]."""
+        spent, budget = observations[:, -2:-1], observations[:, -1:].clamp_min(1e-6)
+        place = (budget.log() - self.middle) / self.half
+        return torch.cat((observations[:, :-2], (spent / budget).clamp_max(3.0), place), 1)
