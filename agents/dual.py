@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 
 class DualAscent:
@@ -38,3 +40,11 @@ class DualAscent:
         excess = min(max(cost / target - 1, -1.0), 1.0)
         self.price = min(max(self.price * math.exp(self.rate * excess), 1e-4), 1e6)
         return self.price
+
+    def state_dict(self) -> dict[str, Any]:
+        """The price, and where its target began."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        vars(self).update(state)
