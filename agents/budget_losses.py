@@ -90,6 +90,15 @@ def _direction(cost: Tensor, low: float, high: float) -> float:
     return -1.0 if value <= low + TOLERANCE else 1.0 if value > high else 0.0
 
 
+def price_of_cost(loss: Tensor, rollout: Rollout) -> float:
+    """What a unit of cost, spent at the widest bitwidth, adds to the budget loss of a rollout at the moment: its
+    derivative."""
+    if not loss.requires_grad:
+        return 0.0
+    (slope,) = torch.autograd.grad(loss, rollout.weights, retain_graph=True, allow_unused=True)
+    return 0.0 if slope is None else float(slope[..., -1].sum())
+
+
 BUDGET_LOSSES: dict[str, BudgetLoss] = {
     function.__name__: function for function in (sign, sign_published, hinge, fractrain, target_rates, mean_bits)
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +27,12 @@ class PriceRule(Protocol):
     def learn(self, costs: Array, budgets: Array, progress: float) -> None:
         """Move the price, after episodes that cost [N] under the budgets [N], at a share `progress` of training."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+
 
 @dataclass(frozen=True)
 class FixedPrice:
@@ -39,6 +46,13 @@ class FixedPrice:
 
     def learn(self, costs: Array, budgets: Array, progress: float) -> None:
         """Nothing moves it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing changes."""
 
 
 class DualAscent:
@@ -117,6 +131,14 @@ class DualAscent:
         """Move the price by the mean of the costs [N]."""
         self.update(float(np.mean(costs)), progress)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The price, where its target began, and what the additive forms remember."""
+        return {name: getattr(self, name) for name in ("price", "_first", "_integral", "_excess")}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        vars(self).update(state)
+
 
 class PriceCurve:
     """The price of cost as a function of the budget, for a policy that serves a whole range of budgets.
@@ -156,3 +178,12 @@ class PriceCurve:
             if nearness.sum() > 0:
                 relative = float((nearness * costs / budgets).sum() / nearness.sum())
                 dual.update(relative * dual.budget, progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where each knot is."""
+        return {"duals": [dual.state_dict() for dual in self.duals]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        for dual, its in zip(self.duals, state["duals"], strict=True):
+            dual.load_state_dict(its)

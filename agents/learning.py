@@ -2,33 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from agents.checkpoints import Variables
 from agents.gates import make_gate, score_layers, sight
 from agents.methods import MethodConfig
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
-from backbone.data import augment, batches
+from backbone.data import augment
 from backbone.schedules import make_schedule
 from backbone.training import make_optimizer
 from dfs_env.task import Task
 
+Batch = tuple[Tensor, ...]
+"""Images first: as a rule images [B, 3, H, W] and labels [B]."""
 
-def image_stream(task: Task, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless augmented training batches: normalised images [B, 3, H, W] and labels [B]. Epochs are reshuffled."""
-    generator = torch.Generator().manual_seed(seed)
-    dataset, split = task.dataset, task.dataset.train
-    while True:
-        for rows in batches(split, batch_size, generator):
-            if len(rows) == min(batch_size, len(split)):  # short batches would weigh their images more
-                images = augment(dataset.normalize(split.images[rows]), generator, dataset.flip, dataset.pad)
-                yield images.to(task.process.device), split.labels[rows].to(task.process.device)
+
+class Stream(Iterator[Batch]):
+    """Endless batches of a set of images, reshuffled after each pass; short batches, which would weigh their images
+    more, are left out.
+
+    Args:
+        count: how many images there are.
+        batch_size: images in a batch, if there are as many.
+        seed: of the order, and of what `batch_of` draws.
+        batch_of: the batch of the images at some rows [B], and what it may draw from.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, batch_of: Callable[[Tensor, torch.Generator], Batch]
+    ) -> None:
+        self.count, self.batch_size, self.batch_of = count, min(batch_size, count), batch_of
+        self._generator = torch.Generator().manual_seed(seed)
+        self._left = torch.empty(0, dtype=torch.int64)
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+        if len(self._left) < self.batch_size:
+            self._left = torch.randperm(self.count, generator=self._generator)
+        rows, self._left = self._left[: self.batch_size], self._left[self.batch_size :]
+        return self.batch_of(rows, self._generator)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The generator, and what is left of this pass."""
+        return {"generator": self._generator.get_state(), "left": self._left.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self._generator.set_state(state["generator"])
+        self._left = state["left"]
+
+
+def image_stream(task: Task, batch_size: int, seed: int) -> Stream:
+    """Endless augmented training batches: normalised images [B, 3, H, W] and labels [B]."""
+    dataset, split, device = task.dataset, task.dataset.train, task.process.device
+
+    def batch_of(rows: Tensor, generator: torch.Generator) -> Batch:
+        images = augment(dataset.normalize(split.images[rows]), generator, dataset.flip, dataset.pad)
+        return images.to(device), split.labels[rows].to(device)
+
+    return Stream(len(split), batch_size, seed, batch_of)
 
 
 class BackboneLearner:
@@ -49,9 +88,19 @@ class BackboneLearner:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The backbone's weights, and the optimizer's momentum."""
+        return {"weights": self.backbone.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.backbone.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
 
 Loss = Callable[..., tuple[Tensor, dict[str, float]]]
-"""What the stream yields, that is, images [B, 3, H, W] and labels [B] -> the loss to descend on, and scalars to log."""
+"""What the stream yields, that is, images [B, 3, H, W] and labels [B] -> the loss to descend on, and the other scalars
+of `agents.logs.SCALARS` about training, of which the reward by its components."""
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -109,7 +158,9 @@ class GateLearner:
         self.policy = GatePolicy(self.gate, config.gate, self.process)
         recorder.watch(self.gate, *([task.process.backbone] if config.cotrain else []))
         self._optimizer = OPTIMIZERS[config.optimizer](self.gate.parameters(), lr=config.lr)
-        self._stream: Iterator[tuple[Tensor, ...]] = image_stream(task, config.batch_size, config.seed)
+        self._stream = image_stream(task, config.batch_size, config.seed)
+        self._stage = Variables(begin=0)
+        recorder.keep(gate=self.gate, optimizer=self._optimizer, stage=self._stage)
 
     def train(
         self,
@@ -118,7 +169,7 @@ class GateLearner:
         cotrain: bool = False,
         lr: float | None = None,
         schedule: str | None = None,
-        stream: Iterator[tuple[Tensor, ...]] | None = None,
+        stream: Stream | None = None,
         before_check: Callable[[], None] | None = None,
     ) -> None:
         """Descend on `loss_of` until the recorder has seen `until` images, with the backbone or without.
@@ -133,12 +184,13 @@ class GateLearner:
             before_check: called before the policy is validated.
         """
         backbone = BackboneLearner(self.process.backbone, lr or self.config.backbone_lr) if cotrain else None
-        stream, schedule, begin = stream or self._stream, schedule or self.config.schedule, self.recorder.seen
-        while self.recorder.seen < until:
+        stream, schedule = stream or self._stream, schedule or self.config.schedule
+        self.recorder.keep(stream=stream, **({"backbone": backbone} if backbone else {}))
+        self._stage.begin = self.recorder.seen
+        while self.recorder.goes_on(until):
             loss, scalars = loss_of(*(batch := next(stream)))
             self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
-            staged = (self.recorder.seen - begin) / (until - begin), self.recorder.seen / self.recorder.num_images
-            share = make_schedule(schedule)(staged[0] if schedule.startswith("step") else staged[1])
+            share = make_schedule(schedule)(self._progress(schedule, until))
             self._step(loss, (lr or self.config.lr) * share)
             if backbone:
                 backbone.apply(share)
@@ -146,6 +198,11 @@ class GateLearner:
                 if before_check:
                     before_check()
                 self.recorder.consider(self.policy)
+
+    def _progress(self, schedule: str, until: int) -> float:
+        """Share of training that is done; for "step", of the stage."""
+        seen, begin = self.recorder.seen, self._stage.begin
+        return (seen - begin) / (until - begin) if schedule.startswith("step") else seen / self.recorder.num_images
 
     def _step(self, loss: Tensor, lr: float) -> None:
         for group in self._optimizer.param_groups:

@@ -249,22 +249,44 @@ class _Learner:
         self.dual = DualAscent(config.budget, config.target_rate, price=math.exp(config.threshold)) if moves else None
         self.target = config.threshold if config.target is None else config.target
 
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, momentum, target and what moves it."""
+        dual = self.dual.state_dict() if self.dual else None
+        modules = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**modules, "target": self.target, "dual": dual}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.target = state["target"]
+        if self.dual:
+            self.dual.load_state_dict(state["dual"])
+
     def step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, float]:
         """One update; what to log."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(progress)
         logits, densities = self.network.train()(images)
         pulls = [self.config.penalty(threshold, self.target) for threshold in self.network.thresholds()]
-        entropy = F.cross_entropy(logits, labels)
+        cross_entropy, pull = F.cross_entropy(logits, labels), torch.stack(pulls).sum()
         self.optimizer.zero_grad()
-        (entropy + torch.stack(pulls).sum()).backward()
+        (cross_entropy + pull).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
-        cost = float(self.cost.image_cost(densities)[0].mean())
+        shares = densities.detach()
+        cost = float(self.cost.image_cost(shares)[0].mean())
+        scalars = {"target": self.target, "price": self.dual.price if self.dual else 0.0}
         if self.dual is not None:
             self._move_target(math.log(self.dual.update(cost, progress)))
-        accuracy = float((logits.argmax(1) == labels).float().mean())
-        return {"loss": float(entropy.detach()), "accuracy": accuracy, "cost": cost, "target": self.target}
+        return scalars | {
+            "accuracy": float((logits.argmax(1) == labels).float().mean()),
+            "cost": cost,
+            "entropy": float(torch.special.entr(torch.stack((shares, 1 - shares))).sum(0).mean()),
+            "loss": float((cross_entropy + pull).detach()),
+            "reward_answer": -float(cross_entropy.detach()),
+            "reward_target": -float(pull.detach()),
+        }
 
     def _move_target(self, target: float) -> None:
         """The thresholds ride with the target: the pull alone would take tens of thousands of updates to move them."""
@@ -296,14 +318,15 @@ def train_network(config: NetworkConfig, task: Task, recorder: Recorder, loader:
         )
     recorder.watch(network)
     learner = _Learner(config, contestant)
-    for images, labels in image_stream(task, config.batch_size, config.seed):
+    stream = image_stream(task, config.batch_size, config.seed)
+    recorder.keep(learner=learner, stream=stream)
+    while recorder.goes_on():
+        images, labels = next(stream)
         recorder.step(len(images), **learner.step(images, labels, recorder.seen / recorder.num_images))
         recorder.check_weights(network)
         # A fixed target knows no budget, by which checkpoints are chosen: what is trained last is taken, as published.
         if recorder.finished or (config.target is None and recorder.check_due()):
             recorder.consider(contestant)
-        if recorder.finished:
-            break
     recorder.restore_best()
     network.eval().requires_grad_(False)
     return contestant

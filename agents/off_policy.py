@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from sb3_contrib import QRDQN as SB3QRDQN
 from stable_baselines3 import DQN as SB3DQN
 from stable_baselines3.common.buffers import NStepReplayBuffer
@@ -44,6 +46,22 @@ class PricedReplayBuffer(NStepReplayBuffer):
         """Count every reward at `price`."""
         self.price = price
         np.subtract(self.unpriced, price * self.costs, out=self.rewards)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The decisions so far, and the price of their rewards."""
+        rows = self.buffer_size if self.full else self.pos
+        held = {name: torch.from_numpy(array[:rows]) for name, array in self._arrays().items()}
+        return {"pos": self.pos, "full": self.full, "price": self.price, "held": held}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.pos, self.full, self.price = state["pos"], state["full"], state["price"]
+        for name, array in self._arrays().items():
+            held = state["held"][name]
+            array[: len(held)] = held.numpy()
+
+    def _arrays(self) -> dict[str, Array]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
 
 class _ImageExploration:

@@ -1,17 +1,21 @@
-"""What every method reports to while it trains: logs, progress, and which policy was best on validation."""
+"""What every method reports to while it trains: logs, progress, checkpoints, and the policy that was best on
+validation."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import Logger
 from torch import nn
 
+from agents.checkpoints import CHECKPOINT, Randomness, Stateful, put_back, read_checkpoint, write_checkpoint
 from agents.evaluation import Evaluation, SelfMeasured, average, evaluate
+from agents.logs import Board, Table, make_logger
 from agents.policies import Policy
 from backbone.checkpoint import save_backbone
 from backbone.training import TrainingDivergedError
@@ -20,23 +24,33 @@ from dfs_env.task import Task
 BACKBONE = "backbone.safetensors"
 TOLERANCE = 1.02
 """A policy counts as within its budget up to this multiple of it, as measured on validation."""
+CHECKPOINT_SECONDS = 60.0
+"""A checkpoint is written after every validation, and whenever that much time has passed since the last."""
 
 
 class Recorder:
-    """Collects what a method reports, and keeps the best policy.
+    """Collects what a method reports, keeps the best policy, and lets a killed run go on.
 
     The best policy is the most accurate one on validation among those within the budget; if none is, the cheapest.
     Where training does not aim at the budget, it is the most accurate one, at whatever cost.
+
+    To be resumed exactly, a method names by `keep` whatever changes while it trains, and asks `goes_on` between two
+    updates. There a checkpoint is written when one is due. If the folder holds one, `seen` begins where that was
+    written, so that loops which are done with by then are passed over, and the first `goes_on` that is true puts
+    everything back: all that a method does before, it does again, and to no effect.
 
     Args:
         task: what is learned on.
         budget: fraction of full execution.
         num_images: how many images the learner is shown in all.
-        folder: where TensorBoard and CSV logs and the best policy go; None for nowhere.
+        folder: where TensorBoard and CSV logs, checkpoints and the best policy go; None for nowhere.
         checks: how often the policy is validated.
         holds_budget: whether training aims at the budget.
         progress: called with the number of images that are done since the last call.
         budgets: those at which policies are validated, by the mean over them; by default `budget` alone.
+
+    Raises:
+        ValueError: a damaged checkpoint.
     """
 
     def __init__(
@@ -51,10 +65,13 @@ class Recorder:
         budgets: Sequence[float] = (),
     ) -> None:
         self.task, self.budget, self.num_images, self.folder = task, budget, num_images, folder
-        self.logger: Logger = configure(str(folder), ["csv", "tensorboard"]) if folder else Logger(None, [])
         self.holds_budget, self.budgets = holds_budget, tuple(budgets) or (budget,)
-        self.seen = 0
+        self._pending: dict[str, Any] | None = None
+        if folder and (folder / CHECKPOINT).is_file():
+            self._pending = read_checkpoint(folder / CHECKPOINT)
+        self.seen: int = self._pending["recorder"]["seen"] if self._pending else 0
         """Images that the learner was shown so far."""
+        self.logger: Logger = make_logger(folder, self.seen) if folder else Logger(None, [])
         self.best: Evaluation | None = None
         """The best policy's evaluation on validation."""
         self._best_rank = (False, -math.inf)
@@ -63,19 +80,57 @@ class Recorder:
         self._progress = progress
         self._watched: tuple[nn.Module, ...] = ()
         self._snapshot: list[dict[str, Any]] = []
+        self._kept: dict[str, Stateful] = {"recorder": self, "randomness": Randomness()}
+        self._before = 0.0
+        self._start = self._saved = self._logged = time.monotonic()
+        self._seen_logged = self.seen
+        self._checked = False
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far, that of killed processes up to their checkpoint included."""
+        return self._before + time.monotonic() - self._start
 
     @property
     def finished(self) -> bool:
         """Whether the learner has been shown all its images."""
         return self.seen >= self.num_images
 
+    def keep(self, **states: Stateful) -> None:
+        """Name what a checkpoint must hold beside the recorder's own and the global generators; what had the name
+        before is dropped."""
+        self._kept |= states
+
+    def goes_on(self, until: int | None = None) -> bool:
+        """Whether the learner has not been shown all its images yet, or the first `until`.
+
+        To be asked between two updates, where nothing is under way: here checkpoints are written and resumed.
+
+        Raises:
+            ValueError: a checkpoint that is not of this method.
+        """
+        if self.seen >= (self.num_images if until is None else until):
+            return False
+        if self._pending is not None:
+            assert self.folder
+            states, self._pending = self._pending, None
+            put_back(self.folder / CHECKPOINT, states, self._kept)
+        elif self.folder and (self._checked or time.monotonic() - self._saved > CHECKPOINT_SECONDS):
+            write_checkpoint(self.folder / CHECKPOINT, self._kept)
+            self._checked, self._saved = False, time.monotonic()
+        return True
+
     def step(self, images: int, **scalars: float) -> None:
-        """Count `images` and log the scalars of this update.
+        """Count `images` and log the scalars of this update (`agents.logs.SCALARS`). Those named reward_NAME are the
+        components of the reward, which is their sum.
 
         Raises:
             TrainingDivergedError: a scalar is NaN or infinite.
         """
         self.seen += images
+        parts = [value for name, value in scalars.items() if name.startswith("reward_")]
+        if parts:
+            scalars["reward"] = sum(parts)
         for name, value in scalars.items():
             if not math.isfinite(value):
                 raise self._diverged(f"{name} became {value}")
@@ -92,10 +147,8 @@ class Recorder:
         self._next_check = self.seen + self._interval
         results = [evaluate(policy, self.task, "validation", budget) for budget in self.budgets]
         result, rank = average(results), self._rank(results)
-        for name in ("accuracy", "cost", "total_cost", "loss"):
-            self.logger.record(f"validation/{name}", getattr(result, name))
-        self.logger.record("time/images", self.seen)
-        self.logger.dump(self.seen)
+        self._log(result)
+        self._checked = True
         if self.best is None or rank > self._best_rank:
             self.best, self._best_rank = result, rank
             self._snapshot = [copy.deepcopy(module.state_dict()) for module in self._watched]
@@ -127,9 +180,63 @@ class Recorder:
         kept = f"the best policy so far is kept in {self.folder}" if self.folder and self.best else "nothing was kept"
         return TrainingDivergedError(f"{what} after {self.seen} images; {kept}; try a smaller learning rate")
 
+    def summarise(self, settings: Mapping[str, Any], scalars: Mapping[str, float]) -> None:
+        """Log for TensorBoard what the run's settings were, and the scalars, by name, that they led to in the end."""
+        for output in self.logger.output_formats:
+            if isinstance(output, Board):
+                output.summarise(settings, scalars, self.seen)
+
     def close(self) -> None:
         """Close the log files."""
         self.logger.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of the recorder itself, the logs included."""
+        return {
+            "seen": self.seen,
+            "next_check": self._next_check,
+            "seconds": self.seconds,
+            "best": self.best,
+            "best_rank": self._best_rank,
+            "snapshot": self._snapshot,
+            "rows": [table.rows for table in self._tables],
+            "unlogged": [dict(part) for part in self._unlogged],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.seen, self._next_check, self._before = state["seen"], state["next_check"], state["seconds"]
+        self.best, self._best_rank, self._snapshot = state["best"], state["best_rank"], state["snapshot"]
+        for table, rows in zip(self._tables, state["rows"], strict=True):
+            table.rows = rows
+        for part, values in zip(self._unlogged, state["unlogged"], strict=True):
+            part.clear()
+            part.update(values)
+        self._start = self._saved = self._logged = time.monotonic()
+        if self._progress:
+            self._progress(self.seen)
+
+    @property
+    def _tables(self) -> list[Table]:
+        return [output for output in self.logger.output_formats if isinstance(output, Table)]
+
+    @property
+    def _unlogged(self) -> tuple[dict[str, Any], ...]:
+        """What was recorded since the last row of the logs."""
+        return self.logger.name_to_value, self.logger.name_to_count, self.logger.name_to_excluded
+
+    def _log(self, result: Evaluation) -> None:
+        for name in ("accuracy", "cost", "total_cost", "loss"):
+            self.logger.record(f"validation/{name}", getattr(result, name))
+        for layer, shares in enumerate(result.histogram):
+            for bits, share in zip(self.task.process.bitwidths, shares, strict=True):
+                self.logger.record(f"blocks/{layer:02}/bits_{bits}", share, exclude="csv")
+        now = time.monotonic()
+        speed = (self.seen - self._seen_logged) / max(now - self._logged, 1e-9)
+        self._logged, self._seen_logged = now, self.seen
+        self.logger.record("time/images", self.seen)
+        self.logger.record("time/images_per_second", speed)
+        self.logger.dump(self.seen)
 
     def _rank(self, results: list[Evaluation]) -> tuple[bool, float]:
         excess = max(result.cost / budget for result, budget in zip(results, self.budgets, strict=True))

@@ -46,6 +46,16 @@ class Rollout:
         """[B] paper cost of the route."""
         return self.step_costs.sum(1)
 
+    def scalars(self, labels: Tensor) -> dict[str, float]:
+        """What is logged of every rollout, with the images' labels [B]; entropy is in nats for a decision."""
+        logits = self.logits.detach()
+        return {
+            "accuracy": float((logits.argmax(1) == labels).float().mean()),
+            "cost": float(self.cost.detach().mean()),
+            "entropy": float(self.entropies.detach().mean()),
+            "cross_entropy": float(F.cross_entropy(logits, labels)),
+        }
+
 
 class Decision(NamedTuple):
     """What is done with a gate's scores at one block."""

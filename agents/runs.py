@@ -1,7 +1,8 @@
 """A run: from a resolved configuration to a folder with one result line.
 
 The folder appears under its final name only when the run is finished; until then it is called NAME.partial, and whoever
-starts the run again starts it anew.
+starts the run again goes on from the checkpoint in it, if there is one: to the same result, bit for bit on one thread,
+as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.checkpoints import CHECKPOINT
 from agents.decisions import write_decisions
 from agents.evaluation import SelfMeasured, evaluate
 from agents.methods import MethodConfig, method
@@ -30,7 +32,7 @@ from backbone.checkpoint import find_checkpoint, write_atomically
 from backbone.data import data_folder
 from dfs_env.task import Task, make_task
 
-CONFIG, RESULT, RESULTS = "config.json", "result.json", "results.jsonl"
+CONFIG, RESULT, RESULTS, ERROR = "config.json", "result.json", "results.jsonl", "error.txt"
 
 VERSION = 2
 """Raised when a change of the code changes what the same configuration gives; results of other versions are not
@@ -98,26 +100,33 @@ class RunConfig:
         return f"{self.method}-budget{self.config.budget:g}-seed{self.config.seed}-{digest}"
 
 
-def run(config: RunConfig, root: Path, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+def run(
+    config: RunConfig, root: Path, progress: Callable[[int], None] | None = None, resume: bool = True
+) -> dict[str, Any]:
     """Train, evaluate once on test, and write `root`/NAME; a run that is there already is only read.
 
     Args:
         config: what to run.
         root: folder of runs.
-        progress: called with the number of images shown since the last call.
+        progress: called with the number of images shown since the last call; first, if a killed run goes on, with those
+            before its checkpoint.
+        resume: whether to go on from the checkpoint of a killed run of the same configuration, or start anew.
 
     Returns:
         The result line.
 
     Raises:
         TrainingDivergedError: the best policy before that is kept in NAME.partial.
+        ValueError: among others, a checkpoint that is damaged.
     """
     folder = root / config.name
     if (folder / RESULT).is_file():
         return read_line(folder / RESULT)
     partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if not (resume and resumable(partial, config)):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    (partial / ERROR).unlink(missing_ok=True)
     write_atomically(partial / CONFIG, json.dumps(config.resolved(), indent=1) + "\n")
     seed_everything(config.config.seed)
     task = make_task(**asdict(config.task))
@@ -132,17 +141,34 @@ def run(config: RunConfig, root: Path, progress: Callable[[int], None] | None = 
         holds_budget=settings.holds_budget,
         budgets=settings.validation_budgets,
     )
-    start = time.perf_counter()
     try:
         policy = method(config.method).train(config.config, task, recorder)
+        result = _result(config, task, recorder, policy, recorder.seconds, partial, progress)
+        recorder.summarise(*_summary(result))
     finally:
         recorder.close()
-    result = _result(config, task, recorder, policy, time.perf_counter() - start, partial, progress)
     policy.save(partial)
     write_atomically(partial / RESULT, json.dumps(result) + "\n")
+    (partial / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return result
+
+
+def resumable(partial: Path, config: RunConfig) -> bool:
+    """Whether the folder of an unfinished run holds a checkpoint of this very configuration and version."""
+    if not ((partial / CHECKPOINT).is_file() and (partial / CONFIG).is_file()):
+        return False
+    return (partial / CONFIG).read_text() == json.dumps(config.resolved(), indent=1) + "\n"
+
+
+def _summary(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Settings, and the scalars they led to, of a result line."""
+    config = result["config"]
+    settings = {"method": config["method"], **config["config"]}
+    settings |= {f"task/{name}": value for name, value in config["task"].items()}
+    names = ("accuracy", "cost", "total_cost", "loss")
+    return settings, {f"test/{name}": float(result[name]) for name in names}
 
 
 def check_reachable(config: MethodConfig, task: Task) -> None:

@@ -35,7 +35,8 @@ class SB3VecEnv(VecEnv):
     """A `DFSVectorEnv` as Stable-Baselines3 wants it.
 
     At the end of an episode an info holds `terminal_observation`, everything of the environment's final info, and
-    `episode` with return `r`, length `l` and time `t`, as SB3's `VecMonitor` would add; at other steps infos are empty.
+    `episode` with return `r`, length `l` and time `t`, as SB3's `VecMonitor` would add, and the return `reward_NAME` of
+    each component of the reward; at other steps infos are empty.
 
     Args:
         env: an environment in autoreset mode "SameStep".
@@ -53,6 +54,7 @@ class SB3VecEnv(VecEnv):
         self.env = env
         self.render_mode = env.render_mode
         self._returns = np.zeros(env.num_envs)
+        self._components: dict[str, Array] = {}
         self._start = time.time()
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
@@ -69,6 +71,7 @@ class SB3VecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._returns[:] = 0
+        self._components = {}
         return observation
 
     def step_async(self, actions: Array) -> None:
@@ -79,10 +82,14 @@ class SB3VecEnv(VecEnv):
         """Decide the current block of every image."""
         observation, rewards, terminated, _, info = self.env.step(self._actions)
         self._returns += rewards
+        for name, value in info.get("final_info", info).items():
+            if name.startswith("reward_"):
+                self._components[name] = self._components.get(name, 0) + value.astype(np.float64)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if terminated[0]:  # lockstep: all episodes end together
             self._describe_end(infos, info)
             self._returns[:] = 0
+            self._components = {}
         return observation, rewards.astype(np.float32), terminated, infos
 
     def _describe_end(self, infos: list[dict[str, Any]], info: dict[str, Any]) -> None:
@@ -93,6 +100,7 @@ class SB3VecEnv(VecEnv):
             entry["terminal_observation"] = info["final_obs"][i]
             entry["TimeLimit.truncated"] = False
             entry["episode"] = {"r": self._returns[i], "l": self.env.process.num_layers, "t": elapsed}
+            entry["episode"].update({name: value[i] for name, value in self._components.items()})
 
     def close(self) -> None:
         """Close the environment."""

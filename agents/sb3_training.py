@@ -9,6 +9,7 @@ steps, `n_steps` on-policy and `train_freq` off-policy, are a multiple of the L 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, cast
 
@@ -174,6 +175,48 @@ class Falling:
         return self.first * left
 
 
+MODEL_STATE = (
+    "num_timesteps",
+    "_current_progress_remaining",
+    "_episode_num",
+    "_n_updates",
+    "_last_obs",
+    "_last_episode_starts",
+    "_last_lstm_states",
+    "_n_calls",
+    "exploration_rate",
+)
+"""Attributes of SB3's algorithms, of those that have them, that change between two rollouts."""
+
+
+class Learning:
+    """Everything of a model of Stable-Baselines3 that changes while it learns, between two rollouts; of the buffers
+    only one of replay, for the others are empty then."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._parts = {"policy": model.policy, "optimizer": model.policy.optimizer}
+        if isinstance(model, OffPolicyAlgorithm):
+            self._parts["replay_buffer"] = model.replay_buffer
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, momentum, replay buffer, counters, and the generator of the action space."""
+        values = {name: getattr(self.model, name) for name in MODEL_STATE if hasattr(self.model, name)}
+        generator = self.model.action_space.np_random.bit_generator
+        return {name: part.state_dict() for name, part in self._parts.items()} | {
+            "values": values,
+            "actions": generator.state,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        for name, value in state["values"].items():
+            setattr(self.model, name, value)
+        self.model.action_space.np_random.bit_generator.state = state["actions"]
+
+
 def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
     """Learn in rollouts of whole episodes until `num_images` are seen; the policy that was best on validation.
 
@@ -255,6 +298,19 @@ class _Rollouts(BaseCallback):
 
     def _on_training_start(self) -> None:
         self._follow_schedules(0.0)
+        if self.price:
+            self.recorder.keep(price=self.price)
+        if self.backbone:
+            self.recorder.keep(backbone=self.backbone)
+        self.recorder.keep(model=Learning(self.model), env=self.env)
+
+    def _on_rollout_start(self) -> None:
+        logged, model = self.logger.name_to_value, cast(Any, self.model)
+        if "train/policy_loss" in logged:  # A2C names the parts of its loss, not the loss
+            parts = (logged[f"train/{name}_loss"] for name in ("policy", "entropy", "value"))
+            weights = 1.0, model.ent_coef, model.vf_coef
+            self.logger.record("train/loss", sum(weight * part for weight, part in zip(weights, parts, strict=True)))
+        self.recorder.goes_on()  # between two rollouts all episodes have just begun
 
     def _on_step(self) -> bool:
         ends = [info for info in self.locals["infos"] if "episode" in info]
@@ -274,11 +330,23 @@ class _Rollouts(BaseCallback):
         scalars = {"cost": float(costs.mean()), "price": float(np.mean(self.env.price))}
         scalars["accuracy"] = float(np.mean([end["correct"] for end in ends]))
         scalars["cross_entropy"] = float(np.mean([end["loss"] for end in ends]))
-        scalars["reward"] = float(np.mean([end["episode"]["r"] for end in ends]))
+        scalars["entropy"] = self._entropy()
+        for name in (name for name in ends[0]["episode"] if name.startswith("reward_")):
+            scalars[name] = float(np.mean([end["episode"][name] for end in ends]))
         self.recorder.step(len(ends), **scalars)
         self.recorder.check_weights(self.model.policy)  # Q values of NaN choose an action all the same
         if self.recorder.check_due():
             self.recorder.consider(SB3Policy(self.model, self.env.process))
+
+    def _entropy(self) -> float:
+        """Of the distribution that the rollout's actions were drawn from, in nats for a decision; on-policy as
+        estimated from their log-probabilities."""
+        model: Any = self.model
+        if hasattr(model, "rollout_buffer"):
+            return -float(model.rollout_buffer.log_probs.mean())
+        count, explores = self.env.process.num_actions, float(model.exploration_rate)
+        shares = np.array([1 - explores + explores / count] + [explores / count] * (count - 1))
+        return float(-np.sum(shares * np.log(np.maximum(shares, 1e-12))))
 
     @property
     def _progress(self) -> float:

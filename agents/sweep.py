@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from agents.results import read_line
-from agents.runs import RESULT, RESULTS, RunConfig, run
+from agents.runs import ERROR, RESULT, RESULTS, RunConfig, run
 from agents.workers import start_worker
 from backbone.checkpoint import write_atomically
-
-ERROR = "error.txt"
 
 
 @dataclass(frozen=True)

@@ -253,6 +253,40 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             return np.ones((self.num_envs, self.process.num_actions), np.bool_)
         return _numpy(self.process.cost.fits(state.layer, state.cost, state.budget))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the episodes, and the generators that the next ones are drawn from, are: what `load_state_dict` of an
+        environment that was made with the same arguments goes on from.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
+        if self._state is None or self._playing is None:
+            raise ResetNeeded("call reset() before state_dict()")
+        return {
+            "generators": [generator.bit_generator.state for generator in self._generators],
+            "rows": self._rows.copy(),
+            "route": self._route.copy(),
+            "images": self._playing[0].clone(),
+            "state": {name: _copied(value) for name, value in vars(self._state).items()},
+            "logits": _copied(self._logits),
+            "price": self.price,
+            "budgets": self.budgets.copy(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`. What was played before the episodes under way is forgotten."""
+        self._generators = [np.random.default_rng(0) for _ in range(self.num_envs)]
+        for generator, position in zip(self._generators, state["generators"], strict=True):
+            generator.bit_generator.state = position
+        device = self.process.device
+        self._rows, self._route, self.price = state["rows"].copy(), state["route"].copy(), state["price"]
+        self.budgets = state["budgets"].copy()
+        self._labels = self.images.labels[torch.from_numpy(self._rows)].to(device)
+        self._playing = state["images"].to(device), self._labels
+        self._state = State(**{name: _copied(value, device) for name, value in state["state"].items()})
+        self._logits = _copied(state["logits"], device)
+        self._stem_features = self.last_played = None
+
     def render(self) -> tuple[Any, ...] | None:
         """One frame for each image: uint8 [H, W, 3], or a line of text."""
         if self.render_mode is None:
@@ -426,6 +460,11 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 def _numpy(tensor: Tensor) -> Array:
     """A copy that shares no memory with the tensor."""
     return tensor.detach().cpu().numpy().copy()
+
+
+def _copied(value: Any, device: torch.device | None = None) -> Any:
+    """A tensor's copy, on `device` if one is given; anything else as it is."""
+    return value.to(device, copy=True) if isinstance(value, Tensor) else value
 
 
 class DFSEnv(gym.Env[Array, int]):

@@ -3,6 +3,7 @@
     python -m scripts.train dfs --budget 0.04
     python -m scripts.train ppo --budget 0.04 --dataset cifar10 --depth 20
 
+A run that was killed goes on where it was when it is started again; --no-resume starts it anew.
 `python -m scripts.train METHOD --help` explains every option of a method. METHOD-PRESET starts from a preset.
 """
 
@@ -23,12 +24,12 @@ from agents.runs import RunConfig, TaskConfig, run
 from scripts.cli import clear_errors
 
 
-def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threads: int) -> None:
+def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threads: int, resume: bool) -> None:
     """Run, with a progress bar over the images that the learner is shown."""
     torch.set_num_threads(threads)
     request = RunConfig(name, config, task)
     with tqdm(total=config.num_images, unit="image", desc=name) as bar:
-        result = run(request, output, progress=bar.update)
+        result = run(request, output, progress=bar.update, resume=resume)
     shown = {key: value for key, value in result.items() if key not in ("config", "histogram")}
     print(json.dumps(shown, indent=1))
     print(f"run folder: {output / request.name}")
@@ -43,6 +44,7 @@ def command(name: str) -> Callable[..., None]:
         task: TaskConfig = what,
         output: Path = Path("runs"),
         threads: int = 1,
+        resume: bool = True,
     ) -> None:
         """Train.
 
@@ -51,10 +53,12 @@ def command(name: str) -> Callable[..., None]:
             task: What to learn on.
             output: Folder of runs; this run gets its own folder in it.
             threads: Processor threads. Gates are small: more than one is rarely faster.
+            resume: Go on where the same run was killed, or start it anew.
         """
-        train(name, config, task, output, threads)
+        train(name, config, task, output, threads, resume)
 
-    train_method.__annotations__ |= {"config": module.Config, "task": TaskConfig, "output": Path, "threads": int}
+    types = {"config": module.Config, "task": TaskConfig, "output": Path, "threads": int, "resume": bool}
+    train_method.__annotations__ |= types
     summary = inspect.getdoc(module) or name
     train_method.__doc__ = (train_method.__doc__ or "").replace("Train.", summary.split("\n\n")[0], 1)
     return train_method

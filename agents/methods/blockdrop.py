@@ -132,11 +132,16 @@ class SelfCritical:
         # By default, the budget itself costs 1 at first.
         first = config.budget**-config.power if config.price is None else config.price
         self.dual = DualAscent(config.budget, config.price_rate, anneal=0.0, price=first)
+        learner.recorder.keep(dual=self.dual)
 
     def _rewards(self, rollout: Rollout, labels: Tensor) -> Tensor:
         correct = (rollout.logits.detach().argmax(1) == labels).to(rollout.logits.dtype)
         searched = self.config.price is None
         return rewards(correct, rollout.cost, self.dual.price, self.gamma, self.config.power, searched)
+
+    def _logged_rewards(self, rollout: Rollout, accuracy: float, labels: Tensor) -> dict[str, float]:
+        answers = accuracy - self.gamma * (1 - accuracy)
+        return {"reward_answer": answers, "reward_cost": float(self._rewards(rollout, labels).mean()) - answers}
 
     def loss(self, images: Tensor, labels: Tensor, joint: bool) -> tuple[Tensor, dict[str, float]]:
         """Images [B, 3, H, W] and labels [B] -> loss, and scalars to log. `joint` adds cross-entropy and drops the
@@ -151,14 +156,14 @@ class SelfCritical:
         entropy = rollout.entropies.sum(1).mean()
         reinforce = -(advantages * rollout.log_probabilities.sum(1)).mean()
         cross_entropy = F.cross_entropy(rollout.logits, labels)
-        if config.price is None and not closed:
-            self.dual.update(float(greedy.cost.mean()), 1.0)
         scalars = {
-            "cost": float(greedy.cost.mean()),
+            **greedy.scalars(labels),
             "price": self.dual.price,
-            "cross_entropy": float(cross_entropy.detach()),
-            "entropy": float(entropy.detach()),
+            "entropy": float(rollout.entropies.detach().mean()),
         }
+        scalars |= self._logged_rewards(greedy, scalars["accuracy"], labels)
+        if config.price is None and not closed:
+            self.dual.update(scalars["cost"], 1.0)
         return reinforce + (cross_entropy if joint else -config.ent_coef * entropy), scalars
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.budget_losses import make_budget_loss
+from agents.budget_losses import make_budget_loss, price_of_cost
 from agents.learning import GateConfig, GateLearner
 from agents.policies import Policy
 from agents.recorder import Recorder
@@ -73,9 +73,10 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     def loss_at(target: float, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         rollout = straight_through_rollout(learner.process, learner.gate, images, config.budget, config.ignore)
         cross_entropy = F.cross_entropy(rollout.logits, labels)
-        loss = cross_entropy + budget_loss(rollout, target, float(cross_entropy.detach()))
-        accuracy = (rollout.logits.argmax(1) == labels).float().mean()
-        return loss, {"accuracy": float(accuracy), "cost": float(rollout.cost.detach().mean())}
+        penalty = budget_loss(rollout, target, float(cross_entropy.detach()))
+        scalars = {**rollout.scalars(labels), "price": price_of_cost(penalty, rollout)}
+        rewards = {"reward_answer": -float(cross_entropy.detach()), "reward_budget": -float(penalty.detach())}
+        return cross_entropy + penalty, scalars | rewards
 
     learner.train(lambda x, y: loss_at(1.0, x, y), until=int(config.warmup * config.num_images))
     learner.train(lambda x, y: loss_at(config.budget, x, y), until=config.num_images, cotrain=config.cotrain)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.budget_losses import make_budget_loss
+from agents.budget_losses import make_budget_loss, price_of_cost
 from agents.learning import GateConfig, GateLearner
 from agents.policies import Policy
 from agents.recorder import Recorder
@@ -61,9 +61,10 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         temperature = config.temperature * (config.last_temperature / config.temperature) ** progress
         rollout = gumbel_rollout(learner.process, learner.gate, images, config.budget, temperature, config.ignore)
         cross_entropy = F.cross_entropy(rollout.logits, labels)
-        loss = cross_entropy + budget_loss(rollout, config.budget, float(cross_entropy.detach()))
-        scalars = {"cost": float(rollout.cost.detach().mean()), "cross_entropy": float(cross_entropy.detach())}
-        return loss, {**scalars, "temperature": temperature}
+        penalty = budget_loss(rollout, config.budget, float(cross_entropy.detach()))
+        scalars = {**rollout.scalars(labels), "price": price_of_cost(penalty, rollout), "temperature": temperature}
+        rewards = {"reward_answer": -float(cross_entropy.detach()), "reward_budget": -float(penalty.detach())}
+        return cross_entropy + penalty, scalars | rewards
 
     learner.train(loss_of, until=config.num_images, cotrain=config.cotrain)
     recorder.restore_best()

@@ -15,7 +15,6 @@ bias of the gate's last layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.gates import score_layers
-from agents.learning import GateConfig, GateLearner, image_stream
+from agents.learning import Batch, GateConfig, GateLearner, Stream, image_stream
 from agents.methods import skipnet
 from agents.oracle import Search, find_routes, within_budget
 from agents.policies import Policy
@@ -90,14 +89,13 @@ class Examples:
     routes: Tensor
     """[N, L] int64, the targets."""
 
-    def stream(self, batch_size: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
-        """Endless batches of images, labels and routes, reshuffled after each pass; short ones are left out."""
-        generator = torch.Generator().manual_seed(seed)
-        size = min(batch_size, len(self.labels))
-        while True:
-            for rows in torch.randperm(len(self.labels), generator=generator).split(size):
-                if len(rows) == size:
-                    yield tuple(tensor[rows.to(tensor.device)] for tensor in (self.images, self.labels, self.routes))
+    def stream(self, batch_size: int, seed: int) -> Stream:
+        """Endless batches of images, labels and routes."""
+
+        def batch_of(rows: Tensor, generator: torch.Generator) -> Batch:
+            return tuple(tensor[rows.to(tensor.device)] for tensor in (self.images, self.labels, self.routes))
+
+        return Stream(len(self.labels), batch_size, seed, batch_of)
 
 
 def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
@@ -144,17 +142,21 @@ def imitation_loss(
     """Along the routes [B, L]: the mean cross-entropy of the gate's scores against their actions, and that of the
     network's answers against the labels [B]; scalars to log."""
     state, hidden = process.initial(images, budget), None
-    losses, agreements = [], []
+    losses, agreements, entropies = [], [], []
     for layer in range(process.num_layers):
         target = routes[:, layer]
         scores, hidden = gate(process.observe(state).detach(), hidden)
         losses.append(F.cross_entropy(scores, target))
         agreements.append((scores.argmax(1) == target).float().mean())
+        log_p = scores.detach().log_softmax(1)
+        entropies.append(-(log_p.exp() * log_p).sum(1).mean())
         state = process.transition(state, target)
     logits = process.logits(state)
     scalars = {
         "agreement": float(torch.stack(agreements).mean()),
         "accuracy": float((logits.argmax(1) == labels).float().mean()),
+        "cost": float(state.cost.mean()),
+        "entropy": float(torch.stack(entropies).mean()),
     }
     return torch.stack(losses).mean(), F.cross_entropy(logits, labels), scalars
 
@@ -206,7 +208,10 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
 
     def imitate(images: Tensor, labels: Tensor, routes: Tensor) -> tuple[Tensor, dict[str, float]]:
         loss, task_loss, scalars = imitation_loss(process, learner.gate, images, labels, routes, config.budget)
-        return loss + task_loss if config.cotrain else loss, scalars
+        rewards = {"reward_imitation": -float(loss.detach())}
+        if config.cotrain:
+            rewards["reward_answer"] = -float(task_loss.detach())
+        return loss + task_loss if config.cotrain else loss, {**scalars, "price": 0.0, **rewards}
 
     def correct() -> None:
         images = shown.images if recorder.seen >= start else shown.images[:CHECKED_IMAGES]

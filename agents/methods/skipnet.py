@@ -124,6 +124,7 @@ class HybridReinforce:
         self.learner, self.config, self.begin = learner, config, begin
         price = 1.0 if config.alpha is None else config.alpha
         self.dual = DualAscent(config.budget, config.price_rate, config.price_anneal, price)
+        learner.recorder.keep(dual=self.dual)
         self.entropy_factor = make_schedule(config.ent_schedule)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -135,15 +136,13 @@ class HybridReinforce:
         advantages = returns - returns.mean(0) if config.baseline else returns
         credit = outcomes - outcomes.mean() if config.baseline else outcomes
         reinforce = -((advantages * rollout.log_probabilities).sum(1) + credit * answer_log_p).mean()
-        cost, entropy = float(rollout.cost.mean()), rollout.entropies.mean()
+        scalars, entropy = {**rollout.scalars(labels), "price": self.dual.price}, rollout.entropies.mean()
+        rewards = {"reward_answer": float(outcomes.mean()), "reward_cost": -self.dual.price * scalars["cost"]}
         progress = (learner.recorder.seen - self.begin) / (config.num_images - self.begin)
         if config.alpha is None:
-            self.dual.update(cost, progress)
-        scalars = {"cost": cost, "price": self.dual.price, "entropy": float(entropy.detach())}
-        scalars["cross_entropy"] = float(F.cross_entropy(rollout.logits.detach(), labels))
-        return answer + config.rl_weight * reinforce - config.ent_coef * self.entropy_factor(
-            progress
-        ) * entropy, scalars
+            self.dual.update(scalars["cost"], progress)
+        bonus = config.ent_coef * self.entropy_factor(progress) * entropy
+        return answer + config.rl_weight * reinforce - bonus, scalars | rewards
 
     def _answer(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of the answers, their rewards [B], and the log-probabilities [B] of answers that were drawn."""
@@ -163,7 +162,9 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
 
     def pretraining_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         rollout = straight_through_rollout(learner.process, learner.gate, images, config.budget)
-        return F.cross_entropy(rollout.logits, labels), {"cost": float(rollout.cost.detach().mean())}
+        scalars = rollout.scalars(labels)
+        scalars |= {"price": 0.0, "reward_answer": -scalars["cross_entropy"]}
+        return F.cross_entropy(rollout.logits, labels), scalars
 
     learner.train(pretraining_loss, until=begin, cotrain=config.cotrain)
     hybrid = HybridReinforce(learner, config, begin)

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from agents.checkpoints import Variables
 from agents.learning import image_stream
 from agents.methods import MethodConfig
 from agents.policies import AssignmentPolicy, Policy
@@ -81,25 +82,35 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     agent = nn.ParameterList([preferences])
     recorder.watch(agent)
     optimizer = torch.optim.Adam(agent.parameters(), lr=config.lr)
-    stream, baseline = image_stream(task, config.batch_size, config.seed), None
-    while not recorder.finished:
+    stream, running = image_stream(task, config.batch_size, config.seed), Variables(mean=None)
+    recorder.keep(agent=agent, optimizer=optimizer, stream=stream, running=running)
+    while recorder.goes_on():
         images, labels = next(stream)
         distribution = torch.distributions.Categorical(logits=preferences)
         drawn = distribution.sample((config.assignments,))
         tried = [fit(assignment, costs, config.budget) for assignment in drawn.tolist()]
         with torch.no_grad():
             full = accuracy(process, [process.num_actions - 1] * process.num_layers, images, labels)
-            gains = [accuracy(process, assignment, images, labels) - full for assignment in tried]
-        rewards = config.reward_scale * torch.tensor(gains, device=process.device)
+            reached = [accuracy(process, assignment, images, labels) for assignment in tried]
+        rewards = config.reward_scale * torch.tensor([share - full for share in reached], device=process.device)
         mean = float(rewards.mean())
-        baseline = mean if baseline is None else baseline + config.baseline_rate * (mean - baseline)
+        before = mean if running.mean is None else running.mean
+        running.mean = before + config.baseline_rate * (mean - before)
         left = 1 - recorder.seen / config.num_images
-        reinforce = -((rewards - baseline)[:, None] * distribution.log_prob(drawn)).mean(0).sum()
+        reinforce = -((rewards - running.mean)[:, None] * distribution.log_prob(drawn)).mean(0).sum()
         loss = reinforce - config.ent_coef * left * distribution.entropy().sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        recorder.step(len(images) * (config.assignments + 1), reward=mean, loss=float(loss.detach()))
+        recorder.step(
+            len(images) * (config.assignments + 1),
+            accuracy=sum(reached) / len(reached),
+            cost=float(costs.route_cost(torch.tensor(tried, device=process.device))[0].mean()),
+            entropy=float(distribution.entropy().detach().mean()),
+            price=0.0,
+            loss=float(loss.detach()),
+            reward_gain=mean,
+        )
         if recorder.check_due():
             recorder.consider(_policy(preferences, costs, config.budget))
     recorder.restore_best()

@@ -1,0 +1,99 @@
+"""Checkpoints of a run: whatever changes while it trains, so that it goes on, bit for bit, as if never killed."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from backbone.checkpoint import replacing
+
+CHECKPOINT = "checkpoint.pt"
+
+
+class Stateful(Protocol):
+    """What can be put back where it was: modules, optimizers, and whatever else speaks as they do."""
+
+    def state_dict(self) -> Any:
+        """Everything that changes while it is used."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Go back to where `state_dict` was asked for."""
+
+
+class Variables(SimpleNamespace):
+    """Plain values that a loop changes, such as a running mean."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of them."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Change them back."""
+        vars(self).update(state)
+
+
+class Randomness:
+    """The global generators of Python, numpy and torch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where each of them is."""
+        return {
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put each of them back."""
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def write_checkpoint(file: Path, kept: Mapping[str, Stateful]) -> None:
+    """The states of all that is kept, by name, written atomically."""
+    with replacing(file) as temporary:
+        torch.save({name: one.state_dict() for name, one in kept.items()}, temporary, pickle_protocol=5)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """The states in a file that `write_checkpoint` wrote: pickled, so trusted as this program is.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    with _explained(file):
+        states: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+        return states
+
+
+def put_back(file: Path, states: Mapping[str, Any], kept: Mapping[str, Stateful]) -> None:
+    """Put all that is kept back to the states that were read from `file`.
+
+    Raises:
+        ValueError: they are the states of something else.
+    """
+    with _explained(file):
+        if set(states) != set(kept):
+            raise ValueError(f"it holds {', '.join(sorted(states))}, wanted are {', '.join(sorted(kept))}")
+        for name, one in kept.items():
+            one.load_state_dict(states[name])
+
+
+@contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{file} cannot be resumed ({error}); delete it, or start anew with --no-resume") from error
