@@ -97,10 +97,10 @@ class BudgetFeatures(BaseFeaturesExtractor):
 
     def __init__(self, observation_space: spaces.Box, low: float, high: float) -> None:
         super().__init__(observation_space, int(np.prod(observation_space.shape)))
-        self.middle, self.half = math.log(low * high) / 2, math.log(high / low) / 2
+        self.centre, self.reach = math.log(low * high) / 2, math.log(high / low) / 2
 
     def forward(self, observations: Tensor) -> Tensor:
         """[B, D]."""
         spent, budget = observations[:, -2:-1], observations[:, -1:].clamp_min(1e-6)
-        place = (budget.log() - self.middle) / self.half
+        place = (budget.log() - self.centre) / self.reach
         return torch.cat((observations[:, :-2], (spent / budget).clamp_max(3.0), place), 1)

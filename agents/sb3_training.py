@@ -355,7 +355,7 @@ class _Rollouts(BaseCallback):
     def _follow_schedules(self, progress: float) -> None:
         self._set_price(progress)
         if hasattr(self.config, "ent_coef"):
-            self.model.ent_coef = self.config.ent_coef * self.entropy_factor(progress)
+            cast(Any, self.model).ent_coef = self.config.ent_coef * self.entropy_factor(progress)
         if self.price is None:  # else the search for the price has it as its target
             self.env.budget = self.config.drawn_budget(self.budget_factor(progress))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 
-def check_budget(budget: Any) -> float:
+def check_budget(budget: float) -> float:
     """The budget, if it is a fraction of full execution in (0, 1].
 
     Raises:

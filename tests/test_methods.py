@@ -72,6 +72,8 @@ def test_cotraining_changes_the_weights_but_not_the_statistics_of_the_norms(name
 def test_every_preset_trains(label, task):
     known = {f.name for f in dataclasses.fields(method(label).Config)}
     small = {name: value for name, value in SMALL.items() if name in known}
+    if getattr(default_config(label), "budget_range", None):
+        small["budget_range"] = (0.1, 0.6)
     budgets = (0.3, 0.9, 1.0)  # the last for networks that always compute a lot
     config = dataclasses.replace(default_config(label), **small, budget=budgets[method(label).Config.is_network])
     policy = method(label).train(config, task, Recorder(task, config.budget, config.num_images, checks=1))
