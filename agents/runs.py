@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -82,6 +83,13 @@ class RunConfig:
     """The method's own configuration."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What is learned on."""
+    label: str = ""
+    """What tables and figures call it; by default the method. It decides nothing."""
+
+    @property
+    def display(self) -> str:
+        """The label, or the method."""
+        return self.label or self.method
 
     def resolved(self) -> dict[str, Any]:
         """The configuration as plain data: what decides the result, and so neither where files lie nor the device nor
@@ -93,11 +101,16 @@ class RunConfig:
         return {"version": VERSION, "method": self.method, "config": options, "task": task}
 
     @cached_property
-    def name(self) -> str:
-        """A folder name that tells the run apart from every other configuration."""
+    def digest(self) -> str:
+        """What tells the run apart from every other configuration."""
         text = json.dumps(self.resolved(), sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return f"{self.method}-budget{self.config.budget:g}-seed{self.config.seed}-{digest}"
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @property
+    def name(self) -> str:
+        """The run's folder name: readable, and its digest."""
+        readable = re.sub(r"[^\w.-]+", "_", self.display, flags=re.ASCII)[:60]
+        return f"{readable}-budget{self.config.budget:g}-seed{self.config.seed}-{self.digest}"
 
 
 def run(
@@ -210,7 +223,7 @@ def _result(
     several = [(b, evaluate(policy, task, "test", b).line()) for b in getattr(config.config, "eval_budgets", ())]
     return {
         "run": config.name,
-        "method": config.method,
+        "method": config.display,
         "family": config.config.family,
         "role": config.config.role,
         "dataset": config.task.dataset,

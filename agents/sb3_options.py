@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from backbone.names import resolve
+from backbone.names import check_names, resolve
 
 RESERVED = {"self", "policy", "env", "device", "_init_setup_model"} | {
     f"{kind}_buffer_{part}" for kind in ("replay", "rollout") for part in ("class", "kwargs")
@@ -63,18 +62,6 @@ def parse_settings(settings: Iterable[str], algorithm: type[BaseAlgorithm], take
 def names_of(callable_: Callable[..., Any]) -> list[str]:
     """The parameters that may be set."""
     return [name for name in inspect.signature(callable_).parameters if name not in RESERVED]
-
-
-def check_names(names: Iterable[str], allowed: list[str], owner: str) -> None:
-    """Make sure that `names` are among those allowed.
-
-    Raises:
-        ValueError: one is not; it says which is nearest.
-    """
-    for name in names:
-        if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, 1, 0)
-            raise ValueError(f"{owner} has no option {name!r}; did you mean {near[0]!r}? It has {', '.join(allowed)}")
 
 
 def _value(text: str) -> Any:

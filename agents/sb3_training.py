@@ -27,7 +27,8 @@ from agents.off_policy import PricedReplayBuffer
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.sb3 import SB3Policy, SB3VecEnv
-from agents.sb3_options import as_settings, check_names, names_of, parse_settings
+from agents.sb3_options import as_settings, names_of, parse_settings
+from backbone.names import check_names
 from backbone.schedules import make_schedule
 from dfs_env.env import DFSVectorEnv
 from dfs_env.rewards import uses_price

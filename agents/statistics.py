@@ -124,13 +124,14 @@ def _check_configurations(lines: Sequence[Line]) -> None:
         resolved = line.get("config", {"task": {}, "config": {}})
         tasks.setdefault(line["method"], resolved["task"])
         for method, task in tasks.items():
-            _same(task, resolved["task"], f"runs of {method} and {line['method']}")
+            but = () if method == line["method"] else ("observation",)
+            _same(task, resolved["task"], f"runs of {method} and {line['method']}", but)
         own = {key: value for key, value in resolved["config"].items() if key not in ("budget", "seed")}
         _same(options.setdefault(line["method"], own), own, f"runs of {line['method']}")
 
 
-def _same(first: Mapping[str, Any], second: Mapping[str, Any], which: str) -> None:
-    for key in {*first, *second}:
+def _same(first: Mapping[str, Any], second: Mapping[str, Any], which: str, but: Sequence[str] = ()) -> None:
+    for key in {*first, *second}.difference(but):
         if first.get(key) != second.get(key):
             raise ValueError(
                 f"{which} differ in {key} ({first.get(key)}, {second.get(key)}): compare them in folders of their own"

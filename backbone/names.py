@@ -1,9 +1,10 @@
-"""Choosing a function by name: one of ours, or the user's own as 'module:function'."""
+"""Choosing by name: a function of ours, or the user's own as 'module:function'; and what to say about wrong names."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -32,3 +33,21 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
     if not callable(function):
         raise ValueError(f"{kind} {name!r}: module {module_name!r} has no function {function_name!r}")
     return function
+
+
+def check_names(names: Iterable[str], allowed: Iterable[str], owner: str) -> None:
+    """Make sure that `names` are among those allowed.
+
+    Raises:
+        ValueError: one is not; it says which is nearest.
+    """
+    choices = list(allowed)
+    for name in names:
+        if name not in choices:
+            raise ValueError(f"{owner} has no option {name!r}{nearest(name, choices)} It has {', '.join(choices)}")
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """How an error about a wrong name goes on: with the right one that it looks like."""
+    near = difflib.get_close_matches(name, list(allowed), 1, 0)
+    return f"; did you mean {near[0]!r}?" if near else "."

@@ -1,18 +1,22 @@
-"""Compare methods at matched cost: methods x budgets x seeds -> result lines, one table, one figure.
+"""Compare arms (methods with options) at matched cost: arms x budgets x seeds -> result lines, tables, a figure.
 
-    python -m scripts.compare --output runs/demo
+    python -m scripts.compare ablation.toml
     python -m scripts.compare --methods dfs ppo static random --budgets 0.05 0.1 --dataset cifar10 --depth 20
 
-Runs that are there already are not run again, so a killed comparison goes on where it was.
+The experiment is described by a file (see agents/experiment.py) or by flags; either way the results' folder gets an
+experiment.toml. Runs that are there already are not run again, so a killed comparison goes on where it was, and a file
+may be changed and run again.
 """
 
 from __future__ import annotations
 
 import ast
 import sys
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -20,30 +24,36 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from agents.methods import default_config, method, method_names
-from agents.runs import RunConfig, TaskConfig
+from agents.engines import Engine, Processes, work
+from agents.experiment import Arm, Experiment, as_toml, plan, read_experiment
+from agents.methods import method_names
+from agents.ray_engine import Ray
+from agents.runs import RESULTS, RunConfig, TaskConfig
 from agents.statistics import summarise
-from agents.sweep import sweep, work
+from agents.sweep import finished, sweep
 from backbone.checkpoint import write_atomically
+from backbone.names import nearest
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
 from scripts.plot import plot
 
 MANY = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""
+EXPERIMENT = "experiment.toml"
+"""In a folder of results: what was compared."""
 
 
 @dataclass(frozen=True)
-class Compare:
-    """What to compare."""
+class Flags:
+    """An experiment without a file: see `agents.experiment.Experiment`."""
 
     methods: tuple[str, ...] = tuple(method_names())
     """Names of methods, or METHOD-PRESET."""
-    budgets: tuple[float, ...] = (0.02, 0.03, 0.05)
+    budgets: tuple[float, ...] = Experiment.budgets
     """Budgets, as fractions of full execution."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = Experiment.seeds
     """Seeds."""
-    baseline_budgets: tuple[float, ...] = (1e-6, 0.0105, 0.0209, 0.0313, 0.0417, 0.0521, 0.0625, 0.25, 1.0)
+    baseline_budgets: tuple[float, ...] = Experiment.baseline_budgets
     """Further budgets for the baselines, which every other run is compared with at its own cost, and for the bounds.
     The first stands for skipping everything."""
     num_images: int | None = None
@@ -52,23 +62,82 @@ class Compare:
     """Options of single methods, as METHOD.OPTION=VALUE or METHOD-PRESET.OPTION=VALUE, such as ppo.ent_coef=0.02."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What to learn on."""
-    output: Path = Path("runs/compare")
-    """Folder of the runs, the result lines, the table and the figure."""
-    workers: int = 2
-    """Runs at a time, each on one processor thread."""
 
-    def __post_init__(self) -> None:
-        if not (self.methods and self.budgets and self.seeds):
-            raise ValueError("a comparison needs at least one method, one budget and one seed")
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}")
+    def experiment(self) -> Experiment:
+        """What they describe.
+
+        Raises:
+            ValueError: a method, option or value that there is not, or that is there twice.
+        """
+        settings = overrides(self.set)
+        for name in settings:
+            if name not in self.methods:
+                raise ValueError(f"--set {name}...: {name!r} is not compared{nearest(name, self.methods)}")
+        return Experiment(
+            tuple(Arm(name, options=settings.get(name, {})) for name in self.methods),
+            budgets=self.budgets,
+            seeds=self.seeds,
+            baseline_budgets=self.baseline_budgets,
+            num_images=self.num_images,
+            task=self.task,
+        )
+
+
+@dataclass(frozen=True)
+class Compare:
+    """What to compare, and where."""
+
+    file: Annotated[Path | None, tyro.conf.Positional] = None
+    """Experiment file (TOML); then of the flags that describe an experiment only --data and --device may be given."""
+    flags: Flags = field(default_factory=Flags)
+    """What to compare without a file."""
+    output: Path | None = None
+    """Folder of the runs, the result lines, the table and the figure; by default runs/NAME for NAME.toml, else
+    runs/compare."""
+    engine: Literal["processes", "ray"] = "processes"
+    """Where runs are done: worker processes on this machine, or Ray."""
+    workers: int = 2
+    """Runs at a time on this machine, each on one processor thread."""
+    address: str | None = None
+    """Ray cluster, HOST:PORT; its machines must see this folder under the same path. By default Ray is started here."""
+
+    def experiment(self) -> Experiment:
+        """What the file or the flags describe.
+
+        Raises:
+            FileNotFoundError, ValueError: see `read_experiment`; or flags beside a file.
+        """
+        if self.file is None:
+            return self.flags.experiment()
+        here: dict[str, Any] = {"data": self.flags.task.data, "device": self.flags.task.device}
+        if replace(self.flags, task=replace(self.flags.task, data=None, device="cpu")) != Flags():
+            raise ValueError(f"give what is compared in {self.file} or by flags, not both")
+        experiment = read_experiment(self.file)
+        given = {name: value for name, value in here.items() if value != getattr(TaskConfig(), name)}
+        return replace(experiment, task=replace(experiment.task, **given))
+
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.output or Path("runs") / (self.file.stem if self.file else "compare")
+
+    def runner(self) -> Engine:
+        """Where runs are done.
+
+        Raises:
+            ValueError: an engine that there is not here, or cannot be as asked for.
+        """
+        if self.engine == "ray":
+            return Ray(self.workers, self.address)
+        if self.address is not None:
+            raise ValueError(f"--address {self.address} is for --engine ray")
+        return Processes(self.workers)
 
 
 def overrides(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """METHOD.OPTION=VALUE strings as {method: {option: value}}.
 
     Raises:
-        ValueError: a setting that does not have that form, or names what does not exist.
+        ValueError: a setting that does not have that form.
     """
     found: dict[str, dict[str, Any]] = {}
     for setting in settings:
@@ -76,9 +145,6 @@ def overrides(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         name, dot, option = target.partition(".")
         if not (equals and dot):
             raise ValueError(f"setting {setting!r} is not of the form METHOD.OPTION=VALUE")
-        options = [entry.name for entry in fields(method(name).Config)]
-        if option not in options:
-            raise ValueError(f"method {name!r} has no option {option!r}; it has {', '.join(options)}")
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
@@ -87,20 +153,44 @@ def overrides(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def plan(args: Compare) -> list[RunConfig]:
-    """Every run of the comparison; baselines and bounds also at their further budgets."""
-    settings = overrides(args.set)
-    runs = []
-    for name in args.methods:
-        base = replace(default_config(name), **settings.get(name, {}))
-        if args.num_images is not None and "num_images" not in settings.get(name, {}):
-            base = replace(base, num_images=args.num_images)
-        budgets = sorted({*args.budgets, *(args.baseline_budgets if base.is_baseline or base.is_bound else ())})
-        if not base.holds_budget:
-            budgets = budgets[:1]  # the others would repeat it
-        seeds = args.seeds if base.seeded else args.seeds[:1]
-        runs += [RunConfig(name, replace(base, budget=b, seed=s), args.task) for b in budgets for s in seeds]
-    return runs
+class Progress:
+    """A bar of the images that are still to be shown, with the time left, and how many runs are in which state.
+
+    Args:
+        runs: all runs.
+        known: the names of those that are finished already.
+    """
+
+    def __init__(self, runs: list[RunConfig], known: Mapping[str, Any]) -> None:
+        self._total, self._counts = len(runs), {"started": 0, "done": len(known), "failed": 0}
+        self._found = len(known)
+        self._bar = tqdm(
+            total=sum(work(run) for run in runs if run.name not in known),
+            unit="image",
+            unit_scale=True,
+            smoothing=0,  # the time left is told by the whole sweep's speed: runs differ
+            mininterval=2 if sys.stderr.isatty() else 30,
+        )
+        self("started", 0)
+
+    def __call__(self, kind: str, count: int) -> None:
+        """What a sweep reports."""
+        if kind == "image":
+            self._bar.update(count)
+            return
+        self._counts[kind] += count
+        self._bar.set_description_str(str(self))
+
+    def __str__(self) -> str:
+        done, failed = self._counts["done"], self._counts["failed"]
+        running = max(self._counts["started"] - (done - self._found) - failed, 0)
+        return f"{done} of {self._total} runs done, {running} running, {failed} failed"
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.close()
 
 
 def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> Table:
@@ -160,28 +250,22 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
 
 def main(args: Compare) -> int:
     """Run what is missing, print the tables, write result lines, tables and figure. Returns the exit status."""
-    runs = plan(args)
-    make_task(**vars(args.task))  # before any worker starts, so that what is wrong with it is said once
-    images = sum(work(run) for run in runs)
-    counts = {"run": 0, "failed": 0}
-    with tqdm(total=images, unit="image", unit_scale=True, mininterval=2, desc=f"{len(runs)} runs") as bar:
-
-        def progress(kind: str, count: int) -> None:
-            if kind == "image":
-                bar.update(count)
-            else:
-                counts[kind] += count
-                bar.set_postfix_str(f"{counts['run']} runs done, {counts['failed']} failed")
-
-        outcome = sweep(runs, args.output, args.workers, progress)
+    experiment, folder, engine = args.experiment(), args.folder(), args.runner()
+    runs = plan(experiment)
+    known = finished(runs, folder)
+    for task in dict.fromkeys(run.task for run in runs):
+        make_task(**vars(task))  # before any worker starts, so that what is wrong with it is said once
+    write_atomically(folder / EXPERIMENT, args.file.read_bytes() if args.file else as_toml(experiment))
+    with Progress(runs, known) as progress:
+        outcome = sweep(runs, folder, engine, progress)
     console = Console(record=True, width=150)
     if len(outcome.results) <= MANY:
-        console.print(table_of_runs(outcome.results, args.budgets))
-    console.print(table_of_methods(outcome.results, args.budgets))
-    write_atomically(args.output / "table.txt", console.export_text())
+        console.print(table_of_runs(outcome.results, experiment.all_budgets))
+    console.print(table_of_methods(outcome.results, experiment.all_budgets))
+    write_atomically(folder / "table.txt", console.export_text())
     if outcome.results:
-        plot(outcome.results, args.output / "figure.png")
-        print(f"figure {args.output / 'figure.png'}\nresult lines {args.output / 'results.jsonl'}")
+        plot(outcome.results, folder / "figure.png")
+        print(f"figure {folder / 'figure.png'}\nresult lines {folder / RESULTS}")
     for file in outcome.failed:
         print(f"a run failed: {file.read_text().splitlines()[-1]}; see {file}", file=sys.stderr)
     return 1 if outcome.failed else 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from agents.engines import Processes
 from agents.evaluation import evaluate
 from agents.methods import default_config, labels, method, method_names
 from agents.methods.static import Search, descend, exchange
@@ -152,7 +153,7 @@ def test_a_run_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_
     task = TaskConfig(checkpoint="random", depth=8)
     good = RunConfig("constant", method("constant").Config(budget=0.3), task)
     bad = RunConfig("constant", method("constant").Config(budget=0.3, bits=7), task)
-    outcome = sweep([bad, good], tmp_path, workers=1)
+    outcome = sweep([bad, good], tmp_path, Processes(1))
     assert [line["run"] for line in outcome.results] == [good.name]
     assert "bits 7 is not among the bitwidths" in outcome.failed[0].read_text()
 
@@ -179,7 +180,7 @@ def test_a_worker_that_dies_fails_only_its_own_run(tmp_path, monkeypatch):
     config = method("constant").Config(budget=0.3)
     good = RunConfig("constant", config, TaskConfig(checkpoint="random", depth=8))
     bad = RunConfig("constant", config, TaskConfig(dataset="deadly:load", checkpoint="random", depth=8))
-    outcome = sweep([bad, good], tmp_path / "runs", workers=1)
+    outcome = sweep([bad, good], tmp_path / "runs", Processes(1))
     assert [line["run"] for line in outcome.results] == [good.name]
     assert "died" in outcome.failed[0].read_text()
 
@@ -194,12 +195,12 @@ def test_workers_die_with_a_killed_sweep(tmp_path):
     )
     code = (
         "import sys, pathlib; from agents.methods import method; from agents.runs import RunConfig, TaskConfig\n"
-        "from agents.sweep import sweep\n"
+        "from agents.engines import Processes; from agents.sweep import sweep\n"
         "if __name__ == '__main__':\n"
         f"    sys.path.insert(0, r'{tmp_path}')\n"
         "    task = TaskConfig(dataset='slow:load', checkpoint='random', depth=8)\n"
         "    run = RunConfig('constant', method('constant').Config(), task)\n"
-        f"    sweep([run], pathlib.Path(r'{tmp_path}', 'runs'), workers=1)\n"
+        f"    sweep([run], pathlib.Path(r'{tmp_path}', 'runs'), Processes(1))\n"
     )
     (tmp_path / "main.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar
 
+from backbone.names import nearest
 from dfs_env.budgets import check_budget
 
 
@@ -94,9 +95,9 @@ def method(label: str) -> ModuleType:
     Raises:
         ValueError: there is no such method.
     """
-    name = label.partition("-")[0]
-    if name not in method_names():
-        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(method_names())}")
+    name, names = label.partition("-")[0], method_names()
+    if name not in names:
+        raise ValueError(f"unknown method {name!r}{nearest(name, names)} Choose one of {', '.join(names)}")
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -109,5 +110,5 @@ def default_config(label: str) -> MethodConfig:
     module, preset = method(label), label.partition("-")[2]
     presets: dict[str, MethodConfig] = {"": module.Config(), **getattr(module, "PRESETS", {})}
     if preset not in presets:
-        raise ValueError(f"unknown preset {label!r}: choose one of {', '.join(labels())}")
+        raise ValueError(f"unknown preset {label!r}{nearest(label, labels())} Choose one of {', '.join(labels())}")
     return presets[preset]

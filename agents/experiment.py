@@ -1,0 +1,277 @@
+"""Experiments: what is compared with what, over which budgets and seeds, in one small TOML file.
+
+    description = "PPO with the cost charged at each step, and at the end"
+    budgets = [0.02, 0.05]
+    seeds = 5                       # 0 to 4; or a list
+    num_images = 24_000
+
+    [task]
+    dataset = "digits"
+
+    [[arms]]
+    method = "ppo"
+
+    [[arms]]
+    method = "ppo"
+    label = "less entropy"          # what tables and figures call it
+    ent_coef = 0.001                # any option of the method
+    sb3 = { vf_coef = 0.7 }
+
+    [[arms]]
+    method = "static"
+
+An arm is one method, or METHOD-PRESET, with options of its own. It may also have `budgets` and `seeds` of its own, and
+`task = { observation = "statistics" }`. Every arm is run at every budget with every seed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from agents.methods import MethodConfig, default_config, labels
+from agents.options import fitting, with_options
+from agents.runs import RunConfig, TaskConfig
+from backbone.names import check_names
+from dfs_env.env import check_budget
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PLANNED = ("budget", "seed", "eval_budgets")
+"""Options of methods that an experiment's budgets and seeds set."""
+OWN_TASK = ("observation", "device")
+"""Entries of the task in which arms may differ: accuracies and costs remain comparable."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things that are compared.
+
+    Raises:
+        ValueError: an option that the method does not have or that has no such value; budgets or seeds that repeat.
+    """
+
+    method: str
+    """METHOD, or METHOD-PRESET."""
+    label: str = ""
+    """What tables and figures call it; by default the method."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of the method by name, such as {"ent_coef": 0.02}."""
+    budgets: tuple[float, ...] | None = None
+    """Budgets in place of the experiment's."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds in place of the experiment's."""
+    task: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the task that are its own, see `OWN_TASK`."""
+
+    @property
+    def name(self) -> str:
+        """The label, or the method."""
+        return self.label or self.method
+
+    def config(self) -> MethodConfig:
+        """The method's configuration, but for budget and seed."""
+        base, owner = default_config(self.method), f"arm {self.name!r} ({self.method})"
+        for name in {"budget", "seed"} & set(self.options):
+            raise ValueError(f"{owner}: give {name}s = [...] in place of {name}: an experiment runs over several")
+        return with_options(base, self.options, owner, _options_of(base))
+
+    def __post_init__(self) -> None:
+        _check_values(f"arm {self.name!r}", self.budgets, self.seeds)
+        check_names(self.task, OWN_TASK, f"task of arm {self.name!r}, which is compared with the others,")
+        self.config()
+        if self.label in labels() and self.label != self.method:
+            raise ValueError(f"label {self.label!r} is the name of another method: choose another for {self.method}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Arms x budgets x seeds on one task.
+
+    Raises:
+        ValueError: nothing to run, budgets or seeds that repeat, two arms of one name.
+    """
+
+    arms: tuple[Arm, ...]
+    """What is compared."""
+    description: str = ""
+    """What for."""
+    budgets: tuple[float, ...] = (0.02, 0.03, 0.05)
+    """Budgets, as fractions of full execution."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds."""
+    baseline_budgets: tuple[float, ...] = (1e-6, 0.0105, 0.0209, 0.0313, 0.0417, 0.0521, 0.0625, 0.25, 1.0)
+    """Further budgets for the baselines, which every other run is compared with at its own cost, and for the bounds.
+    The first stands for skipping everything."""
+    num_images: int | None = None
+    """Images shown to each learner, unless an arm says otherwise; by default what the methods say."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What is learned on."""
+
+    @property
+    def all_budgets(self) -> tuple[float, ...]:
+        """The budgets at which any arm is compared, in ascending order."""
+        return tuple(sorted({budget for arm in self.arms for budget in arm.budgets or self.budgets}))
+
+    def __post_init__(self) -> None:
+        if not (self.arms and self.budgets and self.seeds):
+            raise ValueError("an experiment needs at least one arm (method), one budget and one seed")
+        _check_values("the experiment", self.budgets, self.seeds)
+        _check_values("the baselines", self.baseline_budgets, None)
+        for name in _repeated([arm.name for arm in self.arms]):
+            raise ValueError(f"two arms are called {name!r}: give each a label of its own, or leave one out")
+
+
+def read_experiment(path: Path) -> Experiment:
+    """The experiment that a TOML file describes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML, an unknown key (with the nearest valid one), a value of a wrong type or out of range; the
+            file is named.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"experiment file {path} does not exist")
+    try:
+        return experiment_of(tomllib.loads(path.read_text()))
+    except ValueError as error:  # also what tomllib and the decoding of text raise
+        raise ValueError(f"{path}: {error}") from error
+
+
+def experiment_of(content: Mapping[str, Any]) -> Experiment:
+    """The experiment that the content of a file describes.
+
+    Raises:
+        ValueError: see `read_experiment`.
+    """
+    entries = dict(content)
+    arms, task = entries.pop("arms", []), entries.pop("task", {})
+    if not isinstance(task, Mapping):
+        raise ValueError(f"task must be a table, [task], got {task!r}")
+    if not isinstance(arms, list) or not all(isinstance(arm, Mapping) for arm in arms):
+        raise ValueError("arms must be an array of tables: begin each with [[arms]] and its method")
+    known = [entry.name for entry in fields(Experiment)]
+    check_names(entries, known, "an experiment")
+    whole = Experiment(tuple(_arm(arm) for arm in arms), task=with_options(TaskConfig(), task, "[task]"))
+    return with_options(whole, _with_seeds(entries), "an experiment", known)
+
+
+def _arm(entries: Mapping[str, Any]) -> Arm:
+    if "method" not in entries:
+        raise ValueError(
+            f'an arm needs a method, such as method = "ppo"; one has only {", ".join(entries) or "nothing"}'
+        )
+    own = [entry.name for entry in fields(Arm) if entry.name != "options"]
+    owner = f"arm {entries.get('label', entries['method'])!r}"
+    plain = Arm(fitting(entries["method"], str, f"{owner}: method"))
+    options = {name: value for name, value in entries.items() if name not in own}
+    check_names({*options} - {"budget", "seed"}, [*own, *_options_of(plain.config())], f"{owner} ({plain.method})")
+    named = _with_seeds({name: value for name, value in entries.items() if name in own})
+    return replace(with_options(plain, named, owner, own), options=options)
+
+
+def _options_of(config: MethodConfig) -> list[str]:
+    return [entry.name for entry in fields(config) if entry.name not in PLANNED]
+
+
+def _with_seeds(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with `seeds = 3` spelled out."""
+    seeds = entries.get("seeds")
+    return {**entries, "seeds": list(range(seeds))} if type(seeds) is int else dict(entries)
+
+
+def _check_values(who: str, budgets: Sequence[float] | None, seeds: Sequence[int] | None) -> None:
+    for what, values in (("budget", budgets), ("seed", seeds)):
+        if values is not None and not values:
+            raise ValueError(f"{who}: {what}s must not be empty")
+        for value in _repeated(values or ()):
+            raise ValueError(f"{who}: {what} {value:g} is there twice; leave one out")
+    for budget in budgets or ():
+        check_budget(budget)
+    for seed in seeds or ():
+        if seed < 0:
+            raise ValueError(f"{who}: seed {seed} is negative")
+
+
+def _repeated(values: Sequence[Any]) -> list[Any]:
+    return [value for position, value in enumerate(values) if value in values[:position]]
+
+
+def plan(experiment: Experiment) -> list[RunConfig]:
+    """Every run of the experiment; baselines and bounds also at their further budgets.
+
+    Raises:
+        ValueError: two arms that stand for the same runs; values that a method refuses.
+    """
+    runs = [run for arm in experiment.arms for run in _runs(arm, experiment)]
+    first: dict[str, RunConfig] = {}
+    for run in runs:
+        other = first.setdefault(run.digest, run)
+        if other is not run:
+            raise ValueError(
+                f"arms {other.display!r} and {run.display!r} have the same configuration: change an option of one of "
+                "them, or leave it out"
+            )
+    return runs
+
+
+def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
+    base = arm.config()
+    if experiment.num_images is not None and "num_images" not in arm.options:
+        base = replace(base, num_images=experiment.num_images)
+    task = with_options(experiment.task, arm.task, f"task of arm {arm.name!r}")
+    seeds = arm.seeds or experiment.seeds
+    return [
+        RunConfig(arm.method, replace(config, seed=seed), task, arm.label)
+        for config in _at_budgets(base, arm.budgets or experiment.budgets, experiment.baseline_budgets)
+        for seed in (seeds if base.seeded else seeds[:1])
+    ]
+
+
+def _at_budgets(base: MethodConfig, budgets: Sequence[float], further: Sequence[float]) -> list[MethodConfig]:
+    """The configuration at each budget at which it is to be trained."""
+    ordered = sorted({*budgets, *(further if base.is_baseline or base.is_bound else ())})
+    if getattr(base, "budget_range", None) and hasattr(base, "eval_budgets"):  # one policy for all budgets
+        at_all: dict[str, Any] = {"eval_budgets": tuple(ordered)}
+        return [replace(base, budget=ordered[len(ordered) // 2], **at_all)]
+    if not base.holds_budget:
+        ordered = ordered[:1]  # the others would repeat it
+    return [replace(base, budget=budget) for budget in ordered]
+
+
+def as_toml(experiment: Experiment) -> str:
+    """A file that `read_experiment` reads as this experiment."""
+    top = {entry.name: getattr(experiment, entry.name) for entry in fields(experiment)}
+    del top["arms"], top["task"]
+    top = {name: value for name, value in top.items() if value is not None}
+    task = {name: value for name, value in asdict(experiment.task).items() if value != getattr(TaskConfig(), name)}
+    parts = [_table(top), "[task]\n" + _table(task) if task else ""]
+    for arm in experiment.arms:
+        entries = {entry.name: getattr(arm, entry.name) for entry in fields(arm) if entry.name != "options"}
+        given = {name: value for name, value in entries.items() if value} | dict(arm.options)
+        parts.append("[[arms]]\n" + _table(given))
+    return "\n".join(part for part in parts if part)
+
+
+def _table(entries: Mapping[str, Any]) -> str:
+    return "".join(f"{_key(key)} = {_toml(value)}\n" for key, value in entries.items())
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(key)} = {_toml(entry)}" for key, entry in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
+    return json.dumps("none" if value is None else value)  # a scalar of JSON is one of TOML

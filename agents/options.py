@@ -1,0 +1,78 @@
+"""Fields of a configuration replaced by what a file or a command line says, with names and types checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from backbone.names import check_names
+
+T = TypeVar("T")
+
+
+def with_options(config: T, options: Mapping[str, Any], owner: str, allowed: Iterable[str] | None = None) -> T:
+    """The dataclass instance `config` with some fields replaced.
+
+    Args:
+        config: what to start from.
+        options: values by the names of fields; see `fitting`.
+        owner: whose options they are, for error messages.
+        allowed: names that may be given; by default all fields.
+
+    Raises:
+        ValueError: a name that is not allowed, with the nearest that is, or a value of another type than the field's.
+    """
+    instance: Any = config
+    check_names(options, [entry.name for entry in fields(instance)] if allowed is None else allowed, owner)
+    hints = get_type_hints(type(instance))
+    values = {name: fitting(value, hints[name], f"{owner}: {name}") for name, value in options.items()}
+    changed: T = replace(instance, **values)
+    return changed
+
+
+def fitting(value: Any, hint: Any, what: str) -> Any:
+    """`value` as the annotation `hint` wants it: whole numbers become floats, lists tuples, "none" None.
+
+    Where strings in a tuple are wanted, one string or a mapping passes too: classes with such fields take either.
+
+    Raises:
+        ValueError: it is of another type; the message begins with `what`.
+    """
+    try:
+        return _fitting(value, hint)
+    except TypeError:
+        wanted = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+        raise ValueError(f"{what} must be {wanted}, got {value!r}") from None
+
+
+def _fitting(value: Any, hint: Any) -> Any:
+    origin, inner = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, UnionType):
+        return _first_fitting(value, inner)
+    if origin is tuple and isinstance(value, list | tuple):
+        wanted = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
+        if len(wanted) != len(value):
+            raise TypeError
+        return tuple(_fitting(part, each) for part, each in zip(value, wanted, strict=True))
+    if origin is tuple and inner[0] is str and isinstance(value, str | Mapping):
+        return value
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is NoneType and value == "none":
+        return None
+    if hint is Any or (origin is Literal and value in inner):
+        return value
+    if isinstance(value, origin) and (origin is bool or not isinstance(value, bool)):
+        return value
+    raise TypeError
+
+
+def _first_fitting(value: Any, hints: Iterable[Any]) -> Any:
+    for hint in hints:
+        try:
+            return _fitting(value, hint)
+        except TypeError:
+            continue
+    raise TypeError

@@ -1,0 +1,141 @@
+"""The engine that does runs on Ray (ray.io): on this machine, or on a cluster whose machines share a file system.
+
+Ray is an optional extra: pip install "dfs-env[ray]".
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.engines import DIED, Report, attempt, drain, write_error
+from agents.runs import RESULT, RunConfig
+
+STORE = 100 * 2**20
+"""Bytes of shared memory for Ray's objects on this machine: runs pass files, not objects."""
+
+
+@dataclass(frozen=True)
+class Ray:
+    """Runs as tasks of Ray, one processor each. The folder of runs, the data and the code are where they are here, on
+    every machine.
+
+    Raises:
+        ValueError: no workers, or Ray is not installed.
+    """
+
+    workers: int = 2
+    """Runs at a time where Ray is started here; a cluster takes as many as it has processors."""
+    address: str | None = None
+    """The cluster, as HOST:PORT or ray://HOST:PORT, or "auto" for one that runs here; None starts Ray here."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers}")
+        try:
+            import ray  # noqa: F401
+        except ImportError:
+            raise ValueError("Ray is not installed: pip install 'dfs-env[ray]'") from None
+
+    def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Iterator[tuple[RunConfig, bool]]:
+        """See `agents.engines.Engine`.
+
+        Raises:
+            ConnectionError: no cluster answers at the address.
+        """
+        import ray
+        from ray.util.queue import Queue
+
+        with _connected(self):
+            messages = Queue(actor_options={"num_cpus": 0})
+            task = ray.remote(num_cpus=1, max_retries=0)(_attempt)
+            running = {task.remote(config, root.resolve(), os.getcwd(), messages): config for config in configs}
+            while running:
+                done, _ = ray.wait(list(running), timeout=0.5)
+                drain(messages, report)
+                for reference in done:
+                    config = running.pop(reference)
+                    yield config, _outcome(reference, config, root)
+            drain(messages, report)
+
+
+def _attempt(config: RunConfig, root: Path, folder: str, messages: Any) -> bool:
+    """In a worker: like a process that was started in `folder` on one thread."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    return attempt(config, root, lambda kind, count: messages.put((kind, count)))
+
+
+def _outcome(reference: Any, config: RunConfig, root: Path) -> bool:
+    import ray
+
+    try:
+        ok = bool(ray.get(reference))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        write_error(config, root, f"{error}\n{DIED}")
+        return False
+    if ok and not (root / config.name / RESULT).is_file():
+        raise FileNotFoundError(
+            f"{config.name} was done on a machine that does not share {root.resolve()} with this one: give an --output "
+            "that all machines of the cluster see under this path"
+        )
+    return ok
+
+
+@contextmanager
+def _connected(engine: Ray) -> Iterator[None]:
+    """Ray, quiet, with the code of this process; ended with the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a run's device is its own choice
+    import ray
+
+    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    how: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}}}
+    if engine.address is None:
+        how |= {"num_cpus": engine.workers, "include_dashboard": False, "object_store_memory": STORE}
+    else:
+        _check_address(engine.address)
+    try:
+        ray.init(engine.address, log_to_driver=False, logging_level=logging.ERROR, **how)
+    except ConnectionError as error:
+        raise ConnectionError(_nobody(engine.address)) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Make sure that somebody listens there: Ray itself waits for long, and may end the process.
+
+    Raises:
+        ConnectionError: nobody does.
+        ValueError: not an address.
+    """
+    if address == "auto":
+        return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and host and port.isdigit()):
+        raise ValueError(f'Ray address {address!r} is not of the form HOST:PORT, ray://HOST:PORT or "auto"')
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConnectionError(_nobody(address)) from error
+
+
+def _nobody(address: str | None) -> str:
+    return (
+        f"no Ray cluster answers at {address}: start one with `ray start --head`, or leave out --address to have Ray "
+        "started here"
+    )

@@ -1,0 +1,215 @@
+"""Experiment files: what they mean, what is wrong with them, and that files and flags plan the same."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from agents.experiment import Arm, Experiment, as_toml, experiment_of, plan, read_experiment
+from agents.methods import default_config, method_names
+from agents.runs import RESULT, RESULTS, VERSION, RunConfig, TaskConfig
+from agents.sweep import finished
+from scripts import compare
+from scripts.compare import Compare, Flags
+
+FILE = """
+description = "gates"
+budgets = [0.02, 0.5]
+seeds = 3
+num_images = 24_000
+baseline_budgets = [1.0]
+
+[task]
+checkpoint = "random"
+depth = 8
+bitwidths = [0, 8]
+
+[[arms]]
+method = "ppo"
+
+[[arms]]
+method = "ppo"
+label = "PPO, little entropy"
+ent_coef = 0
+sb3 = { vf_coef = 0.7 }
+num_images = 1_000
+seeds = [7]
+budgets = [0.1]
+task = { observation = "statistics" }
+
+[[arms]]
+method = "dfs-hinge"
+cotrain = true
+
+[[arms]]
+method = "static"
+
+[[arms]]
+method = "constant"
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "gates.toml"
+    path.write_text(FILE)
+    return path
+
+
+def of(runs, name):
+    return [run for run in runs if run.display == name]
+
+
+def test_every_arm_is_run_at_every_budget_with_every_seed(file):
+    experiment = read_experiment(file)
+    runs = plan(experiment)
+    assert experiment.description == "gates"
+    assert {(run.config.budget, run.config.seed) for run in of(runs, "ppo")} == {
+        (budget, seed) for budget in (0.02, 0.5) for seed in range(3)
+    }
+    assert {run.config.num_images for run in of(runs, "ppo")} == {24_000}
+    assert all(run.config.cotrain and run.config.budget_loss == "hinge" for run in of(runs, "dfs-hinge"))
+    assert {run.config.budget for run in of(runs, "static")} == {0.02, 0.5, 1.0}
+    assert [run.config.seed for run in of(runs, "constant")] == [0, 0, 0]
+    assert {run.task.bitwidths for run in runs} == {(0, 8)}
+    assert experiment.all_budgets == (0.02, 0.1, 0.5)
+
+
+def test_an_arm_overrides_options_budgets_seeds_images_and_observation(file):
+    (run,) = of(plan(read_experiment(file)), "PPO, little entropy")
+    assert (run.method, run.config.budget, run.config.seed, run.config.num_images) == ("ppo", 0.1, 7, 1000)
+    assert run.config.arguments()["vf_coef"] == 0.7
+    assert (run.config.ent_coef, type(run.config.ent_coef)) == (0, float)
+    assert run.task == TaskConfig(checkpoint="random", depth=8, bitwidths=(0, 8), observation="statistics")
+
+
+def test_a_label_names_the_folder_and_is_no_part_of_what_tells_runs_apart():
+    plain = RunConfig("constant", default_config("constant"), TaskConfig(checkpoint="random"))
+    named = replace(plain, label="8 bits / all")
+    assert named.digest == plain.digest
+    assert named.name == f"8_bits_all-budget0.04-seed0-{plain.digest}"
+    assert plain.name == f"constant-budget0.04-seed0-{plain.digest}"
+
+
+def test_a_method_that_serves_many_budgets_is_planned_once_for_each_seed(monkeypatch):
+    from agents import experiment
+
+    @experiment.dataclass(frozen=True)
+    class Conditioned(experiment.MethodConfig):
+        budget_range: tuple[float, float] | None = (0.01, 1.0)
+        eval_budgets: tuple[float, ...] = ()
+
+    monkeypatch.setattr(experiment, "default_config", lambda label: Conditioned())
+    runs = plan(Experiment((Arm("ppo"), Arm("dfs", options={"budget_range": None})), budgets=(0.5, 0.02), seeds=(0, 1)))
+    assert [run.config.seed for run in of(runs, "ppo")] == [0, 1]
+    assert {run.config.eval_budgets for run in of(runs, "ppo")} == {(0.02, 0.5)}
+    assert all(run.config.budget in run.config.eval_budgets for run in of(runs, "ppo"))
+    assert [run.config.eval_budgets for run in of(runs, "dfs")] == [()] * 4
+
+
+PPO = {"method": "ppo"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"arms": [PPO], "budget": [0.1]}, "has no option 'budget'; did you mean 'budgets'"),
+        ({"arms": [PPO], "task": {"datset": "digits"}}, r"\[task\] has no option 'datset'; did you mean 'dataset'"),
+        ({"arms": [PPO], "task": {"depth": "20"}}, r"\[task\]: depth must be int, got '20'"),
+        ({"arms": [{**PPO, "ent_coeff": 0.1}]}, "arm 'ppo' .* has no option 'ent_coeff'; did you mean 'ent_coef'"),
+        ({"arms": [{**PPO, "lable": "x"}]}, "has no option 'lable'; did you mean 'label'"),
+        ({"arms": [{**PPO, "sb3": {"vf_coeff": 1}}]}, "no option 'vf_coeff'; did you mean 'vf_coef'"),
+        ({"arms": [{**PPO, "ent_coef": "low"}]}, "ent_coef must be float, got 'low'"),
+        ({"arms": [{**PPO, "cotrain": 1}]}, "cotrain must be bool, got 1"),
+        ({"arms": [{**PPO, "budget": 0.1}]}, "give budgets"),
+        ({"arms": [{**PPO, "task": {"depth": 20}}]}, "task of arm 'ppo'.* has no option 'depth'"),
+        ({"arms": [{"method": "pp"}]}, "unknown method 'pp'; did you mean 'ppo'"),
+        ({"arms": [{"method": "dfs-hing"}]}, "unknown preset 'dfs-hing'; did you mean 'dfs-hinge'"),
+        ({"arms": [{"label": "x"}]}, "an arm needs a method"),
+        ({"arms": PPO}, r"begin each with \[\[arms\]\]"),
+        ({}, "at least one arm"),
+        ({"arms": [PPO], "seeds": []}, "at least one"),
+        ({"arms": [PPO], "seeds": 0}, "at least one"),
+        ({"arms": [PPO], "seeds": [0, 1, 0]}, "seed 0 is there twice"),
+        ({"arms": [PPO], "seeds": [-1]}, "seed -1 is negative"),
+        ({"arms": [PPO], "seeds": [0.5]}, "seeds must be"),
+        ({"arms": [PPO], "budgets": [0.1, 0.1]}, "budget 0.1 is there twice"),
+        ({"arms": [PPO], "budgets": [2.0]}, "budget 2"),
+        ({"arms": [PPO, PPO]}, "two arms are called 'ppo'"),
+        ({"arms": [{**PPO, "label": "a"}, {"method": "dfs", "label": "a"}]}, "two arms are called 'a'"),
+        ({"arms": [PPO, {**PPO, "label": "a", "ent_coef": 0.01}]}, "'ppo' and 'a' have the same configuration"),
+        ({"arms": [{**PPO, "label": "static"}]}, "label 'static' is the name of another method"),
+        ({"arms": [PPO], "num_images": 0}, "num_images must be at least 1"),
+    ],
+)
+def test_what_is_wrong_is_said_with_what_would_be_right(content, message):
+    with pytest.raises(ValueError, match=message):
+        plan(experiment_of(content))
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text("budgets = [")
+    with pytest.raises(ValueError, match=r"bad\.toml"):
+        read_experiment(path)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        read_experiment(tmp_path / "missing.toml")
+
+
+def test_files_and_flags_plan_the_same(tmp_path):
+    flags = Flags(
+        methods=("ppo", "skipnet-tuned", "static"),
+        budgets=(0.02, 0.5),
+        seeds=(0, 1),
+        num_images=2000,
+        set=("ppo.ent_coef=0.02", "ppo.sb3={'vf_coef': 0.7}", "skipnet-tuned.alpha=None", "static.search_images=8"),
+        task=TaskConfig(checkpoint="random", depth=8, bitwidths=(0, 8)),
+    )
+    path = tmp_path / "same.toml"
+    path.write_text(as_toml(flags.experiment()))
+    assert plan(read_experiment(path)) == plan(flags.experiment())
+    assert len(plan(flags.experiment())) == 2 * (2 + 2 + 11)
+
+
+def test_by_default_every_method_is_compared():
+    assert {arm.method for arm in Flags().experiment().arms} == set(method_names())
+
+
+def test_a_setting_of_what_is_not_compared_is_refused():
+    with pytest.raises(ValueError, match=r"'pppo' is not compared; did you mean 'ppo'"):
+        Flags(methods=("ppo",), set=("pppo.ent_coef=1",)).experiment()
+
+
+def test_a_file_beside_flags_that_describe_an_experiment_is_refused(file):
+    with pytest.raises(ValueError, match="not both"):
+        Compare(file, Flags(seeds=(0,))).experiment()
+    task = Compare(file, Flags(task=TaskConfig(data="here"))).experiment().task
+    assert task == TaskConfig(checkpoint="random", depth=8, bitwidths=(0, 8), data="here")
+
+
+def test_results_of_another_version_are_refused_and_kept(file, tmp_path):
+    line = {"config": {"version": VERSION - 1}}
+    for name in (RESULTS, f"old-run/{RESULT}"):
+        folder = tmp_path / name.partition(".")[0]
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(json.dumps(line) + "\n")
+        with pytest.raises(ValueError, match=f"results of version {VERSION - 1}, this is version {VERSION}"):
+            compare.main(Compare(file, output=folder))
+        assert [path.name for path in folder.rglob("*") if path.is_file()] == [(folder / name).name]
+
+
+@pytest.mark.slow
+def test_a_comparison_of_a_file_leaves_lines_tables_figure_and_the_file(tmp_path):
+    file = tmp_path / "small.toml"
+    arms = '[[arms]]\nmethod = "constant"\nlabel = "all"\n[[arms]]\nmethod = "random"\n'
+    file.write_text(
+        'budgets = [0.3]\nseeds = 2\nbaseline_budgets = [1.0]\n[task]\ndepth = 8\ncheckpoint = "random"\n' + arms
+    )
+    args = Compare(file, output=tmp_path / "results", workers=1)
+    assert compare.main(args) == 0
+    lines = [json.loads(line) for line in (tmp_path / "results" / RESULTS).read_text().splitlines()]
+    assert [line["method"] for line in lines] == ["all"] * 2 + ["random"] * 4
+    assert {line["config"]["method"] for line in lines} == {"constant", "random"}
+    assert (tmp_path / "results" / "experiment.toml").read_text() == file.read_text()
+    assert (tmp_path / "results" / "table.txt").is_file()
+    assert len(finished(plan(args.experiment()), args.folder())) == 6
