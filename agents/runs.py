@@ -185,6 +185,7 @@ def _result(
         "bitwidths": list(task.process.bitwidths),
         "budget": config.config.budget,
         "seed": config.config.seed,
+        "seeded": config.config.seeded,
         **test.line(),
         "validation_accuracy": best.accuracy if best else None,
         "validation_cost": best.cost if best else None,
