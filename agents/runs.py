@@ -231,6 +231,7 @@ def _result(
         "bitwidths": list(task.process.bitwidths),
         "budget": config.config.budget,
         "seed": config.config.seed,
+        "seeded": config.config.seeded,
         **test.line(),
         **({"at_budgets": [{"budget": budget, **line} for budget, line in several]} if several else {}),
         "validation_accuracy": best.accuracy if best else None,

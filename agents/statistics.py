@@ -1,4 +1,4 @@
-"""Statistics of result lines: numbers in, numbers out, no models."""
+"""The table of a comparison, from result lines: numbers in, numbers out, no models."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.stats import trim_mean
 
+from agents.bootstrap import RESAMPLES, bootstrap_interval, interquartile_mean, percentiles
+from agents.fronts import Curve, interpolate
 from agents.results import Line, expanded
 
-Curve = tuple[list[float], list[float]]
-
-RESAMPLES = 10_000
-ROUNDING = 1e-6  # costs are sums of float32 numbers: a smaller difference is none
 SETTING = ("dataset", "depth", "bitwidths")
 """What lines must agree on for their accuracies and costs to be comparable."""
+BASELINES = ("random", "static")
+"""Methods that every other is compared with at its own cost."""
+
+Resampled = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Row:
     """Mean time of training, checks on validation included; nan if the lines do not say."""
     over_random: float
     """Interquartile mean, over the runs, of accuracy minus that of the method `random` at the run's own paper cost.
-    Runs around whose cost the baseline was not measured are left out; nan if that is all of them."""
+    Runs around whose cost the baseline was not measured are left out; nan if that is all of them. The interval has the
+    baseline's own uncertainty over its seeds, too; it is nan if either side has but one run and would vary."""
     over_random_low: float
     over_random_high: float
     over_static: float
@@ -53,54 +56,10 @@ class Row:
     over_static_high: float
 
 
-def interquartile_mean(values: ArrayLike) -> float:
-    """Mean without the lowest and the highest quarter of `values` [n], rounded down: all of up to three values.
-
-    Raises:
-        ValueError: no values.
-    """
-    return float(trim_mean(_some(values), 0.25))
-
-
-def bootstrap_interval(values: ArrayLike, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the interquartile mean of `values` [n]; (v, v) for a single value v.
-
-    Raises:
-        ValueError: no values, or a confidence outside (0, 1).
-    """
-    array = _some(values)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence} is not in (0, 1); 0.95 means 95 per cent")
-    draws = np.random.default_rng(seed).integers(len(array), size=(RESAMPLES, len(array)))
-    low, high = np.quantile(trim_mean(array[draws], 0.25, axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def pareto_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.int64]:
-    """Indices, by ascending cost, of the points to which no other is preferable; of equal points, the first only."""
-    cost, accuracy = np.asarray(costs, float), np.asarray(accuracies, float)
-    order = np.lexsort((-accuracy, cost))
-    best = np.maximum.accumulate(np.concatenate(([-np.inf], accuracy[order])))[:-1]
-    return order[accuracy[order] > best]
-
-
-def accuracy_at_cost(costs: ArrayLike, accuracies: ArrayLike, cost: float) -> float:
-    """A baseline's accuracy at `cost`: linear between its measured points, after averaging points of the same cost.
-
-    Choosing between two policies at random for each image achieves every point on the line between them. Outside the
-    measured range the answer is nan.
-    """
-    distinct, group = np.unique(np.asarray(costs, float), return_inverse=True)
-    if not len(distinct) or not distinct[0] - ROUNDING <= cost <= distinct[-1] + ROUNDING:
-        return float("nan")
-    mean = np.bincount(group, np.asarray(accuracies, float)) / np.bincount(group)
-    return float(np.interp(cost, distinct, mean))
-
-
 def summarise(lines: Sequence[Line]) -> list[Row]:
     """One row for each method and budget, ordered by these two; a line with several budgets counts at each of them.
 
-    A baseline's curve is its mean cost and accuracy at each budget; its own uncertainty is not in the intervals.
+    A baseline's curve is its mean cost and accuracy at each budget, and is resampled as the runs are.
 
     Raises:
         ValueError: the lines are of different data sets, depths, bitwidths or backbones, or one method's differ in more
@@ -112,9 +71,22 @@ def summarise(lines: Sequence[Line]) -> list[Row]:
         if len(found) > 1:
             raise ValueError(f"result lines differ in {key} ({', '.join(found)}): they cannot be compared")
     _check_configurations(lines)
-    baselines = {name: _curve(lines, name) for name in ("random", "static")}
-    groups = _groups(lines)
-    return [_row(*key, groups[key], baselines) for key in sorted(groups)]
+    groups = grouped(lines)
+    baselines = {name: _Baseline.of(number, name, groups) for number, name in enumerate(BASELINES)}
+    return [_row(key, groups[key], number, baselines) for number, key in enumerate(sorted(groups))]
+
+
+def varies(lines: Sequence[Line]) -> bool:
+    """Whether another seed would give another line, so that a single one says nothing of the spread."""
+    return any(line.get("seeded", line["role"] not in ("baseline", "bound")) for line in lines)
+
+
+def grouped(lines: Sequence[Line]) -> dict[tuple[str, float], list[Line]]:
+    """The lines by method and budget, in the order of their seeds."""
+    groups: dict[tuple[str, float], list[Line]] = {}
+    for line in sorted(lines, key=lambda line: line["seed"]):
+        groups.setdefault((line["method"], float(line["budget"])), []).append(line)
+    return groups
 
 
 def _check_configurations(lines: Sequence[Line]) -> None:
@@ -138,39 +110,54 @@ def _same(first: Mapping[str, Any], second: Mapping[str, Any], which: str, but: 
             )
 
 
-def _some(values: ArrayLike) -> NDArray[np.float64]:
-    array = np.asarray(values, float).reshape(-1)
-    if not len(array):
-        raise ValueError("there are no values to average")
-    return array
-
-
-def _groups(lines: Sequence[Line]) -> dict[tuple[str, float], list[Line]]:
-    groups: dict[tuple[str, float], list[Line]] = {}
-    for line in lines:
-        groups.setdefault((line["method"], float(line["budget"])), []).append(line)
-    return groups
-
-
 def _mean(lines: Sequence[Line], key: str) -> float:
     values = [line.get(key) for line in lines]
     return float(np.mean([np.nan if value is None else value for value in values]))
 
 
-def _curve(lines: Sequence[Line], method: str) -> Curve:
-    """Mean cost and mean accuracy of `method` at each of its budgets."""
-    groups = [group for (name, _), group in _groups(lines).items() if name == method]
-    return [_mean(group, "cost") for group in groups], [_mean(group, "accuracy") for group in groups]
+@dataclass(frozen=True, eq=False)
+class _Baseline:
+    curve: Curve
+    draws: Resampled
+    """Costs and accuracies [RESAMPLES, points]."""
+    certain: bool
+    """Whether the draws tell its uncertainty."""
+
+    @classmethod
+    def of(cls, number: int, method: str, groups: Mapping[tuple[str, float], Sequence[Line]]) -> _Baseline | None:
+        own = [group for (name, _), group in groups.items() if name == method]
+        if not own:
+            return None
+        curve = Curve.of([([line["cost"] for line in group], [line["accuracy"] for line in group]) for group in own])
+        alone = all(len(group) == 1 for group in own) and any(varies(group) for group in own)
+        return cls(curve, curve.resampled((1, number)), not alone)
 
 
-def _row(method: str, budget: float, lines: Sequence[Line], baselines: Mapping[str, Curve]) -> Row:
+def _row(key: tuple[str, float], lines: Sequence[Line], number: int, baselines: Mapping[str, _Baseline | None]) -> Row:
     accuracies = [line["accuracy"] for line in lines]
     low, high = bootstrap_interval(accuracies)
     means = {key: _mean(lines, key) for key in ("cost", "total_cost", "bitops", "seconds_per_thousand_images")}
     over: dict[str, float] = {}
-    for name, (costs, baseline) in baselines.items():
-        differences = [line["accuracy"] - accuracy_at_cost(costs, baseline, line["cost"]) for line in lines]
-        measured = [difference for difference in differences if not np.isnan(difference)] or [np.nan]
-        over[f"over_{name}"] = interquartile_mean(measured)
-        over[f"over_{name}_low"], over[f"over_{name}_high"] = bootstrap_interval(measured)
-    return Row(method, lines[0]["role"], budget, len(lines), interquartile_mean(accuracies), low, high, **means, **over)
+    for name, baseline in baselines.items():
+        numbers = _over(lines, baseline, (2, number)) if baseline else (float("nan"),) * 3
+        over |= dict(zip((f"over_{name}", f"over_{name}_low", f"over_{name}_high"), numbers, strict=True))
+    accuracy = interquartile_mean(accuracies)
+    return Row(key[0], lines[0]["role"], key[1], len(lines), accuracy, low, high, **means, **over)
+
+
+def _over(lines: Sequence[Line], baseline: _Baseline, stream: Sequence[int]) -> tuple[float, float, float]:
+    """Interquartile mean of the differences to the baseline at each run's own cost, and its interval, for which runs
+    and baseline are resampled both."""
+    costs, accuracies = (np.array([line[key] for line in lines], float) for key in ("cost", "accuracy"))
+    differences = accuracies - baseline.curve.at(costs)
+    measured = ~np.isnan(differences)
+    count = int(measured.sum())
+    if not count:
+        return (float("nan"),) * 3
+    value = interquartile_mean(differences[measured])
+    if not baseline.certain or (count == 1 and varies(lines)):
+        return value, float("nan"), float("nan")
+    rng = np.random.default_rng([*stream])
+    resampled = accuracies[measured] - interpolate(*baseline.draws, costs[measured])
+    drawn = np.take_along_axis(resampled, rng.integers(count, size=(RESAMPLES, count)), 1)
+    return value, *percentiles(trim_mean(drawn, 0.25, axis=1))

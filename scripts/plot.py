@@ -19,8 +19,9 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from agents.fronts import pareto_front
 from agents.results import Line, expanded, read_lines
-from agents.statistics import Row, pareto_front, summarise
+from agents.statistics import Row, summarise
 from backbone.checkpoint import replacing
 from dfs_env.render import bit_colour
 from scripts.cli import clear_errors

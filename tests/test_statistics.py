@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from agents.statistics import accuracy_at_cost, bootstrap_interval, interquartile_mean, pareto_front, summarise
+from agents.bootstrap import bootstrap_interval, interquartile_mean, probability_of_improvement, sample, verdict
+from agents.fronts import accuracy_at_cost, pareto_front
+from agents.statistics import summarise
 
 
 def line(method: str, budget: float, accuracy: float, cost: float | None = None, seed: int = 0, **others) -> dict:
@@ -133,10 +135,100 @@ def test_summary_compares_each_run_at_its_own_cost():
 
 
 def test_summary_leaves_out_runs_beyond_the_baseline():
-    static = [line("static", 0.2, 0.5), line("static", 0.4, 0.7)]
-    inside, outside = line("dfs", 0.4, 0.8, 0.3), line("dfs", 0.4, 0.9, 0.45, seed=1)
-    row = summarise([*static, inside, outside])[0]
-    assert (row.runs, row.over_static, row.over_static_low) == pytest.approx((2, 0.2, 0.2))
+    static = [line("static", 0.2, 0.5, role="baseline"), line("static", 0.4, 0.7, role="baseline")]
+    inside = [line("dfs", 0.4, 0.8, 0.3, seed) for seed in (0, 1)]
+    row = summarise([*static, *inside, line("dfs", 0.4, 0.9, 0.45, seed=2)])[0]
+    assert (row.runs, row.over_static, row.over_static_low) == pytest.approx((3, 0.2, 0.2))
+
+
+def test_the_baselines_own_seeds_widen_the_interval():
+    learned = [line("dfs", 0.4, 0.8 + 0.01 * seed, 0.3, seed) for seed in range(5)]
+
+    def row(spread: float):
+        shifts = [0, spread, -spread, 2 * spread, -2 * spread]
+        points = ((0.2, 0.5), (0.4, 0.7))
+        static = [line("static", b, a + shift, seed=s) for b, a in points for s, shift in enumerate(shifts)]
+        return summarise([*learned, *static])[0]
+
+    exact, noisy, noisier = row(0.0), row(0.05), row(0.25)
+    assert exact.over_static == pytest.approx(noisy.over_static) == pytest.approx(noisier.over_static)
+    widths = [each.over_static_high - each.over_static_low for each in (exact, noisy, noisier)]
+    assert widths[0] < 0.6 * widths[1] < 0.6 * widths[2]
+    assert verdict(exact.over_static_low, exact.over_static_high) == "better"
+    assert verdict(noisier.over_static_low, noisier.over_static_high) == "not told apart"
+
+
+def test_the_difference_to_a_baseline_equals_scipys_two_sample_bootstrap():
+    rng = np.random.default_rng(3)
+    ours, theirs = 0.8 + 0.05 * rng.normal(size=9), 0.7 + 0.05 * rng.normal(size=7)
+    lines = [line("dfs", 0.4, a, 0.4, seed) for seed, a in enumerate(ours)]
+    lines += [line("random", 0.4, a, 0.4, seed) for seed, a in enumerate(theirs)]
+    row = summarise(lines)[0]
+    found = stats.bootstrap(
+        (ours, theirs),
+        lambda x, y, axis: stats.trim_mean(x, 0.25, axis=axis) - y.mean(axis),
+        method="percentile",
+        n_resamples=20_000,
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    assert (row.over_random_low, row.over_random_high) == pytest.approx((found.low, found.high), abs=2e-3)
+
+
+@pytest.mark.parametrize("alone", ["dfs", "static"])
+def test_one_seed_of_what_varies_has_no_interval(alone):
+    counts = {"dfs": 3, "static": 3, alone: 1}
+    lines = [line(name, 0.4, 0.7 + 0.01 * seed, 0.4, seed) for name, n in counts.items() for seed in range(n)]
+    row = summarise(lines)[0]
+    assert not math.isnan(row.over_static)
+    assert math.isnan(row.over_static_low)
+    assert verdict(row.over_static_low, row.over_static_high) == "unknown"
+    exact = summarise([{**each, "seeded": each["method"] != alone} for each in lines])[0]
+    assert not math.isnan(exact.over_static_low)
+
+
+def test_a_difference_is_one_only_if_its_interval_excludes_zero():
+    assert verdict(0.01, 0.02) == "better"
+    assert verdict(-0.02, -0.01) == "worse"
+    assert verdict(-0.01, 0.02) == verdict(0.0, 0.02) == verdict(-0.02, 0.0) == "not told apart"
+    assert verdict(1e-17, 1e-16) == "not told apart"
+    assert verdict(float("nan"), float("nan")) == "unknown"
+
+
+def test_stratified_interval_equals_scipy():
+    rng = np.random.default_rng(5)
+    strata = [rng.normal(size=8), 3 + rng.normal(size=6), 0.1 * rng.normal(size=10)]
+    theirs = stats.bootstrap(
+        strata,
+        lambda *parts, axis: np.mean([stats.trim_mean(part, 0.25, axis=axis) for part in parts], 0),
+        method="percentile",
+        n_resamples=20_000,
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    found = sample(strata, (0,)).estimate()
+    assert found.value == pytest.approx(np.mean([interquartile_mean(part) for part in strata]))
+    assert found[1:] == pytest.approx((theirs.low, theirs.high), abs=0.03)
+
+
+def test_probability_of_improvement_by_hand_and_as_scipy_has_it():
+    assert probability_of_improvement([[3, 4]], [[1, 2]]) == (1, 1, 1)
+    assert probability_of_improvement([[1, 2]], [[1, 2]]).value == 0.5
+    assert probability_of_improvement([[1, 2], [5, 6]], [[0, 3], [0, 1]]).value == pytest.approx((0.5 + 1) / 2)
+    assert math.isnan(probability_of_improvement([[1]], [[0, 2]]).low)
+    rng = np.random.default_rng(0)
+    x, y = 0.5 + rng.normal(size=11), rng.normal(size=9)
+    found = probability_of_improvement([x], [y])
+    assert found.value == pytest.approx(stats.mannwhitneyu(x, y).statistic / 99)
+    theirs = stats.bootstrap(
+        (x, y),
+        lambda a, b: np.mean(a[:, None] > b),
+        vectorized=False,
+        method="percentile",
+        n_resamples=5000,
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    assert found[1:] == pytest.approx((theirs.low, theirs.high), abs=0.03)
+    with pytest.raises(ValueError, match="no values"):
+        probability_of_improvement([], [])
 
 
 @pytest.mark.parametrize(("key", "other"), [("dataset", "cifar10"), ("depth", 20), ("bitwidths", [0, 8])])
