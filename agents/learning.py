@@ -134,11 +134,12 @@ class GateLearner:
         """
         backbone = BackboneLearner(self.process.backbone, lr or self.config.backbone_lr) if cotrain else None
         stream, schedule, begin = stream or self._stream, schedule or self.config.schedule, self.recorder.seen
+        factor = make_schedule(schedule)
         while self.recorder.seen < until:
             loss, scalars = loss_of(*(batch := next(stream)))
             self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
             staged = (self.recorder.seen - begin) / (until - begin), self.recorder.seen / self.recorder.num_images
-            share = make_schedule(schedule)(staged[0] if schedule.startswith("step") else staged[1])
+            share = factor(staged[0] if schedule.startswith("step") else staged[1])
             self._step(loss, (lr or self.config.lr) * share)
             if backbone:
                 backbone.apply(share)
