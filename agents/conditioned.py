@@ -51,6 +51,8 @@ class ConditionedConfig(PricedConfig):
             raise ValueError(
                 'a budget_range needs two different ends, 2 price_knots or more, and dual "multiplicative"'
             )
+        if self.price is not None:
+            raise ValueError("a fixed price is the same for all budgets: give a price or a budget_range, not both")
         for budget in (self.budget, *self.eval_budgets):
             if not low <= budget <= high:
                 raise ValueError(f"budget {budget:g} is outside budget_range {low:g} to {high:g}: widen the range")
@@ -75,7 +77,7 @@ class ConditionedConfig(PricedConfig):
     def price_rule(self) -> PriceRule | None:
         """A curve over the range."""
         rule = super().price_rule()
-        if rule is None or self.budget_range is None or self.price is not None:
+        if rule is None or self.budget_range is None:
             return rule
         schedule = make_schedule(self.budget_schedule)
         return PriceCurve(*self.budget_range, self.price_knots, self.price_rate, self.price_anneal, schedule)

@@ -185,12 +185,13 @@ class GateLearner:
         """
         backbone = BackboneLearner(self.process.backbone, lr or self.config.backbone_lr) if cotrain else None
         stream, schedule = stream or self._stream, schedule or self.config.schedule
+        factor = make_schedule(schedule)
         self.recorder.keep(stream=stream, **({"backbone": backbone} if backbone else {}))
         self._stage.begin = self.recorder.seen
         while self.recorder.goes_on(until):
             loss, scalars = loss_of(*(batch := next(stream)))
             self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
-            share = make_schedule(schedule)(self._progress(schedule, until))
+            share = factor(self._progress(schedule, until))
             self._step(loss, (lr or self.config.lr) * share)
             if backbone:
                 backbone.apply(share)

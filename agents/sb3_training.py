@@ -135,7 +135,7 @@ class PricedConfig(SB3Config):
             raise ValueError(f"price {self.price} must be a finite number of at least 0")
         if self.price is not None and not uses_price(self.reward):
             raise ValueError(f"reward {self.reward!r} charges no price: leave price {self.price} out, or use 'priced'")
-        self.price_rule()
+        DualAscent(self.budget, self.price_rate, form=self.dual)  # refuses an unknown form
 
     def price_rule(self) -> PriceRule | None:
         """Fixed, or by dual ascent."""
@@ -296,6 +296,7 @@ class _Rollouts(BaseCallback):
         self.price_factor = make_schedule(getattr(config, "price_schedule", "constant"))
         self.budget_factor = make_schedule(config.budget_schedule)
         self.entropy_factor = make_schedule(getattr(config, "ent_schedule", "constant"))
+        self._set_budget(0.0)
 
     def _on_training_start(self) -> None:
         self._follow_schedules(0.0)
@@ -357,7 +358,10 @@ class _Rollouts(BaseCallback):
         self._set_price(progress)
         if hasattr(self.config, "ent_coef"):
             cast(Any, self.model).ent_coef = self.config.ent_coef * self.entropy_factor(progress)
-        if self.price is None:  # else the search for the price has it as its target
+        self._set_budget(progress)
+
+    def _set_budget(self, progress: float) -> None:
+        if self.price is None:  # else the search for the price has the schedule's target
             self.env.budget = self.config.drawn_budget(self.budget_factor(progress))
 
     def _set_price(self, progress: float) -> None:
