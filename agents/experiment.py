@@ -26,24 +26,16 @@ An arm is one method, or METHOD-PRESET, with options of its own. It may also hav
 
 from __future__ import annotations
 
-import json
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from agents.methods import MethodConfig, default_config, labels
-from agents.options import fitting, with_options
+from agents.options import fitting, read_toml, toml_table, with_options
 from agents.runs import RunConfig, TaskConfig
 from backbone.names import check_names
 from dfs_env.env import check_budget
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PLANNED = ("budget", "seed", "eval_budgets")
 """Options of methods that an experiment's budgets and seeds set."""
@@ -138,11 +130,10 @@ def read_experiment(path: Path) -> Experiment:
         ValueError: not TOML, an unknown key (with the nearest valid one), a value of a wrong type or out of range; the
             file is named.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"experiment file {path} does not exist")
+    content = read_toml(path)
     try:
-        return experiment_of(tomllib.loads(path.read_text()))
-    except ValueError as error:  # also what tomllib and the decoding of text raise
+        return experiment_of(content)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -253,25 +244,9 @@ def as_toml(experiment: Experiment) -> str:
     del top["arms"], top["task"]
     top = {name: value for name, value in top.items() if value is not None}
     task = {name: value for name, value in asdict(experiment.task).items() if value != getattr(TaskConfig(), name)}
-    parts = [_table(top), "[task]\n" + _table(task) if task else ""]
+    parts = [toml_table(top), "[task]\n" + toml_table(task) if task else ""]
     for arm in experiment.arms:
         entries = {entry.name: getattr(arm, entry.name) for entry in fields(arm) if entry.name != "options"}
         given = {name: value for name, value in entries.items() if value} | dict(arm.options)
-        parts.append("[[arms]]\n" + _table(given))
+        parts.append("[[arms]]\n" + toml_table(given))
     return "\n".join(part for part in parts if part)
-
-
-def _table(entries: Mapping[str, Any]) -> str:
-    return "".join(f"{_key(key)} = {_toml(value)}\n" for key, value in entries.items())
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(key)} = {_toml(entry)}" for key, entry in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
-    return json.dumps("none" if value is None else value)  # a scalar of JSON is one of TOML

@@ -1,15 +1,34 @@
-"""Fields of a configuration replaced by what a file or a command line says, with names and types checked."""
+"""Options of a configuration: from files and command lines, with names and types checked; and their ranges."""
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from backbone.names import check_names
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from which tuning may choose, both ends included; whole ones if both ends are."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Whether factors rather than differences matter."""
 
 
 def with_options(config: T, options: Mapping[str, Any], owner: str, allowed: Iterable[str] | None = None) -> T:
@@ -76,3 +95,35 @@ def _first_fitting(value: Any, hints: Iterable[Any]) -> Any:
         except TypeError:
             continue
     raise TypeError
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not TOML; the file is named.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: name a TOML file")
+    try:
+        return tomllib.loads(path.read_text())
+    except ValueError as error:  # also what the decoding of text raises
+        raise ValueError(f"{path} is not TOML: {error}") from error
+
+
+def toml_table(entries: Mapping[str, Any]) -> str:
+    """The lines of a TOML table of scalars, lists and mappings; None is "none", see `fitting`."""
+    return "".join(f"{_key(key)} = {_toml(value)}\n" for key, value in entries.items())
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(key)} = {_toml(entry)}" for key, entry in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
+    return json.dumps("none" if value is None else value)  # a scalar of JSON is one of TOML

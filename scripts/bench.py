@@ -4,6 +4,7 @@
     python -m scripts.bench ppo --depth 38
     python -m scripts.bench oracle --images 10000
     python -m scripts.bench recurrent
+    python -m scripts.bench sweep
 
 A case's figure is the median of several repeats. The cases take turns, because a machine's speed drifts; the ratios
 between them are the figures to trust.
@@ -32,6 +33,7 @@ from dfs_env.process import CHUNK, SkippingProcess
 from scripts.bench_oracle import OracleSearch
 from scripts.bench_ppo import Ppo, noise_task
 from scripts.bench_recurrent import Recurrent
+from scripts.bench_sweep import SweepSpeed
 from scripts.cli import clear_errors
 
 BITWIDTHS = {2: (0, 32), 4: (0, 8, 16, 32), 7: (0, 8, 10, 12, 14, 16, 32)}
@@ -208,11 +210,12 @@ def report(args: Env, seconds: dict[str, list[float]], memory: dict[str, tuple[f
         )
 
 
-COMMANDS: dict[str, Callable[..., Env | Ppo | Recurrent | OracleSearch]] = {
+COMMANDS: dict[str, Callable[..., Env | Ppo | Recurrent | OracleSearch | SweepSpeed]] = {
     "env": Env,
     "ppo": Ppo,
     "recurrent": Recurrent,
     "oracle": OracleSearch,
+    "sweep": SweepSpeed,
 }
 """Each measurement is a dataclass of its options with a method `run`."""
 

@@ -7,19 +7,26 @@ what did best on validation. With `cotrain`, where a method has it, `train` chan
 place.
 
 A file may also hold `PRESETS`, a dict of named configurations: published settings, variants, settings that were found
-by search. `METHOD-PRESET` names one wherever a method is named, and the result lines carry that label.
+by search. A preset may also be a file, `presets/METHOD-PRESET.toml`, of the options in which it differs from `Config`;
+`scripts.tune` writes such. `METHOD-PRESET` names one wherever a method is named, and the result lines carry that label.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from agents.options import Range, read_toml, with_options
 from backbone.names import nearest
 from dfs_env.budgets import check_budget
+
+PRESET_FILES = Path(__file__).parent / "presets"
+"""Folder of the presets that are files."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class MethodConfig:
     everything, its floor is what it always computes, and full execution of the backbone is not among its choices."""
     seeded: ClassVar[bool] = True
     """Whether the result depends on the seed."""
+    ranges: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {}
+    """Options that tuning may choose, each from a range or from some values."""
 
     budget: float = 0.04
     """Mean cost to stay within, as a fraction of full execution (paper cost)."""
@@ -82,11 +91,11 @@ def method_names() -> list[str]:
 
 def labels() -> list[str]:
     """Every method and every preset, as METHOD or METHOD-PRESET."""
-    return [
-        label
-        for name in method_names()
-        for label in (name, *(f"{name}-{preset}" for preset in getattr(method(name), "PRESETS", {})))
-    ]
+    found = []
+    for name in method_names():
+        files = sorted(file.stem for file in PRESET_FILES.glob(f"{name}-*.toml"))
+        found += [name, *(f"{name}-{preset}" for preset in getattr(method(name), "PRESETS", {})), *files]
+    return found
 
 
 def method(label: str) -> ModuleType:
@@ -109,6 +118,9 @@ def default_config(label: str) -> MethodConfig:
     """
     module, preset = method(label), label.partition("-")[2]
     presets: dict[str, MethodConfig] = {"": module.Config(), **getattr(module, "PRESETS", {})}
+    file = PRESET_FILES / f"{label}.toml"
+    if preset not in presets and file.is_file():
+        return with_options(presets[""], read_toml(file), f"preset {file}")
     if preset not in presets:
         raise ValueError(f"unknown preset {label!r}{nearest(label, labels())} Choose one of {', '.join(labels())}")
     return presets[preset]

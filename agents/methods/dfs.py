@@ -8,13 +8,16 @@ the batch's mean cost lies.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from agents.budget_losses import make_budget_loss, price_of_cost
 from agents.learning import GateConfig, GateLearner
+from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import straight_through_rollout
@@ -24,6 +27,12 @@ from dfs_env.task import Task
 @dataclass(frozen=True)
 class Config(GateConfig):
     """DFS: supervised loss and compute budget. `cotrain` is about step 3."""
+
+    ranges: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {
+        "lr": Range(1e-3, 0.1, log=True),
+        "warmup": Range(0.0, 0.3),
+        "budget_loss": ("sign", "hinge", "fractrain"),
+    }
 
     budget_loss: str = "sign"
     """"sign" (DFS, relative to the budget), "sign_published" (DFS, absolute), "hinge", "fractrain", "target_rates"

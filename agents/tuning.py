@@ -1,0 +1,125 @@
+"""Tuning: a method's options, chosen from the ranges that it declares, by accuracy on validation within the budget.
+
+Test images are out of reach: trials run on a task that has none. Optuna is an optional extra: pip install
+"dfs-env[tune]".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from agents.methods import MethodConfig, method
+from agents.options import Range
+from agents.recorder import TOLERANCE, Recorder
+from agents.runs import TaskConfig, check_reachable, seed_everything
+from backbone.data import Split
+from backbone.training import TrainingDivergedError
+from dfs_env.task import Task, make_task
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A configuration that was tried."""
+
+    options: dict[str, Any]
+    """What was chosen."""
+    score: float | None
+    """See `score`; None if training diverged."""
+
+
+def tune(
+    label: str,
+    base: MethodConfig,
+    task: TaskConfig,
+    trials: int,
+    at: Sequence[MethodConfig],
+    report: Callable[[Trial], None],
+) -> MethodConfig:
+    """The best of `trials` configurations, of which `base` is the first.
+
+    Args:
+        label: METHOD or METHOD-PRESET.
+        base: what to start from; it keeps what has no range.
+        task: what to learn on.
+        trials: number of configurations.
+        at: `base` at every budget, seed and number of images over which a score is a mean.
+        report: called after each trial.
+
+    Raises:
+        ValueError: the method declares no ranges, all trials diverged, or Optuna is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise ValueError("Optuna is not installed: pip install 'dfs-env[tune]'") from None
+    if not base.ranges:
+        raise ValueError(f"{label} declares no ranges: give its Config some, see agents/methods/ppo.py")
+    if trials < 1:
+        raise ValueError(f"trials must be at least 1, got {trials}")
+    tried: list[Trial] = []
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
+    study.enqueue_trial({name: getattr(base, name) for name in base.ranges})
+    for _ in range(trials):
+        asked = study.ask()
+        options = {name: _suggest(asked, name, choices) for name, choices in base.ranges.items()}
+        try:
+            found = sum(score(label, replace(config, **options), task) for config in at) / len(at)
+            study.tell(asked, found)
+            tried.append(Trial(options, found))
+        except TrainingDivergedError:
+            study.tell(asked, state=optuna.trial.TrialState.FAIL)
+            tried.append(Trial(options, None))
+        report(tried[-1])
+    best = max(tried, key=_rank)
+    if best.score is None:
+        raise ValueError(f"training diverged in all {trials} trials of {label}: give it other ranges")
+    changed: MethodConfig = replace(base, **best.options)
+    return changed
+
+
+def score(label: str, config: MethodConfig, task: TaskConfig) -> float:
+    """Train, and return the accuracy on validation, in [0, 1]; or minus the cost there, if it is above the budget.
+
+    Raises:
+        ValueError: the budget is out of reach.
+        TrainingDivergedError: the loss became NaN or infinite.
+    """
+    seed_everything(config.seed)
+    found = without_test(make_task(**asdict(task)))
+    check_reachable(config, found)
+    recorder = Recorder(found, config.budget, config.num_images, holds_budget=config.holds_budget)
+    try:
+        method(label).train(config, found, recorder)
+    finally:
+        recorder.close()
+    best = recorder.best
+    assert best is not None, f"{label} never validates"
+    return best.accuracy if best.cost <= config.budget * TOLERANCE else -best.cost
+
+
+def without_test(task: Task) -> Task:
+    """The same task, with an empty test split."""
+    test = task.dataset.test
+    return Task(task.process, replace(task.dataset, test=Split(test.images[:0], test.labels[:0])))
+
+
+def options_of_preset(label: str, config: MethodConfig) -> dict[str, Any]:
+    """The options in which `config` differs from the method's own, but for budget and seed."""
+    plain = method(label).Config()
+    names = [entry.name for entry in fields(config) if entry.name not in ("budget", "seed")]
+    return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(plain, name)}
+
+
+def _suggest(trial: Any, name: str, choices: Range | tuple[Any, ...]) -> Any:
+    if not isinstance(choices, Range):
+        return trial.suggest_categorical(name, choices)
+    whole = isinstance(choices.low, int) and isinstance(choices.high, int)
+    suggest = trial.suggest_int if whole else trial.suggest_float
+    return suggest(name, choices.low, choices.high, log=choices.log)
+
+
+def _rank(trial: Trial) -> float:
+    return float("-inf") if trial.score is None else trial.score

@@ -1,0 +1,108 @@
+"""Tuning: ranges that hold what they start from, no test images, and a preset that is found by its name."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from agents import methods, tuning
+from agents.methods import MethodConfig, default_config, labels, method, method_names
+from agents.options import Range
+from agents.runs import TaskConfig
+from agents.tuning import Trial, score, tune, without_test
+from backbone.training import TrainingDivergedError
+from scripts import tune as command
+
+TASK = TaskConfig(checkpoint="random", depth=8)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_ranges_are_of_options_and_hold_the_defaults(name):
+    config = method(name).Config()
+    for option, choices in config.ranges.items():
+        value = getattr(config, option)
+        assert choices.low <= value <= choices.high if isinstance(choices, Range) else value in choices
+        for edge in (choices.low, choices.high) if isinstance(choices, Range) else choices:
+            replace(config, **{option: edge})
+    assert bool(config.ranges) or name not in ("ppo", "skipnet", "dfs", "gumbel")
+
+
+def test_a_trials_task_has_no_test_images_and_is_else_the_same(task):
+    without = without_test(task)
+    assert (len(without.dataset.test), len(task.dataset.test)) == (0, 8)
+    assert without.process is task.process
+    assert torch.equal(without.dataset.validation.images, task.dataset.validation.images)
+
+
+def test_the_score_is_accuracy_within_the_budget_and_minus_the_cost_above_it(task, monkeypatch):
+    monkeypatch.setattr(tuning, "make_task", lambda **_: task)
+
+    def constant(bits):
+        return method("constant").Config(budget=0.3, bits=bits)
+
+    best = score("constant", constant(4), TASK)
+    assert best == round(best * 12) / 12, "12 images of validation"
+    assert score("constant", constant(8), TASK) == pytest.approx(-1)
+
+
+@pytest.fixture
+def presets(tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "PRESET_FILES", tmp_path)
+    return tmp_path
+
+
+def test_the_best_trial_becomes_a_preset_that_is_found_by_its_name(task, presets, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(tuning, "make_task", lambda **_: task)
+    tried = []
+
+    def scored(label, config, _):
+        tried.append(config)
+        return [0.4, 0.6, 0.5, 0.7, 0.1, 0.1][len(tried) - 1]
+
+    monkeypatch.setattr(tuning, "score", scored)
+    args = command.Tune("dfs", trials=3, num_images=64, budgets=(0.3, 0.5), name="mine", folder=presets)
+    command.main(args)
+    plain, best = method("dfs").Config(), default_config("dfs-mine")
+    assert "dfs-mine" in labels()
+    assert tried[0] == replace(plain, budget=0.3, num_images=64), "the first trial is what there was"
+    assert {config.budget for config in tried} == {0.3, 0.5}
+    assert best == replace(tried[2], budget=plain.budget, num_images=plain.num_images), "0.6 is the best mean"
+    assert best != plain
+    assert capsys.readouterr().out.startswith("preset dfs-mine")
+    with pytest.raises(ValueError, match="dfs-mine exists already"):
+        command.main(args)
+
+
+def test_two_trials_train_and_diverged_ones_do_not_count(task, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(tuning, "make_task", lambda **_: task)
+    base = method("dfs").Config(budget=0.5, num_images=24, batch_size=8)
+    told: list[Trial] = []
+    best = tune("dfs", base, TASK, 2, [base], told.append)
+    assert len(told) == 2
+    assert all(trial.score is not None for trial in told)
+    assert best == replace(base, **max(told, key=lambda trial: trial.score).options)
+
+    def diverge(*_):
+        raise TrainingDivergedError("nan")
+
+    monkeypatch.setattr(tuning, "score", diverge)
+    with pytest.raises(ValueError, match="diverged in all 2 trials"):
+        tune("dfs", base, TASK, 2, [base], told.append)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("lrr = 0.1", "has no option 'lrr'; did you mean 'lr'"), ("lr = 'x'", "lr must be float"), ("lr =", "not TOML")],
+)
+def test_a_damaged_preset_is_named(text, message, presets):
+    (presets / "dfs-mine.toml").write_text(text)
+    with pytest.raises(ValueError, match=f"dfs-mine.*{message}"):
+        default_config("dfs-mine")
+
+
+def test_what_cannot_be_tuned_is_said():
+    pytest.importorskip("optuna")
+    with pytest.raises(ValueError, match="declares no ranges"):
+        tune("constant", MethodConfig(), TASK, 1, [], lambda trial: None)
