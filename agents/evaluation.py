@@ -103,7 +103,8 @@ def evaluate(
         losses.append(F.cross_entropy(logits, labels, reduction="none"))
         if progress:
             progress(len(rows))
-    return summary(task, policy.macs_per_image, torch.cat(routes), torch.cat(correct), torch.cat(losses))
+    looks = process.observation_macs if policy.macs_per_image else 0.0  # an assignment looks at nothing
+    return summary(task, policy.macs_per_image + looks, torch.cat(routes), torch.cat(correct), torch.cat(losses))
 
 
 def summary(task: Task, gate_macs: float, routes: Tensor, correct: Tensor, losses: Tensor) -> Evaluation:

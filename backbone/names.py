@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The end of an error message: which of `choices` an unknown `name` resembles most."""
+    near = difflib.get_close_matches(name, list(choices), 1, 0)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any]:
@@ -23,7 +30,8 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
     module_name, colon, function_name = name.partition(":")
     if not (colon and module_name and function_name):
         choices = ", ".join(sorted(known))
-        raise ValueError(f"unknown {kind} {name!r}: choose one of {choices}, or give your own as 'module:function'")
+        message = f"unknown {kind} {name!r}: choose one of {choices}, or give your own as 'module:function'"
+        raise ValueError(message + nearest(name, known))
     try:
         module = importlib.import_module(module_name)
     except (ImportError, TypeError) as error:  # TypeError: a relative name such as '.module'
