@@ -120,7 +120,8 @@ def evaluate(
         routes.append(torch.stack(taken, 1))
         if progress:
             progress(len(rows))
-    return summary(task, policy.macs_per_image, torch.cat(routes), torch.cat(answers), images.labels)
+    looks = process.observation_macs if policy.macs_per_image else 0.0  # an assignment looks at nothing
+    return summary(task, policy.macs_per_image + looks, torch.cat(routes), torch.cat(answers), images.labels)
 
 
 def judged(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

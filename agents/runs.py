@@ -55,7 +55,7 @@ class TaskConfig:
     bitwidths: tuple[int, ...] | None = None
     """Bitwidths to choose from; by default all that the backbone has. 0 is skip, 32 full precision."""
     observation: str = "pooled"
-    """"pooled", "statistics", "position", "features", or "module:function"."""
+    """"pooled", "confidence", "statistics", "position", "features", or "module:function"."""
     always_on: int = 0
     """Leading blocks that always run at the widest bitwidth and are not decided; 1 in DFS."""
     device: str = "cpu"
@@ -264,7 +264,9 @@ def load_run(
     config = TaskConfig(**arguments)
     if config.backbone_digest() != digest:
         raise ValueError(f"{folder} was made with another backbone than the one that is found now; name it again")
-    if (folder / BACKBONE).is_file():
-        config = replace(config, checkpoint=str(folder / BACKBONE))
     task = make_task(**asdict(config))
+    if (folder / BACKBONE).is_file():
+        heads = task.process.heads  # as they were before the backbone was co-trained
+        task = make_task(**asdict(replace(config, checkpoint=str(folder / BACKBONE))))
+        task.process.heads = heads
     return load_policy(folder, task.process), task, result

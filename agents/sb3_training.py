@@ -275,6 +275,11 @@ def aligned(config: SB3Config, length: int) -> dict[str, Any]:
             f"make it smaller, or {larger} larger"
         )
     if off_policy:
+        if uses_price(config.reward) and config.reward != "priced":
+            raise ValueError(
+                f"reward {config.reward!r} follows the price, at which old decisions could not be replayed: "
+                f'{config.algorithm.__name__} needs "priced", or a reward with a fixed weight'
+            )
         returns = {"n_steps": arguments.pop("n_steps", 1), "gamma": config.gamma}
         arguments |= {"replay_buffer_class": PricedReplayBuffer, "replay_buffer_kwargs": returns}
     return arguments

@@ -92,6 +92,12 @@ class CostTable:
         return self.paper[blocks, actions].sum(1), self.total[blocks, actions].sum(1) + self.total_always_on
 
     @cached_property
+    def by_macs(self) -> Tensor:
+        """[L, A] cost of an action at a block where blocks weigh as their multiply-accumulates do: gated blocks only,
+        as in `paper`, and 1 at full execution."""
+        return self.total / self.total[:, -1].sum()
+
+    @cached_property
     def cheapest(self) -> Tensor:
         """[L + 1] paper cost of the cheapest route through the blocks from each one on; the last entry is 0."""
         least = torch.cat((self.paper.amin(1), self.paper.new_zeros(1)))

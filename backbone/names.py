@@ -8,6 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The end of an error message: which of `choices` an unknown `name` resembles most."""
+    near = difflib.get_close_matches(name, list(choices), 1, 0)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
 def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any]:
     """Return `known[name]`, or import the function that `name` gives as 'module:function'.
 
@@ -24,7 +30,8 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
     module_name, colon, function_name = name.partition(":")
     if not (colon and module_name and function_name):
         choices = ", ".join(sorted(known))
-        raise ValueError(f"unknown {kind} {name!r}: choose one of {choices}, or give your own as 'module:function'")
+        message = f"unknown {kind} {name!r}: choose one of {choices}, or give your own as 'module:function'"
+        raise ValueError(message + nearest(name, known))
     try:
         module = importlib.import_module(module_name)
     except (ImportError, TypeError) as error:  # TypeError: a relative name such as '.module'
@@ -45,9 +52,3 @@ def check_names(names: Iterable[str], allowed: Iterable[str], owner: str) -> Non
     for name in names:
         if name not in choices:
             raise ValueError(f"{owner} has no option {name!r}{nearest(name, choices)} It has {', '.join(choices)}")
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """How an error about a wrong name goes on: with the right one that it looks like."""
-    near = difflib.get_close_matches(name, list(allowed), 1, 0)
-    return f"; did you mean {near[0]!r}?" if near else "."

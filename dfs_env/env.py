@@ -22,7 +22,7 @@ from backbone.data import shift_and_flip
 from dfs_env.budgets import check_budget, make_budget
 from dfs_env.process import OBSERVATION_BOUND, State
 from dfs_env.render import RENDER_MODES, Picture, draw, line
-from dfs_env.rewards import Reward, Transition, make_reward
+from dfs_env.rewards import RewardSpec, Transition, begin, make_reward, prepare
 from dfs_env.task import Task
 
 Array = np.ndarray[Any, Any]
@@ -45,13 +45,15 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     | entries | what |
     |---|---|
     | S * C | summary of the block's input channels, normalised over training images, zero-padded to C channels |
+    | 3 | for "confidence" only: largest probability, margin and entropy of a linear classifier of these means |
     | L | position: one-hot index of the block to decide |
     | 1 | cost spent so far, in [0, 1] |
     | 1 | budget of the episode, in (0, 1] |
 
     What remains to be spent is the last entry minus the one before it.
 
-    The summary is `observation`: "pooled" (channel means, S = 1), "statistics" (means and standard deviations, S = 2),
+    The summary is `observation`: "pooled" (channel means, S = 1), "confidence" (the same, and how sure a classifier
+    trained on them would be; D is 3 more), "statistics" (means and standard deviations, S = 2),
     "position" (nothing of the image, S = 0), or "features" (everything: the C x H x W numbers of the block's input as
     they are, clipped, channels last, zero-padded to those of the largest; D is then thousands).
 
@@ -82,7 +84,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     - `budget`: the fraction of full execution that an image should stay within: a number, or, for budgets that are
       drawn for every episode, {"low": a, "high": b} (log-uniformly) or {"values": [a, b, ...]} (one of these).
     - `hard_budget`: whether it must.
-    - `reward`: a name, a mapping with "name" and parameters, or a function.
+    - `reward`: a name, "name(parameter=value)", a mapping with "name" and parameters, or a function.
     - `split`: "train", "validation" or "test".
     - `augment`: shift and mirror the images at random, as the data set allows.
     - `autoreset_mode`: "NextStep" (Gymnasium's default), "SameStep" (what Stable-Baselines3 needs), "Disabled".
@@ -105,7 +107,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         *,
         budget: float | Mapping[str, Any] = 1.0,
         hard_budget: bool = False,
-        reward: str | Mapping[str, Any] | Reward = "accuracy_within_budget",
+        reward: RewardSpec = "accuracy_within_budget",
         split: str = "train",
         augment: bool = False,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
@@ -126,8 +128,10 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         self.budgets = np.full(num_envs, self._budget.high)
         """[N] the budgets of the current episodes."""
         self.price: float | Array = 0.0
-        """What a unit of cost costs in the reward `priced`, one number or [N]; a learner may set it between steps."""
+        """What a unit of cost costs in rewards that follow the price, one number or [N]; a learner may set it between
+        steps."""
         self.reward = make_reward(reward)
+        prepare(self.reward, task)
         self.images = task.dataset.split(split)
         self.augment = augment
         self.render_mode = render_mode
@@ -226,7 +230,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         with torch.no_grad():
             action = torch.from_numpy(actions).to(self.process.device)
             self._state = self.process.transition(state, action, in_place=True)
-            rewards, info = self._outcome(state, self._state)
+            rewards, info = self._outcome(state, action, self._state)
         observation = self._observation()
         if not self.episode_over:
             return observation, rewards, no, no.copy(), self._with_masks(info)
@@ -346,10 +350,11 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         self._logits = None
         with torch.no_grad():
             self._state = self.process.initial(self._playing[0], torch.from_numpy(budgets), reuse=self._stem_features)
+            begin(self.reward, self.process, self._state)
         self._stem_features = self._state.features
 
-    def _outcome(self, before: State, after: State) -> tuple[Array, dict[str, Any]]:
-        """Rewards [N] and the info of the step that led from `before` to `after`."""
+    def _outcome(self, before: State, action: Tensor, after: State) -> tuple[Array, dict[str, Any]]:
+        """Rewards [N] and the info of the step that led by `action` from `before` to `after`."""
         correct = loss = torch.zeros_like(after.cost)
         done = self.process.terminal(after)
         if done:
@@ -365,6 +370,9 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             loss=loss,
             num_layers=self.process.num_layers,
             price=self._price(),
+            action=action,
+            state=after,
+            process=self.process,
         )
         components = {name: _numpy(part) for name, part in self.reward(transition).items()}
         info = self._standing()

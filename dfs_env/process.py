@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbone.confidence import MEASURES, LinearHeads, confidence
 from backbone.cost import IMAGE_SIZE, cost_table
 from backbone.names import resolve
 from backbone.quantization import check_bitwidths
@@ -59,13 +60,15 @@ def _features(features: Tensor) -> Tensor:
 
 OBSERVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "pooled": _pooled,
+    "confidence": _pooled,
     "statistics": _statistics,
     "position": _position,
     "features": _features,
 }
 """What is seen of the features, by name: [B, C, H, W] -> [B, K, C]. K <= 2 numbers for each channel, namely its mean,
 then its standard deviation, are normalised; "features" are all K = H * W positions, as they are. "position" sees
-nothing of the image, so a policy on it assigns the same bits to every image."""
+nothing of the image, so a policy on it assigns the same bits to every image. "confidence" has, after the means, the
+three numbers of `SkippingProcess.confidence`."""
 
 
 class SkippingProcess:
@@ -78,7 +81,8 @@ class SkippingProcess:
         backbone: a network that keeps the contract of `backbone.resnet.ResNet`.
         bitwidths: ascending bitwidths to choose from, a subset of the backbone's; action i is bitwidth i. All of them
             by default.
-        observation: "pooled", "statistics", "position", "features" (see `OBSERVATIONS`), or "module:function".
+        observation: "pooled", "confidence", "statistics", "position", "features" (see `OBSERVATIONS`), or
+            "module:function".
         always_on: how many leading blocks are not decided but always run at the widest bitwidth (in DFS the first,
             Shen et al. 2020, section 4.1); they are no layers of the process and cost nothing in paper cost.
 
@@ -114,6 +118,8 @@ class SkippingProcess:
         self.num_layers: int = len(backbone.blocks) - always_on
         self.num_actions = len(self.bitwidths)
         self.device = next(backbone.parameters()).device
+        self.heads: LinearHeads | None = None
+        """Classifiers of the features before each decision and after the last, see `dfs_env.task.train_heads`."""
         self._see(observation)
 
     def _see(self, observation: str) -> None:
@@ -122,7 +128,8 @@ class SkippingProcess:
         widths = [
             self._summary(torch.zeros(1, *shape, device=self.device), 0).shape[1] for shape in self.feature_shapes
         ]
-        self.observation_dim: int = max(widths) + self.num_layers + 2
+        self._extras = MEASURES if observation == "confidence" else 0
+        self.observation_dim: int = max(widths) + self._extras + self.num_layers + 2
 
     def seeing(self, observation: str) -> SkippingProcess:
         """The same process on the same backbone with another observation."""
@@ -220,13 +227,39 @@ class SkippingProcess:
         return replace(state, features=mixed, layer=state.layer + 1, cost=cost)
 
     def observe(self, state: State) -> Tensor:
-        """[B, D]: normalised channel summaries, position (one-hot [L], zeros at the end), cost spent, budget."""
+        """[B, D]: normalised channel summaries, for the observation "confidence" its three numbers, position (one-hot
+        [L], zeros at the end), cost spent, budget.
+
+        Raises:
+            ValueError: the observation is "confidence", and there are no heads.
+        """
         summary = self._summary(state.features, state.layer)
-        summary = F.pad(summary, (0, self.observation_dim - self.num_layers - 2 - summary.shape[1]))
+        summary = F.pad(summary, (0, self.observation_dim - self._extras - self.num_layers - 2 - summary.shape[1]))
+        if self._extras:
+            summary = torch.cat((summary, self.confidence(state)), 1)
         position = summary.new_zeros(len(summary), self.num_layers)
         if not self.terminal(state):
             position[:, state.layer] = 1
         return torch.cat((summary, position, state.cost[:, None], state.budget[:, None]), 1)
+
+    def confidence(self, state: State) -> Tensor:
+        """[B, 3]: how sure a linear classifier of the current features' channel means is: its largest probability, the
+        margin over the second, and its entropy as a share of log K.
+
+        Raises:
+            ValueError: there are no such classifiers yet.
+        """
+        if self.heads is None:
+            raise ValueError("this process has no confidence heads: call Task.ensure_confidence() once")
+        return confidence(self.heads.logits(state.layer, state.features.mean((2, 3))))
+
+    @property
+    def observation_macs(self) -> float:
+        """Multiply-accumulates of what the observations of an image's L decisions need beside its features."""
+        if not self._extras or self.heads is None:
+            return 0.0
+        channels = sum(shape[0] for shape in self.feature_shapes[:-1])
+        return float(channels * self.heads.bias.shape[1])
 
     def _summary(self, features: Tensor, layer: int) -> Tensor:
         """What is seen of the features before decision `layer`, flat; zero-padded to the most channels of any block."""
@@ -256,20 +289,25 @@ class SkippingProcess:
             state = self.transition(state, routes[:, layer], in_place=True)
         return self.logits(state)
 
+    def random_walk(self, images: Tensor, generator: torch.Generator) -> Iterator[State]:
+        """The states of images on uniformly random routes, before each decision and after the last."""
+        state = self.initial(images)
+        yield state
+        for _ in range(self.num_layers):
+            action = torch.randint(self.num_actions, (len(images),), generator=generator)
+            state = self.transition(state, action.to(self.device))
+            yield state
+
     def calibrate(self, images: Tensor, generator: torch.Generator) -> None:
         """Measure the backbone's feature statistics, by which observations are normalised, on uniformly random
         routes."""
         with torch.no_grad():
-            state = self.initial(images)
-            for layer in range(self.num_layers + 1):
+            for state in self.random_walk(images, generator):
                 summary = _statistics(state.features)
                 deviation, mean = torch.std_mean(summary, 0, correction=0)
-                block = self.always_on + layer
+                block = self.always_on + state.layer
                 self.backbone.feature_mean[block, :, : summary.shape[2]] = mean
                 self.backbone.feature_std[block, :, : summary.shape[2]] = deviation.clamp_min(1e-3)
-                if layer < self.num_layers:
-                    action = torch.randint(self.num_actions, (len(images),), generator=generator)
-                    state = self.transition(state, action.to(self.device))
 
     def _grouped(self, state: State, action: Tensor, in_place: bool) -> Tensor:
         order = action.argsort(stable=True)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from backbone.checkpoint import find_checkpoint, load_backbone
+from backbone.confidence import LinearHeads, fit_heads
 from backbone.data import Dataset, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env.process import SkippingProcess
 
 CALIBRATION_IMAGES = 1024
 """Training images by which observations are normalised."""
+
+HEAD_IMAGES = 2048
+"""Training images on which confidence heads are trained."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +29,33 @@ class Task:
     dataset: Dataset
     """Train, validation and test images."""
 
+    def ensure_confidence(self) -> None:
+        """Train the process's confidence heads, if it has none. They stay as they are when the backbone is trained
+        on."""
+        if self.process.heads is None:
+            self.process.heads = train_heads(self.process, self.dataset)
+
 
 def calibrate(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> None:
     """Set the backbone's feature statistics from the first training images on random routes."""
     images = dataset.normalize(dataset.train.images[:CALIBRATION_IMAGES].to(process.device))
     process.calibrate(images, torch.Generator().manual_seed(seed))
+
+
+def train_heads(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> LinearHeads:
+    """Classifiers of the features before each decision and after the last, for `SkippingProcess.confidence`, trained on
+    the first training images, each on one uniformly random route of this process's bitwidths.
+
+    What it returns follows from backbone, bitwidths, images and seed alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    places: list[list[Tensor]] = [[] for _ in range(process.num_layers + 1)]
+    with torch.no_grad():
+        for part in dataset.train.images[:HEAD_IMAGES].split(CALIBRATION_IMAGES):
+            for state in process.random_walk(dataset.normalize(part.to(process.device)), generator):
+                places[state.layer].append(state.features.mean((2, 3)))
+    labels = dataset.train.labels[:HEAD_IMAGES].to(process.device)
+    return fit_heads([torch.cat(parts) for parts in places], labels, dataset.num_classes)
 
 
 def make_task(
@@ -74,6 +101,8 @@ def make_task(
     task = Task(process, images)
     if checkpoint == "random":
         calibrate(process, images)
+    if observation == "confidence":
+        task.ensure_confidence()
     return task
 
 

@@ -1,0 +1,63 @@
+"""Rewards.
+
+A reward takes the `Transition` of B images and returns its components, each a tensor [B] under a fixed name; the scalar
+reward is their sum. The environment shows every component in `info` as `reward_NAME`. Choose one by name
+(`reward="skipnet"`), by name with parameters (`reward={"name": "skipnet", "alpha": 0.01}`, or in one string
+`reward="skipnet(alpha=0.01)"`), as "module:function", with parameters or without, or pass the function itself.
+
+A parameter that is given as "price" follows the environment's `price`, which a learner may move (dual ascent).
+
+Beside its own parameters every reward that is chosen by name has these, unless it has one of that name itself:
+
+- `placement`: when the components are paid; their sum over an episode is the same. "step" (default): as the reward
+  itself has it. "terminal": with the last decision, so that every decision's return is the whole total, what was spent
+  before it included. "reward_to_go": what the end will charge, such as an exceeded budget, is charged to the decision
+  that causes it, so that what was charged for earlier decisions is no part of a decision's return.
+- `normalize`: in which units cost is counted. "blocks" (default): every block weighs the same, the paper cost. "macs":
+  blocks weigh as their multiply-accumulates do.
+- `potential`, `shaping_weight`, `shaping_gamma`: potential-based shaping (see `dfs_env.rewards.shaping`), as the
+  component `shaping`. The potential is "position", "spent", "confidence", or "module:function".
+
+To add one, write a function in `dfs_env.rewards.library` and put it in `REWARDS`, or write it anywhere and name it
+"module:function".
+"""
+
+from dfs_env.rewards.library import (
+    REWARDS,
+    accuracy_minus_cost,
+    accuracy_within_budget,
+    blockdrop,
+    cross_entropy_minus_cost,
+    dfs,
+    haq,
+    priced,
+    skipnet,
+)
+from dfs_env.rewards.shaping import POTENTIALS, Potential
+from dfs_env.rewards.specification import RewardSpec, make_reward, uses_price
+from dfs_env.rewards.transition import Components, Reward, Transition
+from dfs_env.rewards.wrappers import NORMALIZATIONS, PLACEMENTS, begin, prepare
+
+__all__ = [
+    "NORMALIZATIONS",
+    "PLACEMENTS",
+    "POTENTIALS",
+    "REWARDS",
+    "Components",
+    "Potential",
+    "Reward",
+    "RewardSpec",
+    "Transition",
+    "accuracy_minus_cost",
+    "accuracy_within_budget",
+    "begin",
+    "blockdrop",
+    "cross_entropy_minus_cost",
+    "dfs",
+    "haq",
+    "make_reward",
+    "prepare",
+    "priced",
+    "skipnet",
+    "uses_price",
+]

@@ -1,0 +1,85 @@
+"""The rewards that have a name: functions of a `Transition` and of parameters of their own."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dfs_env.rewards.transition import Components, Reward, Transition
+
+
+def accuracy_minus_cost(t: Transition, weight: float = 0.5) -> Components:
+    """1 for a right answer, minus `weight` times the cost of the route, charged step by step."""
+    return {"accuracy": t.correct, "cost": -weight * t.step_cost}
+
+
+def accuracy_within_budget(t: Transition, penalty: float = 10.0) -> Components:
+    """1 for a right answer, minus `penalty` times what the image's own cost exceeds its budget by."""
+    overspent = (t.cost - t.budget).clamp_min(0) * t.done
+    return {"accuracy": t.correct, "overspent": -penalty * overspent}
+
+
+def skipnet(t: Transition, alpha: float = 0.1) -> Components:
+    """SkipNet's reward (Wang et al. 2018, section 3.3): minus cross-entropy, plus alpha / L for the saved share of each
+    block.
+
+    A block that is skipped saves all of its share, one at fewer bits 1 - (bits / widest)**2 of it.
+    """
+    assert t.full_step_cost is not None
+    return {"loss": -t.loss, "saving": alpha * (t.full_step_cost - t.step_cost)}
+
+
+def dfs(t: Transition, weight: float = 0.045) -> Components:
+    """DFS's budget loss (Shen et al. 2020, section 3.4) as a terminal reward: -cross-entropy - s * weight * cost.
+
+    s is -1 while the image's cost is within its budget, so that spending is rewarded, else +1. The published
+    alpha = 1e-5 multiplies a sum over a batch of 128 images and 35 blocks; per image and fraction of full execution
+    that is 128 * 35 * 1e-5 = 0.045. The original takes the sign from the batch; here each image has its own.
+    """
+    sign = (t.cost > t.budget).to(t.cost.dtype) * 2 - 1
+    return {"loss": -t.loss, "cost": -weight * sign * t.cost * t.done}
+
+
+def blockdrop(t: Transition, gamma: float = 1.0, weight: float = 1.0) -> Components:
+    """BlockDrop's reward (Wu et al. 2018, section 3.2, equation 2): 1 - weight * cost**2 for a right answer, -gamma for
+    a wrong one, whose cost is not charged.
+
+    There, the cost is the share of blocks that are used, and the weight is 1.
+    """
+    wrong = (1 - t.correct) * t.done
+    return {"answer": t.correct - gamma * wrong, "cost": -weight * t.cost.square() * t.correct}
+
+
+def haq(t: Transition, acc0: float = 0.9, scale: float = 0.1) -> Components:
+    """HAQ's reward (Wang et al. 2019, section 3.4) for each image: scale * (correct - acc0) at the end; the mean over
+    images is 0.1 * (accuracy - accuracy of full execution).
+
+    `acc0` is that accuracy, a share: it makes no difference to which policy is best, but centres the rewards. Nothing
+    is charged for cost: HAQ bounds it by taking bits away, which here is `hard_budget`.
+    """
+    return {"accuracy": scale * t.correct, "reference": t.correct.new_full(t.correct.shape, -scale * acc0 * t.done)}
+
+
+def cross_entropy_minus_cost(t: Transition, weight: float | Tensor = 0.5) -> Components:
+    """Minus cross-entropy, minus `weight` times the cost, charged step by step."""
+    return {"loss": -t.loss, "cost": -weight * t.step_cost}
+
+
+def priced(t: Transition) -> Components:
+    """`cross_entropy_minus_cost` with the environment's current `price` as the weight: the Lagrangian of a mean-cost
+    constraint."""
+    return cross_entropy_minus_cost(t, t.price)
+
+
+REWARDS: dict[str, Reward] = {
+    function.__name__: function
+    for function in (
+        accuracy_minus_cost,
+        accuracy_within_budget,
+        skipnet,
+        dfs,
+        blockdrop,
+        haq,
+        cross_entropy_minus_cost,
+        priced,
+    )
+}

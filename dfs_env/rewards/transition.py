@@ -1,0 +1,51 @@
+"""What a reward sees: one decision on each of B images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dfs_env.process import SkippingProcess, State
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One decision on each of B images. Costs are paper costs, fractions of full execution, unless the reward was asked
+    for with `normalize="macs"`."""
+
+    step_cost: Tensor
+    """[B] what this decision cost; at most `full_step_cost`."""
+    cost: Tensor
+    """[B] everything spent so far, this decision included."""
+    budget: Tensor
+    """[B] what each image should stay within."""
+    done: bool
+    """Whether that was the last block. Episodes run in lockstep, so it is true of all images or of none."""
+    correct: Tensor
+    """[B] 1 where the network's answer is right, 0 where it is wrong and as long as there is no answer."""
+    loss: Tensor
+    """[B] cross-entropy of the answer in nats; 0 as long as there is no answer."""
+    num_layers: int
+    """L, the number of decisions in an episode."""
+    price: float | Tensor
+    """What a unit of cost costs in reward, for all images or [B] for each. The environment's `price`, which a learner
+    may move (dual ascent)."""
+    full_step_cost: float | None = None
+    """What the block costs at the widest bitwidth; by default 1 / L."""
+    action: Tensor | None = None
+    """[B] int64, the actions taken; the environment sets it, as it does what follows."""
+    state: State | None = None
+    """The images after the decision."""
+    process: SkippingProcess | None = None
+    """The decision process, with backbone and cost table."""
+
+    def __post_init__(self) -> None:
+        if self.full_step_cost is None:
+            object.__setattr__(self, "full_step_cost", 1 / self.num_layers)
+
+
+Components = Mapping[str, Tensor]
+"""Parts of a reward by name, each [B]; the reward is their sum."""
+Reward = Callable[[Transition], Components]

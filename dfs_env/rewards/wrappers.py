@@ -1,0 +1,131 @@
+"""What can be put around any reward: in which units cost is counted, and when the components are paid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from dfs_env.process import SkippingProcess, State
+from dfs_env.rewards.transition import Components, Reward, Transition
+
+if TYPE_CHECKING:
+    from dfs_env.task import Task
+
+NORMALIZATIONS = ("blocks", "macs")
+PLACEMENTS = ("step", "terminal", "reward_to_go")
+
+
+class RewardWrapper:
+    """A reward around another one. It remembers what the current episodes have had so far, so every environment needs
+    one of its own (`make_reward` copies it), and is told when episodes begin."""
+
+    def __init__(self, inner: Reward) -> None:
+        self.inner = inner
+
+    def prepare(self, task: Task) -> None:
+        """Get ready for a task, once."""
+        prepare(self.inner, task)
+
+    def begin(self, process: SkippingProcess, state: State) -> None:
+        """New episodes begin in `state`."""
+        begin(self.inner, process, state)
+
+    def __call__(self, t: Transition) -> Components:
+        """The components of one decision."""
+        raise NotImplementedError
+
+
+def prepare(reward: Reward, task: Task) -> None:
+    """Tell a reward its task, where it wants to know."""
+    if isinstance(reward, RewardWrapper):
+        reward.prepare(task)
+
+
+def begin(reward: Reward, process: SkippingProcess, state: State) -> None:
+    """Tell a reward, where it wants to know, that new episodes begin in `state`."""
+    if isinstance(reward, RewardWrapper):
+        reward.begin(process, state)
+
+
+def seen(t: Transition) -> tuple[SkippingProcess, State]:
+    """The process, and the images after the decision.
+
+    Raises:
+        ValueError: the transition was made by hand, without them.
+    """
+    if t.process is None or t.state is None:
+        raise ValueError("this reward looks at the network: it needs a transition with its process and state")
+    return t.process, t.state
+
+
+class CostByMacs(RewardWrapper):
+    """`normalize="macs"`: blocks weigh as their multiply-accumulates do, and not all the same.
+
+    Cost is still 1 at full execution. What the observation holds, and what a hard budget binds, stays the paper cost.
+    """
+
+    def begin(self, process: SkippingProcess, state: State) -> None:
+        """Nothing is spent yet."""
+        super().begin(process, state)
+        self._spent = torch.zeros_like(state.cost)
+
+    def __call__(self, t: Transition) -> Components:
+        """The inner reward at these costs."""
+        process, state = seen(t)
+        costs = process.cost.by_macs[state.layer - 1]
+        step_cost = costs[t.action]
+        self._spent = self._spent + step_cost
+        return self.inner(replace(t, step_cost=step_cost, cost=self._spent, full_step_cost=float(costs[-1])))
+
+
+class PaidAtTheEnd(RewardWrapper):
+    """`placement="terminal"`: every component is held back and paid with the last decision.
+
+    So the return from every decision on is the whole total, what was spent before it included.
+    """
+
+    def begin(self, process: SkippingProcess, state: State) -> None:
+        """Nothing is held back yet."""
+        super().begin(process, state)
+        self._held: Components = {}
+
+    def __call__(self, t: Transition) -> Components:
+        """Zeros, or everything."""
+        parts = self.inner(t)
+        self._held = {name: self._held[name] + part if self._held else part for name, part in parts.items()}
+        return self._held if t.done else {name: torch.zeros_like(part) for name, part in parts.items()}
+
+
+class PaidWhenKnown(RewardWrapper):
+    """`placement="reward_to_go"`: what the end will charge is charged to the decision that causes it.
+
+    After each decision, the reward is asked what it would still pay if the episode ended there with a right and certain
+    answer; by how much the decision changed that is paid with it, and taken off the last payment. So the return from a
+    decision on is SkipNet's reward-to-go r_i (Wang et al. 2018, section 3.3): what was charged for the decisions before
+    is no part of it. Rewards that charge all costs step by step are left as they are.
+    """
+
+    def begin(self, process: SkippingProcess, state: State) -> None:
+        """Nothing is known yet."""
+        super().begin(process, state)
+        self._first: Components = {}
+        self._known: Components = {}
+
+    def __call__(self, t: Transition) -> Components:
+        """The components of the decision, with the change of what the end will add."""
+        if not self._known:
+            nothing = torch.zeros_like(t.cost)
+            self._first = self._known = self._at_end(replace(t, step_cost=nothing, cost=nothing))
+        now = self._first if t.done else self._at_end(t)
+        parts = {name: part + now[name] - self._known[name] for name, part in self.inner(t).items()}
+        self._known = now
+        return parts
+
+    def _at_end(self, t: Transition) -> Components:
+        """What the end would add to the reward of this decision."""
+        zero, one = torch.zeros_like(t.cost), torch.ones_like(t.cost)
+        on_the_way = self.inner(replace(t, done=False, correct=zero, loss=zero))
+        at_the_end = self.inner(replace(t, done=True, correct=one, loss=zero))
+        return {name: part - on_the_way[name] for name, part in at_the_end.items()}
