@@ -278,7 +278,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`. What was played before the episodes under way is forgotten."""
+        """Go on from a `state_dict`. What was played before the episodes under way is forgotten, and so is what a
+        reward with a memory (a placement, a shaping) has seen of them: with such a one, go on where episodes begin."""
         self._generators = [np.random.default_rng(0) for _ in range(self.num_envs)]
         for generator, position in zip(self._generators, state["generators"], strict=True):
             generator.bit_generator.state = position
@@ -289,6 +290,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         self._playing = state["images"].to(device), self._labels
         self._state = State(**{name: _copied(value, device) for name, value in state["state"].items()})
         self._logits = _copied(state["logits"], device)
+        begin(self.reward, self.process, self._state)
         self._stem_features = self.last_played = None
 
     def render(self) -> tuple[Any, ...] | None:
