@@ -30,8 +30,10 @@ def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threa
     request = RunConfig(name, config, task)
     with tqdm(total=config.num_images, unit="image", desc=name) as bar:
         result = run(request, output, progress=bar.update, resume=resume)
-    shown = {key: value for key, value in result.items() if key not in ("config", "histogram")}
+    shown = {key: value for key, value in result.items() if key not in ("config", "histogram", "at_budgets")}
     print(json.dumps(shown, indent=1))
+    for line in result.get("at_budgets", ()):
+        print(f"at budget {line['budget']:g}: accuracy {line['accuracy']:.4f}, cost {line['cost']:.4f}")
     print(f"run folder: {output / request.name}")
 
 
