@@ -136,11 +136,7 @@ def run(
     if (folder / RESULT).is_file():
         return read_line(folder / RESULT)
     partial = folder.with_name(folder.name + ".partial")
-    if not (resume and resumable(partial, config)):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    (partial / ERROR).unlink(missing_ok=True)
-    write_atomically(partial / CONFIG, json.dumps(config.resolved(), indent=1) + "\n")
+    _prepare(partial, config, resume)
     seed_everything(config.config.seed)
     task = make_task(**asdict(config.task))
     settings = config.config
@@ -168,11 +164,25 @@ def run(
     return result
 
 
+def _prepare(partial: Path, config: RunConfig, resume: bool) -> None:
+    """Clear the folder, or, where a run goes on, what its last process left unfinished."""
+    if not (resume and resumable(partial, config)):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    for left in (partial / ERROR, *partial.glob(".*")):
+        left.unlink(missing_ok=True)
+    write_atomically(partial / CONFIG, _config_text(config))
+
+
 def resumable(partial: Path, config: RunConfig) -> bool:
     """Whether the folder of an unfinished run holds a checkpoint of this very configuration and version."""
     if not ((partial / CHECKPOINT).is_file() and (partial / CONFIG).is_file()):
         return False
-    return (partial / CONFIG).read_text() == json.dumps(config.resolved(), indent=1) + "\n"
+    return (partial / CONFIG).read_text() == _config_text(config)
+
+
+def _config_text(config: RunConfig) -> str:
+    return json.dumps(config.resolved(), indent=1) + "\n"
 
 
 def _summary(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:

@@ -156,11 +156,8 @@ class SelfCritical:
         entropy = rollout.entropies.sum(1).mean()
         reinforce = -(advantages * rollout.log_probabilities.sum(1)).mean()
         cross_entropy = F.cross_entropy(rollout.logits, labels)
-        scalars = {
-            **greedy.scalars(labels),
-            "price": self.dual.price,
-            "entropy": float(rollout.entropies.detach().mean()),
-        }
+        scalars = greedy.scalars(labels) | {"price": self.dual.price}
+        scalars["entropy"] = float(entropy.detach()) / process.num_layers
         scalars |= self._logged_rewards(greedy, scalars["accuracy"], labels)
         if config.price is None and not closed:
             self.dual.update(scalars["cost"], 1.0)

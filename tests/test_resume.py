@@ -1,0 +1,214 @@
+"""A run that is killed, at whatever moment, and started again equals one that never was: weights, result, logs."""
+
+import copy
+import csv
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agents.checkpoints import CHECKPOINT
+from agents.learning import Stream
+from agents.logs import TABLE
+from agents.methods import method, method_names
+from agents.recorder import Recorder
+from agents.runs import CONFIG, ERROR, RunConfig, TaskConfig, run
+from dfs_env import DFSVectorEnv
+from scripts.train import train
+
+LEARNED = [name for name in method_names() if not (method(name).Config.is_baseline or method(name).Config.is_bound)]
+TIMES = {"seconds", "seconds_per_thousand_images", "time/images_per_second"}
+# Whatever a method calls it: two updates or more for each validation, and stages that end between the kills.
+SMALL = {"num_images": 144, "batch_size": 12, "num_envs": 8, "assignments": 1, "oracle_images": 24, "beam": 2}
+SMALL |= {"learning_starts": 24, "gradient_steps": 1, "target_update_interval": 16, "buffer_size": 300, "n_epochs": 1}
+STAGES = {"cotrain": True, "warmup": 0.5, "pretraining": 0.5, "reinforce": 0.5, "curriculum": 0.3, "joint": 0.4}
+
+
+class Killed(BaseException):
+    """As an interrupt or a kill ends a run: nobody catches it."""
+
+
+def small_run(name, data, **values):
+    known = {field.name for field in dataclasses.fields(method(name).Config)}
+    config = method(name).Config(budget=0.3, **{k: v for k, v in {**SMALL, **values}.items() if k in known})
+    return RunConfig(name, config, TaskConfig(dataset=data, depth=8, checkpoint="random"))
+
+
+def killed_at(images):
+    """A progress callback that ends the run once so many images are shown, and what it was called with."""
+    calls = []
+
+    def progress(count):
+        calls.append(count)
+        if sum(calls) >= images:
+            raise Killed
+
+    return progress, calls
+
+
+def without_times(row):
+    return {key: value for key, value in row.items() if key not in TIMES}
+
+
+def rows_of(folder):
+    with open(folder / TABLE) as file:
+        return [without_times(row) for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def last_weights(monkeypatch):
+    """Weights at the end of each training, before the best ones are put back."""
+    found, restore_best = [], Recorder.restore_best
+
+    def spy(recorder):
+        found.append(copy.deepcopy([module.state_dict() for module in recorder._watched]))
+        restore_best(recorder)
+
+    monkeypatch.setattr(Recorder, "restore_best", spy)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *(pytest.param(name, STAGES, id=name) for name in LEARNED),
+        pytest.param("ppo", {}, id="ppo on a frozen backbone"),
+    ],
+)
+def test_a_run_that_is_killed_twice_equals_one_that_never_was(name, values, tiny_data, tmp_path, last_weights):
+    config = small_run(name, tiny_data, **values)
+    whole = run(config, tmp_path / "whole")
+    for kill in (60, 110):
+        progress, calls = killed_at(kill)
+        with pytest.raises(Killed):
+            run(config, tmp_path / "killed", progress)
+        assert (tmp_path / "killed" / f"{config.name}.partial" / CHECKPOINT).is_file()
+    assert calls[0] >= 24, "the second run began anew"
+    resumed = run(config, tmp_path / "killed")
+    assert without_times(resumed) == without_times(whole)
+    folders = tmp_path / "whole" / config.name, tmp_path / "killed" / config.name
+    assert rows_of(folders[0]) == rows_of(folders[1])
+    for left, right in zip(*last_weights, strict=True):
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
+    assert not (folders[1] / CHECKPOINT).exists()
+
+
+def test_a_run_that_is_killed_between_any_two_updates_equals_one_that_never_was(tiny_data, tmp_path, monkeypatch):
+    """With a checkpoint at every update, as after a minute: also where a stage ends, and between validations."""
+    monkeypatch.setattr("agents.recorder.CHECKPOINT_SECONDS", 0.0)
+    config = small_run("skipnet", tiny_data, num_images=72, pretraining=0.5, baseline=True, ent_coef=0.1)
+    whole = run(config, tmp_path / "whole")
+    for kill in range(12, 73, 12):
+        with pytest.raises(Killed):
+            run(config, tmp_path / "killed", killed_at(kill)[0])
+    assert without_times(run(config, tmp_path / "killed")) == without_times(whole)
+    assert rows_of(tmp_path / "whole" / config.name) == rows_of(tmp_path / "killed" / config.name)
+
+
+def test_a_process_that_is_killed_by_the_system_is_resumed_by_another(tmp_path):
+    code = (
+        "import os, pathlib, signal, sys, torch\n"
+        "from agents.methods import method\n"
+        "from agents.runs import RunConfig, TaskConfig, run\n"
+        "torch.set_num_threads(1)\n"
+        "config = method('dfs').Config(budget=0.3, num_images=240, batch_size=24)\n"
+        "seen = 0\n"
+        "def progress(count):\n"
+        "    global seen\n"
+        "    seen += count\n"
+        "    if seen >= 150:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "run(RunConfig('dfs', config, TaskConfig(depth=8, checkpoint='random')), pathlib.Path(sys.argv[1]), progress)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    config = method("dfs").Config(budget=0.3, num_images=240, batch_size=24)
+    config = RunConfig("dfs", config, TaskConfig(depth=8, checkpoint="random"))
+    calls = []
+    resumed = run(config, tmp_path / "killed", calls.append)
+    assert calls[0] > 24
+    assert without_times(resumed) == without_times(run(config, tmp_path / "whole"))
+    folders = [tmp_path / name / config.name for name in ("killed", "whole")]
+    assert rows_of(folders[0]) == rows_of(folders[1])
+    # What the killed process logged after its checkpoint is not shown twice.
+    events = EventAccumulator(str(folders[0])).Reload()
+    shown = [event.step for event in events.Scalars("validation/accuracy")]
+    assert shown == [int(row["time/images"]) for row in rows_of(folders[0])]
+
+
+@pytest.fixture
+def partial(tiny_data, tmp_path):
+    """A configuration, and the folder of its run that was killed."""
+    config = small_run("gumbel", tiny_data)
+    with pytest.raises(Killed):
+        run(config, tmp_path, killed_at(60)[0])
+    folder = tmp_path / f"{config.name}.partial"
+    (folder / ERROR).write_text("of an earlier failure")
+    (folder / ".checkpoint.1.pt").write_text("half of one")
+    return config, folder
+
+
+def test_a_run_begins_anew_if_asked_to_or_if_the_checkpoint_is_of_another_configuration(partial, tmp_path):
+    config, folder = partial
+    progress, calls = killed_at(36)
+    with pytest.raises(Killed):
+        run(config, tmp_path, progress, resume=False)
+    assert set(calls) == {12}
+    (folder / CONFIG).write_text("{}")
+    progress, calls = killed_at(12)
+    with pytest.raises(Killed):
+        run(config, tmp_path, progress)
+    assert not (folder / CHECKPOINT).exists()
+    train("gumbel", config.config, config.task, tmp_path, threads=1, resume=True)
+    assert not {ERROR, ".checkpoint.1.pt", CHECKPOINT} & {file.name for file in (tmp_path / config.name).iterdir()}
+
+
+@pytest.mark.parametrize("content", [b"", b"half", None])
+def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named_with_the_way_out(content, partial, tmp_path):
+    config, folder = partial
+    if content is None:
+        states = torch.load(folder / CHECKPOINT, weights_only=False)
+        torch.save({**states, "surprise": 1}, folder / CHECKPOINT)
+    else:
+        (folder / CHECKPOINT).write_bytes(content)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be resumed .*--no-resume"):
+        run(config, tmp_path)
+    run(config, tmp_path, resume=False)
+
+
+def test_an_environment_is_put_back_in_the_middle_of_its_episodes(task):
+    arguments = {"budget": 0.3, "reward": "priced", "augment": True, "autoreset_mode": "SameStep"}
+    env, other = (DFSVectorEnv(task, 6, **arguments) for _ in range(2))
+    env.reset(seed=3)
+    env.price = 2.0
+    env.step(env.action_space.sample())
+    state = copy.deepcopy(env.state_dict())
+    actions = [env.action_space.sample() for _ in range(7)]
+    expected = [env.step(action) for action in actions]
+    other.load_state_dict(state)
+    for action, (observation, reward, *_) in zip(actions, expected, strict=True):
+        found = other.step(action)
+        assert (found[0] == observation).all()
+        assert (found[1] == reward).all()
+    assert torch.equal(env.last_played[0], other.last_played[0])
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 20])
+def test_a_stream_goes_on_where_it_was_and_shows_every_image_once_in_a_pass(batch_size):
+    def stream():
+        return Stream(10, batch_size, 0, lambda rows, generator: (rows, torch.rand(2, generator=generator)))
+
+    first, second = stream(), stream()
+    shown = [next(first)[0].tolist() for _ in range(10 // min(batch_size, 10))]
+    assert len({row for rows in shown for row in rows}) == sum(len(rows) for rows in shown)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for _ in range(7):
+        for left, right in zip(next(first), next(second), strict=True):
+            assert torch.equal(left, right)
