@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from agents.engines import DIED, Report, attempt, drain, write_error
+from agents.engines import DIED, Ended, Report, attempt, drain, write_error
 from agents.runs import RESULT, RunConfig
 
 STORE = 100 * 2**20
@@ -46,7 +46,7 @@ class Ray:
         except ImportError:
             raise ValueError("Ray is not installed: pip install 'dfs-env[ray]'") from None
 
-    def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Iterator[tuple[RunConfig, bool]]:
+    def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
         """See `agents.engines.Engine`.
 
         Raises:
