@@ -13,7 +13,7 @@ import os
 import queue
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -28,12 +28,14 @@ DIED = "the worker process died, perhaps for want of memory"
 
 Report = Callable[[str, int], None]
 """Called with what there is more of, and how many."""
+Ended = Generator[tuple[RunConfig, bool], None, None]
+"""Each configuration as its run ends, with whether it succeeded. Closing it begins no more runs."""
 
 
 class Engine(Protocol):
     """Does runs, several at a time, in the order given."""
 
-    def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Iterator[tuple[RunConfig, bool]]:
+    def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
         """Each configuration as it ends, with whether it succeeded; if not, its traceback is in `error_file`.
 
         Raises:
@@ -121,7 +123,7 @@ class Processes:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
 
-    def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Iterator[tuple[RunConfig, bool]]:
+    def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
         """See `Engine`."""
         pools = [(list(configs), self.workers)]
         while pools:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from agents.engines import DIED, Report, attempt, drain, write_error
+from agents.engines import DIED, Ended, Report, attempt, drain, write_error
 from agents.runs import RESULT, RunConfig
 
 STORE = 100 * 2**20
@@ -46,7 +46,7 @@ class Ray:
         except ImportError:
             raise ValueError("Ray is not installed: pip install 'dfs-env[ray]'") from None
 
-    def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Iterator[tuple[RunConfig, bool]]:
+    def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
         """See `agents.engines.Engine`.
 
         Raises:
@@ -96,24 +96,43 @@ def _outcome(reference: Any, config: RunConfig, root: Path) -> bool:
 @contextmanager
 def _connected(engine: Ray) -> Iterator[None]:
     """Ray, quiet, with the code of this process; ended with the block."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a run's device is its own choice
-    import ray
-
-    path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-    how: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}}}
-    if engine.address is None:
+    code = {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path), "OMP_NUM_THREADS": "1"}
+    # A run's device is its own choice, and Ray's usage is nobody's business.
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    how: dict[str, Any] = {"address": engine.address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if engine.address is None:  # what is started here inherits the environment
         how |= {"num_cpus": engine.workers, "include_dashboard": False, "object_store_memory": STORE}
+        quiet |= code
     else:
         _check_address(engine.address)
+        how["runtime_env"] = {"env_vars": code}
+    before = dict(os.environ)
+    os.environ.update(quiet)
+    import ray
+
     try:
-        ray.init(engine.address, log_to_driver=False, logging_level=logging.ERROR, **how)
-    except ConnectionError as error:
-        raise ConnectionError(_nobody(engine.address)) from error
-    try:
+        _start(how)
         yield
     finally:
         ray.shutdown()
+        for name in quiet:
+            os.environ.pop(name)
+            os.environ.update({name: before[name]} if name in before else {})
+
+
+def _start(how: dict[str, Any]) -> None:
+    """Connect, or start Ray here.
+
+    Raises:
+        ConnectionError: it did not come about, whatever Ray says of it.
+    """
+    import ray
+
+    try:
+        ray.init(**how)
+    except Exception as error:  # Ray has no class for it: among them ConnectionError, RuntimeError and Exception itself
+        what = _nobody(how["address"]) if how["address"] else "Ray could not be started here"
+        raise ConnectionError(f"{what} ({error})") from error
 
 
 def _check_address(address: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,14 @@ def sweep(configs: Sequence[RunConfig], root: Path, engine: Engine, report: Repo
     lines = finished(configs, root)
     results, failed = _write_results(order, lines, root), []
     waiting = sorted((config for config in configs if config.name not in lines), key=work, reverse=True)
-    for config, ok in engine(waiting, root, report):
-        report("done" if ok else "failed", 1)
-        if ok:
-            lines[config.name] = read_line(root / config.name / RESULT)
-            results = _write_results(order, lines, root)
-        else:
-            failed.append(error_file(config, root))
+    with closing(engine(waiting, root, report)) as ended:  # if this fails, no more are begun
+        for config, ok in ended:
+            report("done" if ok else "failed", 1)
+            if ok:
+                lines[config.name] = read_line(root / config.name / RESULT)
+                results = _write_results(order, lines, root)
+            else:
+                failed.append(error_file(config, root))
     return Sweep(results, failed)
 
 

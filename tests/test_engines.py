@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,28 @@ from agents.sweep import sweep
 from scripts.cli import clear_errors
 from scripts.compare import Compare, Progress
 
-TASK = TaskConfig(checkpoint="random", depth=8)
+TINY = """
+import torch
+from backbone.data import Dataset, Split
+
+def split(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return Split(images, torch.randint(10, (count,), generator=generator))
+
+def load(folder=None):
+    return Dataset("tiny", 10, (0.5,) * 3, (0.3,) * 3, split(24, 0), split(12, 1), split(8, 2), flip=True, pad=2)
+"""
+TASK = TaskConfig(dataset="tiny_images:load", checkpoint="random", depth=8, width=4)
 ROOT = Path(__file__).parent.parent
 TIMES = ("seconds", "seconds_per_thousand_images")
+
+
+@pytest.fixture(autouse=True)
+def _tiny(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "tiny_images.py").write_text(TINY)
+    monkeypatch.syspath_prepend(str(folder))  # workers inherit it
 
 
 def constant(budget, task=TASK):
@@ -30,7 +50,7 @@ def constant(budget, task=TASK):
 
 
 def small(name, task=TASK, **options):
-    return RunConfig(name, method(name).Config(budget=0.3, num_images=256, **options), task)
+    return RunConfig(name, method(name).Config(budget=0.3, num_images=64, **options), task)
 
 
 def untimed(lines):
@@ -133,11 +153,10 @@ def test_a_full_disk_in_a_worker_ends_all(tmp_path, monkeypatch):
     (tmp_path / "full.py").write_text(
         "import errno, os\n"
         "def replace(*_):\n    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
-        "def load(folder):\n    os.replace = replace\n    from backbone.data import load_dataset\n"
-        "    return load_dataset('digits')\n"
+        "def load(folder):\n    os.replace = replace\n    import tiny_images\n    return tiny_images.load()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))  # workers inherit it
-    bad = constant(0.3, TaskConfig(dataset="full:load", checkpoint="random", depth=8))
+    bad = constant(0.3, replace(TASK, dataset="full:load"))
     with pytest.raises(OSError, match="No space left") as raised:
         sweep([constant(0.3), bad, constant(0.5), constant(0.9)], tmp_path / "runs", Processes(1))
     assert raised.value.filename == str(tmp_path / "runs")
@@ -149,12 +168,12 @@ def test_a_full_disk_in_a_worker_ends_all(tmp_path, monkeypatch):
 def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monkeypatch):
     """SIGKILL while the second of three runs is under way."""
     (tmp_path / "paced.py").write_text(
-        "import pathlib, time\nfrom backbone.data import load_dataset\n"
+        "import pathlib, time, tiny_images\n"
         f"here = pathlib.Path(r'{tmp_path}')\n"
         "def load(folder):\n"
         f"    if (here / 'hold').exists() and list(here.glob('killed/*/{RESULT}')):\n"
         "        (here / 'held').touch()\n        time.sleep(120)\n"
-        "    return load_dataset('digits')\n"
+        "    return tiny_images.load()\n"
     )
     (tmp_path / "main.py").write_text(
         "import sys, pathlib\n"
@@ -165,11 +184,15 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
         "    sweep(plan(read_experiment(here / 'small.toml')), here / 'killed', Processes(1))\n"
     )
     (tmp_path / "small.toml").write_text(
-        'budgets = [0.3]\nseeds = 1\nnum_images = 256\n[task]\ndataset = "paced:load"\ndepth = 8\n'
+        'budgets = [0.3]\nseeds = 1\nnum_images = 64\n[task]\ndataset = "paced:load"\ndepth = 8\nwidth = 4\n'
         'checkpoint = "random"\n[[arms]]\nmethod = "dfs"\n[[arms]]\nmethod = "ppo"\n[[arms]]\nmethod = "skipnet"\n'
     )
     (tmp_path / "hold").touch()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[:2], str(tmp_path)]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, str(tmp_path / "main.py")]
     parent = subprocess.Popen(command, env=environment)
     deadline = time.monotonic() + 300
@@ -202,7 +225,7 @@ def test_ray_gives_the_lines_of_processes_and_a_failing_run_stops_no_other(tmp_p
     good = [config for config in configs if getattr(config.config, "bits", None) != 7]
     assert untimed(outcome.results) == untimed([run(config, tmp_path / "here") for config in good])
     assert "bits 7 is not among the bitwidths" in outcome.failed[0].read_text()
-    assert sum(count for kind, count in told if kind == "image") == 2 * 256 + 2 * 1000
+    assert sum(count for kind, count in told if kind == "image") == 2 * 64 + 2 * 1000
     assert [kind for kind, _ in told].count("started") == 4
 
 

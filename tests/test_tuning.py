@@ -69,7 +69,7 @@ def test_the_best_trial_becomes_a_preset_that_is_found_by_its_name(task, presets
     assert {config.budget for config in tried} == {0.3, 0.5}
     assert best == replace(tried[2], budget=plain.budget, num_images=plain.num_images), "0.6 is the best mean"
     assert best != plain
-    assert capsys.readouterr().out.startswith("preset dfs-mine")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("preset dfs-mine")
     with pytest.raises(ValueError, match="dfs-mine exists already"):
         command.main(args)
 
