@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,17 +102,17 @@ class MODFSVectorEnv(DFSVectorEnv):
             raise ValueError(
                 f"each image has {count:,} routes, and at most {ROUTES:,} are enumerated: use fewer bitwidths"
             )
-        returns = self._returns_of_all_routes(gamma)  # [N, A ** L, K]
         front = np.zeros((1, self.reward_dim))
-        for of_image in returns:
+        for of_image in self._returns_of_all_routes(gamma):
             choices = non_dominated(of_image)
             if len(front) * len(choices) > POINTS:
                 raise ValueError(f"there are more than {POINTS:,} points to compare: play fewer images")
             front = non_dominated((front[:, None] + choices).reshape(-1, self.reward_dim))
-        return list(front / len(returns))
+        return list(front / len(self.images))
 
-    def _returns_of_all_routes(self, gamma: float) -> Array:
-        process, found = self.process, []
+    def _returns_of_all_routes(self, gamma: float) -> Iterator[Array]:
+        """[A ** L, K] for each image of the split."""
+        process = self.process
         actions = torch.cartesian_prod(*[torch.arange(process.num_actions)] * process.num_layers)
         routes = actions.reshape(-1, process.num_layers)
         for index in range(len(self.images)):
@@ -126,8 +126,7 @@ class MODFSVectorEnv(DFSVectorEnv):
             )
             env.reset(options={"indices": np.full(len(routes), index)})
             rewards = [env.step(routes[:, layer].numpy())[1] for layer in range(process.num_layers)]
-            found.append(sum(gamma**layer * reward.astype(np.float64) for layer, reward in enumerate(rewards)))
-        return np.stack(found)
+            yield np.sum([gamma**layer * reward.astype(np.float64) for layer, reward in enumerate(rewards)], 0)
 
 
 def non_dominated(points: Array) -> Array:

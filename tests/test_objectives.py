@@ -119,8 +119,12 @@ def test_every_id_has_its_variants(tiny_data):
 # --- MO-Gymnasium, unchanged
 
 
-class _WithoutWeights(gym.Wrapper):
+class _WithoutWeights(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """`LinearReward` puts the same array of weights into every info, which Gymnasium 1.4's check refuses."""
+
+    def __init__(self, env):
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
 
     def step(self, action):
         *rest, info = self.env.step(action)
@@ -302,16 +306,21 @@ def test_safe_vector_environments_count_costs_in_every_autoreset_mode(task, mode
         assert not env.step(played[0])[2].any()
 
 
+class SafetyGymnasium2Gymnasium(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """As in safety_gymnasium/wrappers/gymnasium_conversion.py, which warns where info has a cost already."""
+
+    def __init__(self, env):
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+
+    def step(self, action):
+        observation, reward, cost, terminated, truncated, info = self.env.step(action)
+        assert "cost" not in info
+        info["cost"] = cost
+        return observation, reward, terminated, truncated, info
+
+
 def test_safety_gymnasiums_converter_makes_a_gymnasium_environment_of_it(tiny_data):
-    class SafetyGymnasium2Gymnasium(gym.Wrapper):
-        """As in safety_gymnasium/wrappers/gymnasium_conversion.py, which warns where info has a cost already."""
-
-        def step(self, action):
-            observation, reward, cost, terminated, truncated, info = self.env.step(action)
-            assert "cost" not in info
-            info["cost"] = cost
-            return observation, reward, terminated, truncated, info
-
     env = gym.make("DFS/Safe-Digits-v0", dataset=tiny_data, **TINY)
     json.loads(env.spec.to_json())
     converted = SafetyGymnasium2Gymnasium(env)
