@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -132,6 +132,9 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         steps."""
         self.reward = make_reward(reward)
         prepare(self.reward, task)
+        self.reward_shape: tuple[int, ...] = ()
+        """Of one image's reward; not empty in environments with vector rewards."""
+        self.split = split
         self.images = task.dataset.split(split)
         self.augment = augment
         self.render_mode = render_mode
@@ -224,7 +227,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         if self.episode_over:  # only in mode NEXT_STEP: this step begins the next episodes, whatever the actions
             self._begin(None)
             info = self._with_masks(self._standing())
-            return self._observation(), np.zeros(self.num_envs), no, no.copy(), info
+            return self._observation(), np.zeros((self.num_envs, *self.reward_shape)), no, no.copy(), info
         actions = self._checked_actions(actions)
         self._route[:, state.layer] = actions
         with torch.no_grad():
@@ -383,7 +386,11 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             assert self._logits is not None
             info.update(correct=_numpy(correct), loss=_numpy(loss), prediction=_numpy(self._logits.argmax(1)))
             info["route"] = self._route.copy()
-        return np.asarray(sum(part.astype(np.float64) for part in components.values())), info
+        return self._combined(components), info
+
+    def _combined(self, components: Mapping[str, Array]) -> Array:
+        """Rewards [N] from their components, each [N]."""
+        return np.asarray(sum(part.astype(np.float64) for part in components.values()))
 
     def _price(self) -> float | Tensor:
         """The price as a reward takes it: a number, or [N]."""
@@ -482,8 +489,10 @@ class DFSEnv(gym.Env[Array, int]):
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
 
+    vector_class: ClassVar[type[DFSVectorEnv]] = DFSVectorEnv
+
     def __init__(self, task: Task, **kwargs: Any) -> None:
-        self.vector = DFSVectorEnv(task, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
+        self.vector = self.vector_class(task, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space
         self.render_mode = self.vector.render_mode
@@ -494,12 +503,16 @@ class DFSEnv(gym.Env[Array, int]):
         if options and "indices" in options:
             options = {**options, "indices": np.reshape(options["indices"], -1)}
         observation, info = self.vector.reset(seed=seed, options=options)
-        return observation[0], _first(info)
+        return observation[0], first_of(info)
 
     def step(self, action: int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """As `DFSVectorEnv.step`, for one image."""
+        observation, reward, terminated, truncated, info = self._step(action)
+        return observation, float(reward), terminated, truncated, info
+
+    def _step(self, action: int) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.vector.step(np.reshape(action, -1))
-        return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
+        return observation[0], reward[0], bool(terminated[0]), bool(truncated[0]), first_of(info)
 
     def action_masks(self) -> Array:
         """[A] bool, as `DFSVectorEnv.action_masks`."""
@@ -516,5 +529,5 @@ class DFSEnv(gym.Env[Array, int]):
         self.vector.close()
 
 
-def _first(info: dict[str, Any]) -> dict[str, Any]:
+def first_of(info: dict[str, Any]) -> dict[str, Any]:
     return {key: value[0] for key, value in info.items() if not key.startswith("_")}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 
 from dfs_env.env import DFSEnv, DFSVectorEnv
-from dfs_env.task import Task, make_task
+from dfs_env.objectives import MODFSEnv, MODFSVectorEnv
+from dfs_env.safety import SafeDFSEnv, SafeDFSVectorEnv
+from dfs_env.task import make_task
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "DFS/Digits-v0": {"dataset": "digits", "depth": 14, "width": 12},
@@ -19,34 +21,75 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "DFS/CIFAR100-ResNet38-v0": {"dataset": "cifar100", "depth": 38},
     "DFS/CIFAR100-ResNet74-v0": {"dataset": "cifar100", "depth": 74},
 }
-"""The registered ids and the task that each stands for; every other argument can be given to `gymnasium.make`."""
+"""The registered ids and the task that each stands for; every other argument can be given to `gymnasium.make`. Each
+also exists with vector rewards, as DFS/MO-NAME, and with costs beside rewards, as DFS/Safe-NAME."""
 
 TASK_ARGUMENTS = tuple(inspect.signature(make_task).parameters)
+Env = TypeVar("Env", bound=DFSEnv)
+Vector = TypeVar("Vector", bound=DFSVectorEnv)
 
 
-def _split_arguments(kwargs: dict[str, Any]) -> tuple[Task, dict[str, Any]]:
-    task = make_task(**{name: kwargs.pop(name) for name in TASK_ARGUMENTS if name in kwargs})
-    return task, kwargs
+def _split_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of `make_task`, and the others."""
+    task = {name: kwargs[name] for name in TASK_ARGUMENTS if name in kwargs}
+    return task, {name: value for name, value in kwargs.items() if name not in task}
+
+
+def _single(kind: type[Env], kwargs: dict[str, Any]) -> Env:
+    for name in ("autoreset_mode", "num_envs"):
+        if name in kwargs:
+            raise ValueError(f"{name} is for many images at once: use gymnasium.make_vec, not gymnasium.make")
+    task, rest = _split_arguments(kwargs)
+    return kind(make_task(**task), **rest)
+
+
+def _vector(kind: type[Vector], num_envs: int, kwargs: dict[str, Any]) -> Vector:
+    task, rest = _split_arguments(kwargs)
+    return kind(make_task(**task), num_envs, **rest)
 
 
 def make_env(**kwargs: Any) -> DFSEnv:
     """A `DFSEnv` from names and plain numbers: the arguments of `make_task` and of `DFSVectorEnv`, except
     `autoreset_mode`."""
-    for name in ("autoreset_mode", "num_envs"):
-        if name in kwargs:
-            raise ValueError(f"{name} is for many images at once: use gymnasium.make_vec, not gymnasium.make")
-    task, rest = _split_arguments(kwargs)
-    return DFSEnv(task, **rest)
+    return _single(DFSEnv, kwargs)
 
 
 def make_vec_env(num_envs: int = 1, **kwargs: Any) -> DFSVectorEnv:
     """A `DFSVectorEnv` from names and plain numbers: the arguments of `make_task` and of `DFSVectorEnv`."""
-    task, rest = _split_arguments(kwargs)
-    return DFSVectorEnv(task, num_envs, **rest)
+    return _vector(DFSVectorEnv, num_envs, kwargs)
+
+
+def make_mo_env(**kwargs: Any) -> MODFSEnv:
+    """As `make_env`, with vector rewards: `objectives` in place of `reward`."""
+    return _single(MODFSEnv, kwargs)
+
+
+def make_mo_vec_env(num_envs: int = 1, **kwargs: Any) -> MODFSVectorEnv:
+    """As `make_vec_env`, with vector rewards: `objectives` in place of `reward`."""
+    return _vector(MODFSVectorEnv, num_envs, kwargs)
+
+
+def make_safe_env(**kwargs: Any) -> SafeDFSEnv:
+    """As `make_env`, with costs beside rewards."""
+    return _single(SafeDFSEnv, kwargs)
+
+
+def make_safe_vec_env(num_envs: int = 1, **kwargs: Any) -> SafeDFSVectorEnv:
+    """As `make_vec_env`, with costs beside rewards."""
+    return _vector(SafeDFSVectorEnv, num_envs, kwargs)
 
 
 def register() -> None:
-    """Register every id of `ENVIRONMENTS` with Gymnasium."""
+    """Register every id of `ENVIRONMENTS`, and its two variants, with Gymnasium.
+
+    Gymnasium's own checker, which knows neither vector rewards nor six results of a step, is off for the variants.
+    """
     for name, kwargs in ENVIRONMENTS.items():
-        single, vector = f"{__name__}:make_env", f"{__name__}:make_vec_env"
-        gym.register(name, entry_point=single, vector_entry_point=vector, kwargs=dict(kwargs))
+        for prefix, maker in (("", ""), ("MO-", "mo_"), ("Safe-", "safe_")):
+            gym.register(
+                name.replace("/", f"/{prefix}"),
+                entry_point=f"{__name__}:make_{maker}env",
+                vector_entry_point=f"{__name__}:make_{maker}vec_env",
+                disable_env_checker=bool(prefix),
+                kwargs=dict(kwargs),
+            )
