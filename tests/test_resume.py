@@ -117,23 +117,24 @@ def test_a_process_that_is_killed_by_the_system_is_resumed_by_another(tmp_path):
         "from agents.methods import method\n"
         "from agents.runs import RunConfig, TaskConfig, run\n"
         "torch.set_num_threads(1)\n"
-        "config = method('dfs').Config(budget=0.3, num_images=240, batch_size=24)\n"
+        "config = method('dfs').Config(budget=0.3, num_images=144, batch_size=12)\n"
         "seen = 0\n"
         "def progress(count):\n"
         "    global seen\n"
         "    seen += count\n"
-        "    if seen >= 150:\n"
+        "    if seen >= 80:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "run(RunConfig('dfs', config, TaskConfig(depth=8, checkpoint='random')), pathlib.Path(sys.argv[1]), progress)\n"
+        "task = TaskConfig(depth=8, width=4, checkpoint='random')\n"
+        "run(RunConfig('dfs', config, task), pathlib.Path(sys.argv[1]), progress)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment, timeout=600)
     assert done.returncode == -signal.SIGKILL
-    config = method("dfs").Config(budget=0.3, num_images=240, batch_size=24)
-    config = RunConfig("dfs", config, TaskConfig(depth=8, checkpoint="random"))
+    config = method("dfs").Config(budget=0.3, num_images=144, batch_size=12)
+    config = RunConfig("dfs", config, TaskConfig(depth=8, width=4, checkpoint="random"))
     calls = []
     resumed = run(config, tmp_path / "killed", calls.append)
-    assert calls[0] > 24
+    assert calls[0] > 12
     assert without_times(resumed) == without_times(run(config, tmp_path / "whole"))
     folders = [tmp_path / name / config.name for name in ("killed", "whole")]
     assert rows_of(folders[0]) == rows_of(folders[1])
