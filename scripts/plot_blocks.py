@@ -10,6 +10,7 @@ from matplotlib.figure import SubFigure
 from matplotlib.patches import Patch
 
 from agents.results import Line
+from dfs_env.render import bit_colour
 
 
 def draw_histograms(figure: SubFigure, lines: Sequence[Line], methods: Sequence[str]) -> None:

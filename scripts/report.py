@@ -59,7 +59,7 @@ def _results(made: Page, material: Material) -> None:
     made.table(report_tables.winners(material), "winners")
     made.figure(
         lambda: report_figures.fronts(material),
-        "Accuracy over cost on test images, in paper cost (left) and in total cost, which has the gate's own work in it "
+        "Accuracy over cost on test images, in paper cost (left) and in total cost, with the gate's own work in it "
         "(right). Up and left is better; lines in black and grey are baselines on the frozen backbone.",
         "",
     )
@@ -93,8 +93,8 @@ def _decisions(made: Page, material: Material, data: str | None) -> None:
         lambda: report_figures.heat_maps(
             material, report_figures.mean_bits(bitwidths), "mean bits", max(bitwidths), ordered
         ),
-        "Mean bits of each block over images and seeds; a skipped block has 0. Equal columns mean that methods agree on "
-        "which blocks matter.",
+        "Mean bits of each block over images and seeds; a skipped block has 0. Equal columns mean that methods agree "
+        "on which blocks matter.",
         missing,
     )
     made.figure(

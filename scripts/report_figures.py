@@ -17,7 +17,7 @@ from scripts.plot import COLOURS, MARKERS, WIDTH, block_figure, front_figure
 from scripts.report_data import Material
 
 DASHES = ("-", "--", ":", "-.")
-TEXT = {"text.parse_math": False, "svg.fonttype": "path", "font.size": 9}
+TEXT: dict[Any, Any] = {"text.parse_math": False, "svg.fonttype": "path", "font.size": 9}
 """Names may hold any character, and the page brings no fonts with it."""
 ANNOTATED = 12
 """Blocks up to which each cell of a heat map has its number."""
@@ -138,8 +138,8 @@ def heat_maps(
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     image = None
     for panel, budget in zip(panels, material.budgets, strict=False):
-        missing = np.full(length, np.nan)
-        shown = np.stack([missing if tables[m, budget] is None else tables[m, budget] for m in methods])
+        rows_of = [tables[method, budget] for method in methods]
+        shown = np.stack([np.full(length, np.nan) if row is None else row for row in rows_of])
         image = panel.imshow(shown, cmap="Blues", vmin=0, vmax=most, aspect="auto")
         _annotate(panel, shown, most)
         panel.set_title(f"budget {budget:g}", fontsize=9)

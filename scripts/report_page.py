@@ -32,7 +32,8 @@ th, td { padding: .22rem .6rem; text-align: right; white-space: nowrap; border-b
   font-variant-numeric: tabular-nums; }
 th { border-bottom: 2px solid var(--line); font-weight: 600; vertical-align: bottom; white-space: normal; }
 th:first-child, td:first-child { text-align: left; } tbody tr:hover { background: #f6f8fa; }
-td.better { color: var(--blue); } td.worse { color: var(--orange); } td.not-told-apart, td.unknown { color: var(--soft); }
+td.better { color: var(--blue); } td.worse { color: var(--orange); }
+td.not-told-apart, td.unknown { color: var(--soft); }
 .mark { display: inline-block; width: 1em; text-align: center; }
 .winners td:last-child { white-space: normal; text-align: left; }
 pre { background: #f6f8fa; border: 1px solid var(--line); border-radius: 6px; padding: .7rem .9rem; font-size: .8rem;
@@ -41,7 +42,8 @@ pre { background: #f6f8fa; border: 1px solid var(--line); border-radius: 6px; pa
   padding: .6rem; font-size: .78rem; } .card p { margin: .2rem 0; color: var(--soft); }
 .card td { padding: .05rem .35rem .05rem 0; border: 0; font-size: .76rem; } .card table { font-size: .76rem; }
 .pixels { width: 96px; height: 96px; image-rendering: pixelated; }
-.bit { display: inline-block; width: 11px; height: 11px; margin-right: 1px; border: 1px solid #8c959f; vertical-align: -1px; }
+.bit { display: inline-block; width: 11px; height: 11px; margin-right: 1px; border: 1px solid #8c959f;
+  vertical-align: -1px; }
 details summary { cursor: pointer; color: var(--blue); }
 @media print { nav, details summary { display: none; } body { max-width: none; } }
 """
