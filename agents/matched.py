@@ -74,21 +74,42 @@ def _at(front: Sequence[Line], cost: float) -> float:
     return accuracy_at_cost(costs, accuracies, cost, REACH)
 
 
-def standings(lines: Sequence[Line], costs: Sequence[float]) -> list[Standing]:
-    """Who is ahead at each of the costs."""
-    scores, certain = matched_scores(lines, costs), _certain(lines)
-    return [_standing(scores, certain, cost, column) for column, cost in enumerate(costs)]
+def matched_samples(lines: Sequence[Line], costs: Sequence[float]) -> list[dict[str, Sample]]:
+    """For each cost, the interquartile mean of the matched accuracies of every method that reaches it."""
+    certain, found = _certain(lines), []
+    scores = matched_scores(lines, costs)
+    for column in range(len(costs)):
+        reached = {method: table[:, column][~np.isnan(table[:, column])] for method, table in scores.items()}
+        found.append(
+            {
+                method: sample([values], (3, number, column), varies=method not in certain)
+                for number, (method, values) in enumerate(reached.items())
+                if len(values)
+            }
+        )
+    return found
 
 
-def _standing(scores: Scores, certain: set[str], cost: float, column: int) -> Standing:
-    samples: dict[str, Sample] = {}
-    for number, (method, table) in enumerate(scores.items()):
-        reached = table[:, column][~np.isnan(table[:, column])]
-        if len(reached):
-            samples[method] = sample([reached], (3, number, column), varies=method not in certain)
+def standings(samples: Sequence[Mapping[str, Sample]], costs: Sequence[float]) -> list[Standing]:
+    """Who is ahead at each of the costs, from `matched_samples`."""
+    return [_standing(of, cost) for of, cost in zip(samples, costs, strict=True)]
+
+
+def _standing(samples: Mapping[str, Sample], cost: float) -> Standing:
     order = sorted(samples, key=lambda method: -samples[method].value)
     behind = {method: (samples[order[0]] - samples[method]).estimate() for method in order[1:]}
     return Standing(cost, tuple(order), {method: samples[method].estimate() for method in order}, behind)
+
+
+def never_told_apart(samples: Sequence[Mapping[str, Sample]], methods: Sequence[str]) -> list[tuple[str, str, float]]:
+    """Pairs of the methods whose difference has an interval with zero at every cost that both reach, from
+    `matched_samples`, with the largest difference that the intervals leave possible; the smallest first."""
+    found = []
+    for one, other in combinations(methods, 2):
+        shared = [(of[one] - of[other]).estimate() for of in samples if one in of and other in of]
+        if shared and all(verdict(each.low, each.high) == "not told apart" for each in shared):
+            found.append((one, other, max(max(abs(each.low), abs(each.high)) for each in shared)))
+    return sorted(found, key=lambda pair: pair[2])
 
 
 def improvements(lines: Sequence[Line], costs: Sequence[float]) -> dict[tuple[str, str], Estimate]:

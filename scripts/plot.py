@@ -16,15 +16,14 @@ import numpy as np
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from agents.fronts import pareto_front
 from agents.results import Line, expanded, read_lines
 from agents.statistics import Row, summarise
 from backbone.checkpoint import replacing
-from dfs_env.render import bit_colour
 from scripts.cli import clear_errors
+from scripts.plot_blocks import draw_histograms
 
 STYLES = {
     "baseline": [("-", "black"), ("--", "0.45"), (":", "0.45"), ("-.", "0.45")],
@@ -69,14 +68,28 @@ def plot(lines: Sequence[Line], output: Path) -> None:
         raise ValueError("there are no result lines to plot")
     lines = expanded(lines)
     rows = summarise(lines)
-    families = _families(lines, rows)
-    deciding = sorted({line["method"] for line in lines if line["histogram"]} & {row.method for row in _learned(rows)})
+    families, deciding = _families(lines, rows), _deciding(lines, rows)
     if len(families) == 1:
         _save(_figure(lines, rows, families, deciding), output)
         return
-    _save(_figure(lines, rows, families, []), output)
+    _save(front_figure(lines, rows), output)
     if deciding:
-        _save(_figure(lines, rows, {}, deciding), output.with_stem(output.stem + "-blocks"))
+        _save(block_figure(lines, rows), output.with_stem(output.stem + "-blocks"))
+
+
+def front_figure(lines: Sequence[Line], rows: Sequence[Row]) -> Figure:
+    """Accuracy over cost alone, of `lines` (one for each budget) and the `rows` of their summary."""
+    return _figure(lines, rows, _families(lines, rows), [])
+
+
+def block_figure(lines: Sequence[Line], rows: Sequence[Row]) -> Figure:
+    """Who runs which block at how many bits alone, of those that are learned and decide block by block."""
+    return _figure(lines, rows, {}, _deciding(lines, rows))
+
+
+def _deciding(lines: Sequence[Line], rows: Sequence[Row]) -> list[str]:
+    """Learned methods that have a histogram, in alphabetical order."""
+    return sorted({line["method"] for line in lines if line["histogram"]} & {row.method for row in _learned(rows)})
 
 
 def _save(figure: Figure, output: Path) -> None:
@@ -106,7 +119,7 @@ def _figure(
     for part, (heading, methods) in zip(parts, families.items(), strict=False):
         _draw_curves(part, lines, rows, methods, heading)
     if deciding:
-        _draw_histograms(parts[-1], lines, [row for row in _learned(rows) if row.method in deciding], deciding)
+        draw_histograms(parts[-1], lines, deciding)
     first = lines[0]
     figure.suptitle(f"{first['dataset']}, ResNet-{first['depth']}, bitwidths {tuple(first['bitwidths'])}", fontsize=11)
     figure.supxlabel(_caption(lines, rows), x=0.01, ha="left", fontsize=8, color="0.3")
@@ -271,47 +284,6 @@ def _scale_costs(axes: Axes, rows: Sequence[Row], cost: str) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if end > 12 * begin else (1, 2, 3, 5, 7)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _draw_histograms(figure: SubFigure, lines: Sequence[Line], rows: Sequence[Row], methods: Sequence[str]) -> None:
-    """Share of the images per bitwidth at each block: a row of panels for each method, a column for each budget."""
-    budgets = sorted({row.budget for row in rows})
-    bitwidths = tuple(lines[0]["bitwidths"])
-    panels = figure.subplots(len(methods), len(budgets), sharex=True, sharey=True, squeeze=False)
-    for method, strip in zip(methods, panels, strict=True):
-        for budget, axes in zip(budgets, strip, strict=True):
-            group = [line for line in lines if line["method"] == method and float(line["budget"]) == budget]
-            _draw_shares(axes, group, bitwidths)
-        strip[0].set_ylabel(method, rotation=0, ha="right", va="center")
-    for budget, axes in zip(budgets, panels[0], strict=True):
-        axes.set_title(f"budget {budget:g}", fontsize=9)
-    figure.supxlabel("block", fontsize=9)
-    figure.supylabel("share of the images", fontsize=9)
-    patches = [Patch(facecolor=_colour(b, bitwidths), label=f"{b} bit" if b else "skip") for b in bitwidths[::-1]]
-    figure.legend(handles=patches, loc="outside right center", frameon=False, fontsize=9)
-
-
-def _draw_shares(axes: Axes, group: Sequence[Line], bitwidths: tuple[int, ...]) -> None:
-    axes.tick_params(labelsize=7, length=2)
-    axes.set_yticks([0, 0.5, 1])
-    axes.spines[["top", "right"]].set_visible(False)
-    if not group:
-        axes.text(0.5, 0.5, "no run", transform=axes.transAxes, ha="center", va="center", fontsize=8, color="0.5")
-        return
-    shares = np.mean([line["histogram"] for line in group], 0)
-    blocks, bottom = np.arange(1, len(shares) + 1), np.zeros(len(shares))
-    for action, bits in enumerate(bitwidths):
-        axes.bar(
-            blocks, shares[:, action], 1.0, bottom, color=_colour(bits, bitwidths), edgecolor="white", linewidth=0.3
-        )
-        bottom += shares[:, action]
-    axes.set_xlim(0.5, len(shares) + 0.5)
-    axes.set_ylim(0, 1)
-
-
-def _colour(bits: int, bitwidths: tuple[int, ...]) -> str:
-    """The environment's own colour of a bitwidth, as matplotlib wants it."""
-    return "#{:02x}{:02x}{:02x}".format(*bit_colour(bits, bitwidths))
 
 
 def main(args: Plot) -> None:

@@ -5,7 +5,15 @@ import pytest
 
 from agents.bootstrap import RESAMPLES
 from agents.fronts import Curve, accuracy_at_cost, hypervolume, interpolate
-from agents.matched import asked_budgets, hypervolumes, improvements, matched_scores, standings
+from agents.matched import (
+    asked_budgets,
+    hypervolumes,
+    improvements,
+    matched_samples,
+    matched_scores,
+    never_told_apart,
+    standings,
+)
 from tests.test_statistics import line
 
 BUDGETS = (0.2, 0.4)
@@ -78,19 +86,25 @@ def test_a_winner_is_named_only_if_it_is_surely_ahead_of_all():
     lines = runs("ppo", {0.2: [0.8 + s for s in steady], 0.4: [0.9 + s for s in noisy]})
     lines += runs("dfs", {0.2: [0.6 + s for s in steady], 0.4: [0.88 + s for s in noisy]})
     lines += runs("static", {0.2: [0.5], 0.4: [0.2]}, role="baseline")
-    low, high = standings(lines, BUDGETS)
+    samples = matched_samples(lines, BUDGETS)
+    low, high = standings(samples, BUDGETS)
     assert (low.winner, low.leaders, low.order) == ("ppo", ("ppo",), ("ppo", "dfs", "static"))
     assert low.behind["dfs"].value == pytest.approx(0.2)
     assert 0 < low.behind["dfs"].low < 0.2 < low.behind["dfs"].high
     assert (high.winner, high.leaders) == (None, ("ppo", "dfs"))
+    assert never_told_apart(samples, ["dfs", "ppo", "static"]) == []
+    (pair,) = never_told_apart(samples[1:], ["dfs", "ppo", "static"])
+    assert pair[:2] == ("dfs", "ppo")
+    assert pair[2] == max(abs(high.behind["dfs"].low), abs(high.behind["dfs"].high))
 
 
 def test_one_seed_wins_nothing():
     lines = runs("ppo", {0.2: [0.9]}) + runs("dfs", {0.2: [0.1]}) + runs("static", {0.2: [0.1]}, role="baseline")
-    (standing,) = standings(lines, (0.2,))
+    (standing,) = standings(matched_samples(lines, (0.2,)), (0.2,))
     assert standing.winner is None
     assert standing.leaders == ("ppo", "dfs", "static")
-    assert standings(runs("ppo", {0.2: [0.9, 0.8]}), (0.2,))[0].winner is None  # of nobody
+    alone = matched_samples(runs("ppo", {0.2: [0.9, 0.8]}), (0.2,))
+    assert standings(alone, (0.2,))[0].winner is None  # of nobody
 
 
 def test_improvements_are_complementary_and_over_shared_costs():

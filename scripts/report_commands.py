@@ -1,0 +1,78 @@
+"""The commands that make a report's runs again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from agents.methods import default_config
+from agents.results import Line
+from agents.runs import TaskConfig
+
+LOOPED = ("budget", "seed")
+
+
+def command(lines: Sequence[Line]) -> str:
+    """A shell command that makes the runs of one method again: a loop over budgets and seeds, if there are several.
+
+    Options that are as METHOD-PRESET has them are left out; if this version does not know the method, none is.
+    """
+    resolved = lines[0].get("config")
+    if not resolved:
+        return f"# {lines[0]['method']}: the result line does not say how it was made"
+    try:
+        usual = asdict(default_config(resolved["method"]))
+    except ValueError:
+        usual = {}
+    options = {name: value for name, value in resolved["config"].items() if name not in LOOPED}
+    words = ["python", "-m", "scripts.train", resolved["method"]]
+    words += flags({name: value for name, value in options.items() if name not in usual or differ(value, usual[name])})
+    words += flags(_task_options(lines[0], resolved["task"]))
+    plain = shlex.join(words)
+    values = {name: _distinct([line["config"]["config"][name] for line in lines]) for name in LOOPED}
+    for name, found in values.items():
+        plain += f" --{name} " + (f"${name}" if len(found) > 1 else found[0])
+    for name, found in reversed(values.items()):
+        if len(found) > 1:
+            plain = f"for {name} in {' '.join(found)}; do {plain}; done"
+    return plain
+
+
+def _distinct(values: Sequence[float]) -> list[str]:
+    return [f"{value:g}" for value in sorted(set(values))]
+
+
+def _task_options(line: Line, task: Mapping[str, Any]) -> dict[str, Any]:
+    usual = asdict(TaskConfig())
+    found = {name: value for name, value in task.items() if name in usual and differ(value, usual[name])}
+    checkpoint = "random" if task.get("backbone") == "random" else line.get("checkpoint")
+    return found | ({"checkpoint": checkpoint} if checkpoint else {})
+
+
+def differ(one: Any, other: Any) -> bool:
+    """Whether two values are not the same, once both are as JSON has them."""
+    return _plain(one) != _plain(other)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return {str(name): _plain(each) for name, each in value.items()} if isinstance(value, Mapping) else value
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """The options as words of a command line."""
+    words: list[str] = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, Mapping):
+            words += [f"--{flag}", *(f"{key}={each!r}" for key, each in value.items())]
+        elif isinstance(value, (list, tuple)):
+            words += [f"--{flag}", *map(str, value)]
+        else:
+            words += [f"--{flag}", str(value)]
+    return words

@@ -1,0 +1,143 @@
+"""What a report is made of: everything that is read and computed, before anything is drawn."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.bootstrap import Estimate, Sample
+from agents.decisions import Decisions, read_decisions
+from agents.matched import (
+    NOTHING_LEARNED,
+    Standing,
+    asked_budgets,
+    hypervolumes,
+    improvements,
+    matched_samples,
+    never_told_apart,
+    standings,
+)
+from agents.results import Line, expanded, read_lines
+from agents.statistics import Row, summarise
+
+CURVE = ("time/images", "validation/accuracy", "validation/cost")
+"""Columns of progress.csv that make a learning curve."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """The result lines of a folder, and what follows from them."""
+
+    folder: Path
+    lines: Sequence[Line]
+    """One for each run and budget."""
+    _decisions: dict[str, Decisions | None] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Material:
+        """From a comparison's folder.
+
+        Raises:
+            FileNotFoundError: there are no result lines.
+            ValueError: a damaged line.
+        """
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not a folder: give one that scripts.compare wrote")
+        return cls(folder, expanded(read_lines(folder)))
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The table of `agents.statistics`.
+
+        Raises:
+            ValueError: the lines cannot be compared.
+        """
+        return summarise(self.lines)
+
+    @cached_property
+    def budgets(self) -> tuple[float, ...]:
+        """Budgets that learned methods were given."""
+        return asked_budgets(self.lines)
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """Role of each method, in alphabetical order of the methods."""
+        return {line["method"]: line["role"] for line in sorted(self.lines, key=lambda line: str(line["method"]))}
+
+    @cached_property
+    def learned(self) -> list[str]:
+        """Methods that are neither baseline nor bound."""
+        return [method for method, role in self.roles.items() if role not in NOTHING_LEARNED]
+
+    @cached_property
+    def samples(self) -> list[dict[str, Sample]]:
+        """Accuracies at matched cost, for each budget."""
+        return matched_samples(self.lines, self.budgets)
+
+    @cached_property
+    def standings(self) -> list[Standing]:
+        """Who is ahead at each budget."""
+        return standings(self.samples, self.budgets)
+
+    @cached_property
+    def alike(self) -> list[tuple[str, str, float]]:
+        """Learned methods that are told apart at no budget."""
+        return never_told_apart(self.samples, self.learned)
+
+    @cached_property
+    def improvements(self) -> dict[tuple[str, str], Estimate]:
+        """Probability of improvement at matched cost."""
+        return improvements(self.lines, self.budgets)
+
+    @cached_property
+    def hypervolumes(self) -> dict[str, Sample]:
+        """Of the fronts over the budgets."""
+        return hypervolumes(self.lines, self.budgets)
+
+    @cached_property
+    def failed(self) -> list[Path]:
+        """Folders of runs that left a traceback."""
+        return sorted(file.parent for file in self.folder.glob("*.partial/error.txt"))
+
+    def of(self, method: str, budget: float) -> list[Line]:
+        """The runs of a method at a budget, by seed."""
+        found = [line for line in self.lines if line["method"] == method and float(line["budget"]) == budget]
+        return sorted(found, key=lambda line: line["seed"])
+
+    def decisions(self, line: Line) -> Decisions | None:
+        """What the run decided at the line's budget, or None if it did not record that.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        own = line.get("config", {}).get("config", {}).get("budget", line["budget"])
+        run = line.get("run")
+        if run is None or float(own) != float(line["budget"]):
+            return None
+        if run not in self._decisions:
+            try:
+                self._decisions[run] = read_decisions(self.folder / run)
+            except FileNotFoundError:
+                self._decisions[run] = None
+        return self._decisions[run]
+
+    def curve(self, line: Line) -> NDArray[np.float64] | None:
+        """Images, validation accuracy and validation cost [n, 3] while the run was trained, or None."""
+        file = self.folder / str(line.get("run")) / "progress.csv"
+        if not file.is_file():
+            return None
+        with file.open(newline="") as text:
+            rows = [[row.get(name) for name in CURVE] for row in csv.DictReader(text)]
+        whole = [[float(value) for value in row if value] for row in rows if all(row)]
+        return np.array(whole) if whole else None
+
+
+def starred(method: str, roles: Mapping[str, str]) -> str:
+    """The method's name, with a star if it has weights of its own."""
+    return method + "*" * (roles[method] in ("network", "cotrained"))

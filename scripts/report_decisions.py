@@ -1,0 +1,205 @@
+"""How decisions differ between images: numbers, and some images with their routes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from agents.bootstrap import interquartile_mean, sample
+from agents.decisions import Decisions
+from backbone.data import load_dataset
+from dfs_env.render import bit_colour
+from scripts.report_data import Material, starred
+from scripts.report_figures import entropy
+from scripts.report_tables import Row, Table, difference, points
+
+SHOWN = 6
+"""Easy images, and as many hard ones, that are shown."""
+COMPARED = 5
+"""Methods whose routes stand under each image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hardness:
+    """How hard each test image is."""
+
+    loss: NDArray[np.float64]
+    """[N] mean cross-entropy over some runs."""
+    of: str
+    """Which runs."""
+
+    @property
+    def quarter(self) -> int:
+        """Images in a quarter."""
+        return max(len(self.loss) // 4, 1)
+
+    @property
+    def easy(self) -> NDArray[np.int64]:
+        """The quarter of the images with the smallest loss, smallest first."""
+        return np.argsort(self.loss, kind="stable")[: self.quarter]
+
+    @property
+    def hard(self) -> NDArray[np.int64]:
+        """The quarter with the greatest loss, greatest first."""
+        return np.argsort(-self.loss, kind="stable")[: self.quarter]
+
+
+def hardness(material: Material) -> Hardness | None:
+    """From runs that treat all images alike, so that no image is easy because more is spent on it; from all runs, if
+    there are none. None without recorded decisions."""
+    found = [d for line in material.lines if line["role"] != "bound" if (d := material.decisions(line)) is not None]
+    if not found:
+        return None
+    size = len(found[0].loss)
+    found = [each for each in found if len(each.loss) == size]
+    alike = [each for each in found if each.routes.shape[1] and (each.routes == each.routes[0]).all()]
+    losses = np.mean([each.loss for each in alike or found], 0)
+    return Hardness(losses, f"{len(alike)} runs that treat all images alike" if alike else f"all {len(found)} runs")
+
+
+def differences(material: Material, hard: Hardness) -> Table:
+    """How much each learned method tells images apart, at each budget."""
+    rows: list[Row] = []
+    for number, (budget, method) in enumerate((b, m) for b in material.budgets for m in material.learned):
+        found = _decided(material, method, budget, len(hard.loss))
+        if not found:
+            continue
+        routed = [each.routes for each in found if each.routes.shape[1]]
+        easy, costly = ([float(each.cost[part].mean()) for each in found] for part in (hard.easy, hard.hard))
+        spread = sample([np.subtract(costly, easy)], (5, number)).estimate()
+        rows.append(
+            [
+                starred(method, material.roles),
+                f"{budget:g}",
+                *(_of_routes(routed) if routed else ("-", "-", "-")),
+                f"{interquartile_mean(easy):.4f}",
+                f"{interquartile_mean(costly):.4f}",
+                difference(*spread),
+            ]
+        )
+    heads = (
+        "method",
+        "budget",
+        "entropy per block (bits)",
+        "routes in use",
+        "images off the commonest route %",
+        "cost, easy quarter",
+        "cost, hard quarter",
+        "hard minus easy, % of full execution",
+    )
+    return Table(
+        heads,
+        rows,
+        f"Whether images are told apart: interquartile means over seeds. Hard and easy quarters by the mean loss of "
+        f"{hard.of}. Entropy 0 means that every image is treated alike.",
+    )
+
+
+def _of_routes(routed: Sequence[NDArray[np.uint8]]) -> tuple[str, str, str]:
+    """Entropy per block, routes in use, and share of the images off the commonest route: means over the runs."""
+    entropies, counts, off = [], [], []
+    for routes in routed:
+        shares = np.stack([(routes == action).mean(0) for action in range(int(routes.max()) + 1)], -1)
+        _, sizes = np.unique(routes, axis=0, return_counts=True)
+        entropies.append(float(entropy(shares).mean()))
+        counts.append(len(sizes))
+        off.append(1 - sizes.max() / len(routes))
+    mean = interquartile_mean
+    return f"{mean(entropies):.2f}", f"{mean(counts):.0f}", points(mean(off))
+
+
+def _decided(material: Material, method: str, budget: float, size: int) -> list[Decisions]:
+    found = (material.decisions(line) for line in material.of(method, budget))
+    return [each for each in found if each is not None and len(each.loss) == size]
+
+
+def costs_by_confidence(material: Material) -> dict[tuple[str, float], NDArray[np.float64]]:
+    """Mean cost [10] by tenths of confidence, of every learned method at every budget, averaged over seeds."""
+    tables = {}
+    for method in material.learned:
+        for budget in material.budgets:
+            found = [d for line in material.of(method, budget) if (d := material.decisions(line)) is not None]
+            parts = [
+                [part.mean() for part in np.array_split(each.cost[np.argsort(each.confidence, kind="stable")], 10)]
+                for each in found
+                if len(each.cost) >= 10
+            ]
+            if parts:
+                tables[method, budget] = np.mean(parts, 0)
+    return tables
+
+
+def gallery(material: Material, hard: Hardness, data: str | None) -> str:
+    """The easiest and the hardest images with the routes that some methods take, as HTML.
+
+    Raises:
+        ValueError, FileNotFoundError: the data set cannot be loaded, or is another one.
+    """
+    test = load_dataset(material.lines[0]["dataset"], data).test
+    if len(test) != len(hard.loss):
+        raise ValueError(f"the data set has {len(test)} test images, but decisions are of {len(hard.loss)}")
+    budget = material.budgets[len(material.budgets) // 2]
+    shown = _shown(material, budget, len(test))
+    parts = []
+    for heading, rows in (("Easiest images", hard.easy), ("Hardest images", hard.hard)):
+        cards = [
+            _card(material, test.images[i].permute(1, 2, 0).numpy(), int(test.labels[i]), i, shown)
+            for i in map(int, rows[:SHOWN])
+        ]
+        parts.append(f'<h4>{heading}</h4><div class="gallery">{"".join(cards)}</div>')
+    legend = "".join(
+        f'<span class="bit" style="background:{_colour(material, a)}"></span> {f"{b} bit" if b else "skip"} &nbsp;'
+        for a, b in enumerate(material.lines[0]["bitwidths"])
+    )
+    caption = (
+        f"Routes at budget {budget:g}, first seed of each method, a box for each block, and the cost; "
+        f"✓ right, ✗ wrong answer. Hard by the mean loss of {escape(hard.of)}."
+    )
+    return "".join(parts) + f'<p class="caption">{legend}<br>{caption}</p>'
+
+
+def _shown(material: Material, budget: float, size: int) -> dict[str, Decisions]:
+    """The most accurate learned methods that decide block by block, and `static`."""
+    order = next((each.order for each in material.standings if each.cost == budget), ())
+    shown: dict[str, Decisions] = {}
+    for method in [m for m in (*order, *material.learned) if m in material.learned]:
+        found = [each for each in _decided(material, method, budget, size) if each.routes.shape[1]]
+        if found and len(shown) < COMPARED:
+            shown.setdefault(method, found[0])
+    for each in _decided(material, "static", budget, size)[:1]:
+        shown["static"] = each
+    return shown
+
+
+def _card(material: Material, image: NDArray[np.uint8], label: int, index: int, shown: dict[str, Decisions]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    routes = "".join(
+        f"<tr><td>{escape(method)}</td><td>{_strip(material, each.routes[index])}</td>"
+        f"<td>{each.cost[index]:.3f}</td><td>{'✓' if each.correct[index] else '✗'}</td></tr>"
+        for method, each in shown.items()
+    )
+    return (
+        f'<div class="card"><img class="pixels" src="{source}" alt="test image {index}">'
+        f"<p>label {label}, image {index}</p><table>{routes}</table></div>"
+    )
+
+
+def _strip(material: Material, route: NDArray[np.uint8]) -> str:
+    bits = material.lines[0]["bitwidths"]
+    return "".join(
+        f'<span class="bit" style="background:{_colour(material, int(a))}" title="{bits[a]} bit"></span>' for a in route
+    )
+
+
+def _colour(material: Material, action: int) -> str:
+    bitwidths = tuple(material.lines[0]["bitwidths"])
+    return "#{:02x}{:02x}{:02x}".format(*bit_colour(bitwidths[action], bitwidths))
