@@ -31,7 +31,7 @@ from agents.sb3_options import as_settings, names_of, parse_settings
 from backbone.names import check_names
 from backbone.schedules import make_schedule
 from dfs_env.env import DFSVectorEnv
-from dfs_env.rewards import uses_price
+from dfs_env.rewards import make_reward, uses_price
 from dfs_env.task import Task
 
 
@@ -54,7 +54,8 @@ class SB3Config(MethodConfig):
     """Whether the environment refuses what would exceed the budget."""
 
     reward: str = "priced"
-    """Name of the reward, or "module:function"; "priced" is minus cross-entropy, minus the current price times cost."""
+    """Reward: a name, "name(parameter=value)" or "module:function" (see `dfs_env.rewards`); "priced" is minus
+    cross-entropy, minus the current price times cost."""
     num_envs: int = 128
     """Images decided at once: the episodes of a rollout."""
     learning_rate: float = 1e-3
@@ -75,6 +76,7 @@ class SB3Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "sb3", as_settings(self.sb3))
+        make_reward(self.reward)  # refuses an unknown one
         for name in ("budget_schedule", "price_schedule", "ent_schedule"):
             make_schedule(getattr(self, name, "constant"))
         self.arguments()
