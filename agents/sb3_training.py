@@ -320,6 +320,7 @@ class _Rollouts(BaseCallback):
             weights = 1.0, model.ent_coef, model.vf_coef
             self.logger.record("train/loss", sum(weight * part for weight, part in zip(weights, parts, strict=True)))
         self.recorder.goes_on()  # between two rollouts all episodes have just begun
+        self._set_budget(self._progress)
 
     def _on_step(self) -> bool:
         ends = [info for info in self.locals["infos"] if "episode" in info]
