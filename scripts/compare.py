@@ -36,6 +36,7 @@ from backbone.names import nearest
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
 from scripts.plot import plot
+from scripts.report_tables import worded
 
 MANY = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""
@@ -217,7 +218,8 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
     cost."""
     table = Table(
         title="interquartile mean over seeds, 95 % bootstrap interval; differences at equal paper cost, in points, to "
-        "baselines on the frozen backbone\n(*: weights of its own); s/1000: seconds of training for a thousand images"
+        "baselines on the frozen backbone\n(*: weights of its own; =: not told apart; ?: one seed); s/1000: seconds of "
+        "training for a thousand images"
     )
     columns = (
         "method",
@@ -241,8 +243,8 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
                 f"{100 * row.accuracy:.2f} [{100 * row.accuracy_low:.2f}, {100 * row.accuracy_high:.2f}]",
                 f"{row.cost:.4f}",
                 f"{row.total_cost:.4f}",
-                f"{100 * row.over_random:+.2f} [{100 * row.over_random_low:+.2f}, {100 * row.over_random_high:+.2f}]",
-                f"{100 * row.over_static:+.2f} [{100 * row.over_static_low:+.2f}, {100 * row.over_static_high:+.2f}]",
+                worded(row.over_random, row.over_random_low, row.over_random_high),
+                worded(row.over_static, row.over_static_low, row.over_static_high),
                 "-" if np.isnan(row.seconds_per_thousand_images) else f"{row.seconds_per_thousand_images:.2f}",
             )
     return table

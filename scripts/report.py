@@ -90,9 +90,7 @@ def _decisions(made: Page, material: Material, data: str | None) -> None:
     made.section("Which block runs at how many bits")
     missing = "No method has left a histogram of its decisions."
     made.figure(
-        lambda: report_figures.heat_maps(
-            material, report_figures.mean_bits(bitwidths), "mean bits", max(bitwidths), ordered
-        ),
+        lambda: report_figures.heat_maps(material, report_figures.mean_bits(bitwidths), "mean bits", ordered),
         "Mean bits of each block over images and seeds; a skipped block has 0. Equal columns mean that methods agree "
         "on which blocks matter.",
         missing,
@@ -102,9 +100,7 @@ def _decisions(made: Page, material: Material, data: str | None) -> None:
     )
     made.section("How decisions differ between images")
     made.figure(
-        lambda: report_figures.heat_maps(
-            material, report_figures.entropy, "entropy (bits)", len(bitwidths).bit_length() - 0.9, ordered
-        ),
+        lambda: report_figures.heat_maps(material, report_figures.entropy, "entropy (bits)", ordered),
         "Entropy of the actions over the images at each block: 0 where every image is treated alike, the more the more "
         "the decision depends on the image (or, for random, on chance).",
         missing,

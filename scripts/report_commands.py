@@ -69,6 +69,9 @@ def flags(options: Mapping[str, Any]) -> list[str]:
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, Mapping) and "name" in value:  # something that is named, with its parameters
+            inner = ",".join(f"{key}={each}" for key, each in value.items() if key != "name")
+            words += [f"--{flag}", f"{value['name']}({inner})"]
         elif isinstance(value, Mapping):
             words += [f"--{flag}", *(f"{key}={each!r}" for key, each in value.items())]
         elif isinstance(value, (list, tuple)):

@@ -20,7 +20,7 @@ from scripts.report_data import Material, starred
 from scripts.report_figures import entropy
 from scripts.report_tables import Row, Table, difference, points
 
-SHOWN = 6
+SHOWN = 8
 """Easy images, and as many hard ones, that are shown."""
 COMPARED = 5
 """Methods whose routes stand under each image."""
@@ -121,19 +121,20 @@ def _decided(material: Material, method: str, budget: float, size: int) -> list[
 
 
 def costs_by_confidence(material: Material) -> dict[tuple[str, float], NDArray[np.float64]]:
-    """Mean cost [10] by tenths of confidence, of every learned method at every budget, averaged over seeds."""
+    """Mean cost [10] by tenths of confidence, of every learned method at every budget, averaged over seeds; of fewer
+    than ten images, the cost of each."""
     tables = {}
     for method in material.learned:
         for budget in material.budgets:
             found = [d for line in material.of(method, budget) if (d := material.decisions(line)) is not None]
-            parts = [
-                [part.mean() for part in np.array_split(each.cost[np.argsort(each.confidence, kind="stable")], 10)]
-                for each in found
-                if len(each.cost) >= 10
-            ]
-            if parts:
-                tables[method, budget] = np.mean(parts, 0)
+            if found:
+                tables[method, budget] = np.mean([_by_tenths(each) for each in found], 0)
     return tables
+
+
+def _by_tenths(found: Decisions) -> list[float]:
+    ordered = found.cost[np.argsort(found.confidence, kind="stable")]
+    return [float(part.mean()) for part in np.array_split(ordered, min(10, len(ordered)))]
 
 
 def gallery(material: Material, hard: Hardness, data: str | None) -> str:

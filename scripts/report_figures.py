@@ -108,14 +108,14 @@ def _limit(axes: Sequence[Axes], curves: Mapping[Any, Sequence[NDArray[np.float6
     starts = [value for group in curves.values() for curve in group for value in curve[:, column]]
     low, high = float(np.quantile(ends, 0.1)), max(starts)
     floor = max(min(starts), low - 2 * max(high - low, 1.0))
-    axes[0].set_ylim(floor - 0.05 * (high - floor), high + 0.05 * (high - floor))
+    margin = max(0.05 * (high - floor), 0.5)
+    axes[0].set_ylim(floor - margin, high + margin)
 
 
 def heat_maps(
     material: Material,
     value: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     label: str,
-    most: float,
     methods: Sequence[str],
 ) -> Figure | None:
     """A panel for each budget, a row for each method, a column for each block.
@@ -124,14 +124,14 @@ def heat_maps(
         material: what is reported.
         value: numbers [L] of one run, from its histogram [L, A].
         label: what they are.
-        most: the darkest shade's number.
         methods: rows, from above.
     """
     tables = {(m, b): _mean_values(material, m, b, value) for m in methods for b in material.budgets}
     methods = [m for m in methods if any(tables[m, b] is not None for b in material.budgets)]
-    length = max((len(table) for table in tables.values() if table is not None), default=0)
-    if not length:
+    values = [table for table in tables.values() if table is not None]
+    if not values:
         return None
+    length, most = max(map(len, values)), max(1.0, *(float(table.max()) for table in values))
     columns = len(material.budgets) if length <= 2 * ANNOTATED else 1
     rows = -(-len(material.budgets) // columns)
     figure = Figure((WIDTH, (0.9 + 0.27 * len(methods)) * rows), layout="constrained")
@@ -197,7 +197,8 @@ def cost_by_confidence(material: Material, tables: Mapping[tuple[str, float], ND
     for panel, budget in zip(axes[0], budgets, strict=True):
         for method, style in styles(methods).items():
             if (method, budget) in tables:
-                panel.plot(range(1, 11), tables[method, budget], label=method, **style)
+                costs = tables[method, budget]
+                panel.plot(range(1, len(costs) + 1), costs, label=method, **style)
         panel.axhline(budget, color="black", linewidth=0.8, linestyle=":")
         panel.set_title(f"budget {budget:g}", fontsize=9)
         panel.set_xticks([1, 4, 7, 10])

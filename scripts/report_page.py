@@ -9,6 +9,7 @@ from html import escape
 import numpy as np
 from matplotlib.figure import Figure
 
+from agents.bootstrap import verdict
 from scripts.report_data import Material, starred
 from scripts.report_figures import picture
 from scripts.report_tables import Table, interval, points
@@ -127,6 +128,7 @@ def about(material: Material) -> str:
 def summary(material: Material) -> list[str]:
     """Who wins where, by how much, and what does not matter: sentences."""
     said = [_said(material, index) for index, each in enumerate(material.standings) if each.order]
+    said += _against_static(material)
     seeds = max((row.runs for row in material.rows if row.method in material.learned), default=0)
     if seeds == 1:
         said.append("Every learned method has one seed: there are no intervals, and so no winner can be named.")
@@ -140,7 +142,7 @@ def summary(material: Material) -> list[str]:
         more = len(material.alike) - len(named)
         rest = f", and {more} more pair{'s' * (more > 1)} of methods" if more else ""
         said.append(
-            "What does not matter, as far as these runs tell: at no budget is there a difference between "
+            "What does not matter, as far as these runs tell: no difference was found at any budget between "
             + "; ".join(named)
             + rest
             + "."
@@ -164,6 +166,27 @@ def _said(material: Material, index: int) -> str:
     if any(np.isnan(standing.behind[each].low) for each in standing.leaders if each != first):
         return f"{at} {name} is the most accurate, {number}, but one seed does not tell it from {_listed(others)}."
     return f"{at} there is no winner: {name} is the most accurate, {number}, but not told apart from {_listed(others)}."
+
+
+def _against_static(material: Material) -> list[str]:
+    """Which learned methods are ahead of the best static assignment, and which behind."""
+    rows = [row for row in material.rows if row.method in material.learned and row.budget in material.budgets]
+    found: dict[str, dict[float, list[str]]] = {"better": {}, "worse": {}}
+    for row in rows:
+        judged = verdict(row.over_static_low, row.over_static_high)
+        if judged in found:
+            found[judged].setdefault(row.budget, []).append(starred(row.method, material.roles))
+    if not any(found.values()):
+        return []
+    parts = [
+        f"{word} at budget {budget:g}: {_listed(names)}"
+        for word, of in found.items()
+        for budget, names in sorted(of.items())
+    ]
+    return [
+        "Against static, the best assignment that is the same for all images, each run at its own cost: "
+        f"{'; '.join(parts)}. All others are not told apart from it."
+    ]
 
 
 def _listed(names: Sequence[str]) -> str:

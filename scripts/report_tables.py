@@ -67,8 +67,12 @@ def _html(cell: str | Cell) -> str:
 def _markdown(cell: str | Cell) -> str:
     if isinstance(cell, str):
         return cell.replace("|", "\\|")
-    text = cell.text + (f" {MARKS[cell.verdict]}" if cell.verdict else "")
+    text = _marked(cell)
     return f"**{text}**" if cell.strong else text
+
+
+def _marked(cell: Cell) -> str:
+    return cell.text + (f" {MARKS[cell.verdict]}" if cell.verdict else "")
 
 
 def points(value: float, sign: bool = False) -> str:
@@ -91,6 +95,11 @@ def difference(value: float, low: float, high: float) -> Cell:
     if np.isnan(value):
         return Cell("-")
     return Cell(points(value, sign=True) + interval(low, high, sign=True), verdict(low, high))
+
+
+def worded(value: float, low: float, high: float) -> str:
+    """A difference in points with its interval and the mark of its verdict, as plain text."""
+    return _marked(difference(value, low, high))
 
 
 def winners(material: Material) -> Table:
