@@ -161,7 +161,7 @@ def run(
     (partial / CHECKPOINT).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
-    return result
+    return read_line(folder / RESULT)
 
 
 def _prepare(partial: Path, config: RunConfig, resume: bool) -> None:
