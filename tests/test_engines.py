@@ -168,12 +168,12 @@ def test_a_full_disk_in_a_worker_ends_all(tmp_path, monkeypatch):
 def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monkeypatch):
     """SIGKILL while the second of three runs is under way."""
     (tmp_path / "paced.py").write_text(
-        "import pathlib, time, tiny_images\n"
+        "import pathlib, time\n"
         f"here = pathlib.Path(r'{tmp_path}')\n"
-        "def load(folder):\n"
+        "def reward(t):\n"
         f"    if (here / 'hold').exists() and list(here.glob('killed/*/{RESULT}')):\n"
         "        (here / 'held').touch()\n        time.sleep(120)\n"
-        "    return tiny_images.load()\n"
+        "    return {'loss': -t.loss}\n"
     )
     (tmp_path / "main.py").write_text(
         "import sys, pathlib\n"
@@ -184,8 +184,9 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
         "    sweep(plan(read_experiment(here / 'small.toml')), here / 'killed', Processes(1))\n"
     )
     (tmp_path / "small.toml").write_text(
-        'budgets = [0.3]\nseeds = 1\nnum_images = 64\n[task]\ndataset = "paced:load"\ndepth = 8\nwidth = 4\n'
-        'checkpoint = "random"\n[[arms]]\nmethod = "dfs"\n[[arms]]\nmethod = "ppo"\n[[arms]]\nmethod = "skipnet"\n'
+        'budgets = [0.3]\nseeds = 1\nnum_images = 64\n[task]\ndataset = "tiny_images:load"\ndepth = 8\nwidth = 4\n'
+        'checkpoint = "random"\n[[arms]]\nmethod = "dfs"\n[[arms]]\nmethod = "ppo"\n'
+        'reward = "paced:reward"\n[[arms]]\nmethod = "skipnet"\n'
     )
     (tmp_path / "hold").touch()
     environment = {
