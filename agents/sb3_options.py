@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from backbone.names import check_names, resolve
+from backbone.names import check_names, literal, resolve
 
 RESERVED = {"self", "policy", "env", "device", "_init_setup_model"} | {
     f"{kind}_buffer_{part}" for kind in ("replay", "rollout") for part in ("class", "kwargs")
@@ -51,7 +50,7 @@ def parse_settings(settings: Iterable[str], algorithm: type[BaseAlgorithm], take
                 f"sb3 setting {name!r} is an option of the method itself: give it as --{name.replace('_', '-')}"
             )
         check_names([name], names_of(algorithm), f"{algorithm.__name__} of Stable-Baselines3")
-        found[name] = _value(text)
+        found[name] = _named(literal(text))
     if "policy_kwargs" in found:
         if not isinstance(found["policy_kwargs"], dict):
             raise ValueError(f"sb3 setting policy_kwargs must be a dict such as {{'net_arch': [32]}}, got {setting!r}")
@@ -62,13 +61,6 @@ def parse_settings(settings: Iterable[str], algorithm: type[BaseAlgorithm], take
 def names_of(callable_: Callable[..., Any]) -> list[str]:
     """The parameters that may be set."""
     return [name for name in inspect.signature(callable_).parameters if name not in RESERVED]
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return _named(text)
 
 
 def _named(value: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -40,6 +42,38 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
     if not callable(function):
         raise ValueError(f"{kind} {name!r}: module {module_name!r} has no function {function_name!r}")
     return function
+
+
+COMMA = re.compile(r",(?![^(\[{]*[)\]}])")
+"""One that separates parameters, not one within brackets."""
+
+
+def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of "name" or "name(parameter=value, ...)", where a value is what `literal` makes of it.
+
+    Raises:
+        ValueError: anything else; `kind` says what was asked for.
+    """
+    name, opens, inside = text.strip().partition("(")
+    found: dict[str, Any] = {}
+    if opens and not inside.endswith(")"):
+        raise ValueError(f"{kind} {text!r} has a parenthesis that is not closed: write NAME(PARAMETER=VALUE, ...)")
+    for part in COMMA.split(inside[:-1]) if inside[:-1].strip() else []:
+        parameter, _, value = [word.strip() for word in part.partition("=")]
+        if not parameter.isidentifier() or not value:
+            raise ValueError(f"{part.strip()!r} in {kind} {text!r} is not of the form PARAMETER=VALUE")
+        if parameter in found:
+            raise ValueError(f"{kind} {text!r} gives {parameter!r} twice")
+        found[parameter] = literal(value)
+    return name.strip(), found
+
+
+def literal(text: str) -> Any:
+    """The Python literal that the text is, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def check_names(names: Iterable[str], allowed: Iterable[str], owner: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+
+from backbone.names import check_names, nearest, parse_call
 
 Schedule = Callable[[float], float]
 """Share of training that is done, in [0, 1] -> factor."""
@@ -47,13 +47,11 @@ def make_schedule(spec: str) -> Schedule:
     Raises:
         ValueError: an unknown name or parameter, or a value that is impossible.
     """
-    name, parameters = _parsed(spec)
+    name, parameters = parse_call("schedule", spec)
     if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
-    allowed = list(inspect.signature(SCHEDULES[name]).parameters)[1:]
+        raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}{nearest(name, SCHEDULES)}")
+    check_names(parameters, list(inspect.signature(SCHEDULES[name]).parameters)[1:], f"schedule {name!r}")
     for key, value in parameters.items():
-        if key not in allowed:
-            raise ValueError(f"schedule {name!r} has no parameter {key!r}; it has {', '.join(allowed)}")
         numbers = value if key == "at" and isinstance(value, tuple) else (value,)
         if not all(isinstance(number, (int, float)) and 0 <= number < math.inf for number in numbers):
             raise ValueError(f"schedule {spec!r}: {key} must be {'numbers' if key == 'at' else 'a number'}, 0 or more")
@@ -62,17 +60,3 @@ def make_schedule(spec: str) -> Schedule:
     if name in ("linear", "cosine") and not parameters.get("start", 0) < parameters.get("end", 1):
         raise ValueError(f"schedule {spec!r}: start must be below end, both of them shares of training")
     return partial(SCHEDULES[name], **parameters)
-
-
-def _parsed(spec: str) -> tuple[str, dict[str, Any]]:
-    """Name and parameters of a call with keyword arguments that are constants."""
-    try:
-        call = ast.parse(spec.strip(), mode="eval").body
-        if isinstance(call, ast.Name):
-            return call.id, {}
-        assert isinstance(call, ast.Call)
-        assert isinstance(call.func, ast.Name)
-        assert not call.args
-        return call.func.id, {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (SyntaxError, AssertionError, ValueError, AttributeError) as error:
-        raise ValueError(f'schedule {spec!r} is not of the form NAME or "NAME(parameter=number, ...)"') from error

@@ -10,7 +10,6 @@ may be changed and run again.
 
 from __future__ import annotations
 
-import ast
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -32,7 +31,7 @@ from agents.runs import RESULTS, RunConfig, TaskConfig
 from agents.statistics import summarise
 from agents.sweep import finished, sweep
 from backbone.checkpoint import write_atomically
-from backbone.names import nearest
+from backbone.names import literal, nearest
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
 from scripts.plot import plot
@@ -146,11 +145,7 @@ def overrides(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         name, dot, option = target.partition(".")
         if not (equals and dot):
             raise ValueError(f"setting {setting!r} is not of the form METHOD.OPTION=VALUE")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        found.setdefault(name, {})[option] = value
+        found.setdefault(name, {})[option] = literal(text)
     return found
 
 

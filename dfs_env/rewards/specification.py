@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from numbers import Real
 from typing import Any
 
-from backbone.names import nearest, resolve
+from backbone.names import nearest, parse_call, resolve
 from dfs_env.rewards.library import REWARDS
 from dfs_env.rewards.shaping import POTENTIALS, Shaped
 from dfs_env.rewards.transition import Components, Reward, Transition
@@ -40,9 +38,6 @@ COMMON: dict[str, Any] = {
     "shaping_gamma": 1.0,
 }
 """The parameters that every reward has, and what they are by default."""
-
-COMMA = re.compile(r",(?![^(\[{]*[)\]}])")
-"""One that separates parameters, not one within brackets."""
 
 
 class _Priced:
@@ -99,39 +94,13 @@ def uses_price(spec: RewardSpec) -> bool:
     return PRICE in inspect.unwrap(function).__code__.co_names
 
 
-def parse(text: str) -> dict[str, Any]:
-    """The mapping that "name" or "name(parameter=value, ...)" stands for. A value is a Python literal, else a string.
-
-    Raises:
-        ValueError: anything else.
-    """
-    name, opens, inside = text.strip().partition("(")
-    found: dict[str, Any] = {"name": name.strip()}
-    if not opens:
-        return found
-    if not inside.endswith(")"):
-        raise ValueError(f"reward {text!r} has a parenthesis that is not closed: write NAME(PARAMETER=VALUE, ...)")
-    for part in COMMA.split(inside[:-1]) if inside[:-1].strip() else []:
-        parameter, _, value = [word.strip() for word in part.partition("=")]
-        if not parameter.isidentifier() or not value:
-            raise ValueError(f"{part.strip()!r} in reward {text!r} is not of the form PARAMETER=VALUE")
-        if parameter in found:
-            raise ValueError(f"reward {text!r} gives {parameter!r} twice")
-        found[parameter] = _value(value)
-    return found
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def _described(spec: RewardSpec) -> tuple[Callable[..., Components], dict[str, Any], dict[str, Any]]:
     """The function, its own parameters as far as they are given, and those of `COMMON`."""
-    parameters = parse(spec) if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
-    name = parameters.pop("name", None)
+    if isinstance(spec, str):
+        name, parameters = parse_call("reward", spec)
+    else:
+        parameters = dict(spec) if isinstance(spec, Mapping) else {}
+        name = parameters.pop("name", None)
     if not isinstance(name, str):
         raise ValueError(f'a reward is a name, or a mapping with a "name" such as {{"name": "skipnet"}}; got {spec!r}')
     function = resolve("reward", name, REWARDS)
