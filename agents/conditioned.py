@@ -45,6 +45,8 @@ class ConditionedConfig(PricedConfig):
             if self.eval_budgets:
                 raise ValueError("eval_budgets are for a policy of many budgets: give a budget_range, too")
             return
+        if np.shape(self.budget_range) != (2,):
+            raise ValueError(f"budget_range {self.budget_range!r} must be two numbers, the lowest and highest budget")
         low, high = self.budget_range
         make_budget({"low": low, "high": high})
         if low == high or self.price_knots < 2 or self.dual != "multiplicative":

@@ -53,7 +53,7 @@ def read_decisions(folder: Path) -> Decisions:
     """
     path = folder / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: run this configuration again to record its decisions")
+        raise FileNotFoundError(f"{path} does not exist: delete this run's folder and run it again to record decisions")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return Decisions(**{field.name: arrays[field.name] for field in fields(Decisions)})

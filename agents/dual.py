@@ -63,8 +63,8 @@ class DualAscent:
     - "multiplicative" (exponentiated) dual ascent: price <- price * exp(rate * e);
     - "additive": price <- max(0, price + rate * e), projected gradient ascent on the multiplier as in Lagrangian PPO
       (Ray, Achiam & Amodei 2019, section 5.2, which keeps it positive by a softplus);
-    - "pid": that, plus terms proportional to e and to its rise, which damp oscillations (Stooke, Achiam & Abbeel 2020,
-      algorithm 2).
+    - "pid": that, plus terms proportional to e and to the rise of the cost since the last step, as a multiple of the
+      target, which damp oscillations (Stooke, Achiam & Abbeel 2020, algorithm 2).
 
     The fixed point of each is the Lagrange multiplier of the constraint that the mean cost equals the target. The
     target moves geometrically from the first cost that is seen to the budget during the first `anneal` of training: a
@@ -77,7 +77,7 @@ class DualAscent:
         anneal: share of training in which the target moves.
         price: the first price, in reward for a unit of cost.
         form: one of `FORMS`.
-        schedule: factor on the budget over training.
+        schedule: factor on the budget over training, above 0; the target is at most 1.
 
     Raises:
         ValueError: an unknown form.
@@ -97,7 +97,8 @@ class DualAscent:
         self.budget, self.rate, self.anneal, self.price = budget, rate, anneal, price
         self.form, self.schedule = form, schedule
         self._first: float | None = None
-        self._integral, self._excess = price, 0.0
+        self._integral = price
+        self._cost: float | None = None
 
     def update(self, cost: float, progress: float) -> float:
         """Move the price by one step and return it.
@@ -106,7 +107,7 @@ class DualAscent:
             cost: mean cost of a batch.
             progress: share of training that is done, in [0, 1].
         """
-        budget = self.budget * self.schedule(progress)
+        budget = min(self.budget * self.schedule(progress), 1.0)
         if self._first is None:
             self._first = max(cost, budget)
         share = min(progress / self.anneal, 1.0) if self.anneal else 1.0
@@ -118,9 +119,9 @@ class DualAscent:
         self._integral = max(0.0, self._integral + self.rate * excess)
         self.price = self._integral
         if self.form == "pid":
-            rise = max(0.0, excess - self._excess)
+            rise = 0.0 if self._cost is None else max(0.0, cost - self._cost) / target
             self.price = max(0.0, self.price + self.rate * (PROPORTIONAL * excess + DERIVATIVE * rise))
-        self._excess = excess
+        self._cost = cost
         return self.price
 
     def at(self, budgets: Array) -> float:
@@ -133,7 +134,7 @@ class DualAscent:
 
     def state_dict(self) -> dict[str, Any]:
         """The price, where its target began, and what the additive forms remember."""
-        return {name: getattr(self, name) for name in ("price", "_first", "_integral", "_excess")}
+        return {name: getattr(self, name) for name in ("price", "_first", "_integral", "_cost")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""

@@ -35,7 +35,7 @@ from agents.methods import MethodConfig, default_config, labels
 from agents.options import fitting, read_toml, toml_table, with_options
 from agents.runs import RunConfig, TaskConfig
 from backbone.names import check_names
-from dfs_env.env import check_budget
+from dfs_env.budgets import check_budget
 
 PLANNED = ("budget", "seed", "eval_budgets")
 """Options of methods that an experiment's budgets and seeds set."""

@@ -61,11 +61,12 @@ class SB3VecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Observations [N, D]."""
         seeds = [None if seed is None else int(seed) for seed in self._seeds]
-        given = [options.get("indices") for options in self._options]
-        unknown = {key for options in self._options for key in options} - {"indices"}
-        if unknown or (None in given and any(index is not None for index in given)):
-            raise ValueError('options must be {"indices": i} for every sub-environment, or for none')
-        options = None if None in given else {"indices": np.array(given)}
+        given = {tuple(sorted(options)) for options in self._options}
+        if len(given) > 1 or not set(*given) <= {"budget", "indices"}:
+            raise ValueError(
+                'options must be {"indices": i}, {"budget": b}, or both in one, for every sub-environment, or for none'
+            )
+        options = {name: np.array([options[name] for options in self._options]) for name in self._options[0]}
         observation, info = self.env.reset(seed=seeds, options=options)
         self.reset_infos = [{"index": int(index)} for index in info["index"]]
         self._reset_seeds()

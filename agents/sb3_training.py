@@ -31,7 +31,7 @@ from agents.sb3_options import as_settings, names_of, parse_settings
 from backbone.names import check_names
 from backbone.schedules import make_schedule
 from dfs_env.env import DFSVectorEnv
-from dfs_env.rewards import make_reward, uses_price
+from dfs_env.rewards import Shaped, nested, uses_budget, uses_price
 from dfs_env.task import Task
 
 
@@ -40,7 +40,8 @@ class SB3Config(MethodConfig):
     """What every method by Stable-Baselines3 has.
 
     Raises:
-        ValueError: a setting in `sb3` that the algorithm does not have, or an unknown schedule.
+        ValueError: a setting in `sb3` that the algorithm does not have, an unknown reward or schedule, a budget that
+            falls to 0, a reward that is shaped with another discount, or whose old values cannot be replayed.
     """
 
     family: ClassVar[str] = "Stable-Baselines3"
@@ -76,10 +77,30 @@ class SB3Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "sb3", as_settings(self.sb3))
-        make_reward(self.reward)  # refuses an unknown one
-        for name in ("budget_schedule", "price_schedule", "ent_schedule"):
+        self._check_reward()
+        for name in ("price_schedule", "ent_schedule"):
             make_schedule(getattr(self, name, "constant"))
+        factor = make_schedule(self.budget_schedule)
+        if min(factor(share) for share in np.linspace(0, 1, 101)) <= 0:
+            raise ValueError(
+                f"budget_schedule {self.budget_schedule!r} makes the budget 0, which nothing meets: let it end, and "
+                'begin, above that, as "linear(first=4, to=1)" does'
+            )
         self.arguments()
+
+    def _check_reward(self) -> None:
+        for reward in nested(self.reward):
+            if isinstance(reward, Shaped) and not math.isclose(reward.gamma, self.gamma):
+                raise ValueError(
+                    f"reward {self.reward!r} is shaped with a discount of {reward.gamma:g}, the learner's gamma is "
+                    f"{self.gamma:g}: the best policy would be another; give shaping_gamma={self.gamma:g}"
+                )
+        replays = issubclass(self.algorithm, OffPolicyAlgorithm)
+        if replays and uses_price(self.reward) and self.reward != "priced":
+            raise ValueError(
+                f"reward {self.reward!r} follows the price, at which old decisions could not be replayed: "
+                f'{self.algorithm.__name__} needs "priced", or a reward with a fixed weight'
+            )
 
     def price_rule(self) -> PriceRule | None:
         """Where the price of cost comes from; None where the reward has none."""
@@ -112,7 +133,8 @@ class PricedConfig(SB3Config):
     budget, unless it is fixed; with any other, the budget enters through the observation and that reward alone.
 
     Raises:
-        ValueError: a price below 0, or one that the reward does not charge; an unknown form of dual ascent.
+        ValueError: a price below 0; a price or its schedule that the reward does not charge; an unknown form of dual
+            ascent, or an impossible rate of it.
     """
 
     price: float | None = None
@@ -128,8 +150,8 @@ class PricedConfig(SB3Config):
 
     @property
     def holds_budget(self) -> bool:
-        """Not with a fixed price."""
-        return self.price is None
+        """Not with a fixed price, nor with a reward that knows neither price nor budget."""
+        return self.price is None and (uses_price(self.reward) or uses_budget(self.reward))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,6 +159,12 @@ class PricedConfig(SB3Config):
             raise ValueError(f"price {self.price} must be a finite number of at least 0")
         if self.price is not None and not uses_price(self.reward):
             raise ValueError(f"reward {self.reward!r} charges no price: leave price {self.price} out, or use 'priced'")
+        if self.price_schedule != "constant" and not uses_price(self.reward):
+            raise ValueError(f"reward {self.reward!r} charges no price: leave price_schedule out, or use 'priced'")
+        if not 0 < self.price_rate < math.inf:
+            raise ValueError(f"price_rate {self.price_rate} must be a finite number above 0; price= fixes the price")
+        if not 0 <= self.price_anneal <= 1:
+            raise ValueError(f"price_anneal {self.price_anneal} must be a share of training, in [0, 1]")
         DualAscent(self.budget, self.price_rate, form=self.dual)  # refuses an unknown form
 
     def price_rule(self) -> PriceRule | None:
@@ -277,11 +305,6 @@ def aligned(config: SB3Config, length: int) -> dict[str, Any]:
             f"make it smaller, or {larger} larger"
         )
     if off_policy:
-        if uses_price(config.reward) and config.reward != "priced":
-            raise ValueError(
-                f"reward {config.reward!r} follows the price, at which old decisions could not be replayed: "
-                f'{config.algorithm.__name__} needs "priced", or a reward with a fixed weight'
-            )
         returns = {"n_steps": arguments.pop("n_steps", 1), "gamma": config.gamma}
         arguments |= {"replay_buffer_class": PricedReplayBuffer, "replay_buffer_kwargs": returns}
     return arguments
@@ -369,7 +392,7 @@ class _Rollouts(BaseCallback):
         self._set_budget(progress)
 
     def _set_budget(self, progress: float) -> None:
-        if self.price is None:  # else the search for the price has the schedule's target
+        if self.price is None or isinstance(self.price, FixedPrice):  # else its search has the schedule's target
             self.env.budget = self.config.drawn_budget(self.budget_factor(progress))
 
     def _set_price(self, progress: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -44,10 +43,6 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
     return function
 
 
-COMMA = re.compile(r",(?![^(\[{]*[)\]}])")
-"""One that separates parameters, not one within brackets."""
-
-
 def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
     """Name and parameters of "name" or "name(parameter=value, ...)", where a value is what `literal` makes of it.
 
@@ -58,7 +53,7 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
     found: dict[str, Any] = {}
     if opens and not inside.endswith(")"):
         raise ValueError(f"{kind} {text!r} has a parenthesis that is not closed: write NAME(PARAMETER=VALUE, ...)")
-    for part in COMMA.split(inside[:-1]) if inside[:-1].strip() else []:
+    for part in _parts(inside[:-1]) if inside[:-1].strip() else []:
         parameter, _, value = [word.strip() for word in part.partition("=")]
         if not parameter.isidentifier() or not value:
             raise ValueError(f"{part.strip()!r} in {kind} {text!r} is not of the form PARAMETER=VALUE")
@@ -66,6 +61,18 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{kind} {text!r} gives {parameter!r} twice")
         found[parameter] = literal(value)
     return name.strip(), found
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between the commas that are within no brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def literal(text: str) -> Any:

@@ -55,6 +55,8 @@ def make_schedule(spec: str) -> Schedule:
         numbers = value if key == "at" and isinstance(value, tuple) else (value,)
         if not all(isinstance(number, (int, float)) and 0 <= number < math.inf for number in numbers):
             raise ValueError(f"schedule {spec!r}: {key} must be {'numbers' if key == 'at' else 'a number'}, 0 or more")
+        if key in ("start", "end", "at") and max(numbers, default=0) > 1:
+            raise ValueError(f"schedule {spec!r}: {key} is a share of training, at most 1")
     if name == "step" and "at" in parameters and not isinstance(parameters["at"], tuple):
         parameters["at"] = (parameters["at"],)
     if name in ("linear", "cosine") and not parameters.get("start", 0) < parameters.get("end", 1):

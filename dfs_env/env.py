@@ -277,6 +277,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             "state": {name: _copied(value) for name, value in vars(self._state).items()},
             "logits": _copied(self._logits),
             "price": self.price,
+            "budget": self.budget,
             "budgets": self.budgets.copy(),
         }
 
@@ -288,12 +289,13 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             generator.bit_generator.state = position
         device = self.process.device
         self._rows, self._route, self.price = state["rows"].copy(), state["route"].copy(), state["price"]
-        self.budgets = state["budgets"].copy()
+        self.budget, self.budgets = state.get("budget", self.budget), state["budgets"].copy()
         self._labels = self.images.labels[torch.from_numpy(self._rows)].to(device)
         self._playing = state["images"].to(device), self._labels
         self._state = State(**{name: _copied(value, device) for name, value in state["state"].items()})
         self._logits = _copied(state["logits"], device)
-        begin(self.reward, self.process, self._state)
+        with torch.no_grad():
+            begin(self.reward, self.process, self._state)
         self._stem_features = self.last_played = None
 
     def render(self) -> tuple[Any, ...] | None:

@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from backbone.cost import TOLERANCE
 from backbone.names import resolve
 from dfs_env.env import Array, DFSEnv, DFSVectorEnv
 from dfs_env.rewards import Components, Transition
@@ -91,12 +92,15 @@ class MODFSVectorEnv(DFSVectorEnv):
         """The discounted mean returns over the split's images of all policies that none dominates, each [K].
 
         Of policies that see which image they decide, so a bound for those that see the observation: all routes of every
-        image are played. The way of MO-Gymnasium's environments with known fronts.
+        image are played, under a hard budget those that fit it. The way of MO-Gymnasium's environments with known
+        fronts.
 
         Raises:
-            ValueError: too many routes, or too many points.
+            ValueError: too many routes, too many points, or budgets that are drawn.
         """
         process = self.process
+        if self._budget.low != self._budget.high:
+            raise ValueError(f"the front depends on the budget, and {self.budget!r} draws it: give a number")
         count = process.num_actions**process.num_layers
         if count > ROUTES:
             raise ValueError(
@@ -111,16 +115,18 @@ class MODFSVectorEnv(DFSVectorEnv):
         return list(front / len(self.images))
 
     def _returns_of_all_routes(self, gamma: float) -> Iterator[Array]:
-        """[A ** L, K] for each image of the split."""
+        """[A ** L, K] for each image of the split; under a hard budget only the routes that fit it."""
         process = self.process
         actions = torch.cartesian_prod(*[torch.arange(process.num_actions)] * process.num_layers)
         routes = actions.reshape(-1, process.num_layers)
+        if self.hard_budget:
+            routes = routes[process.cost.route_cost(routes)[0].cpu() <= self._budget.high + TOLERANCE]
         for index in range(len(self.images)):
             env = MODFSVectorEnv(
                 self.task,
                 len(routes),
                 objectives=tuple(self.objectives),
-                budget=self.budget,
+                budget=self._budget.high,
                 split=self.split,
                 autoreset_mode="Disabled",
             )

@@ -7,6 +7,7 @@ python -m scripts.evaluate runs/ppo-conditioned-budget0.04-seed0-1a2b3c4d --budg
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +43,7 @@ def main(args: Evaluate) -> None:
     """Load, evaluate, print accuracy, costs, BitOps and the histogram of actions."""
     torch.set_num_threads(args.threads)
     policy, task, result = load_run(args.folder, data=args.data)
+    _check_range(args.budgets, result["config"]["config"].get("budget_range"))
     images = task.dataset.split(args.split)
     budgets = [check_budget(budget) for budget in args.budgets] or [result["budget"]]
     found = []
@@ -56,6 +58,16 @@ def main(args: Evaluate) -> None:
             print("share of the images at each bitwidth", task.process.bitwidths)
         for block, shares in enumerate(histogram):
             print(f"  block {block:2d}  " + "  ".join(f"{share:6.1%}" for share in shares))
+
+
+def _check_range(budgets: tuple[float, ...], trained: Sequence[float] | None) -> None:
+    """Refuse budgets that a policy was not trained for, if it was for a range."""
+    for budget in budgets:
+        if trained and not trained[0] <= budget <= trained[1]:
+            raise ValueError(
+                f"budget {budget:g} is outside budget_range {trained[0]:g} to {trained[1]:g}, which the policy was "
+                "trained for: choose one within it"
+            )
 
 
 if __name__ == "__main__":

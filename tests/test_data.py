@@ -27,7 +27,7 @@ from backbone.data import (
     load_dataset,
     stratified_parts,
 )
-from backbone.names import resolve
+from backbone.names import parse_call, resolve
 
 
 def random_split(count: int, seed: int = 0) -> Split:
@@ -129,6 +129,14 @@ def test_resolve_names_the_culprit(name, message):
 def test_resolve_finds_known_and_imported():
     assert resolve("reward", "a", {"a": len}) is len
     assert resolve("reward", "os:getcwd", {}) is os.getcwd
+
+
+def test_parameters_are_told_apart_whatever_their_brackets():
+    assert parse_call("call", "f(a=(1,(2,3)), b=2)") == ("f", {"a": (1, (2, 3)), "b": 2})
+    assert parse_call("call", "f(a=[{'x': (1, 2)}, 3], b=((1,),2),c=x)") == (
+        "f",
+        {"a": [{"x": (1, 2)}, 3], "b": ((1,), 2), "c": "x"},
+    )
 
 
 def test_stratified_parts_are_disjoint_complete_and_in_proportion():

@@ -52,7 +52,7 @@ def test_loss_and_confidence_belong_to_the_answer(task):
 
 
 def test_damaged_and_missing_decisions_are_named(task, tmp_path):
-    with pytest.raises(FileNotFoundError, match="run this configuration again"):
+    with pytest.raises(FileNotFoundError, match="delete this run's folder and run it again"):
         read_decisions(tmp_path)
     write_decisions(tmp_path, evaluate(Always(0), task, "test"))
     assert not read_decisions(tmp_path).routes.any()

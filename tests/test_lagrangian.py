@@ -10,9 +10,11 @@ import torch
 from agents import recorder as recorder_module
 from agents.dual import FORMS, DualAscent, PriceCurve
 from agents.evaluation import Evaluation, evaluate
-from agents.methods import a2c, default_config, dqn, maskable_ppo, ppo, skipnet
+from agents.learning import GateLearner
+from agents.methods import a2c, default_config, dqn, maskable_ppo, ppo, qrdqn, skipnet
 from agents.recorder import Recorder
 from agents.runs import RunConfig, TaskConfig, load_run, run
+from dfs_env import DFSVectorEnv
 from scripts.evaluate import Evaluate
 from scripts.evaluate import main as evaluate_again
 
@@ -66,9 +68,23 @@ def test_at_the_target_the_price_stays_and_below_it_never_falls_under_zero(form)
 def test_the_steps_of_the_additive_forms_by_hand():
     additive, pid = (DualAscent(0.1, 0.5, anneal=0.0, form=form) for form in ("additive", "pid"))
     assert additive.update(0.12, 0.0) == pytest.approx(1 + 0.5 * 0.2)
-    assert pid.update(0.12, 0.0) == pytest.approx(1 + 0.5 * 0.2 + 0.5 * 10 * 0.2 + 0.5 * 10 * 0.2)
+    assert pid.update(0.12, 0.0) == pytest.approx(1 + 0.5 * 0.2 + 0.5 * 10 * 0.2)  # nothing has risen yet
     assert additive.update(0.11, 0.0) == pytest.approx(1.1 + 0.5 * 0.1)
     assert pid.update(0.11, 0.0) == pytest.approx(1.15 + 0.5 * 10 * 0.1)  # a fall adds nothing
+    assert pid.update(0.13, 0.0) == pytest.approx(1.3 + 0.5 * 10 * 0.3 + 0.5 * 10 * 0.2)
+
+
+def test_a_falling_target_is_no_rise_of_the_cost():
+    dual = DualAscent(0.1, 0.5, anneal=0.0, form="pid", schedule=lambda progress: 2 - progress)
+    dual.update(0.12, 0.0)
+    integral = max(0.0, 1 + 0.5 * (0.12 / 0.2 - 1)) + 0.5 * 0.2
+    assert dual.update(0.12, 1.0) == pytest.approx(integral + 0.5 * 10 * 0.2)
+
+
+def test_the_target_is_at_most_full_execution():
+    dual = DualAscent(0.5, 0.5, anneal=0.0, schedule=lambda progress: 4.0)
+    assert dual.update(1.0, 0.5) == pytest.approx(1.0)
+    assert dual.update(0.9, 0.5) < 1.0
 
 
 def test_a_schedule_moves_the_target():
@@ -105,7 +121,11 @@ def test_a_fixed_price_is_charged_and_holds_no_budget(task):
     assert ppo.Config().holds_budget
     for module in (ppo, dqn):
         _, heard = learn(module, task, price=2.0, price_schedule="linear(first=0, to=1)", learning_starts=8)
-        assert [scalars["price"] for scalars in heard] == pytest.approx([2 * i / 8 for i in range(8)])
+        prices = [2 * i / 8 for i in range(8)]
+        assert [scalars["price"] for scalars in heard] == pytest.approx(prices)
+        prices = [0, *prices[:-1]]  # what is logged is the next rollout's
+        charged = [-price * scalars["cost"] for price, scalars in zip(prices, heard, strict=True)]
+        assert [scalars["reward_cost"] for scalars in heard] == pytest.approx(charged, abs=1e-5)
 
 
 @pytest.mark.parametrize("module", [ppo, a2c, maskable_ppo])
@@ -114,19 +134,68 @@ def test_the_entropy_bonus_follows_its_schedule(module, task):
     assert policy.model.ent_coef == pytest.approx(0.2)
 
 
-def test_without_a_price_the_schedule_moves_what_the_policy_sees(task):
-    schedule = "linear(first=5, to=1, end=0.5)"
-    policy, _ = learn(ppo, task, budget=0.1, reward="accuracy_within_budget", budget_schedule=schedule)
-    seen = policy.model.get_env().env
-    assert seen.budget == pytest.approx(0.1)
-    policy, _ = learn(ppo, task, budget=0.1, reward="accuracy_within_budget", budget_schedule="linear(first=5, to=3)")
-    assert policy.model.get_env().env.budget > 0.3
+@pytest.mark.parametrize(
+    "values", [{"reward": "accuracy_within_budget"}, {"price": 2.0}, {"price": 2.0, "reward": "dfs(weight=price)"}]
+)
+def test_without_a_search_for_the_price_the_schedule_moves_what_the_policy_sees(values, task, monkeypatch):
+    seen, observe = [], DFSVectorEnv._observation
+
+    def spy(env):
+        observation = observe(env)
+        seen.append(tuple(observation[:, -1].round(6).tolist()))
+        return observation
+
+    monkeypatch.setattr(DFSVectorEnv, "_observation", spy)
+    learn(ppo, task, budget=0.1, budget_schedule="linear(first=5, to=1, end=0.5)", **values)
+    assert np.array(list(dict.fromkeys(seen))) == pytest.approx(np.repeat([[0.5], [0.4], [0.3], [0.2], [0.1]], 8, 1))
 
 
-def test_skipnets_entropy_bonus_has_a_schedule(task):
-    learn(skipnet, task, ent_coef=0.1, ent_schedule="cosine")
+@pytest.mark.parametrize(("seen", "share"), [(0, 1.0), (32, 0.5), (64, 0.0)])
+def test_skipnets_entropy_bonus_follows_its_schedule(seen, share, task):
+    images, labels = task.dataset.normalize(task.dataset.train.images[:8]), task.dataset.train.labels[:8]
+
+    def loss(ent_coef, seen):
+        config = skipnet.Config(ent_coef=ent_coef, ent_schedule="cosine", num_images=64)
+        recorder = Recorder(task, config.budget, config.num_images)
+        recorder.seen = seen
+        torch.manual_seed(0)
+        stage = skipnet.HybridReinforce(GateLearner(config, task, recorder), config, begin=0)
+        return float(stage(images, labels)[0])
+
+    bonus = loss(0.0, seen) - loss(0.4, seen)
+    whole = loss(0.0, 0) - loss(0.4, 0)
+    assert whole > 0.1
+    assert bonus == pytest.approx(share * whole, abs=1e-4)
     with pytest.raises(ValueError, match="unknown schedule"):
         skipnet.Config(ent_schedule="falling")
+
+
+def test_training_aims_at_the_budget_only_if_the_reward_knows_it():
+    for reward in ("priced", "skipnet(alpha=price)", "accuracy_within_budget(placement=terminal)", "dfs"):
+        assert ppo.Config(reward=reward).holds_budget
+    for reward in ("skipnet", "haq", "accuracy_minus_cost(weight=0.3)", "cross_entropy_minus_cost(normalize=macs)"):
+        assert not ppo.Config(reward=reward).holds_budget
+    assert maskable_ppo.Config(reward="haq").holds_budget
+
+
+@pytest.mark.parametrize(
+    ("module", "values", "message"),
+    [
+        (dqn, {"reward": "skipnet(alpha=price)"}, 'DQN needs "priced"'),
+        (qrdqn, {"reward": "priced(placement=terminal)"}, 'QRDQN needs "priced"'),
+        (maskable_ppo, {"reward": "skipnet(alpha=price)"}, "never searched for under a hard budget"),
+        (dqn, {"gamma": 0.9, "reward": "haq(potential=spent)"}, r"give shaping_gamma=0\.9"),
+        (a2c, {"reward": "priced(potential=spent, shaping_gamma=0.5)"}, "give shaping_gamma=1"),
+        (maskable_ppo, {"budget_schedule": "step(by=0)"}, "makes the budget 0"),
+    ],
+)
+def test_rewards_that_a_method_cannot_learn_from_are_refused(module, values, message):
+    with pytest.raises(ValueError, match=message):
+        module.Config(**values)
+
+
+def test_shaping_with_the_learners_discount_is_allowed():
+    assert ppo.Config(gamma=0.9, reward="priced(potential=spent, shaping_gamma=0.9)").gamma == 0.9
 
 
 @pytest.mark.parametrize(
@@ -138,6 +207,18 @@ def test_skipnets_entropy_bonus_has_a_schedule(task):
         ({"price_schedule": "lin"}, "unknown schedule 'lin'"),
         ({"ent_schedule": "lin"}, "unknown schedule 'lin'"),
         ({"budget_schedule": "lin"}, "unknown schedule 'lin'"),
+        ({"budget_schedule": "linear"}, r"makes the budget 0.*linear\(first=4, to=1\)"),
+        ({"budget_schedule": "cosine(first=2)"}, "makes the budget 0"),
+        ({"budget_schedule": "linear(first=0, to=1)", "reward": "skipnet"}, "makes the budget 0"),
+        ({"price_schedule": "linear", "reward": "skipnet"}, "charges no price: leave price_schedule out"),
+        ({"price_schedule": "linear(end=2)"}, "end is a share of training, at most 1"),
+        ({"price_rate": 0.0}, "price_rate 0.0 must be a finite number above 0"),
+        ({"price_rate": -0.1}, "price_rate -0.1 must be"),
+        ({"price_anneal": 1.5}, "price_anneal 1.5 must be a share of training"),
+        ({"price_anneal": -0.1}, "price_anneal -0.1 must be a share of training"),
+        ({"budget_range": (0.1, 0.2, 0.3), "budget": 0.1}, "must be two numbers"),
+        ({"budget_range": (0.1,), "budget": 0.1}, "must be two numbers"),
+        ({"budget_range": 0.1, "budget": 0.1}, "must be two numbers"),
         ({"eval_budgets": (0.1,)}, "give a budget_range"),
         ({"budget_range": (0.1, 0.2), "eval_budgets": (0.5,), "budget": 0.1}, "budget 0.5 is outside budget_range"),
         ({"budget_range": (0.1, 0.2), "budget": 0.05}, r"budget 0\.05 is outside budget_range 0\.1 to 0\.2"),
@@ -157,7 +238,7 @@ def test_impossible_options_are_refused(values, message):
 
 def test_the_best_policy_is_within_all_its_budgets_and_most_accurate_on_average(task, monkeypatch):
     def result(accuracy, cost):
-        return Evaluation(accuracy, 0.0, cost, cost, 0.0, 0.0, [[1.0]], torch.zeros(1, 1), torch.zeros(1))
+        return Evaluation(accuracy, 0.0, cost, cost, 0.0, 0.0, [[1.0]], torch.zeros(1, 1), *torch.zeros(4, 1))
 
     monkeypatch.setattr(recorder_module, "evaluate", lambda policy, task, split, budget: result(*policy[budget]))
     policies = [
@@ -189,9 +270,9 @@ def test_a_conditioned_run_reports_every_budget_and_traces_its_front(tiny_data, 
         default_config("ppo-conditioned"), **TIGHT, budget=0.2, budget_range=(0.1, 0.6), eval_budgets=(0.1, 0.5)
     )
     config = RunConfig("ppo-conditioned", conditioned, TaskConfig(dataset=tiny_data, depth=8, checkpoint="random"))
-    result = run(config, tmp_path)
+    run(config, tmp_path)
     policy, task, line = load_run(tmp_path / config.name)
-    assert line == json.loads(json.dumps(result))
+    assert line["config"]["config"] == json.loads(json.dumps(dataclasses.asdict(conditioned)))
     assert [entry["budget"] for entry in line["at_budgets"]] == [0.1, 0.5]
     assert line["cost"] == evaluate(policy, task, "test", 0.2).cost
     for entry in line["at_budgets"]:
@@ -200,6 +281,8 @@ def test_a_conditioned_run_reports_every_budget_and_traces_its_front(tiny_data, 
     printed = capsys.readouterr().out
     assert '"budget": 0.15' in printed
     assert f'"cost": {line["at_budgets"][1]["cost"]}' in printed
+    with pytest.raises(ValueError, match=r"budget 0\.9 is outside budget_range 0\.1 to 0\.6"):
+        evaluate_again(Evaluate(tmp_path / config.name, budgets=(0.15, 0.9), data=None))
 
 
 def test_a_policy_of_one_budget_reports_that_alone(tiny_data, tmp_path):

@@ -1,5 +1,6 @@
 """Vector rewards as MO-Gymnasium's users expect them, and costs beside rewards as Safety-Gymnasium's do."""
 
+import itertools
 import json
 from collections import defaultdict
 from dataclasses import replace
@@ -257,6 +258,33 @@ def test_the_known_front_is_that_of_all_policies(few_images):
     expected = np.unique(np.round(pairs[~dominated.any(0)], 5), axis=0)
     found = np.array(sorted(np.round(env.pareto_front(), 5).tolist()))
     np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_under_a_hard_budget_the_known_front_is_that_of_the_routes_that_fit(few_images):
+    names = ("cross_entropy", "cost")
+    free, hard = (MODFSEnv(few_images, objectives=names, budget=0.4, hard_budget=hard) for hard in (False, True))
+    assert min(cost for _, cost in free.pareto_front()) < -0.4
+    found = np.array(hard.pareto_front())
+    assert len(found) > 2
+    assert (found[:, 1] >= -0.4 - 1e-5).all()
+    routes = list(itertools.product(range(3), repeat=L))
+    best = []
+    for i in range(2):
+        of_image = []
+        for route in routes:
+            hard.reset(options={"indices": i})
+            try:
+                of_image.append(sum(hard.step(action)[1] for action in route)[0])
+            except ValueError:  # the environment refuses it
+                continue
+        best.append(max(of_image))
+    assert found[:, 0].max() == pytest.approx(np.mean(best), abs=1e-5)
+
+
+def test_a_front_of_budgets_that_are_drawn_is_refused(few_images):
+    with pytest.raises(ValueError, match="the front depends on the budget"):
+        MODFSEnv(few_images, budget={"low": 0.1, "high": 0.4}).pareto_front()
+    assert MODFSEnv(few_images, budget={"values": [0.4]}).pareto_front()
 
 
 def test_fronts_that_cannot_be_enumerated_are_refused(task, monkeypatch):

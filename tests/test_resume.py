@@ -78,6 +78,20 @@ def last_weights(monkeypatch):
     [
         *(pytest.param(name, STAGES, id=name) for name in LEARNED),
         pytest.param("ppo", {}, id="ppo on a frozen backbone"),
+        pytest.param(
+            "ppo",
+            {"budget_range": (0.1, 0.6), "ent_schedule": "linear", "price_schedule": "linear(first=0, to=1)"},
+            id="ppo for a range of budgets",
+        ),
+        pytest.param(
+            "ppo",
+            {
+                "reward": "accuracy_within_budget(placement=reward_to_go, potential=confidence)",
+                "budget_schedule": "linear(first=2, to=1)",
+            },
+            id="ppo with a reward that remembers",
+        ),
+        pytest.param("ppo", {"dual": "pid"}, id="ppo with a pid"),
     ],
 )
 def test_a_run_that_is_killed_twice_equals_one_that_never_was(name, values, tiny_data, tmp_path, last_weights):
@@ -190,6 +204,7 @@ def test_an_environment_is_put_back_in_the_middle_of_its_episodes(task):
     env.reset(seed=3)
     env.price = 2.0
     env.step(env.action_space.sample())
+    env.budget = {"low": 0.2, "high": 0.4}  # of the episodes to come
     state = copy.deepcopy(env.state_dict())
     actions = [env.action_space.sample() for _ in range(7)]
     expected = [env.step(action) for action in actions]

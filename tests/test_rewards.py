@@ -1,5 +1,6 @@
 """The library of rewards: by hand, by name, placements of the same total, units of cost, and what is refused."""
 
+import functools
 import json
 import sys
 import types
@@ -12,7 +13,7 @@ import torch
 
 from backbone.cost import cost_table
 from dfs_env import DFSEnv, DFSVectorEnv, Transition, make_reward
-from dfs_env.rewards import PLACEMENTS, REWARDS, begin, uses_price
+from dfs_env.rewards import PLACEMENTS, REWARDS, begin, uses_budget, uses_price
 
 N, L = 6, 3
 
@@ -33,7 +34,7 @@ def paid(spec: Any, steps: list[Transition]) -> list[float]:
     return [sum(part.item() for part in reward(step).values()) for step in steps]
 
 
-def play(task, reward: Any, price: float = 0.7, mode: str = "Disabled", episodes: int = 1, **kwargs: Any) -> np.ndarray:
+def play(task, reward: Any, price: Any = 0.7, mode: str = "Disabled", episodes: int = 1, **kwargs: Any) -> np.ndarray:
     """Rewards [steps, N] on random routes."""
     env = DFSVectorEnv(task, N, reward=reward, budget=0.3, autoreset_mode=mode, **kwargs)
     env.price = price
@@ -52,6 +53,7 @@ def my_rewards():
     module = types.ModuleType("my_rewards")
     module.growing = growing
     module.bare = lambda t, weight: {"cost": -weight * t.step_cost}
+    module.held = make_reward("accuracy_minus_cost(placement=terminal)")
     module.reader = lambda t: {"cost": -t.price * t.cost}
     sys.modules["my_rewards"] = module
     yield
@@ -130,8 +132,9 @@ def test_rewards_to_go_charge_the_decision_that_causes_the_cost():
     assert paid("blockdrop(placement=reward_to_go)", wrong) == pytest.approx(expected, abs=1e-6)
 
 
-def test_two_environments_do_not_share_what_a_reward_remembers(task):
-    reward = make_reward("accuracy_minus_cost(placement=terminal)")
+@pytest.mark.parametrize("spec", [None, "my_rewards:held", {"name": "my_rewards:held"}])
+def test_two_environments_do_not_share_what_a_reward_remembers(spec, task):
+    reward = make_reward("accuracy_minus_cost(placement=terminal)") if spec is None else spec
     first, second = (DFSEnv(task, reward=reward) for _ in range(2))
     for env in (first, second):
         env.reset(seed=0, options={"indices": 0})
@@ -213,6 +216,45 @@ def test_what_uses_the_price_is_known_and_moves_with_it(task, spec, uses):
     assert (play(task, spec, price=0.1) != play(task, spec, price=5.0)).any() == uses
 
 
+class Counted:
+    """A reward that is no function."""
+
+    def __call__(self, t: Transition) -> dict[str, torch.Tensor]:
+        return {"cost": -t.price * t.cost}
+
+
+@pytest.mark.parametrize(
+    ("spec", "uses"),
+    [
+        ("accuracy_within_budget", True),
+        ("dfs(weight=price, placement=reward_to_go, potential=position)", True),
+        ("skipnet", False),
+        ("priced", False),
+        ("haq(potential=spent)", False),
+        (REWARDS["dfs"], True),
+        (Counted(), False),
+        (max, False),
+    ],
+)
+def test_what_uses_the_budget_is_known(spec, uses):
+    assert uses_budget(spec) is uses
+
+
+def test_what_is_known_of_callables_that_are_no_functions():
+    assert uses_price(Counted())
+    assert not uses_price(max)
+    assert not uses_price(functools.partial(max, 1))
+
+
+@pytest.mark.parametrize("spec", ["haq(scale=price)", "haq(acc0=price)"])
+def test_haq_at_a_price_for_each_image(task, spec):
+    prices = np.linspace(0.5, 1, N)
+    together = play(task, spec, prices)
+    for i, price in enumerate(prices):
+        np.testing.assert_allclose(play(task, spec, price)[:, i], together[:, i], rtol=1e-6)
+    assert (together[-1] != 0).all()
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -224,6 +266,10 @@ def test_what_uses_the_price_is_known_and_moves_with_it(task, spec, uses):
         ("skipnet(potential=positon)", r"unknown potential 'positon': .*did you mean 'position'\?"),
         ("skipnet(alpha=big)", "parameter 'alpha' of reward 'skipnet' must be a number, or \"price\"; got 'big'"),
         ("skipnet(alpha=nan)", "must be a number"),
+        ("skipnet(shaping_weight=2)", "shaping_weight of reward 'skipnet' does nothing without a potential"),
+        ("skipnet(shaping_gamma=0.9)", "shaping_gamma of reward 'skipnet' does nothing without a potential"),
+        ("skipnet(potential=spent, shaping_gamma=1.1)", r"must be a discount in \[0, 1\], got 1\.1"),
+        ("skipnet(potential=spent, shaping_gamma=-0.1)", r"must be a discount in \[0, 1\]"),
         ("skipnet(shaping_weight=price)", "'shaping_weight' of reward 'skipnet' must be a number"),
         ("skipnet(alpha=True)", "must be a number"),
         ("skipnet(alpha=1", "parenthesis that is not closed"),

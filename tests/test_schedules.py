@@ -56,6 +56,10 @@ def test_learning_rates_are_what_they_were_to_the_last_bit():
         ("linear(to=-1)", "to must be a number, 0 or more"),
         ("linear(to='1')", "to must be a number"),
         ("step(at=(1, 'x'))", "at must be numbers"),
+        ("linear(end=2)", "end is a share of training, at most 1"),
+        ("linear(start=1.5)", "start is a share of training"),
+        ("step(at=(0.5, 3))", "at is a share of training"),
+        ("step(at=(0.5, (1, 2)))", "at must be numbers"),
         ("cosine(start=0.5, end=0.5)", "start must be below end"),
     ],
 )

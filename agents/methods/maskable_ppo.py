@@ -14,15 +14,28 @@ from sb3_contrib import MaskablePPO
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.sb3_training import PPOConfig, train_sb3
+from dfs_env.rewards import uses_price
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
 class Config(PPOConfig):
-    """MaskablePPO by sb3-contrib; hyper-parameters under its own names."""
+    """MaskablePPO by sb3-contrib; hyper-parameters under its own names.
+
+    Raises:
+        ValueError: a reward, other than the default, that charges a price.
+    """
 
     algorithm = MaskablePPO
     hard_budget = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if uses_price(self.reward) and self.reward != "priced":
+            raise ValueError(
+                f"reward {self.reward!r} charges a price, which is never searched for under a hard budget and stays 0: "
+                'give its weight a number, or use "priced", here minus cross-entropy'
+            )
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:

@@ -1,7 +1,9 @@
 """Proximal policy optimisation (Schulman et al. 2017) by Stable-Baselines3, over the batched environment.
 
-With the reward `priced`, the default, the price of cost is moved by dual ascent after every rollout until the mean cost
-meets the budget; with any other reward the budget enters through the observation and that reward alone.
+With a reward that charges the price, as `priced` (the default) and any weight that is "price" do, dual ascent moves it
+after every rollout until the mean cost meets the budget, unless `price` fixes it; with any other, the budget enters
+through the observation and that reward alone. With a `budget_range`, one policy serves all budgets in it, each at a
+price of its own.
 """
 
 from __future__ import annotations

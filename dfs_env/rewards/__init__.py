@@ -5,7 +5,9 @@ reward is their sum. The environment shows every component in `info` as `reward_
 (`reward="skipnet"`), by name with parameters (`reward={"name": "skipnet", "alpha": 0.01}`, or in one string
 `reward="skipnet(alpha=0.01)"`), as "module:function", with parameters or without, or pass the function itself.
 
-A parameter that is given as "price" follows the environment's `price`, which a learner may move (dual ascent).
+A parameter that is given as "price" follows the environment's `price`, which a learner may move (dual ascent). Learners
+ask `uses_price` and `uses_budget` what a reward depends on, and these look at its function alone: it must read
+`price` and `budget` of the transition itself, not by another function that it calls, or be given `weight=price`.
 
 Beside its own parameters every reward that is chosen by name has these, unless it has one of that name itself:
 
@@ -33,8 +35,8 @@ from dfs_env.rewards.library import (
     priced,
     skipnet,
 )
-from dfs_env.rewards.shaping import POTENTIALS, Potential
-from dfs_env.rewards.specification import RewardSpec, make_reward, uses_price
+from dfs_env.rewards.shaping import POTENTIALS, Potential, Shaped
+from dfs_env.rewards.specification import RewardSpec, make_reward, nested, uses_budget, uses_price
 from dfs_env.rewards.transition import Components, Reward, Transition
 from dfs_env.rewards.wrappers import NORMALIZATIONS, PLACEMENTS, begin, prepare
 
@@ -47,6 +49,7 @@ __all__ = [
     "Potential",
     "Reward",
     "RewardSpec",
+    "Shaped",
     "Transition",
     "accuracy_minus_cost",
     "accuracy_within_budget",
@@ -56,8 +59,10 @@ __all__ = [
     "dfs",
     "haq",
     "make_reward",
+    "nested",
     "prepare",
     "priced",
     "skipnet",
+    "uses_budget",
     "uses_price",
 ]

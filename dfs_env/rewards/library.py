@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dfs_env.rewards.transition import Components, Reward, Transition
@@ -56,7 +57,7 @@ def haq(t: Transition, acc0: float = 0.9, scale: float = 0.1) -> Components:
     `acc0` is that accuracy, a share: it makes no difference to which policy is best, but centres the rewards. Nothing
     is charged for cost: HAQ bounds it by taking bits away, which here is `hard_budget`.
     """
-    return {"accuracy": scale * t.correct, "reference": t.correct.new_full(t.correct.shape, -scale * acc0 * t.done)}
+    return {"accuracy": scale * t.correct, "reference": -scale * acc0 * t.done * torch.ones_like(t.correct)}
 
 
 def cross_entropy_minus_cost(t: Transition, weight: float | Tensor = 0.5) -> Components:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from functools import partial
 from numbers import Real
@@ -62,6 +62,8 @@ def make_reward(spec: RewardSpec) -> Reward:
     if callable(spec):
         return spec
     function, given, common = _described(spec)
+    if isinstance(function, RewardWrapper):
+        function = deepcopy(function)
     following = _following(function, given)
     reward: Reward = partial(function, **given) if given else function
     if following:
@@ -76,22 +78,51 @@ def make_reward(spec: RewardSpec) -> Reward:
     return reward
 
 
-def uses_price(spec: RewardSpec) -> bool:
-    """Whether the reward depends on the environment's `price`: one of its parameters is "price", or its function reads
-    `price` of the transition, as `priced` does.
+def nested(spec: RewardSpec) -> Iterator[Reward]:
+    """The reward, what it is a wrapper around, and so on to the innermost.
 
     Raises:
         ValueError: as `make_reward`.
     """
     reward = make_reward(spec)
+    yield reward
     while isinstance(reward, RewardWrapper):
         reward = reward.inner
-    if isinstance(reward, _Priced):
-        return True
-    if isinstance(reward, partial):
-        reward = reward.func
-    function = reward if inspect.isroutine(reward) else type(reward).__call__
-    return PRICE in inspect.unwrap(function).__code__.co_names
+        yield reward
+
+
+def uses_price(spec: RewardSpec) -> bool:
+    """Whether the reward depends on the environment's `price`: one of its parameters is "price", or its function itself
+    reads `price` of the transition, as `priced` does.
+
+    Raises:
+        ValueError: as `make_reward`.
+    """
+    *_, innermost = nested(spec)
+    return isinstance(innermost, _Priced) or _reads(innermost, PRICE)
+
+
+def uses_budget(spec: RewardSpec) -> bool:
+    """Whether the reward depends on the budget: its function itself reads `budget` of the transition, as
+    `accuracy_within_budget` does.
+
+    Raises:
+        ValueError: as `make_reward`.
+    """
+    *_, innermost = nested(spec)
+    return _reads(innermost, "budget")
+
+
+def _reads(reward: Reward, attribute: str) -> bool:
+    """Whether the reward's function has an attribute of that name in its code; of what has no code, nothing is
+    known."""
+    function: Any = reward
+    while isinstance(function, (_Priced, partial)):
+        function = function.function if isinstance(function, _Priced) else function.func
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is not None and attribute in code.co_names
 
 
 def _described(spec: RewardSpec) -> tuple[Callable[..., Components], dict[str, Any], dict[str, Any]]:
@@ -114,7 +145,21 @@ def _described(spec: RewardSpec) -> tuple[Callable[..., Components], dict[str, A
         if value not in choices:
             message = f"{parameter} of reward {name!r} must be one of {', '.join(choices)}; got {value!r}"
             raise ValueError(message + nearest(str(value), choices))
+    _check_shaping(name, common)
     return function, {key: value for key, value in parameters.items() if key in own}, common
+
+
+def _check_shaping(name: str, common: Mapping[str, Any]) -> None:
+    if common["potential"] is None:
+        for parameter in ("shaping_weight", "shaping_gamma"):
+            if common[parameter] != COMMON[parameter]:
+                raise ValueError(
+                    f"{parameter} of reward {name!r} does nothing without a potential: give one, or drop it"
+                )
+    elif not 0 <= common["shaping_gamma"] <= 1:
+        raise ValueError(
+            f"shaping_gamma of reward {name!r} must be a discount in [0, 1], got {common['shaping_gamma']}"
+        )
 
 
 def _check_names(name: str, parameters: Mapping[str, Any], own: Mapping[str, Any]) -> None:

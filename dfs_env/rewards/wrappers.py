@@ -63,7 +63,8 @@ def seen(t: Transition) -> tuple[SkippingProcess, State]:
 class CostByMacs(RewardWrapper):
     """`normalize="macs"`: blocks weigh as their multiply-accumulates do, and not all the same.
 
-    Cost is still 1 at full execution. What the observation holds, and what a hard budget binds, stays the paper cost.
+    Cost is still 1 at full execution. What the observation holds, what a hard budget binds, and what a learner's search
+    for the price compares with the budget, stays the paper cost.
     """
 
     def begin(self, process: SkippingProcess, state: State) -> None:
