@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.engines import Engine, Report, error_file, work
-from agents.results import read_line
-from agents.runs import RESULT, RESULTS, VERSION, RunConfig
+from agents.run_folders import RESULT, finished_folders
+from agents.runs import RESULTS, VERSION, RunConfig, result_line
 from backbone.checkpoint import write_atomically
 
 
@@ -50,7 +50,7 @@ def sweep(configs: Sequence[RunConfig], root: Path, engine: Engine, report: Repo
         for config, ok in ended:
             report("done" if ok else "failed", 1)
             if ok:
-                lines[config.name] = read_line(root / config.name / RESULT)
+                lines[config.name] = result_line(config, root / config.name)
                 results = _write_results(order, lines, root)
             else:
                 failed.append(error_file(config, root))
@@ -64,8 +64,9 @@ def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, An
         ValueError: `root` holds results of another version, or a damaged one.
     """
     _check_version(root)
-    files = {config.name: root / config.name / RESULT for config in configs}
-    return {name: read_line(file) for name, file in files.items() if file.is_file()}
+    folders = finished_folders(root)
+    known = [config for config in configs if config.digest in folders]
+    return {config.name: result_line(config, folders[config.digest]) for config in known}
 
 
 def _check_version(root: Path) -> None:
