@@ -12,12 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from agents.checkpoints import write_checkpoint
 from agents.engines import Processes, attempt, disk_is_full
 from agents.methods import method
 from agents.ray_engine import Ray
 from agents.runs import RESULT, RESULTS, RunConfig, TaskConfig, run
 from agents.sweep import sweep
+from backbone.checkpoint import save_state, save_tensors, write_atomically
 from scripts.cli import clear_errors
 from scripts.compare import Compare, Progress
 
@@ -125,6 +128,28 @@ def test_a_full_disk_is_told_from_the_errors_of_libraries():
     assert disk_is_full(OSError(errno.ENOSPC, "full"))
     assert disk_is_full(outer)
     assert not disk_is_full(ValueError("no"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file, layer: write_checkpoint(file, {"layer": layer}),
+        lambda file, layer: save_state(file, {"layer": layer.state_dict()}),
+        lambda file, layer: save_tensors(file, layer.state_dict(), {}),
+        lambda file, layer: write_atomically(file, "x"),
+    ],
+    ids=["checkpoint", "state", "tensors", "text"],
+)
+def test_a_full_disk_is_recognised_whatever_is_written(write, tmp_path):
+    file = tmp_path / "name.pt"
+    file.write_text("the old one")
+    (tmp_path / f".name.{os.getpid()}.pt").symlink_to("/dev/full")  # where the file is written until it is whole
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        write(file, torch.nn.Linear(300, 300))
+    assert disk_is_full(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert file.read_text() == "the old one"
 
 
 def test_a_command_says_that_the_disk_is_full(capsys):
