@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from backbone.checkpoint import replacing
+from backbone.checkpoint import save_state
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -63,8 +63,7 @@ class Randomness:
 
 def write_checkpoint(file: Path, kept: Mapping[str, Stateful]) -> None:
     """The states of all that is kept, by name, written atomically."""
-    with replacing(file) as temporary:
-        torch.save({name: one.state_dict() for name, one in kept.items()}, temporary, pickle_protocol=5)
+    save_state(file, {name: one.state_dict() for name, one in kept.items()}, protocol=5)
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import queue
+import signal
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,11 +31,18 @@ DIED = "the worker process died, perhaps for want of memory"
 Report = Callable[[str, int], None]
 """Called with what there is more of, and how many."""
 Ended = Generator[tuple[RunConfig, bool], None, None]
-"""Each configuration as its run ends, with whether it succeeded. Closing it begins no more runs."""
+"""Each configuration as its run ends, with whether it succeeded. Closing it ends what runs, and begins no more."""
 
 
 class Engine(Protocol):
     """Does runs, several at a time, in the order given."""
+
+    def check(self) -> None:
+        """Make sure that runs can be done, before anything is written.
+
+        Raises:
+            ValueError, OSError: they cannot.
+        """
 
     def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
         """Each configuration as it ends, with whether it succeeded; if not, its traceback is in `error_file`.
@@ -96,21 +105,12 @@ def disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
-def drain(messages: Any, report: Report) -> None:
-    """Report all messages that wait in a queue."""
-    try:
-        while True:
-            report(*messages.get_nowait())
-    except queue.Empty:
-        pass
-
-
 @dataclass(frozen=True)
 class Processes:
     """Worker processes on this machine, each with one thread.
 
-    A worker that dies takes its whole pool with it; what was not done by then is done one by one, each in a pool of its
-    own, so that only the run that kills its worker fails.
+    A run whose worker dies is tried again when all others are done, on its own, lest it was for want of memory that
+    others took; if its worker dies again, it has failed.
 
     Raises:
         ValueError: no workers.
@@ -123,59 +123,109 @@ class Processes:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
 
+    def check(self) -> None:
+        """See `Engine`."""
+
     def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
         """See `Engine`."""
-        pools = [(list(configs), self.workers)]
-        while pools:
-            batch, size = pools.pop(0)
-            for config, ok in _pool(batch, root, size, report):
-                if ok is None and len(batch) > 1:
-                    pools.append(([config], 1))
-                    continue
+        died = []
+        with closing(_team(configs, root, self.workers, report)) as ended:
+            for config, ok in ended:
+                if ok is None:
+                    report("started", -1)
+                    died.append(config)
+                else:
+                    yield config, ok
+        with closing(_team(died, root, 1, report)) as ended:
+            for config, ok in ended:
                 if ok is None:
                     write_error(config, root, DIED)
                 yield config, bool(ok)
 
 
-def _pool(
-    configs: Sequence[RunConfig], root: Path, workers: int, report: Report
-) -> Iterator[tuple[RunConfig, bool | None]]:
-    """Each configuration with whether it succeeded, or None if its pool died."""
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    messages = context.Queue()  # of its own: a worker that dies may hold the lock of the queue for ever
-    running = 0
+def _team(
+    configs: Sequence[RunConfig], root: Path, size: int, report: Report
+) -> Generator[tuple[RunConfig, bool | None], None, None]:
+    """Each configuration with whether it succeeded, or None if its worker died. Closing it kills the workers: what they
+    were doing is resumed another time."""
+    waiting, team = deque(configs), list[_Worker]()
+    try:
+        while waiting or team:
+            while waiting and len(team) < size:
+                team.append(_Worker(root, waiting.popleft()))
+            wait_for_any([each for worker in team for each in (worker.pipe, worker.process.sentinel)])
+            for worker in list(team):
+                kind, value = worker.told()
+                if kind in ("started", "image"):
+                    report(kind, value)
+                elif kind == "raised":
+                    raise value
+                elif kind in ("ended", "died"):
+                    ended = worker.config
+                    if kind == "ended" and waiting:
+                        worker.begin(waiting.popleft())
+                    else:
+                        team.remove(worker)
+                        worker.leave()
+                    yield ended, value
+    finally:
+        for worker in team:
+            worker.process.kill()
+        for worker in team:
+            worker.process.join()
 
-    def tell(kind: str, count: int) -> None:
-        nonlocal running
-        running += count if kind == "started" else 0
-        report(kind, count)
 
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages,)) as pool:
+class _Worker:
+    """A process that does one run after the other. What it tells comes through a pipe of its own, which nothing but its
+    own death can break."""
+
+    def __init__(self, root: Path, config: RunConfig) -> None:
+        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, root))
+        self.process.start()
+        other.close()
+        self.begin(config)
+
+    def begin(self, config: RunConfig) -> None:
+        """Have it do a run."""
+        self.config = config
+        with suppress(OSError):  # it died, which it is found to have
+            self.pipe.send(config)
+
+    def told(self) -> tuple[str, Any]:
+        """The next of its messages: "started" or "image" and a count, "ended" and whether the run succeeded, "raised"
+        and an error, "died", or "nothing"."""
+        alive = self.process.is_alive()  # before its messages are looked for, lest the last be missed
         try:
-            futures = {pool.submit(_attempt, config, root): config for config in configs}
-            while futures:
-                done, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
-                drain(messages, tell)
-                for future in done:
-                    dead = isinstance(future.exception(), BrokenProcessPool)
-                    running -= not dead
-                    yield futures.pop(future), None if dead else future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after an error: what has not begun never does
-    drain(messages, tell)
-    report("started", -running)  # those that died begin anew
+            if self.pipe.poll():
+                message: tuple[str, Any] = self.pipe.recv()
+                return message
+        except (EOFError, OSError):
+            alive = False
+        return ("nothing" if alive else "died"), None
+
+    def leave(self) -> None:
+        """Let it end, having no more to do."""
+        self.pipe.close()
+        self.process.join()
 
 
-_messages: Any = None
-"""In a worker: the queue to its parent."""
-
-
-def _start_worker(messages: Any) -> None:
-    """Prepare this worker, which ends when the sweep is killed, lest it write into folders that the next one uses."""
-    global _messages
-    _messages = messages
+def _serve(pipe: Connection, root: Path) -> None:
+    """In a worker: do what comes through the pipe, until it is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     start_worker()
 
+    def tell(kind: str, value: Any) -> None:
+        with suppress(OSError):  # nobody listens: the parent was killed, and this process will be
+            pipe.send((kind, value))
 
-def _attempt(config: RunConfig, root: Path) -> bool:
-    return attempt(config, root, lambda kind, count: _messages.put((kind, count)))
+    while True:
+        try:
+            config = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            tell("ended", attempt(config, root, tell))
+        except Exception as error:
+            tell("raised", error)

@@ -26,6 +26,7 @@ An arm is one method, or METHOD-PRESET, with options of its own. It may also hav
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -48,7 +49,8 @@ class Arm:
     """One of the things that are compared.
 
     Raises:
-        ValueError: an option that the method does not have or that has no such value; budgets or seeds that repeat.
+        ValueError: an option that the method does not have or that has no such value; budgets or seeds that repeat; a
+            label with control characters, or that is another method's name.
     """
 
     method: str
@@ -80,6 +82,8 @@ class Arm:
         _check_values(f"arm {self.name!r}", self.budgets, self.seeds)
         check_names(self.task, OWN_TASK, f"task of arm {self.name!r}, which is compared with the others,")
         self.config()
+        if any(unicodedata.category(letter) == "Cc" for letter in self.label):
+            raise ValueError(f"label {self.label!r} of {self.method} has control characters: leave them out")
         if self.label in labels() and self.label != self.method:
             raise ValueError(f"label {self.label!r} is the name of another method: choose another for {self.method}")
 

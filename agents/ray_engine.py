@@ -1,12 +1,13 @@
 """The engine that does runs on Ray (ray.io): on this machine, or on a cluster whose machines share a file system.
 
-Ray is an optional extra: pip install "dfs-env[ray]".
+Ray is an optional extra: pip install -e '.[ray]'.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from agents.engines import DIED, Ended, Report, attempt, drain, write_error
+from agents.engines import DIED, Ended, Report, attempt, write_error
 from agents.runs import RESULT, RunConfig
 
 STORE = 100 * 2**20
@@ -44,7 +45,18 @@ class Ray:
         try:
             import ray  # noqa: F401
         except ImportError:
-            raise ValueError("Ray is not installed: pip install 'dfs-env[ray]'") from None
+            raise ValueError("Ray is not installed: pip install -e '.[ray]'") from None
+
+    def check(self) -> None:
+        """See `agents.engines.Engine`: connect to the cluster, if one is given, and leave it.
+
+        Raises:
+            ConnectionError: no cluster answers at the address.
+            ValueError: not an address.
+        """
+        if self.address is not None:
+            with _connected(self):
+                pass
 
     def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
         """See `agents.engines.Engine`.
@@ -61,11 +73,20 @@ class Ray:
             running = {task.remote(config, root.resolve(), os.getcwd(), messages): config for config in configs}
             while running:
                 done, _ = ray.wait(list(running), timeout=0.5)
-                drain(messages, report)
+                _drain(messages, report)
                 for reference in done:
                     config = running.pop(reference)
                     yield config, _outcome(reference, config, root)
-            drain(messages, report)
+            _drain(messages, report)
+
+
+def _drain(messages: Any, report: Report) -> None:
+    """Report all messages that wait in a queue."""
+    try:
+        while True:
+            report(*messages.get_nowait())
+    except queue.Empty:
+        pass
 
 
 def _attempt(config: RunConfig, root: Path, folder: str, messages: Any) -> bool:

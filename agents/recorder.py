@@ -92,6 +92,12 @@ class Recorder:
         return self._before + time.monotonic() - self._start
 
     @property
+    def rank(self) -> tuple[bool, float]:
+        """How good the best policy is: whether it counts as within its budget, or all of them, and its accuracy; or
+        minus the largest ratio of cost to budget. The larger, the better."""
+        return self._best_rank
+
+    @property
     def finished(self) -> bool:
         """Whether the learner has been shown all its images."""
         return self.seen >= self.num_images

@@ -1,15 +1,14 @@
 """A run: from a resolved configuration to a folder with one result line.
 
-The folder appears under its final name only when the run is finished; until then it is called NAME.partial, and whoever
-starts the run again goes on from the checkpoint in it, if there is one: to the same result, bit for bit on one thread,
-as if it had never stopped.
+The folder appears under its final name only when the run is finished (`agents.run_folders`); until then it is called
+NAME.partial, and whoever starts the run again goes on from the checkpoint in it, if there is one: to the same result,
+bit for bit on one thread, as if it had never stopped.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -29,11 +28,13 @@ from agents.methods import MethodConfig, method
 from agents.policies import Policy, load_policy
 from agents.recorder import BACKBONE, Recorder
 from agents.results import read_line
+from agents.run_folders import CONFIG, DIGITS, ERROR, RESULT, finish, finished_folders, is_whole, partial_folder
 from backbone.checkpoint import find_checkpoint, write_atomically
 from backbone.data import data_folder
 from dfs_env.task import Task, make_task
 
-CONFIG, RESULT, RESULTS, ERROR = "config.json", "result.json", "results.jsonl", "error.txt"
+RESULTS = "results.jsonl"
+"""All result lines of a folder of runs."""
 
 VERSION = 2
 """Raised when a change of the code changes what the same configuration gives; results of other versions are not
@@ -104,7 +105,7 @@ class RunConfig:
     def digest(self) -> str:
         """What tells the run apart from every other configuration."""
         text = json.dumps(self.resolved(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
     @property
     def name(self) -> str:
@@ -132,10 +133,12 @@ def run(
         TrainingDivergedError: the best policy before that is kept in NAME.partial.
         ValueError: among others, a checkpoint that is damaged.
     """
-    folder = root / config.name
-    if (folder / RESULT).is_file():
-        return read_line(folder / RESULT)
-    partial = folder.with_name(folder.name + ".partial")
+    found = finished_folders(root).get(config.digest)
+    if found:
+        return result_line(config, found)
+    partial = partial_folder(root, config.name, config.digest)
+    if resume and is_whole(partial) and _is_of(partial, config):  # killed just before it was renamed
+        return result_line(config, finish(partial))
     _prepare(partial, config, resume)
     seed_everything(config.config.seed)
     task = make_task(**asdict(config.task))
@@ -158,10 +161,16 @@ def run(
         recorder.close()
     policy.save(partial)
     write_atomically(partial / RESULT, json.dumps(result) + "\n")
-    (partial / CHECKPOINT).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
-    return read_line(folder / RESULT)
+    return result_line(config, finish(partial))
+
+
+def result_line(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """The result line of a finished run of that configuration, by the folder and the label that it has now.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    return {**read_line(folder / RESULT), "run": folder.name, "method": config.display}
 
 
 def _prepare(partial: Path, config: RunConfig, resume: bool) -> None:
@@ -176,9 +185,11 @@ def _prepare(partial: Path, config: RunConfig, resume: bool) -> None:
 
 def resumable(partial: Path, config: RunConfig) -> bool:
     """Whether the folder of an unfinished run holds a checkpoint of this very configuration and version."""
-    if not ((partial / CHECKPOINT).is_file() and (partial / CONFIG).is_file()):
-        return False
-    return (partial / CONFIG).read_text() == _config_text(config)
+    return (partial / CHECKPOINT).is_file() and _is_of(partial, config)
+
+
+def _is_of(folder: Path, config: RunConfig) -> bool:
+    return (folder / CONFIG).is_file() and (folder / CONFIG).read_text() == _config_text(config)
 
 
 def _config_text(config: RunConfig) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agents.engines import Engine, Report, error_file, work
-from agents.results import read_line
-from agents.runs import RESULT, RESULTS, VERSION, RunConfig
+from agents.run_folders import RESULT, finished_folders
+from agents.runs import RESULTS, VERSION, RunConfig, result_line
 from backbone.checkpoint import write_atomically
+
+LOCK = ".lock"
+"""In a folder of runs: held by whoever writes to it. The file itself says nothing, and stays."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,33 @@ def sweep(configs: Sequence[RunConfig], root: Path, engine: Engine, report: Repo
         for config, ok in ended:
             report("done" if ok else "failed", 1)
             if ok:
-                lines[config.name] = read_line(root / config.name / RESULT)
+                lines[config.name] = result_line(config, root / config.name)
                 results = _write_results(order, lines, root)
             else:
                 failed.append(error_file(config, root))
     return Sweep(results, failed)
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keep other processes from writing to the same folder of runs; where the system has no locks, nothing is kept.
+
+    Raises:
+        ValueError: another process is at it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / LOCK).open("a") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another comparison is writing to {root}: wait for its end, or choose another folder with --output"
+            ) from None
+        except (ImportError, OSError):  # not on this system, or not on this file system
+            pass
+        yield
 
 
 def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, Any]]:
@@ -64,8 +89,9 @@ def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, An
         ValueError: `root` holds results of another version, or a damaged one.
     """
     _check_version(root)
-    files = {config.name: root / config.name / RESULT for config in configs}
-    return {name: read_line(file) for name, file in files.items() if file.is_file()}
+    folders = finished_folders(root)
+    known = [config for config in configs if config.digest in folders]
+    return {config.name: result_line(config, folders[config.digest]) for config in known}
 
 
 def _check_version(root: Path) -> None:

@@ -1,7 +1,7 @@
 """Tuning: a method's options, chosen from the ranges that it declares, by accuracy on validation within the budget.
 
-Test images are out of reach: trials run on a task that has none. Optuna is an optional extra: pip install
-"dfs-env[tune]".
+Test images are out of reach: trials run on a task that has none. Optuna is an optional extra: pip install -e
+'.[tune]'.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from agents.methods import MethodConfig, method
 from agents.options import Range
-from agents.recorder import TOLERANCE, Recorder
+from agents.recorder import Recorder
 from agents.runs import TaskConfig, check_reachable, seed_everything
 from backbone.data import Split
 from backbone.training import TrainingDivergedError
@@ -26,7 +26,9 @@ class Trial:
     options: dict[str, Any]
     """What was chosen."""
     score: float | None
-    """See `score`; None if training diverged."""
+    """See `score`; None if the trial failed."""
+    error: str = ""
+    """Why it failed: training diverged, or a value was refused."""
 
 
 def tune(
@@ -36,6 +38,7 @@ def tune(
     trials: int,
     at: Sequence[MethodConfig],
     report: Callable[[Trial], None],
+    keep: Callable[[MethodConfig], None] = lambda best: None,
 ) -> MethodConfig:
     """The best of `trials` configurations, of which `base` is the first.
 
@@ -46,19 +49,20 @@ def tune(
         trials: number of configurations.
         at: `base` at every budget, seed and number of images over which a score is a mean.
         report: called after each trial.
+        keep: called with each configuration that is better than all before it.
 
     Raises:
-        ValueError: the method declares no ranges, all trials diverged, or Optuna is not installed.
+        ValueError: the method declares no ranges, all trials failed, or Optuna is not installed.
     """
     try:
         import optuna
     except ImportError:
-        raise ValueError("Optuna is not installed: pip install 'dfs-env[tune]'") from None
+        raise ValueError("Optuna is not installed: pip install -e '.[tune]'") from None
     if not base.ranges:
         raise ValueError(f"{label} declares no ranges: give its Config some, see agents/methods/ppo.py")
     if trials < 1:
         raise ValueError(f"trials must be at least 1, got {trials}")
-    tried: list[Trial] = []
+    best, best_score = base, float("-inf")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
     study.enqueue_trial({name: getattr(base, name) for name in base.ranges})
@@ -67,21 +71,24 @@ def tune(
         options = {name: _suggest(asked, name, choices) for name, choices in base.ranges.items()}
         try:
             found = sum(score(label, replace(config, **options), task) for config in at) / len(at)
-            study.tell(asked, found)
-            tried.append(Trial(options, found))
-        except TrainingDivergedError:
+        except (TrainingDivergedError, ValueError) as error:
             study.tell(asked, state=optuna.trial.TrialState.FAIL)
-            tried.append(Trial(options, None))
-        report(tried[-1])
-    best = max(tried, key=_rank)
-    if best.score is None:
-        raise ValueError(f"training diverged in all {trials} trials of {label}: give it other ranges")
-    changed: MethodConfig = replace(base, **best.options)
-    return changed
+            trial = Trial(options, None, str(error))
+        else:
+            study.tell(asked, found)
+            trial = Trial(options, found)
+            if found > best_score:
+                best, best_score = replace(base, **options), found
+                keep(best)
+        report(trial)
+    if best_score == float("-inf"):
+        raise ValueError(f"all {trials} trials of {label} failed, the last with: {trial.error}")
+    return best
 
 
 def score(label: str, config: MethodConfig, task: TaskConfig) -> float:
-    """Train, and return the accuracy on validation, in [0, 1]; or minus the cost there, if it is above the budget.
+    """Train, and return what the recorder ranks policies by: the accuracy on validation, in [0, 1]; or, if a budget is
+    not met there, minus the largest ratio of cost to budget.
 
     Raises:
         ValueError: the budget is out of reach.
@@ -90,14 +97,19 @@ def score(label: str, config: MethodConfig, task: TaskConfig) -> float:
     seed_everything(config.seed)
     found = without_test(make_task(**asdict(task)))
     check_reachable(config, found)
-    recorder = Recorder(found, config.budget, config.num_images, holds_budget=config.holds_budget)
+    recorder = Recorder(
+        found,
+        config.budget,
+        config.num_images,
+        holds_budget=config.holds_budget,
+        budgets=config.validation_budgets,
+    )
     try:
         method(label).train(config, found, recorder)
     finally:
         recorder.close()
-    best = recorder.best
-    assert best is not None, f"{label} never validates"
-    return best.accuracy if best.cost <= config.budget * TOLERANCE else -best.cost
+    assert recorder.best is not None, f"{label} never validates"
+    return recorder.rank[1]
 
 
 def without_test(task: Task) -> Task:
@@ -119,7 +131,3 @@ def _suggest(trial: Any, name: str, choices: Range | tuple[Any, ...]) -> Any:
     whole = isinstance(choices.low, int) and isinstance(choices.high, int)
     suggest = trial.suggest_int if whole else trial.suggest_float
     return suggest(name, choices.low, choices.high, log=choices.log)
-
-
-def _rank(trial: Trial) -> float:
-    return float("-inf") if trial.score is None else trial.score

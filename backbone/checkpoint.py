@@ -43,6 +43,16 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) -> None:
+    """What `torch.load` reads, written atomically; with `weights_only` it reads pickle's protocol 2 alone.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full: torch says so of Python's files, not of those it opens.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(state), file, pickle_protocol=protocol)
+
+
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Tensors and a JSON-able description of them, in one safetensors file, written atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone import schedules
-from backbone.checkpoint import replacing
+from backbone.checkpoint import save_state
 from backbone.data import Dataset, Split, augment, batches
 
 Runner = Callable[[Tensor, Tensor], Tensor]
@@ -213,8 +213,7 @@ class BackboneTrainer:
             "epoch": self.epoch,
             "config": asdict(self.config),
         }
-        with replacing(self.state_file) as temporary:
-            torch.save(state, temporary)
+        save_state(self.state_file, state)
 
     def _restore(self) -> None:
         try:

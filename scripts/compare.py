@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ from agents.methods import method_names
 from agents.ray_engine import Ray
 from agents.runs import RESULTS, RunConfig, TaskConfig
 from agents.statistics import summarise
-from agents.sweep import finished, sweep
+from agents.sweep import Sweep, finished, locked, sweep
 from backbone.checkpoint import write_atomically
 from backbone.names import literal, nearest
 from dfs_env.task import make_task
@@ -197,7 +198,7 @@ def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> 
     for line in results:
         if line["budget"] in budgets:
             table.add_row(
-                line["method"],
+                escape(line["method"]),
                 f"{line['budget']:g}",
                 str(line["seed"]),
                 f"{100 * line['accuracy']:.2f}",
@@ -232,7 +233,7 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
     for row in summarise(results):
         if row.budget in budgets:
             table.add_row(
-                row.method + "*" * (row.role in ("network", "cotrained")),
+                escape(row.method) + "*" * (row.role in ("network", "cotrained")),
                 f"{row.budget:g}",
                 str(row.runs),
                 f"{100 * row.accuracy:.2f} [{100 * row.accuracy_low:.2f}, {100 * row.accuracy_high:.2f}]",
@@ -249,12 +250,20 @@ def main(args: Compare) -> int:
     """Run what is missing, print the tables, write result lines, tables and figure. Returns the exit status."""
     experiment, folder, engine = args.experiment(), args.folder(), args.runner()
     runs = plan(experiment)
-    known = finished(runs, folder)
-    for task in dict.fromkeys(run.task for run in runs):
-        make_task(**vars(task))  # before any worker starts, so that what is wrong with it is said once
-    write_atomically(folder / EXPERIMENT, args.file.read_bytes() if args.file else as_toml(experiment))
-    with Progress(runs, known) as progress:
-        outcome = sweep(runs, folder, engine, progress)
+    finished(runs, folder)  # what is wrong with it, or with the engine, is said before anything is written
+    engine.check()
+    with locked(folder):
+        known = finished(runs, folder)
+        for task in dict.fromkeys(run.task for run in runs):
+            make_task(**vars(task))  # before any worker starts, so that what is wrong with it is said once
+        write_atomically(folder / EXPERIMENT, args.file.read_bytes() if args.file else as_toml(experiment))
+        with Progress(runs, known) as progress:
+            outcome = sweep(runs, folder, engine, progress)
+        return _shown(experiment, outcome, folder)
+
+
+def _shown(experiment: Experiment, outcome: Sweep, folder: Path) -> int:
+    """Print and write what the runs led to. Returns the exit status."""
     console = Console(record=True, width=150)
     if len(outcome.results) <= MANY:
         console.print(table_of_runs(outcome.results, experiment.all_budgets))

@@ -34,7 +34,7 @@ def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threa
     print(json.dumps(shown, indent=1))
     for line in result.get("at_budgets", ()):
         print(f"at budget {line['budget']:g}: accuracy {line['accuracy']:.4f}, cost {line['cost']:.4f}")
-    print(f"run folder: {output / request.name}")
+    print(f"run folder: {output / result['run']}")
 
 
 def command(name: str) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Tune a method over the ranges that it declares, and write the best configuration as a preset.
+"""Tune a method over the ranges that it declares, and write the best configuration so far as a preset.
 
     python -m scripts.tune ppo --trials 30
     python -m scripts.train ppo-found
@@ -19,7 +19,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from agents.methods import PRESET_FILES, default_config, labels
+from agents.methods import PRESET_FILES, MethodConfig, default_config, labels
 from agents.options import toml_table
 from agents.runs import TaskConfig
 from agents.tuning import Trial, options_of_preset, tune
@@ -68,12 +68,14 @@ def main(args: Tune) -> None:
 
         def report(trial: Trial) -> None:
             bar.update()
-            told = "diverged" if trial.score is None else f"{trial.score:.4f}"
+            told = f"failed ({trial.error})" if trial.score is None else f"{trial.score:.4f}"
             bar.write(f"{told}  " + " ".join(f"{name}={value}" for name, value in trial.options.items()))
 
-        best = tune(args.method, base, args.task, args.trials, at, report)
-    comment = f"# python -m scripts.tune {shlex.join(sys.argv[1:])}\n"
-    write_atomically(file, comment + toml_table(options_of_preset(args.method, best)))
+        def keep(best: MethodConfig) -> None:
+            comment = f"# python -m scripts.tune {shlex.join(sys.argv[1:])}\n"
+            write_atomically(file, comment + toml_table(options_of_preset(args.method, best)))
+
+        tune(args.method, base, args.task, args.trials, at, report, keep)
     print(f"preset {args.label}: {file}")
 
 

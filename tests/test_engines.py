@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -12,12 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from agents.checkpoints import write_checkpoint
 from agents.engines import Processes, attempt, disk_is_full
 from agents.methods import method
 from agents.ray_engine import Ray
 from agents.runs import RESULT, RESULTS, RunConfig, TaskConfig, run
 from agents.sweep import sweep
+from backbone.checkpoint import save_state, save_tensors, write_atomically
 from scripts.cli import clear_errors
 from scripts.compare import Compare, Progress
 
@@ -127,6 +131,28 @@ def test_a_full_disk_is_told_from_the_errors_of_libraries():
     assert not disk_is_full(ValueError("no"))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file, layer: write_checkpoint(file, {"layer": layer}),
+        lambda file, layer: save_state(file, {"layer": layer.state_dict()}),
+        lambda file, layer: save_tensors(file, layer.state_dict(), {}),
+        lambda file, layer: write_atomically(file, "x"),
+    ],
+    ids=["checkpoint", "state", "tensors", "text"],
+)
+def test_a_full_disk_is_recognised_whatever_is_written(write, tmp_path):
+    file = tmp_path / "name.pt"
+    file.write_text("the old one")
+    (tmp_path / f".name.{os.getpid()}.pt").symlink_to("/dev/full")  # where the file is written until it is whole
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        write(file, torch.nn.Linear(300, 300))
+    assert disk_is_full(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert file.read_text() == "the old one"
+
+
 def test_a_command_says_that_the_disk_is_full(capsys):
     with pytest.raises(SystemExit), clear_errors():
         no_space()
@@ -149,20 +175,79 @@ def test_impossible_engines_are_refused():
         Compare(address="here:1").runner()
 
 
-def test_a_full_disk_in_a_worker_ends_all(tmp_path, monkeypatch):
-    (tmp_path / "full.py").write_text(
-        "import errno, os\n"
-        "def replace(*_):\n    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
-        "def load(folder):\n    os.replace = replace\n    import tiny_images\n    return tiny_images.load()\n"
-    )
+MARKED = """
+import errno, os, pathlib, time
+import tiny_images
+
+here = pathlib.Path(__file__).parent
+
+def begun(name):
+    (here / name).touch()
+
+def wait_for(name):
+    deadline = time.monotonic() + 200
+    while not (here / name).exists():
+        assert time.monotonic() < deadline, f"{name} did not begin meanwhile"
+        time.sleep(0.05)
+
+def full(folder):
+    wait_for("slow")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+def slow(folder):
+    begun("slow")
+    time.sleep(200)
+    begun("slow was not ended")
+
+def third(folder):
+    begun("third")
+    return tiny_images.load()
+
+def deadly(folder):
+    begun("deadly")
+    os._exit(1)
+
+def left(folder):
+    begun("left")
+    wait_for("right")
+    return tiny_images.load()
+
+def right(folder):
+    begun("right")
+    wait_for("left")
+    return tiny_images.load()
+"""
+
+
+@pytest.fixture
+def marked(tmp_path, monkeypatch):
+    """Runs whose data sets leave a file of their name when they are loaded."""
+    (tmp_path / "marked_images.py").write_text(MARKED)
     monkeypatch.syspath_prepend(str(tmp_path))  # workers inherit it
-    bad = constant(0.3, replace(TASK, dataset="full:load"))
+    return lambda name: constant(0.3, replace(TASK, dataset=f"marked_images:{name}"))
+
+
+def test_a_full_disk_in_a_worker_ends_what_runs_and_begins_no_more(tmp_path, marked):
+    configs = [marked(name) for name in ("full", "slow", "third")]
     with pytest.raises(OSError, match="No space left") as raised:
-        sweep([constant(0.3), bad, constant(0.5), constant(0.9)], tmp_path / "runs", Processes(1))
+        sweep(configs, tmp_path / "runs", Processes(2))
     assert raised.value.filename == str(tmp_path / "runs")
-    assert [json.loads(line)["budget"] for line in (tmp_path / "runs" / RESULTS).read_text().splitlines()] == [0.3]
-    assert not (tmp_path / "runs" / bad.name).exists()
-    assert not (tmp_path / "runs" / constant(0.9).name).exists()
+    assert not multiprocessing.active_children()
+    assert (tmp_path / "slow").exists()
+    assert not (tmp_path / "slow was not ended").exists()
+    assert not (tmp_path / "third").exists()
+    assert not [config for config in configs if (tmp_path / "runs" / config.name).exists()]
+
+
+def test_a_worker_that_dies_leaves_the_others_at_work_together(tmp_path, marked):
+    """The second run and the third wait for each other."""
+    deadly, *others = [marked(name) for name in ("deadly", "left", "right")]
+    told = []
+    outcome = sweep([deadly, *others], tmp_path / "runs", Processes(2), lambda kind, count: told.append((kind, count)))
+    assert [line["run"] for line in outcome.results] == [config.name for config in others]
+    assert [file.parent.name for file in outcome.failed] == [f"{deadly.name}.partial"]
+    assert "died" in outcome.failed[0].read_text()
+    assert sum(count for kind, count in told if kind == "started") == 3
 
 
 def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monkeypatch):
@@ -243,5 +328,5 @@ def test_an_address_at_which_no_cluster_answers_is_an_error_at_once(tmp_path):
 
 def test_ray_that_is_not_installed_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"pip install 'dfs-env\[ray\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[ray\]'"):
         Ray()

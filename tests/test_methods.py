@@ -7,18 +7,21 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from agents.checkpoints import CHECKPOINT
 from agents.engines import Processes
 from agents.evaluation import evaluate
 from agents.methods import default_config, labels, method, method_names
 from agents.methods.static import Search, descend, exchange
 from agents.recorder import Recorder
-from agents.runs import RESULT, RunConfig, TaskConfig, load_run, run
-from agents.sweep import sweep
+from agents.run_folders import CONFIG, ERROR, RESULT
+from agents.runs import RunConfig, TaskConfig, load_run, run
+from agents.sweep import finished, sweep
 from backbone.checkpoint import save_backbone
 from backbone.resnet import ResNet
 from backbone.training import TrainingDivergedError
@@ -147,6 +150,42 @@ def test_a_finished_run_is_not_run_again_and_half_a_run_is_run_anew(tiny_data, t
     stamp = (tmp_path / config.name / RESULT).stat().st_mtime_ns
     assert run(config, tmp_path) == result
     assert (tmp_path / config.name / RESULT).stat().st_mtime_ns == stamp
+
+
+def test_a_run_whose_label_changes_is_not_run_again_and_its_line_has_the_new_label(tiny_data, tmp_path):
+    config = tiny_run("constant", tiny_data, budget=0.3)
+    plain = run(config, tmp_path)
+    folders = sorted(path.name for path in tmp_path.iterdir())
+    for label in ("eight bits", "eight_bits", ""):
+        renamed = replace(config, label=label)
+        assert run(renamed, tmp_path) == {**plain, "method": label or "constant"}
+        assert finished([renamed], tmp_path) == {renamed.name: {**plain, "method": label or "constant"}}
+    assert sorted(path.name for path in tmp_path.iterdir()) == folders == [plain["run"]]
+    assert finished([replace(config, config=replace(config.config, seed=1))], tmp_path) == {}
+
+
+@pytest.mark.parametrize("label", ["constant", "renamed since"])
+def test_a_run_that_was_killed_before_its_folder_was_renamed_is_only_renamed(tiny_data, tmp_path, monkeypatch, label):
+    config = tiny_run("constant", tiny_data, budget=0.3)
+    line = run(config, tmp_path)
+    partial = (tmp_path / config.name).rename(tmp_path / f"{config.name}.partial")
+    for name in (CHECKPOINT, ERROR):
+        (partial / name).write_text("left behind")
+    files = {path.name for path in partial.iterdir()} - {CHECKPOINT, ERROR}
+    monkeypatch.setattr("agents.runs.make_task", None)  # nothing is done again
+    renamed = replace(config, label=label)
+    assert run(renamed, tmp_path) == {**line, "run": renamed.name, "method": label}
+    assert {path.name for path in (tmp_path / renamed.name).iterdir()} == files
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_whole_run_of_another_configuration_is_not_renamed(tiny_data, tmp_path):
+    config = tiny_run("constant", tiny_data, budget=0.3)
+    line = run(config, tmp_path)
+    partial = (tmp_path / config.name).rename(tmp_path / f"{config.name}.partial")
+    (partial / CONFIG).write_text("{}")
+    (partial / RESULT).write_text((partial / RESULT).read_text().replace('"accuracy": ', '"accuracy": 9'))
+    assert run(config, tmp_path)["accuracy"] == line["accuracy"]
 
 
 def test_a_run_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_path):

@@ -34,7 +34,7 @@ def test_a_trials_task_has_no_test_images_and_is_else_the_same(task):
     assert torch.equal(without.dataset.validation.images, task.dataset.validation.images)
 
 
-def test_the_score_is_accuracy_within_the_budget_and_minus_the_cost_above_it(task, monkeypatch):
+def test_the_score_is_accuracy_within_the_budget_and_minus_the_excess_above_it(task, monkeypatch):
     monkeypatch.setattr(tuning, "make_task", lambda **_: task)
 
     def constant(bits):
@@ -42,7 +42,17 @@ def test_the_score_is_accuracy_within_the_budget_and_minus_the_cost_above_it(tas
 
     best = score("constant", constant(4), TASK)
     assert best == round(best * 12) / 12, "12 images of validation"
-    assert score("constant", constant(8), TASK) == pytest.approx(-1)
+    assert score("constant", constant(8), TASK) == pytest.approx(-1 / 0.3)
+
+
+def test_a_policy_that_meets_each_of_its_budgets_is_scored_by_its_accuracy(task, monkeypatch):
+    """Also where its mean cost is above the budget of its configuration."""
+    monkeypatch.setattr(tuning, "make_task", lambda **_: task)
+    constant = method("constant").Config(budget=0.3, bits=8)
+    monkeypatch.setattr(type(constant), "validation_budgets", (1.0, 1.0))
+    assert score("constant", constant, TASK) >= 0
+    monkeypatch.setattr(type(constant), "validation_budgets", (1.0, 0.25))
+    assert score("constant", constant, TASK) == pytest.approx(-4)
 
 
 @pytest.fixture
@@ -88,8 +98,26 @@ def test_two_trials_train_and_diverged_ones_do_not_count(task, monkeypatch):
         raise TrainingDivergedError("nan")
 
     monkeypatch.setattr(tuning, "score", diverge)
-    with pytest.raises(ValueError, match="diverged in all 2 trials"):
+    with pytest.raises(ValueError, match="all 2 trials of dfs failed, the last with: nan"):
         tune("dfs", base, TASK, 2, [base], told.append)
+
+
+def test_a_trial_that_is_refused_has_failed_and_the_best_so_far_is_kept_after_each(monkeypatch):
+    pytest.importorskip("optuna")
+    outcomes = [0.4, ValueError("refused"), 0.3, 0.6, KeyboardInterrupt()]
+    base, told, kept = method("dfs").Config(), [], []
+
+    def scored(label, config, task):
+        outcome = outcomes[len(told)]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(tuning, "score", scored)
+    with pytest.raises(KeyboardInterrupt):
+        tune("dfs", base, TASK, 5, [base], told.append, kept.append)
+    assert [(trial.score, trial.error) for trial in told] == [(0.4, ""), (None, "refused"), (0.3, ""), (0.6, "")]
+    assert kept == [base, replace(base, **told[3].options)]
 
 
 @pytest.mark.parametrize(
