@@ -37,6 +37,8 @@ class ConditionedConfig(PricedConfig):
     """Points of the price curve, each with a search of its own."""
 
     def __post_init__(self) -> None:
+        if self.budget_range is not None and np.shape(self.budget_range) != (2,):
+            raise ValueError(f"budget_range {self.budget_range!r} must be two numbers, the lowest and highest budget")
         super().__post_init__()
         for name in ("budget_range", "eval_budgets"):  # a list, where it was read from a file
             if isinstance(getattr(self, name), list):
@@ -45,8 +47,6 @@ class ConditionedConfig(PricedConfig):
             if self.eval_budgets:
                 raise ValueError("eval_budgets are for a policy of many budgets: give a budget_range, too")
             return
-        if np.shape(self.budget_range) != (2,):
-            raise ValueError(f"budget_range {self.budget_range!r} must be two numbers, the lowest and highest budget")
         low, high = self.budget_range
         make_budget({"low": low, "high": high})
         if low == high or self.price_knots < 2 or self.dual != "multiplicative":
