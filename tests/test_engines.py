@@ -250,6 +250,7 @@ def test_a_worker_that_dies_leaves_the_others_at_work_together(tmp_path, marked)
     assert sum(count for kind, count in told if kind == "started") == 3
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monkeypatch):
     """SIGKILL while the second of three runs is under way."""
     (tmp_path / "paced.py").write_text(
@@ -303,6 +304,13 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
     assert not list(tmp_path.glob("killed/*.partial"))
 
 
+def test_a_run_on_ray_gives_the_line_of_one_here(tmp_path):
+    pytest.importorskip("ray")
+    outcome = sweep([constant(0.3)], tmp_path / "ray", Ray(1))
+    assert untimed(outcome.results) == untimed([run(constant(0.3), tmp_path / "here")])
+
+
+@pytest.mark.slow
 def test_ray_gives_the_lines_of_processes_and_a_failing_run_stops_no_other(tmp_path):
     pytest.importorskip("ray")
     configs = [small("dfs"), small("ppo"), small("constant", bits=7), constant(0.5)]
