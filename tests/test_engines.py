@@ -107,7 +107,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_is_finished(where, tmp_path, 
 
     def engine(configs, root, report):
         if where == "a run":
-            monkeypatch.setattr("agents.runs.os.replace", no_space)
+            monkeypatch.setattr("agents.run_folders.os.replace", no_space)
         for config, ok in here(configs, root, report):
             monkeypatch.setattr("backbone.checkpoint.os.replace", no_space)
             yield config, ok
