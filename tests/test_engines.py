@@ -239,6 +239,7 @@ def test_a_full_disk_in_a_worker_ends_what_runs_and_begins_no_more(tmp_path, mar
     assert not [config for config in configs if (tmp_path / "runs" / config.name).exists()]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_leaves_the_others_at_work_together(tmp_path, marked):
     """The second run and the third wait for each other."""
     deadly, *others = [marked(name) for name in ("deadly", "left", "right")]
