@@ -128,7 +128,8 @@ class Processes:
 
     def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
         """See `Engine`."""
-        alone, died = min(self.workers, len(configs)) == 1, []
+        alone = min(self.workers, len(configs)) == 1
+        died: list[RunConfig] = []
         with closing(_team(configs, root, self.workers, report)) as ended:
             for config, ok in ended:
                 if ok is None and not alone:
