@@ -109,8 +109,8 @@ def disk_is_full(error: BaseException | None) -> bool:
 class Processes:
     """Worker processes on this machine, each with one thread.
 
-    A run whose worker dies is tried again when all others are done, on its own, lest it was for want of memory that
-    others took; if its worker dies again, it has failed.
+    A run whose worker dies beside others is tried again when these are done, alone, lest it was for want of memory that
+    they took; if its worker dies again, or was alone, it has failed.
 
     Raises:
         ValueError: no workers.
@@ -128,19 +128,19 @@ class Processes:
 
     def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
         """See `Engine`."""
-        died = []
+        alone = min(self.workers, len(configs)) == 1
+        died: list[RunConfig] = []
         with closing(_team(configs, root, self.workers, report)) as ended:
             for config, ok in ended:
-                if ok is None:
+                if ok is None and not alone:
                     report("started", -1)
                     died.append(config)
-                else:
-                    yield config, ok
-        with closing(_team(died, root, 1, report)) as ended:
-            for config, ok in ended:
+                    continue
                 if ok is None:
                     write_error(config, root, DIED)
                 yield config, bool(ok)
+        if died:
+            yield from Processes(1)(died, root, report)
 
 
 def _team(

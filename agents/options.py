@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -89,7 +90,7 @@ def _fitting(value: Any, hint: Any) -> Any:
 
 
 def _first_fitting(value: Any, hints: Iterable[Any]) -> Any:
-    for hint in hints:
+    for hint in sorted(hints, key=lambda hint: hint is not NoneType):  # lest "none" be a string
         try:
             return _fitting(value, hint)
         except TypeError:
@@ -107,7 +108,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a TOML file")
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also what the decoding of text raises
         raise ValueError(f"{path} is not TOML: {error}") from error
 
@@ -118,7 +119,7 @@ def toml_table(entries: Mapping[str, Any]) -> str:
 
 
 def _key(key: str) -> str:
-    return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else json.dumps(key)
+    return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else _quoted(key)
 
 
 def _toml(value: Any) -> str:
@@ -126,4 +127,13 @@ def _toml(value: Any) -> str:
         return "{ " + ", ".join(f"{_key(key)} = {_toml(entry)}" for key, entry in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(entry) for entry in value) + "]"
-    return json.dumps("none" if value is None else value)  # a scalar of JSON is one of TOML
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))  # inf, -inf, nan
+    if value is None or isinstance(value, str):
+        return _quoted("none" if value is None else value)
+    return json.dumps(value)  # other scalars of JSON are those of TOML
+
+
+def _quoted(text: str) -> str:
+    """A string of JSON is one of TOML but for pairs of surrogates, and for DEL, which TOML wants escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -107,7 +107,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_is_finished(where, tmp_path, 
 
     def engine(configs, root, report):
         if where == "a run":
-            monkeypatch.setattr("agents.runs.os.replace", no_space)
+            monkeypatch.setattr("agents.run_folders.os.replace", no_space)
         for config, ok in here(configs, root, report):
             monkeypatch.setattr("backbone.checkpoint.os.replace", no_space)
             yield config, ok
@@ -239,6 +239,7 @@ def test_a_full_disk_in_a_worker_ends_what_runs_and_begins_no_more(tmp_path, mar
     assert not [config for config in configs if (tmp_path / "runs" / config.name).exists()]
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_leaves_the_others_at_work_together(tmp_path, marked):
     """The second run and the third wait for each other."""
     deadly, *others = [marked(name) for name in ("deadly", "left", "right")]
@@ -250,6 +251,7 @@ def test_a_worker_that_dies_leaves_the_others_at_work_together(tmp_path, marked)
     assert sum(count for kind, count in told if kind == "started") == 3
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monkeypatch):
     """SIGKILL while the second of three runs is under way."""
     (tmp_path / "paced.py").write_text(
@@ -303,6 +305,13 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
     assert not list(tmp_path.glob("killed/*.partial"))
 
 
+def test_a_run_on_ray_gives_the_line_of_one_here(tmp_path):
+    pytest.importorskip("ray")
+    outcome = sweep([constant(0.3)], tmp_path / "ray", Ray(1))
+    assert untimed(outcome.results) == untimed([run(constant(0.3), tmp_path / "here")])
+
+
+@pytest.mark.slow
 def test_ray_gives_the_lines_of_processes_and_a_failing_run_stops_no_other(tmp_path):
     pytest.importorskip("ray")
     configs = [small("dfs"), small("ppo"), small("constant", bits=7), constant(0.5)]

@@ -1,14 +1,19 @@
 """Experiment files: what they mean, what is wrong with them, and that files and flags plan the same."""
 
+import io
 import json
-from dataclasses import replace
+import math
+import socket
+from dataclasses import asdict, dataclass, replace
 
 import pytest
+from rich.console import Console
 
 from agents.experiment import Arm, Experiment, as_toml, experiment_of, plan, read_experiment
 from agents.methods import default_config, method_names
+from agents.options import read_toml, toml_table, with_options
 from agents.runs import RESULT, RESULTS, VERSION, RunConfig, TaskConfig
-from agents.sweep import finished
+from agents.sweep import finished, locked
 from scripts import compare
 from scripts.compare import Compare, Flags
 
@@ -139,6 +144,7 @@ PPO = {"method": "ppo"}
         ({"arms": [{**PPO, "label": "a"}, {"method": "dfs", "label": "a"}]}, "two arms are called 'a'"),
         ({"arms": [PPO, {**PPO, "label": "a", "ent_coef": 0.01}]}, "'ppo' and 'a' have the same configuration"),
         ({"arms": [{**PPO, "label": "static"}]}, "label 'static' is the name of another method"),
+        ({"arms": [{**PPO, "label": "a\x1b[31m"}]}, r"label 'a\\x1b\[31m' of ppo has control characters"),
         ({"arms": [PPO], "num_images": 0}, "num_images must be at least 1"),
     ],
 )
@@ -154,6 +160,32 @@ def test_a_file_that_is_not_toml_is_named(tmp_path):
         read_experiment(path)
     with pytest.raises(FileNotFoundError, match="missing"):
         read_experiment(tmp_path / "missing.toml")
+
+
+@dataclass(frozen=True)
+class Values:
+    """Of the types that options have."""
+
+    text: str = ""
+    maybe: str | None = "x"
+    either: int | str | None = 1
+    number: float = 0.0
+    numbers: tuple[float, ...] = ()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        Values('é \U0001f600 \x7f \x01 \n " \\ [x]', None, None, math.inf, (-math.inf, 1e-7, 1e22)),
+        Values("none", "no", "one", -0.5, ()),
+    ],
+)
+def test_a_table_is_read_as_it_was_written(values, tmp_path):
+    path = tmp_path / "values.toml"
+    path.write_text(toml_table(asdict(values) | {"\x7f é": math.nan}), encoding="utf-8")
+    read = read_toml(path)
+    assert math.isnan(read.pop("\x7f é"))
+    assert with_options(Values(), read, "values") == values
 
 
 def test_files_and_flags_plan_the_same(tmp_path):
@@ -196,6 +228,79 @@ def test_results_of_another_version_are_refused_and_kept(file, tmp_path):
         with pytest.raises(ValueError, match=f"results of version {VERSION - 1}, this is version {VERSION}"):
             compare.main(Compare(file, output=folder))
         assert [path.name for path in folder.rglob("*") if path.is_file()] == [(folder / name).name]
+
+
+SMALL = """
+budgets = [0.3]
+seeds = 1
+baseline_budgets = [1.0]
+num_images = 64
+[task]
+depth = 8
+width = 4
+checkpoint = "random"
+[[arms]]
+method = "dfs"
+label = "dfs [terminal] [/b]"
+[[arms]]
+method = "constant"
+"""
+
+
+def entries(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_an_address_at_which_no_cluster_answers_leaves_the_folder_untouched(file, tmp_path):
+    pytest.importorskip("ray")
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for name in ("experiment.toml", RESULTS):
+        (folder / name).write_text("of before")
+    before = entries(folder)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
+        compare.main(Compare(file, output=folder, engine="ray", address=address))
+    assert entries(folder) == before
+
+
+def test_a_folder_that_another_comparison_writes_to_is_refused(file, tmp_path):
+    pytest.importorskip("fcntl")
+    with locked(tmp_path / "results"):
+        with pytest.raises(ValueError, match=r"another comparison is writing to .*results: .*--output"):
+            compare.main(Compare(file, output=tmp_path / "results"))
+        with locked(tmp_path / "others"):
+            pass
+    assert entries(tmp_path / "results") == {".lock": ""}
+    with locked(tmp_path / "results"):
+        pass
+
+
+@pytest.mark.slow
+def test_both_engines_give_the_same_lines_of_one_file(tmp_path, capsys):
+    pytest.importorskip("ray")
+    file, lines = tmp_path / "small.toml", {}
+    file.write_text(SMALL)
+    for engine in ("processes", "ray"):
+        assert compare.main(Compare(file, output=tmp_path / engine, engine=engine)) == 0
+        assert "dfs [terminal] [/b]" in capsys.readouterr().out
+        assert "dfs [terminal] [/b]" in (tmp_path / engine / "table.txt").read_text()
+        lines[engine] = [json.loads(text) for text in (tmp_path / engine / RESULTS).read_text().splitlines()]
+        for line in lines[engine]:
+            for name in ("seconds", "seconds_per_thousand_images"):
+                del line[name]
+    assert [line["method"] for line in lines["ray"]] == ["dfs [terminal] [/b]", "constant", "constant"]
+    assert lines["ray"] == lines["processes"]
+
+
+def test_labels_are_no_markup():
+    line = {"method": "ppo [terminal] [/b]", "budget": 0.3, "seed": 0, "accuracy": 0.5, "cost": 0.3}
+    line |= {"total_cost": 0.4, "bitops": 1e6}
+    console = Console(record=True, width=150, file=io.StringIO())
+    console.print(compare.table_of_runs([line], (0.3,)))
+    assert "ppo [terminal] [/b]" in console.export_text()
 
 
 @pytest.mark.slow
