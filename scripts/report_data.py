@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from agents.bootstrap import Estimate, Sample
 from agents.decisions import Decisions, read_decisions
 from agents.matched import (
-    NOTHING_LEARNED,
+    Scores,
     Standing,
     asked_budgets,
     hypervolumes,
     improvements,
     matched_samples,
+    matched_scores,
     never_told_apart,
+    reference_point,
     standings,
 )
 from agents.results import Line, expanded, read_lines
-from agents.statistics import Row, summarise
+from agents.statistics import NOTHING_LEARNED, Row, summarise
 
 CURVE = ("time/images", "validation/accuracy", "validation/cost")
 """Columns of progress.csv that make a learning curve."""
@@ -76,14 +78,19 @@ class Material:
         return [method for method, role in self.roles.items() if role not in NOTHING_LEARNED]
 
     @cached_property
+    def scores(self) -> dict[str, Scores]:
+        """Accuracies of each method's seeds at matched cost."""
+        return matched_scores(self.lines, self.budgets)
+
+    @cached_property
     def samples(self) -> list[dict[str, Sample]]:
         """Accuracies at matched cost, for each budget."""
-        return matched_samples(self.lines, self.budgets)
+        return matched_samples(self.scores)
 
     @cached_property
     def standings(self) -> list[Standing]:
         """Who is ahead at each budget."""
-        return standings(self.samples, self.budgets)
+        return standings(self.scores, self.samples, self.budgets)
 
     @cached_property
     def alike(self) -> list[tuple[str, str, float]]:
@@ -93,12 +100,17 @@ class Material:
     @cached_property
     def improvements(self) -> dict[tuple[str, str], Estimate]:
         """Probability of improvement at matched cost."""
-        return improvements(self.lines, self.budgets)
+        return improvements(self.scores)
 
     @cached_property
     def hypervolumes(self) -> dict[str, Sample]:
         """Of the fronts over the budgets."""
-        return hypervolumes(self.lines, self.budgets)
+        return hypervolumes(self.lines, self.budgets, self.reference)
+
+    @cached_property
+    def reference(self) -> tuple[float, float]:
+        """Reference point of the hypervolumes: cost and accuracy."""
+        return reference_point(self.lines, self.budgets)
 
     @cached_property
     def failed(self) -> list[Path]:

@@ -73,7 +73,7 @@ def differences(material: Material, hard: Hardness) -> Table:
             continue
         routed = [each.routes for each in found if each.routes.shape[1]]
         easy, costly = ([float(each.cost[part].mean()) for each in found] for part in (hard.easy, hard.hard))
-        spread = sample([np.subtract(costly, easy)], (5, number)).estimate()
+        spread = sample(np.subtract(costly, easy), (5, number)).estimate()
         rows.append(
             [
                 starred(method, material.roles),

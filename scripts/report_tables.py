@@ -9,7 +9,6 @@ from html import escape
 import numpy as np
 
 from agents.bootstrap import Estimate, verdict
-from agents.fronts import REFERENCE
 from scripts.report_data import Material, starred
 
 MARKS = {"better": "▲", "worse": "▼", "not told apart": "=", "unknown": "?"}
@@ -217,6 +216,7 @@ def hypervolume(material: Material) -> Table:
         ("method", "hypervolume", "over static"),
         rows,
         f"Hypervolume of a seed's points at the budgets {', '.join(f'{b:g}' for b in material.budgets)}, up to the "
-        f"reference point (cost {REFERENCE[0]:g}, accuracy {REFERENCE[1]:g}): interquartile mean over the seeds that "
+        f"reference point (cost {material.reference[0]:g}, accuracy {material.reference[1]:g}), which is the largest "
+        "budget and a little more, and skipping everything: interquartile mean over the seeds that "
         "have all budgets.",
     )
