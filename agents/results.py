@@ -11,6 +11,9 @@ Line = Mapping[str, Any]
 """What a finished run leaves behind: "method", "budget", "seed", "accuracy", "cost", ... Costs are fractions of full
 execution, accuracies fractions of the test images."""
 
+EXPERIMENT = "experiment.toml"
+"""In a folder of results: what was compared."""
+
 KEYS = (
     "method",
     "role",
