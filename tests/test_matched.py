@@ -105,7 +105,7 @@ def test_without_a_baseline_scores_are_interpolated_on_each_seeds_own_front():
 
 
 def concave(cost: float) -> float:
-    return 1 - 0.3 * np.exp(-cost / 0.1)
+    return 0.9 - 0.3 * np.exp(-cost / 0.1)
 
 
 def baseline(method: str = "static", **others) -> list[dict]:
