@@ -1,8 +1,8 @@
 """Interquartile means and their uncertainty over runs: stratified bootstrap, probability of improvement, verdicts.
 
 The method is that of Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice" (NeurIPS
-2021), sections 4.1 to 4.3, with runs resampled within each stratum, that is, within each method at each budget. Unlike
-there, strata are averaged after trimming and not before: accuracies at different budgets are not on one scale.
+2021), sections 4.1 to 4.3. What is resampled are the seeds of each method: one draw of them counts at every budget, as
+a run may stand for several budgets, and a seed's accuracy at one cost may come from its runs at others.
 
 Percentile intervals over few runs are too narrow: over three, they cannot be wider than from the least to the greatest.
 """
@@ -40,7 +40,7 @@ class Sample:
     """[RESAMPLES]; all nan if one run is all there is of something that varies."""
 
     def __sub__(self, other: Sample) -> Sample:
-        """The difference of the statistics of two groups of runs that were resampled independently."""
+        """The difference of the statistics of two groups of runs, resample by resample."""
         return Sample(self.value - other.value, self.draws - other.draws)
 
     def estimate(self, confidence: float = CONFIDENCE) -> Estimate:
@@ -83,54 +83,65 @@ def bootstrap_interval(values: ArrayLike, confidence: float = CONFIDENCE, seed: 
     Raises:
         ValueError: no values, or a confidence outside (0, 1).
     """
-    return percentiles(sample([values], (seed,), varies=False).draws, confidence)
+    return percentiles(sample(values, (seed,), varies=False).draws, confidence)
 
 
-def sample(strata: Sequence[ArrayLike], stream: Sequence[int], varies: bool = True) -> Sample:
-    """Mean over the strata of the interquartile mean over the runs of each.
+def resamples(count: int, stream: Sequence[int]) -> NDArray[np.int64]:
+    """Which of `count` runs each resample has [RESAMPLES, count].
 
     Args:
-        strata: the runs' values [n] in each stratum.
+        count: runs.
         stream: seeds of the draws. Groups that are compared must have different ones, lest they be paired.
+    """
+    return np.random.default_rng([*stream]).integers(count, size=(RESAMPLES, count))
+
+
+def sample(
+    values: ArrayLike, stream: Sequence[int], varies: bool = True, drawn: NDArray[np.float64] | None = None
+) -> Sample:
+    """Interquartile mean of some runs.
+
+    Args:
+        values: the runs' values [n].
+        stream: seeds of the draws, see `resamples`.
         varies: whether another seed gives another value, of which a single run then says nothing.
+        drawn: [RESAMPLES, n], the values that the runs have on each resample of what they are measured against; by
+            default `values` on all.
 
     Raises:
-        ValueError: no strata, or one without values.
+        ValueError: no values.
     """
-    groups = [some(values) for values in strata]
-    value = float(np.mean([interquartile_mean(values) for values in some_of(groups)]))
-    if varies and min(map(len, groups)) == 1:
+    runs = some(values)
+    value = interquartile_mean(runs)
+    if varies and len(runs) == 1:
         return Sample(value, np.full(RESAMPLES, np.nan))
-    rng = np.random.default_rng([*stream])
-    draws = [trim_mean(values[rng.integers(len(values), size=(RESAMPLES, len(values)))], 0.25, 1) for values in groups]
-    return Sample(value, np.mean(draws, axis=0))
+    taken = resamples(len(runs), stream)
+    return Sample(value, trim_mean(runs[taken] if drawn is None else np.take_along_axis(drawn, taken, 1), 0.25, 1))
 
 
 def probability_of_improvement(
-    first: Sequence[ArrayLike], second: Sequence[ArrayLike], seed: int = 0, confidence: float = CONFIDENCE
+    first: ArrayLike, second: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE
 ) -> Estimate:
-    """P(X > Y) for a run of each group, ties counting half, averaged over the strata that they share (section 4.3).
+    """P(X > Y) for a run of each group, ties counting half, averaged over the costs at which both were measured
+    (section 4.3, where these are tasks).
 
     Args:
-        first: X, the runs' values [n] in each stratum.
-        second: Y, likewise [m], in the same order.
+        first: X, the runs' values [n, costs].
+        second: Y, likewise [m, costs].
         seed: of the draws.
-        confidence: of the interval, which is nan if either group has a single run in a stratum.
+        confidence: of the interval, which is nan if either group has a single run.
 
     Raises:
-        ValueError: no strata, one without values, or not as many in one as in the other.
+        ValueError: no values.
     """
-    pairs = list(zip(some_of(first), some_of(second), strict=True))
-    rng, values, draws = np.random.default_rng(seed), [], []
-    for ours, theirs in ((some(x), some(y)) for x, y in pairs):
-        wins = (ours[:, None] > theirs) + 0.5 * (ours[:, None] == theirs)
-        values.append(wins.mean())
-        if min(wins.shape) == 1:
-            draws.append(np.full(RESAMPLES, np.nan))
-            continue
-        rows, columns = (rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in wins.shape)
-        draws.append(((rows @ wins) * columns).sum(1))
-    return Estimate(float(np.mean(values)), *percentiles(np.mean(draws, axis=0), confidence))
+    ours, theirs = np.asarray(first, float), np.asarray(second, float)
+    some(ours), some(theirs)
+    wins = ((ours[:, None] > theirs) + 0.5 * (ours[:, None] == theirs)).mean(2)
+    if min(wins.shape) == 1:
+        return Estimate(float(wins.mean()), float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in wins.shape)
+    return Estimate(float(wins.mean()), *percentiles(((rows @ wins) * columns).sum(1), confidence))
 
 
 def some(values: ArrayLike) -> NDArray[np.float64]:
@@ -143,14 +154,3 @@ def some(values: ArrayLike) -> NDArray[np.float64]:
     if not len(array):
         raise ValueError("there are no values to average")
     return array
-
-
-def some_of(strata: Sequence[ArrayLike]) -> Sequence[ArrayLike]:
-    """The strata as they are.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if not len(strata):
-        raise ValueError("there are no values to average: there is no stratum")
-    return strata

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agents.bootstrap import RESAMPLES
+from agents.bootstrap import resamples
 
 ROUNDING = 1e-6  # costs are sums of float32 numbers: a smaller difference is none
-REACH = 0.1
-"""How far beyond the ends of a learned front, as a share of the cost there, its end pieces may be continued: policies
-meet a budget to within a few per cent."""
-REFERENCE = (1.0, 0.0)
-"""Reference point of the hypervolume: cost of full execution, accuracy 0. It is the same for every experiment, so that
-hypervolumes of different ones can be compared."""
+NEAR = 0.15
+"""How far from a cost, as a share of it, a front's nearest point may be that alone stands for the accuracy there:
+policies meet a budget to within some per cent."""
+FAR = 2.0
+"""Points on both sides of a cost may be as far as this factor from it. A front with a wider gap says nothing there."""
 
 
 def pareto_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.int64]:
@@ -30,7 +29,7 @@ def pareto_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.int64]:
     return order[accuracy[order] > best]
 
 
-def hypervolume(costs: ArrayLike, accuracies: ArrayLike, reference: tuple[float, float] = REFERENCE) -> float:
+def hypervolume(costs: ArrayLike, accuracies: ArrayLike, reference: tuple[float, float]) -> float:
     """Area that the points dominate, up to `reference` (cost, accuracy); points beyond it count nothing."""
     cost, accuracy = np.asarray(costs, float), np.asarray(accuracies, float)
     inside = (cost < reference[0]) & (accuracy > reference[1])
@@ -40,38 +39,46 @@ def hypervolume(costs: ArrayLike, accuracies: ArrayLike, reference: tuple[float,
     return float(widths @ (accuracy[front] - reference[1]))
 
 
-def accuracy_at_cost(costs: ArrayLike, accuracies: ArrayLike, cost: float, reach: float = 0.0) -> float:
-    """Accuracy at `cost`: linear between the measured points, after averaging points of the same cost.
+def accuracy_at_cost(costs: ArrayLike, accuracies: ArrayLike, cost: float) -> float:
+    """Accuracy at `cost`: linear between the measured points, after averaging points of the same cost; nan outside the
+    measured range.
 
-    Choosing between two policies at random for each image achieves every point on the line between them. Outside the
-    measured range the answer is nan, but for `reach`.
-
-    Args:
-        costs: [n].
-        accuracies: [n].
-        cost: where.
-        reach: how far beyond the ends, as a share of the cost there, the end pieces are continued; a single point is
-            as accurate within its reach.
+    Choosing between two policies at random for each image achieves every point on the line between them.
     """
-    x, group = np.unique(np.asarray(costs, float), return_inverse=True)
-    if not len(x) or not x[0] * (1 - reach) - ROUNDING <= cost <= x[-1] * (1 + reach) + ROUNDING:
+    x, y = averaged(costs, accuracies)
+    if not len(x) or not x[0] - ROUNDING <= cost <= x[-1] + ROUNDING:
         return float("nan")
-    y = np.bincount(group, np.asarray(accuracies, float)) / np.bincount(group)
-    if len(x) == 1 or not reach:
-        return float(np.interp(cost, x, y))
-    return float(interpolate(x[None], y[None], np.array([cost]), beyond=True)[0, 0])
+    return float(np.interp(cost, x, y))
 
 
-def interpolate(
-    x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.float64], beyond: bool = False
-) -> NDArray[np.float64]:
-    """Many curves at once.
+def averaged(costs: ArrayLike, accuracies: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The points by ascending cost, those of equal cost averaged."""
+    x, group = np.unique(np.round(np.asarray(costs, float), 6), return_inverse=True)
+    return x, np.bincount(group, np.asarray(accuracies, float)) / np.bincount(group)
+
+
+def reaches(costs: ArrayLike, cost: float) -> bool:
+    """Whether some points of a front tell its accuracy at `cost`: one is near, see `NEAR`, or there is one on either
+    side of it, neither too far, see `FAR`."""
+    x = np.asarray(costs, float)
+    near = np.abs(x - cost) <= NEAR * cost + ROUNDING
+    below, above = (x <= cost) & (x * FAR >= cost), (x >= cost) & (x <= FAR * cost)
+    return bool(near.any() or (below.any() and above.any()))
+
+
+def shares(costs: NDArray[np.float64], at: ArrayLike) -> NDArray[np.float64]:
+    """How much each of a front's points [n], ascending in cost, counts in its value at each of some costs [Q]: [Q, n].
+    Linear between points; the ends are held."""
+    return np.stack([np.interp(np.asarray(at, float), costs, each) for each in np.eye(len(costs))], 1)
+
+
+def interpolate(x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Many curves at once; their ends are held.
 
     Args:
         x: [R, n], ascending in each row.
         y: [R, n].
         at: [Q], where to look.
-        beyond: whether the end pieces are continued; else the ends are held.
 
     Returns:
         [R, Q].
@@ -82,43 +89,59 @@ def interpolate(
     x0, x1, y0, y1 = (np.take_along_axis(v, right - step, 1) for v in (x, y) for step in (1, 0))
     gap = x1 - x0
     share = np.divide(at - x0, gap, out=np.full_like(gap, 0.5), where=gap > 0)
-    return y0 + (y1 - y0) * (share if beyond else share.clip(0, 1))
+    return y0 + (y1 - y0) * share.clip(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A baseline's mean accuracy over its mean cost, point by point, with the runs that it is the mean of."""
+    """A baseline's mean accuracy over its mean cost, point by point, with the seeds that it is the mean of."""
 
-    costs: Sequence[NDArray[np.float64]]
-    """For each point, its runs' costs [m]; points ascend in their means, and no two have the same."""
-    accuracies: Sequence[NDArray[np.float64]]
+    costs: NDArray[np.float64]
+    """[seeds, points]; nan where a seed has no run. Points ascend in their means, and no two have the same."""
+    accuracies: NDArray[np.float64]
+    """[seeds, points]."""
 
     @classmethod
-    def of(cls, groups: Sequence[tuple[ArrayLike, ArrayLike]]) -> Curve:
-        """From the costs and accuracies of the runs at each budget; budgets with the same mean cost make one point."""
-        points: dict[float, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}
-        for costs, accuracies in groups:
-            cost, accuracy = np.asarray(costs, float), np.asarray(accuracies, float)
-            points.setdefault(round(float(cost.mean()), 6), []).append((cost, accuracy))
-        ordered = [points[cost] for cost in sorted(points)]
-        return cls(
-            [np.concatenate([cost for cost, _ in point]) for point in ordered],
-            [np.concatenate([accuracy for _, accuracy in point]) for point in ordered],
-        )
+    def of(cls, points: Sequence[tuple[float, int, float, float]]) -> Curve:
+        """From (budget, seed, cost, accuracy) of each run. Budgets with the same mean cost make one point, at which a
+        seed's runs count once, as their mean: often they are the same assignment found twice."""
+        budgets: dict[float, list[tuple[int, float, float]]] = {}
+        for budget, seed, cost, accuracy in points:
+            budgets.setdefault(budget, []).append((seed, cost, accuracy))
+        merged: dict[float, list[tuple[int, float, float]]] = {}
+        for runs in budgets.values():
+            merged.setdefault(round(float(np.mean([cost for _, cost, _ in runs])), 6), []).extend(runs)
+        seeds = sorted({seed for _, seed, _, _ in points})
+        table = np.full((2, len(seeds), len(merged)), np.nan)
+        for column, mean in enumerate(sorted(merged)):
+            for row, seed in enumerate(seeds):
+                own = [run[1:] for run in merged[mean] if run[0] == seed]
+                table[:, row, column] = np.mean(own, 0) if own else np.nan
+        return cls(*table)
+
+    @property
+    def runs(self) -> int:
+        """Seeds at the point that has the fewest."""
+        return int((~np.isnan(self.costs)).sum(0).min())
+
+    def points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean costs and accuracies [points]."""
+        return np.nanmean(self.costs, 0), np.nanmean(self.accuracies, 0)
 
     def at(self, costs: ArrayLike) -> NDArray[np.float64]:
         """Accuracies [Q] at `costs` [Q]; nan where it was not measured."""
-        x, y = ([float(values.mean()) for values in column] for column in (self.costs, self.accuracies))
-        return np.array([accuracy_at_cost(x, y, float(cost)) for cost in np.asarray(costs, float)])
+        return np.array([accuracy_at_cost(*self.points(), float(cost)) for cost in np.asarray(costs, float)])
 
     def resampled(self, stream: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean costs and accuracies [RESAMPLES, points], each point's runs resampled; ascending in cost."""
-        rng, x, y = np.random.default_rng([*stream]), [], []
-        for cost, accuracy in zip(self.costs, self.accuracies, strict=True):
-            count = len(cost)
-            shares = rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
-            x.append(shares @ cost)
-            y.append(shares @ accuracy)
-        costs, accuracies = np.stack(x, 1), np.stack(y, 1)
-        order = costs.argsort(1, kind="stable")
-        return np.take_along_axis(costs, order, 1), np.take_along_axis(accuracies, order, 1)
+        """Mean costs and accuracies [RESAMPLES, points] on `resamples` of the seeds, each of which counts at all points
+        alike; ascending in cost. A point none of whose seeds was drawn remains as it is."""
+        seeds = len(self.costs)
+        counts = (resamples(seeds, stream)[:, :, None] == np.arange(seeds)).sum(1).astype(float)
+        present = ~np.isnan(self.costs)
+        total = counts @ present
+        means = [
+            np.where(total > 0, counts @ np.where(present, table, 0) / np.maximum(total, 1), mean)
+            for table, mean in zip((self.costs, self.accuracies), self.points(), strict=True)
+        ]
+        order = means[0].argsort(1, kind="stable")
+        return np.take_along_axis(means[0], order, 1), np.take_along_axis(means[1], order, 1)

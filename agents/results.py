@@ -11,6 +11,9 @@ Line = Mapping[str, Any]
 """What a finished run leaves behind: "method", "budget", "seed", "accuracy", "cost", ... Costs are fractions of full
 execution, accuracies fractions of the test images."""
 
+EXPERIMENT = "experiment.toml"
+"""In a folder of results: what was compared."""
+
 KEYS = (
     "method",
     "role",
@@ -66,6 +69,18 @@ def expanded(lines: Iterable[Line]) -> list[Line]:
         for line in lines
         for point in line.get("at_budgets") or [None]
     ]
+
+
+def registered(line: Line) -> str:
+    """Name under which a line's method is registered, METHOD or METHOD-PRESET, whatever its label."""
+    return str(line.get("config", {}).get("method", line["method"]))
+
+
+def labelled(lines: Iterable[Line], name: str) -> str | None:
+    """What the lines call the method that is registered as `name`; of several arms of it, the one that is called so,
+    else the first in alphabetical order. None if there is none."""
+    found = sorted({str(line["method"]) for line in lines if registered(line) == name})
+    return name if name in found else found[0] if found else None
 
 
 def _numbered(file: Path) -> list[tuple[int, str]]:

@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import trim_mean
 
-from agents.bootstrap import RESAMPLES, bootstrap_interval, interquartile_mean, percentiles
+from agents.bootstrap import bootstrap_interval, interquartile_mean, sample
 from agents.fronts import Curve, interpolate
-from agents.results import Line, expanded
+from agents.results import Line, expanded, labelled, registered
 
 SETTING = ("dataset", "depth", "bitwidths")
 """What lines must agree on for their accuracies and costs to be comparable."""
 BASELINES = ("random", "static")
-"""Methods that every other is compared with at its own cost."""
+"""Methods that every other is compared with at its own cost, as they are registered."""
+NOTHING_LEARNED = ("baseline", "bound")
+"""Roles of what nothing is learned by."""
+UNSEEDED = ("constant", "early_layers", "oracle")
+"""Methods that no seed changes; lines of earlier versions do not say so themselves."""
 
 Resampled = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -31,6 +34,8 @@ class Row:
     """What the lines are of: see `agents.methods.MethodConfig.role`."""
     budget: float
     """What was asked for, a fraction of full execution."""
+    registered: str
+    """Name of the method without its label, METHOD or METHOD-PRESET."""
     runs: int
     accuracy: float
     """Interquartile mean over the runs."""
@@ -50,10 +55,13 @@ class Row:
     baseline's own uncertainty over its seeds, too; it is nan if either side has but one run and would vary."""
     over_random_low: float
     over_random_high: float
+    over_random_seeds: int
+    """Seeds on the side that has fewer of them; of the other, if no seed changes one; 0 if none changes either."""
     over_static: float
     """The same over the method `static`."""
     over_static_low: float
     over_static_high: float
+    over_static_seeds: int
 
 
 def summarise(lines: Sequence[Line]) -> list[Row]:
@@ -72,13 +80,13 @@ def summarise(lines: Sequence[Line]) -> list[Row]:
             raise ValueError(f"result lines differ in {key} ({', '.join(found)}): they cannot be compared")
     _check_configurations(lines)
     groups = grouped(lines)
-    baselines = {name: _Baseline.of(number, name, groups) for number, name in enumerate(BASELINES)}
+    baselines = {name: Baseline.of(lines, name) for name in BASELINES}
     return [_row(key, groups[key], number, baselines) for number, key in enumerate(sorted(groups))]
 
 
 def varies(lines: Sequence[Line]) -> bool:
     """Whether another seed would give another line, so that a single one says nothing of the spread."""
-    return any(line.get("seeded", line["role"] not in ("baseline", "bound")) for line in lines)
+    return any(line.get("seeded", registered(line).partition("-")[0] not in UNSEEDED) for line in lines)
 
 
 def grouped(lines: Sequence[Line]) -> dict[tuple[str, float], list[Line]]:
@@ -116,48 +124,61 @@ def _mean(lines: Sequence[Line], key: str) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Baseline:
+class Baseline:
+    """What other methods are measured against, with its resamples."""
+
+    method: str
+    """What its lines call it."""
     curve: Curve
     draws: Resampled
     """Costs and accuracies [RESAMPLES, points]."""
-    certain: bool
-    """Whether the draws tell its uncertainty."""
+    seeds: int
+    """Seeds at the point that has the fewest; 0 if no seed changes it."""
 
     @classmethod
-    def of(cls, number: int, method: str, groups: Mapping[tuple[str, float], Sequence[Line]]) -> _Baseline | None:
-        own = [group for (name, _), group in groups.items() if name == method]
-        if not own:
+    def of(cls, lines: Sequence[Line], name: str) -> Baseline | None:
+        """The one of `BASELINES` that is registered as `name`, whatever its label; None if it was not run.
+
+        Args:
+            lines: one for each run and budget.
+            name: how it is registered.
+        """
+        method = labelled(lines, name)
+        own = [line for line in lines if line["method"] == method]
+        if method is None:
             return None
-        curve = Curve.of([([line["cost"] for line in group], [line["accuracy"] for line in group]) for group in own])
-        alone = all(len(group) == 1 for group in own) and any(varies(group) for group in own)
-        return cls(curve, curve.resampled((1, number)), not alone)
+        curve = Curve.of([(float(line["budget"]), line["seed"], line["cost"], line["accuracy"]) for line in own])
+        return cls(method, curve, curve.resampled((1, BASELINES.index(name))), curve.runs if varies(own) else 0)
+
+    @property
+    def certain(self) -> bool:
+        """Whether the draws tell its uncertainty: nowhere is there a single run of something that varies."""
+        return self.seeds != 1
 
 
-def _row(key: tuple[str, float], lines: Sequence[Line], number: int, baselines: Mapping[str, _Baseline | None]) -> Row:
+def _row(key: tuple[str, float], lines: Sequence[Line], number: int, baselines: Mapping[str, Baseline | None]) -> Row:
     accuracies = [line["accuracy"] for line in lines]
     low, high = bootstrap_interval(accuracies)
     means = {key: _mean(lines, key) for key in ("cost", "total_cost", "bitops", "seconds_per_thousand_images")}
-    over: dict[str, float] = {}
+    over: dict[str, Any] = {}
     for name, baseline in baselines.items():
-        numbers = _over(lines, baseline, (2, number)) if baseline else (float("nan"),) * 3
-        over |= dict(zip((f"over_{name}", f"over_{name}_low", f"over_{name}_high"), numbers, strict=True))
-    accuracy = interquartile_mean(accuracies)
-    return Row(key[0], lines[0]["role"], key[1], len(lines), accuracy, low, high, **means, **over)
+        numbers = _over(lines, baseline, (2, number)) if baseline else (*(float("nan"),) * 3, 0)
+        ends = ("", "_low", "_high", "_seeds")
+        over |= dict(zip((f"over_{name}{end}" for end in ends), numbers, strict=True))
+    accuracy, role = interquartile_mean(accuracies), lines[0]["role"]
+    return Row(key[0], role, key[1], registered(lines[0]), len(lines), accuracy, low, high, **means, **over)
 
 
-def _over(lines: Sequence[Line], baseline: _Baseline, stream: Sequence[int]) -> tuple[float, float, float]:
-    """Interquartile mean of the differences to the baseline at each run's own cost, and its interval, for which runs
-    and baseline are resampled both."""
+def _over(lines: Sequence[Line], baseline: Baseline, stream: Sequence[int]) -> tuple[float, float, float, int]:
+    """Interquartile mean of the differences to the baseline at each run's own cost, its interval, for which runs and
+    baseline are resampled both, and the seeds of the side that has fewer."""
     costs, accuracies = (np.array([line[key] for line in lines], float) for key in ("cost", "accuracy"))
     differences = accuracies - baseline.curve.at(costs)
     measured = ~np.isnan(differences)
     count = int(measured.sum())
     if not count:
-        return (float("nan"),) * 3
-    value = interquartile_mean(differences[measured])
-    if not baseline.certain or (count == 1 and varies(lines)):
-        return value, float("nan"), float("nan")
-    rng = np.random.default_rng([*stream])
-    resampled = accuracies[measured] - interpolate(*baseline.draws, costs[measured])
-    drawn = np.take_along_axis(resampled, rng.integers(count, size=(RESAMPLES, count)), 1)
-    return value, *percentiles(trim_mean(drawn, 0.25, axis=1))
+        return float("nan"), float("nan"), float("nan"), 0
+    drawn = accuracies[measured] - interpolate(*baseline.draws, costs[measured])
+    found = sample(differences[measured], stream, varies(lines), drawn).estimate()
+    seeds = min(filter(None, (count if varies(lines) else 0, baseline.seeds)), default=0)
+    return (*found, seeds) if baseline.certain else (found.value, float("nan"), float("nan"), seeds)

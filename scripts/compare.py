@@ -28,6 +28,7 @@ from agents.engines import Engine, Processes, work
 from agents.experiment import Arm, Experiment, as_toml, plan, read_experiment
 from agents.methods import method_names
 from agents.ray_engine import Ray
+from agents.results import EXPERIMENT
 from agents.runs import RESULTS, RunConfig, TaskConfig
 from agents.statistics import summarise
 from agents.sweep import Sweep, finished, locked, sweep
@@ -36,12 +37,11 @@ from backbone.names import literal, nearest
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
 from scripts.plot import plot
+from scripts.report_data import starred
 from scripts.report_tables import worded
 
 MANY = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""
-EXPERIMENT = "experiment.toml"
-"""In a folder of results: what was compared."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,11 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
     for row in summarise(results):
         if row.budget in budgets:
             table.add_row(
+<<<<<<< HEAD
                 escape(row.method) + "*" * (row.role in ("network", "cotrained")),
+=======
+                starred(row.method, row.role),
+>>>>>>> mstat
                 f"{row.budget:g}",
                 str(row.runs),
                 f"{100 * row.accuracy:.2f} [{100 * row.accuracy_low:.2f}, {100 * row.accuracy_high:.2f}]",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import matplotlib
 import numpy as np
 import tyro
 from matplotlib.axes import Axes
@@ -19,8 +20,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from agents.fronts import pareto_front
-from agents.results import Line, expanded, read_lines
-from agents.statistics import Row, summarise
+from agents.results import Line, expanded, read_lines, registered
+from agents.statistics import NOTHING_LEARNED, Row, summarise
 from backbone.checkpoint import replacing
 from scripts.cli import clear_errors
 from scripts.plot_blocks import draw_histograms
@@ -32,7 +33,7 @@ STYLES = {
 """Line style and colour of those that nothing is learned by, in this order."""
 
 FIRST = ("static", "random")
-"""Baselines that have the first styles, wherever they are among the lines."""
+"""Baselines that have the first styles, wherever they are among the lines and whatever their labels."""
 
 CONSTANT = "constant"
 """The method whose runs give every block the same bitwidth."""
@@ -41,6 +42,8 @@ CONSTANT = "constant"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
+TEXT: dict[Any, Any] = {"text.parse_math": False}
+"""Names may hold any character."""
 WIDTH = 11.0  # inches
 RESOLUTION = 200  # dots per inch
 
@@ -69,12 +72,18 @@ def plot(lines: Sequence[Line], output: Path) -> None:
     lines = expanded(lines)
     rows = summarise(lines)
     families, deciding = _families(lines, rows), _deciding(lines, rows)
-    if len(families) == 1:
-        _save(_figure(lines, rows, families, deciding), output)
-        return
-    _save(front_figure(lines, rows), output)
-    if deciding:
-        _save(block_figure(lines, rows), output.with_stem(output.stem + "-blocks"))
+    with matplotlib.rc_context(TEXT):
+        if len(families) == 1:
+            _save(_figure(lines, rows, families, deciding), output)
+            return
+        _save(front_figure(lines, rows), output)
+        if deciding:
+            _save(block_figure(lines, rows), output.with_stem(output.stem + "-blocks"))
+
+
+def legible(name: str) -> str:
+    """The name as legends show it: matplotlib leaves out what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def front_figure(lines: Sequence[Line], rows: Sequence[Row]) -> Figure:
@@ -175,15 +184,15 @@ def _draw_curves(
 
 
 def _learned(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.role not in STYLES]
+    return [row for row in rows if row.role not in NOTHING_LEARNED]
 
 
 def _lines_of(rows: Sequence[Row], bounds: bool) -> dict[str, tuple[str, str]]:
     """Style and colour of each baseline and, on the axis of paper cost by which they are found, of each bound."""
     styles: dict[str, tuple[str, str]] = {}
     for role in ("baseline", "bound") if bounds else ("baseline",):
-        names = {row.method for row in rows if row.role == role} - {CONSTANT}
-        ordered = [*(name for name in FIRST if name in names), *sorted(names - {*FIRST})]
+        known = {row.method: row.registered for row in rows if row.role == role and row.registered != CONSTANT}
+        ordered = sorted(known, key=lambda name: (*(known[name] != each for each in FIRST), name))
         styles |= {name: STYLES[role][i % len(STYLES[role])] for i, name in enumerate(ordered)}
     return styles
 
@@ -198,7 +207,7 @@ def _cheapest(rows: Sequence[Row], cost: str) -> float:
 def _accuracy_range(rows: Sequence[Row]) -> tuple[float, float]:
     """Around the learned points and the static ones of such costs; the others may leave the frame."""
     begin = _cheapest(rows, "cost")
-    static = [row for row in rows if row.method == "static" and row.cost >= begin]
+    static = [row for row in rows if row.registered == FIRST[0] and row.cost >= begin]
     shown = _learned(rows) + static or list(rows)
     low, high = min(row.accuracy_low for row in shown), max(row.accuracy_high for row in rows)
     span = max(high - low, 0.02)
@@ -210,7 +219,15 @@ def _draw_baseline(axes: Axes, rows: Sequence[Row], cost: str, style: str, colou
         return
     rows = sorted(rows, key=lambda row: getattr(row, cost))
     costs = [getattr(row, cost) for row in rows]
-    axes.plot(costs, [row.accuracy for row in rows], style, color=colour, linewidth=1.4, label=rows[0].method, zorder=2)
+    axes.plot(
+        costs,
+        [row.accuracy for row in rows],
+        style,
+        color=colour,
+        linewidth=1.4,
+        label=legible(rows[0].method),
+        zorder=2,
+    )
     axes.fill_between(
         costs,
         [row.accuracy_low for row in rows],
@@ -236,7 +253,7 @@ def _draw_method(axes: Axes, rows: Sequence[Row], cost: str, index: int) -> None
         markeredgewidth=0.6,
         capsize=2,
         elinewidth=1.2,
-        label=rows[0].method,
+        label=legible(rows[0].method),
         zorder=4,
     )
 
@@ -245,7 +262,7 @@ def _draw_constants(axes: Axes, lines: Sequence[Line], cost: str, named: bool) -
     """One point, `named` or not, for each bitwidth that was given to every block."""
     points: dict[int, list[Line]] = {}
     for line in lines:
-        if line["method"] == CONSTANT:
+        if registered(line) == CONSTANT:
             bits = line["bitwidths"][int(np.argmax(np.mean(line["histogram"], 0)))]
             points.setdefault(bits, []).append(line)
     label: str | None = CONSTANT

@@ -14,14 +14,14 @@ from typing import Annotated
 
 import tyro
 
+from agents.fronts import FAR, NEAR
+from agents.results import EXPERIMENT, labelled
 from backbone.checkpoint import write_atomically
 from scripts import report_decisions, report_figures, report_tables
 from scripts.cli import clear_errors
 from scripts.report_commands import command
 from scripts.report_data import Material
 from scripts.report_page import Page, about, summary
-
-EXPERIMENT = "experiment.toml"
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,21 @@ def _results(made: Page, material: Material) -> None:
 
 def _learning(made: Page, material: Material) -> None:
     made.section("Learning curves")
+    several = (
+        f" One run of {' and '.join(material.conditioned)} stands for all its budgets: its curve is a mean over them, "
+        "and the same in each column."
+    )
     made.figure(
         lambda: report_figures.learning_curves(material),
         "Accuracy and cost on validation images over the images that a learner was shown: mean over seeds, shaded from "
-        "the least to the greatest. Dotted: the budget.",
+        "the least to the greatest. Dotted: the budget." + several * bool(material.conditioned),
         "No run has left a progress.csv with validations.",
     )
 
 
 def _decisions(made: Page, material: Material, data: str | None) -> None:
     bitwidths = material.lines[0]["bitwidths"]
-    ordered = [m for m in ("static", "random") if m in material.roles] + material.learned
+    ordered = [m for name in ("static", "random") if (m := labelled(material.lines, name))] + material.learned
     made.section("Which block runs at how many bits")
     missing = "No method has left a histogram of its decisions."
     made.figure(
@@ -118,7 +122,7 @@ def _decisions(made: Page, material: Material, data: str | None) -> None:
     )
     try:
         made.add("<h3>Easy and hard images</h3>" + report_decisions.gallery(material, hard, data))
-    except (ValueError, FileNotFoundError, OSError) as error:
+    except (ValueError, OSError) as error:
         made.add(f'<p class="caption">Pictures are left out: {escape(str(error))}</p>')
 
 
@@ -134,10 +138,14 @@ def _how(made: Page, material: Material) -> None:
     for folder in material.failed:
         made.text(f"A run failed: {folder.name}; its traceback is in error.txt there.")
     made.text(
-        "Accuracy at matched cost is read off each run's own front: the points that a seed has over budgets, joined by "
-        "straight lines, which are continued beyond the ends by a tenth of the cost at most. Intervals are percentile "
-        "intervals of a bootstrap over seeds within each method and budget (Agarwal et al., NeurIPS 2021); differences "
-        "resample both sides. They are not corrected for the number of comparisons."
+        "Accuracy at matched cost is interpolated on each run's own front (the points that a seed has over budgets), "
+        "relative to the static baseline's curve (else random's): what a seed's points have over the baseline at their "
+        "own costs is interpolated over cost and held beyond the ends, and the baseline's accuracy at the asked cost "
+        "is added. Without a baseline, accuracy itself is interpolated. A seed reaches a cost if it has a point within "
+        f"{100 * NEAR:g} % of it, or one on either side within a factor of {FAR:g}; methods are ranked where all their "
+        "seeds do. Intervals are percentile intervals of a bootstrap over seeds (Agarwal et al., NeurIPS 2021), of "
+        "which one draw counts at all budgets; differences resample both sides, and the baseline. They say nothing of "
+        "other test images, and are not corrected for the number of comparisons."
     )
 
 

@@ -30,18 +30,29 @@ def command(lines: Sequence[Line]) -> str:
     words = ["python", "-m", "scripts.train", resolved["method"]]
     words += flags({name: value for name, value in options.items() if name not in usual or differ(value, usual[name])})
     words += flags(_task_options(lines[0], resolved["task"]))
-    plain = shlex.join(words)
-    values = {name: _distinct([line["config"]["config"][name] for line in lines]) for name in LOOPED}
+    return "\n".join(_looped(shlex.join(words), *values) for values in _products(lines))
+
+
+def _products(lines: Sequence[Line]) -> list[tuple[list[float], list[int]]]:
+    """Budgets and seeds every pair of which was run: one such product, or several if not all pairs were."""
+    seeds: dict[float, set[int]] = {}
+    for line in lines:
+        config = line["config"]["config"]
+        seeds.setdefault(config["budget"], set()).add(config["seed"])
+    budgets: dict[tuple[int, ...], list[float]] = {}
+    for budget in sorted(seeds):
+        budgets.setdefault(tuple(sorted(seeds[budget])), []).append(budget)
+    return [(found, list(of)) for of, found in budgets.items()]
+
+
+def _looped(plain: str, budgets: Sequence[float], seeds: Sequence[int]) -> str:
+    values = {name: list(map(repr, found)) for name, found in zip(LOOPED, (budgets, seeds), strict=True)}
     for name, found in values.items():
         plain += f" --{name} " + (f"${name}" if len(found) > 1 else found[0])
     for name, found in reversed(values.items()):
         if len(found) > 1:
             plain = f"for {name} in {' '.join(found)}; do {plain}; done"
     return plain
-
-
-def _distinct(values: Sequence[float]) -> list[str]:
-    return [f"{value:g}" for value in sorted(set(values))]
 
 
 def _task_options(line: Line, task: Mapping[str, Any]) -> dict[str, Any]:

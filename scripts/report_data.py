@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +13,21 @@ from numpy.typing import NDArray
 
 from agents.bootstrap import Estimate, Sample
 from agents.decisions import Decisions, read_decisions
+from agents.experiment import plan, read_experiment
 from agents.matched import (
-    NOTHING_LEARNED,
+    Scores,
     Standing,
     asked_budgets,
     hypervolumes,
     improvements,
     matched_samples,
+    matched_scores,
     never_told_apart,
+    reference_point,
     standings,
 )
-from agents.results import Line, expanded, read_lines
-from agents.statistics import Row, summarise
+from agents.results import EXPERIMENT, Line, expanded, read_lines
+from agents.statistics import NOTHING_LEARNED, Row, summarise
 
 CURVE = ("time/images", "validation/accuracy", "validation/cost")
 """Columns of progress.csv that make a learning curve."""
@@ -76,14 +79,19 @@ class Material:
         return [method for method, role in self.roles.items() if role not in NOTHING_LEARNED]
 
     @cached_property
+    def scores(self) -> dict[str, Scores]:
+        """Accuracies of each method's seeds at matched cost."""
+        return matched_scores(self.lines, self.budgets)
+
+    @cached_property
     def samples(self) -> list[dict[str, Sample]]:
         """Accuracies at matched cost, for each budget."""
-        return matched_samples(self.lines, self.budgets)
+        return matched_samples(self.scores)
 
     @cached_property
     def standings(self) -> list[Standing]:
         """Who is ahead at each budget."""
-        return standings(self.samples, self.budgets)
+        return standings(self.scores, self.samples, self.budgets)
 
     @cached_property
     def alike(self) -> list[tuple[str, str, float]]:
@@ -93,17 +101,53 @@ class Material:
     @cached_property
     def improvements(self) -> dict[tuple[str, str], Estimate]:
         """Probability of improvement at matched cost."""
-        return improvements(self.lines, self.budgets)
+        return improvements(self.scores)
 
     @cached_property
     def hypervolumes(self) -> dict[str, Sample]:
         """Of the fronts over the budgets."""
-        return hypervolumes(self.lines, self.budgets)
+        return hypervolumes(self.lines, self.budgets, self.reference)
+
+    @cached_property
+    def reference(self) -> tuple[float, float]:
+        """Reference point of the hypervolumes: cost and accuracy."""
+        return reference_point(self.lines, self.budgets)
+
+    @cached_property
+    def conditioned(self) -> list[str]:
+        """Learned methods one run of which stands for several budgets."""
+        found = {line["method"] for line in self.lines if self.elsewhere(line)}
+        return [method for method in self.learned if method in found]
 
     @cached_property
     def failed(self) -> list[Path]:
-        """Folders of runs that left a traceback."""
-        return sorted(file.parent for file in self.folder.glob("*.partial/error.txt"))
+        """Folders of runs that left a traceback; of an experiment whose file is there, only of those it still has."""
+        found = sorted(file.parent for file in self.folder.glob("*.partial/error.txt"))
+        planned = self._planned() if found else None
+        return [folder for folder in found if planned is None or folder.stem in planned]
+
+    def _planned(self) -> set[str] | None:
+        """Names of the experiment's runs; None if they cannot be told: no file, or one that this version or this
+        machine (which may lack the checkpoint) cannot plan."""
+        try:
+            return {run.name for run in plan(read_experiment(self.folder / EXPERIMENT))}
+        except (OSError, ValueError):
+            return None
+
+    def shown(self, method: str) -> str:
+        """A method's name, with a star if it has weights of its own."""
+        return starred(method, self.roles[method])
+
+    def elsewhere(self, line: Line) -> bool:
+        """Whether the line is a measurement of a run at another budget than its own."""
+        own = line.get("config", {}).get("config", {}).get("budget", line["budget"])
+        return float(own) != float(line["budget"])
+
+    @cached_property
+    def images(self) -> int | None:
+        """Test images, as far as decisions that were left tell."""
+        found = (self.decisions(line) for line in self.lines)
+        return next((len(each.loss) for each in found if each is not None), None)
 
     def of(self, method: str, budget: float) -> list[Line]:
         """The runs of a method at a budget, by seed."""
@@ -116,9 +160,8 @@ class Material:
         Raises:
             ValueError: the file is damaged.
         """
-        own = line.get("config", {}).get("config", {}).get("budget", line["budget"])
         run = line.get("run")
-        if run is None or float(own) != float(line["budget"]):
+        if run is None or self.elsewhere(line):
             return None
         if run not in self._decisions:
             try:
@@ -138,6 +181,6 @@ class Material:
         return np.array(whole) if whole else None
 
 
-def starred(method: str, roles: Mapping[str, str]) -> str:
+def starred(method: str, role: str) -> str:
     """The method's name, with a star if it has weights of its own."""
-    return method + "*" * (roles[method] in ("network", "cotrained"))
+    return method + "*" * (role in ("network", "cotrained"))

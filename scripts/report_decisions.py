@@ -14,14 +14,17 @@ from PIL import Image
 
 from agents.bootstrap import interquartile_mean, sample
 from agents.decisions import Decisions
+from agents.results import labelled, registered
 from backbone.data import load_dataset
-from dfs_env.render import bit_colour
-from scripts.report_data import Material, starred
+from scripts.plot_blocks import colour_of
+from scripts.report_data import Material
 from scripts.report_figures import entropy
-from scripts.report_tables import Row, Table, difference, points
+from scripts.report_tables import Row, Table, interval, points
 
 SHOWN = 8
 """Easy images, and as many hard ones, that are shown."""
+FIXED = ("constant", "static")
+"""Methods that treat all images alike."""
 COMPARED = 5
 """Methods whose routes stand under each image."""
 
@@ -31,7 +34,7 @@ class Hardness:
     """How hard each test image is."""
 
     loss: NDArray[np.float64]
-    """[N] mean cross-entropy over some runs."""
+    """[N] cross-entropy, its mean if there are several runs."""
     of: str
     """Which runs."""
 
@@ -52,16 +55,22 @@ class Hardness:
 
 
 def hardness(material: Material) -> Hardness | None:
-    """From runs that treat all images alike, so that no image is easy because more is spent on it; from all runs, if
-    there are none. None without recorded decisions."""
-    found = [d for line in material.lines if line["role"] != "bound" if (d := material.decisions(line)) is not None]
+    """By the loss of full execution, or of what comes next to it among the assignments that are the same for all
+    images; by the mean loss of all runs, if there are none. None without recorded decisions.
+
+    So no image is easy because more is spent on it, nor hard because the network skips what would tell its class.
+    """
+    lines = [line for line in material.lines if line["role"] != "bound"]
+    found = [(line, d) for line in lines if (d := material.decisions(line)) is not None]
     if not found:
         return None
-    size = len(found[0].loss)
-    found = [each for each in found if len(each.loss) == size]
-    alike = [each for each in found if each.routes.shape[1] and (each.routes == each.routes[0]).all()]
-    losses = np.mean([each.loss for each in alike or found], 0)
-    return Hardness(losses, f"{len(alike)} runs that treat all images alike" if alike else f"all {len(found)} runs")
+    size = len(found[0][1].loss)
+    found = [(line, each) for line, each in found if len(each.loss) == size]
+    fixed = [(line, each) for line, each in found if registered(line) in FIXED]
+    if not fixed:
+        return Hardness(np.mean([each.loss for _, each in found], 0), f"mean loss of all {len(found)} runs")
+    line, dearest = max(fixed, key=lambda pair: (pair[0]["cost"], -FIXED.index(registered(pair[0]))))
+    return Hardness(dearest.loss.astype(float), f"loss of {line['method']} at cost {line['cost']:.4g}")
 
 
 def differences(material: Material, hard: Hardness) -> Table:
@@ -73,15 +82,15 @@ def differences(material: Material, hard: Hardness) -> Table:
             continue
         routed = [each.routes for each in found if each.routes.shape[1]]
         easy, costly = ([float(each.cost[part].mean()) for each in found] for part in (hard.easy, hard.hard))
-        spread = sample([np.subtract(costly, easy)], (5, number)).estimate()
+        spread = sample(np.subtract(costly, easy), (5, number)).estimate()
         rows.append(
             [
-                starred(method, material.roles),
+                material.shown(method),
                 f"{budget:g}",
                 *(_of_routes(routed) if routed else ("-", "-", "-")),
                 f"{interquartile_mean(easy):.4f}",
                 f"{interquartile_mean(costly):.4f}",
-                difference(*spread),
+                points(spread.value, sign=True) + interval(spread.low, spread.high, sign=True),
             ]
         )
     heads = (
@@ -97,7 +106,7 @@ def differences(material: Material, hard: Hardness) -> Table:
     return Table(
         heads,
         rows,
-        f"Whether images are told apart: interquartile means over seeds. Hard and easy quarters by the mean loss of "
+        f"Whether images are told apart: interquartile means over seeds. Hard and easy quarters by the "
         f"{hard.of}. Entropy 0 means that every image is treated alike.",
     )
 
@@ -161,7 +170,7 @@ def gallery(material: Material, hard: Hardness, data: str | None) -> str:
     )
     caption = (
         f"Routes at budget {budget:g}, first seed of each method, a box for each block, and the cost; "
-        f"✓ right, ✗ wrong answer. Hard by the mean loss of {escape(hard.of)}."
+        f"✓ right, ✗ wrong answer. Hard by the {escape(hard.of)}."
     )
     return "".join(parts) + f'<p class="caption">{legend}<br>{caption}</p>'
 
@@ -174,8 +183,9 @@ def _shown(material: Material, budget: float, size: int) -> dict[str, Decisions]
         found = [each for each in _decided(material, method, budget, size) if each.routes.shape[1]]
         if found and len(shown) < COMPARED:
             shown.setdefault(method, found[0])
-    for each in _decided(material, "static", budget, size)[:1]:
-        shown["static"] = each
+    static = labelled(material.lines, "static")
+    for each in _decided(material, static, budget, size)[:1] if static else ():
+        shown[static] = each
     return shown
 
 
@@ -203,4 +213,4 @@ def _strip(material: Material, route: NDArray[np.uint8]) -> str:
 
 def _colour(material: Material, action: int) -> str:
     bitwidths = tuple(material.lines[0]["bitwidths"])
-    return "#{:02x}{:02x}{:02x}".format(*bit_colour(bitwidths[action], bitwidths))
+    return colour_of(bitwidths[action], bitwidths)

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from scripts.plot import COLOURS, MARKERS, WIDTH, block_figure, front_figure
+from scripts.plot import COLOURS, MARKERS, TEXT, WIDTH, block_figure, front_figure, legible
 from scripts.report_data import Material
 
 DASHES = ("-", "--", ":", "-.")
-TEXT: dict[Any, Any] = {"text.parse_math": False, "svg.fonttype": "path", "font.size": 9}
-"""Names may hold any character, and the page brings no fonts with it."""
+LOOK = TEXT | {"svg.fonttype": "path", "font.size": 9}
+"""The page brings no fonts with it."""
 ANNOTATED = 12
 """Blocks up to which each cell of a heat map has its number."""
 
@@ -39,7 +39,7 @@ def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def picture(draw: Callable[[], Figure | None]) -> str | None:
     """The figure that `draw` returns as a data URI of an SVG; None if there is nothing to draw."""
-    with matplotlib.rc_context(TEXT):
+    with matplotlib.rc_context(LOOK):
         figure = draw()
         if figure is None:
             return None
@@ -98,7 +98,7 @@ def _draw_band(
     x = x[x >= max(curve[0, 0] for curve in curves)] if len(curves) > 1 else x
     x = x if len(x) else np.array([last])
     values = np.stack([np.interp(x, curve[:, 0], curve[:, column]) for curve in curves])
-    axes.plot(x, values.mean(0), label=label, markevery=max(len(x) // 10, 1), **style)
+    axes.plot(x, values.mean(0), label=legible(label), markevery=max(len(x) // 10, 1), **style)
     axes.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)
 
 
@@ -198,7 +198,7 @@ def cost_by_confidence(material: Material, tables: Mapping[tuple[str, float], ND
         for method, style in styles(methods).items():
             if (method, budget) in tables:
                 costs = tables[method, budget]
-                panel.plot(range(1, len(costs) + 1), costs, label=method, **style)
+                panel.plot(range(1, len(costs) + 1), costs, label=legible(method), **style)
         panel.axhline(budget, color="black", linewidth=0.8, linestyle=":")
         panel.set_title(f"budget {budget:g}", fontsize=9)
         panel.set_xticks([1, 4, 7, 10])

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from agents.bootstrap import verdict
-from scripts.report_data import Material, starred
+from scripts.report_data import Material
 from scripts.report_figures import picture
-from scripts.report_tables import Table, interval, points
+from scripts.report_tables import SOON, TENTATIVE, Table, escaped, interval, points
 
 STYLE = """
 :root { --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --blue: #0072b2; --orange: #b34d00; }
@@ -69,7 +69,7 @@ class Page:
 
     def text(self, words: str) -> None:
         """Add a paragraph."""
-        self.add(f"<p>{escape(words)}</p>", words)
+        self.add(f"<p>{escape(words)}</p>", escaped(words))
 
     def table(self, table: Table, kind: str = "") -> None:
         """Add a table."""
@@ -103,10 +103,10 @@ class Page:
 
     def markdown(self) -> str:
         """Summary and tables."""
-        parts = [f"# {self.title}", self.about, *self.summary]
+        parts = [f"# {escaped(self.title)}", *map(escaped, (self.about, *self.summary))]
         for heading, part in self.sections:
             said = [markdown for _, markdown in part if markdown]
-            parts += [f"## {heading}", *said] if said else []
+            parts += [f"## {escaped(heading)}", *said] if said else []
         return "\n\n".join(parts) + "\n"
 
 
@@ -127,16 +127,9 @@ def about(material: Material) -> str:
 
 def summary(material: Material) -> list[str]:
     """Who wins where, by how much, and what does not matter: sentences."""
-    said = [_said(material, index) for index, each in enumerate(material.standings) if each.order]
+    said = [_said(material, index) for index in range(len(material.standings))]
     said += _against_static(material)
-    seeds = max((row.runs for row in material.rows if row.method in material.learned), default=0)
-    if seeds == 1:
-        said.append("Every learned method has one seed: there are no intervals, and so no winner can be named.")
-    elif 1 < seeds < 10:
-        said.append(
-            f"Intervals are over {seeds} seeds at most, and percentile intervals of so few are narrower than they "
-            "claim: take a difference that barely excludes zero with care."
-        )
+    said += _intervals(material)
     if material.alike:
         named = [f"{one} and {other} (within {points(most)} points)" for one, other, most in material.alike[:4]]
         more = len(material.alike) - len(named)
@@ -152,40 +145,72 @@ def summary(material: Material) -> list[str]:
 
 def _said(material: Material, index: int) -> str:
     standing = material.standings[index]
-    first, found = standing.order[0], standing.accuracy[standing.order[0]]
-    name = starred(first, material.roles)
-    number = f"{points(found.value)} %{interval(found.low, found.high)}"
     at = f"At budget {standing.cost:g}"
+    if not standing.order:
+        why = f"; one seed: {_listed(list(map(material.shown, standing.single)))}" if standing.single else ""
+        return f"{at} no method can be ranked{why}."
+    first, found = standing.order[0], standing.accuracy[standing.order[0]]
+    name = material.shown(first)
+    number = f"{points(found.value)} %{interval(found.low, found.high)}"
     if len(standing.order) == 1:
-        return f"{at} only {name} reaches that cost: {number}."
+        return f"{at} only {name} can be ranked: {number}."
     second = standing.behind[standing.order[1]]
     lead = f"{points(second.value)} points{interval(second.low, second.high)}"
     if standing.winner:
-        return f"{at} {name} wins: {number}, {lead} ahead of {starred(standing.order[1], material.roles)}."
-    others = [starred(each, material.roles) for each in standing.leaders if each != first]
-    if any(np.isnan(standing.behind[each].low) for each in standing.leaders if each != first):
-        return f"{at} {name} is the most accurate, {number}, but one seed does not tell it from {_listed(others)}."
-    return f"{at} there is no winner: {name} is the most accurate, {number}, but not told apart from {_listed(others)}."
+        few = f" (tentative: fewer than {SOON} seeds on a side)" if 0 < standing.fewest(*standing.order) < SOON else ""
+        return f"{at} {name} wins{few}: {number}, {lead} ahead of {material.shown(standing.order[1])}."
+    others = _listed([material.shown(each) for each in standing.leaders if each != first])
+    return f"{at} there is no winner: {name} is the most accurate, {number}, but not told apart from {others}."
+
+
+def _intervals(material: Material) -> list[str]:
+    """What the intervals do not say."""
+    counts = {row.runs for row in material.rows if row.method in material.learned}
+    if not counts:
+        return []
+    low, high = min(counts), max(counts)
+    if high == 1:
+        return ["Every learned method has one seed: there are no intervals, and so no winner can be named."]
+    some = f"{low} to {high} seeds" if low < high else f"{high} seeds"
+    said = f"Intervals are over {some} on this test set; they do not say how much another test set would change."
+    accuracies = [row.accuracy for row in material.rows if row.method in material.learned]
+    if material.images:
+        lowest = min(accuracies)
+        error = np.sqrt(lowest * (1 - lowest) / material.images)
+        said += (
+            f" It has {material.images} images: an accuracy of {points(lowest)} % has a standard error of "
+            f"{points(float(error))} points, though methods that are compared on the same images share most of it."
+        )
+    if low < 10:
+        said += (
+            " Percentile intervals of so few seeds are narrower than they claim: take a difference that barely "
+            "excludes zero with care."
+        )
+    return [said]
 
 
 def _against_static(material: Material) -> list[str]:
-    """Which learned methods are ahead of the best static assignment, and which behind."""
+    """Which learned methods are ahead of the best static assignment, which behind, and which cannot be judged."""
     rows = [row for row in material.rows if row.method in material.learned and row.budget in material.budgets]
-    found: dict[str, dict[float, list[str]]] = {"better": {}, "worse": {}}
+    found: dict[str, dict[float, list[str]]] = {"better": {}, "worse": {}, "unknown": {}}
     for row in rows:
         judged = verdict(row.over_static_low, row.over_static_high)
-        if judged in found:
-            found[judged].setdefault(row.budget, []).append(starred(row.method, material.roles))
-    if not any(found.values()):
+        few = TENTATIVE if judged != "unknown" and row.over_static_seeds < SOON else ""
+        found.get(judged, {}).setdefault(row.budget, []).append(material.shown(row.method) + few)
+    if not (found["better"] or found["worse"]):
         return []
     parts = [
         f"{word} at budget {budget:g}: {_listed(names)}"
-        for word, of in found.items()
-        for budget, names in sorted(of.items())
+        for word in ("better", "worse")
+        for budget, names in sorted(found[word].items())
     ]
+    unknown = [f"at budget {budget:g}: {_listed(names)}" for budget, names in sorted(found["unknown"].items())]
     return [
         "Against static, the best assignment that is the same for all images, each run at its own cost: "
-        f"{'; '.join(parts)}. All others are not told apart from it."
+        f"{'; '.join(parts)}. "
+        + (f"Not known, for want of seeds or of static runs around their costs: {'; '.join(unknown)}. " * bool(unknown))
+        + "All others are not told apart from it."
+        + f" ({TENTATIVE}: tentative, fewer than {SOON} seeds on a side.)" * any(TENTATIVE in part for part in parts)
     ]
 
 

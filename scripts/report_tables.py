@@ -9,9 +9,13 @@ from html import escape
 import numpy as np
 
 from agents.bootstrap import Estimate, verdict
-from agents.fronts import REFERENCE
-from scripts.report_data import Material, starred
+from agents.matched import Standing
+from agents.results import labelled
+from scripts.report_data import Material
 
+SOON = 5
+"""Seeds below which what is said is tentative."""
+TENTATIVE = "†"
 MARKS = {"better": "▲", "worse": "▼", "not told apart": "=", "unknown": "?"}
 """What stands beside a difference, for those who do not see its colour."""
 
@@ -25,6 +29,8 @@ class Cell:
     shade: float | None = None
     """-1 to 1: how orange or blue the cell is."""
     strong: bool = False
+    tentative: bool = False
+    """Whether the verdict stands on few seeds, see `SOON`."""
 
 
 Row = Sequence[str | Cell]
@@ -49,15 +55,15 @@ class Table:
 
     def markdown(self) -> str:
         """A Markdown table, its caption above it."""
-        lines = [self.heads, ["---", *["---:"] * (len(self.heads) - 1)]]
+        lines = [list(map(escaped, self.heads)), ["---", *["---:"] * (len(self.heads) - 1)]]
         lines += [[_markdown(cell) for cell in row] for row in self.rows]
-        return "\n".join([self.caption, "", *("| " + " | ".join(line) + " |" for line in lines)])
+        return "\n".join([escaped(self.caption), "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
 def _html(cell: str | Cell) -> str:
     if isinstance(cell, str):
         return f"<td>{escape(cell)}</td>"
-    text = escape(cell.text) + (f' <span class="mark">{MARKS[cell.verdict]}</span>' if cell.verdict else "")
+    text = escape(cell.text) + (f' <span class="mark">{_mark(cell)}</span>' if cell.verdict else "")
     kind = f' class="{cell.verdict.replace(" ", "-")}"' if cell.verdict else ""
     colour = "0,114,178" if (cell.shade or 0) > 0 else "213,94,0"
     shade = "" if cell.shade is None else f' style="background:rgba({colour},{0.45 * abs(cell.shade):.3f})"'
@@ -66,13 +72,22 @@ def _html(cell: str | Cell) -> str:
 
 def _markdown(cell: str | Cell) -> str:
     if isinstance(cell, str):
-        return cell.replace("|", "\\|")
-    text = _marked(cell)
+        return escaped(cell)
+    text = escaped(_marked(cell))
     return f"**{text}**" if cell.strong else text
 
 
 def _marked(cell: Cell) -> str:
-    return cell.text + (f" {MARKS[cell.verdict]}" if cell.verdict else "")
+    return cell.text + (f" {_mark(cell)}" if cell.verdict else "")
+
+
+def _mark(cell: Cell) -> str:
+    return MARKS[cell.verdict] + TENTATIVE * cell.tentative
+
+
+def escaped(text: str) -> str:
+    """Plain text as Markdown has it, in a table or outside."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def points(value: float, sign: bool = False) -> str:
@@ -90,11 +105,14 @@ def with_interval(estimate: Estimate) -> str:
     return points(estimate.value) + interval(estimate.low, estimate.high)
 
 
-def difference(value: float, low: float, high: float) -> Cell:
-    """A difference in points with its interval and verdict."""
+def difference(value: float, low: float, high: float, seeds: int = 0) -> Cell:
+    """A difference in points with its interval and verdict, and how many seeds the side has that has fewer; 0 if no
+    seed changes either."""
     if np.isnan(value):
         return Cell("-")
-    return Cell(points(value, sign=True) + interval(low, high, sign=True), verdict(low, high))
+    judged = verdict(low, high)
+    text = points(value, sign=True) + interval(low, high, sign=True)
+    return Cell(text, judged, tentative=judged != "unknown" and 0 < seeds < SOON)
 
 
 def worded(value: float, low: float, high: float) -> str:
@@ -103,33 +121,45 @@ def worded(value: float, low: float, high: float) -> str:
 
 
 def winners(material: Material) -> Table:
-    """Who is best at each budget, and who cannot be told apart from it."""
-    rows: list[Row] = []
-    for standing in material.standings:
-        if not standing.order:
-            continue
-        first, others = standing.order[0], [name for name in standing.leaders if name != standing.order[0]]
-        names = [starred(name, material.roles) for name in others]
-        lead: str | Cell = "-"
-        if len(standing.order) > 1:
-            lead = difference(*standing.behind[standing.order[1]])
-        rows.append(
-            [
-                f"{standing.cost:g}",
-                Cell(starred(standing.winner, material.roles), strong=True) if standing.winner else "no winner",
-                starred(first, material.roles),
-                with_interval(standing.accuracy[first]),
-                lead,
-                ", ".join(names) or "-",
-            ]
-        )
-    heads = ("budget", "winner", "most accurate", "its accuracy % at this cost", "ahead of the next", "not told apart")
+    """Who is best at each budget, who cannot be told apart from it, and of whom nothing can be said."""
+    heads = (
+        "budget",
+        "winner",
+        "most accurate",
+        "seeds",
+        "its accuracy % at this cost",
+        "ahead of the next",
+        "not told apart",
+        "one seed",
+        "does not reach this cost",
+    )
     return Table(
         heads,
-        rows,
+        [_winner(material, standing) for standing in material.standings],
         "The winner at each budget, at matched cost. A method wins only if the 95 % interval of its lead over every "
-        "other one excludes zero.",
+        "other one excludes zero. Ranked are those of which all seeds reach the cost and that have more than one seed, "
+        f"unless no seed changes them. {TENTATIVE}: tentative, fewer than {SOON} seeds on a side.",
     )
+
+
+def _winner(material: Material, standing: Standing) -> Row:
+    first: list[str | Cell] = ["no winner", "-", "-", "-", "-", "-"]
+    if standing.order:
+        best, *others = standing.order
+        few = 0 < standing.fewest(*standing.order) < SOON
+        name = f"{material.shown(best)}{TENTATIVE * few}"
+        lead = [best, others[0]] if others else []
+        first = [
+            Cell(name, strong=True) if standing.winner else "no winner",
+            material.shown(best),
+            str(standing.seeds[best] or "any"),
+            with_interval(standing.accuracy[best]),
+            difference(*standing.behind[others[0]], standing.fewest(*lead)) if others else "-",
+            ", ".join(map(material.shown, standing.leaders[1:])) or "-",
+        ]
+    single = (f"{material.shown(name)} ({points(standing.accuracy[name].value)})" for name in standing.single)
+    missing = (f"{material.shown(name)} ({k} of {n} seeds do)" for name, (k, n) in standing.unreached.items())
+    return [f"{standing.cost:g}", *first, ", ".join(single) or "-", ", ".join(missing) or "-"]
 
 
 def methods(material: Material) -> Table:
@@ -137,7 +167,7 @@ def methods(material: Material) -> Table:
     leaders = {(name, each.cost) for each in material.standings if each.winner for name in [each.winner]}
     rows: list[Row] = [
         [
-            Cell(starred(row.method, material.roles), strong=(row.method, row.budget) in leaders),
+            Cell(material.shown(row.method), strong=(row.method, row.budget) in leaders),
             f"{row.budget:g}",
             str(row.runs),
             points(row.accuracy) + (interval(row.accuracy_low, row.accuracy_high) if row.runs > 1 else ""),
@@ -145,8 +175,8 @@ def methods(material: Material) -> Table:
             f"{row.total_cost:.4f}",
             *(
                 Cell("-")
-                if row.method == name
-                else difference(*(getattr(row, f"over_{name}{end}") for end in ("", "_low", "_high")))
+                if row.registered == name
+                else difference(*(getattr(row, f"over_{name}{end}") for end in ("", "_low", "_high", "_seeds")))
                 for name in ("random", "static")
             ),
             "-" if np.isnan(row.seconds_per_thousand_images) else f"{row.seconds_per_thousand_images:.2f}",
@@ -170,7 +200,8 @@ def methods(material: Material) -> Table:
         rows,
         "Interquartile mean over seeds with 95 % bootstrap intervals. Differences, in points, are to the baseline at "
         "each run's own paper cost, and their intervals have the baseline's uncertainty in them. "
-        "▲ better, ▼ worse, = not told apart (the interval includes zero), ? one seed, and so no interval. "
+        "▲ better, ▼ worse, = not told apart (the interval includes zero), ? one seed on a side, and so no interval; "
+        f"{TENTATIVE} tentative, fewer than {SOON} seeds on a side. "
         "*: weights of its own. Bold: the winner at that budget.",
     )
 
@@ -180,7 +211,7 @@ def improvement(material: Material) -> Table:
     names = [name for name in material.roles if any(name in pair for pair in material.improvements)]
     rows: list[Row] = []
     for name in names:
-        row: list[str | Cell] = [starred(name, material.roles)]
+        row: list[str | Cell] = [material.shown(name)]
         for other in names:
             found = material.improvements.get((name, other))
             if found is None:
@@ -191,7 +222,7 @@ def improvement(material: Material) -> Table:
             row.append(Cell(f"{found.value:.2f}{ends}", shade=2 * found.value - 1, strong=sure))
         rows.append(row)
     return Table(
-        ("run of \\ beats run of", *(starred(name, material.roles) for name in names)),
+        ("run of \\ beats run of", *(material.shown(name) for name in names)),
         rows,
         "Probability that a run of the row's method is more accurate than one of the column's at matched cost, "
         "averaged over the budgets that both reach. Bold where the 95 % interval excludes 1/2.",
@@ -200,23 +231,25 @@ def improvement(material: Material) -> Table:
 
 def hypervolume(material: Material) -> Table:
     """Hypervolume of each method, and the difference to static."""
-    found, static = material.hypervolumes, material.hypervolumes.get("static")
+    found, name_of_static = material.hypervolumes, labelled(material.lines, "static")
+    static = found.get(name_of_static or "")
     rows: list[Row] = []
     for name in sorted(found, key=lambda name: -found[name].value):
         value, low, high = found[name].estimate()
         ends = "" if np.isnan(low) else f" [{low:.4f}, {high:.4f}]"
         cell: str | Cell = "-"
-        if static is not None and name != "static":
+        if static is not None and name != name_of_static:
             change = (found[name] - static).estimate()
             text = f"{change.value:+.4f}" + (
                 "" if np.isnan(change.low) else f" [{change.low:+.4f}, {change.high:+.4f}]"
             )
             cell = Cell(text, verdict(change.low, change.high))
-        rows.append([starred(name, material.roles), f"{value:.4f}{ends}", cell])
+        rows.append([material.shown(name), f"{value:.4f}{ends}", cell])
     return Table(
         ("method", "hypervolume", "over static"),
         rows,
         f"Hypervolume of a seed's points at the budgets {', '.join(f'{b:g}' for b in material.budgets)}, up to the "
-        f"reference point (cost {REFERENCE[0]:g}, accuracy {REFERENCE[1]:g}): interquartile mean over the seeds that "
+        f"reference point (cost {material.reference[0]:g}, accuracy {material.reference[1]:g}), which is the largest "
+        "budget and a little more, and skipping everything: interquartile mean over the seeds that "
         "have all budgets.",
     )

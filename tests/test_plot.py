@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from agents.results import read_lines
-from scripts.plot import Plot, main, plot
+from agents.statistics import summarise
+from scripts.plot import Plot, front_figure, main, plot
 
 BITWIDTHS, BLOCKS = [0, 2, 4, 8], 6
 
@@ -126,6 +127,15 @@ def test_many_methods_are_drawn_family_by_family(tmp_path):
     ]
     plot([*comparison(), *lines], tmp_path / "figure.svg")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["figure-blocks.svg", "figure.svg"]
+
+
+def test_names_may_hold_any_character(tmp_path):
+    drawn = [line(name, b) for name in ("_hidden", "$x", "a$b$") for b in (0.1, 0.5)]
+    rows = summarise(drawn)
+    (legend,) = front_figure(drawn, rows).subfigs[0].legends
+    assert {" _hidden", "$x", "a$b$"} <= {text.get_text() for text in legend.get_texts()}
+    plot(drawn, tmp_path / "figure.svg")
+    assert "a$b$" in (tmp_path / "figure.svg").read_text()  # and not a formula
 
 
 def test_an_unknown_ending_is_an_error_and_leaves_nothing(tmp_path):

@@ -17,7 +17,8 @@ import pytest
 import tyro
 from PIL import Image
 
-from agents.methods import default_config
+from agents.experiment import as_toml, experiment_of, plan
+from agents.methods import default_config, method_names
 from agents.runs import RunConfig, TaskConfig
 from scripts import train
 from scripts.report import Report, main, page
@@ -34,7 +35,8 @@ IMAGES, COSTS = 8, np.array([0, 1 / 16, 1 / 4, 1]) / 6
 
 
 def finished(method: str, budget: float, seed: int = 0, **others) -> dict:
-    resolved = {"version": 2, "method": "ppo", "config": {"budget": budget, "seed": seed}, "task": {"depth": 14}}
+    name = others.pop("registered", method if method in method_names() else "ppo")
+    resolved = {"version": 2, "method": name, "config": {"budget": budget, "seed": seed}, "task": {"depth": 14}}
     run = f"{abs(hash((method, seed))) % 10**8}-{budget:g}"
     return line(method, budget, seed, run=run, loss=0.3, config=resolved, dataset="tiny_data:load", **others)
 
@@ -123,7 +125,12 @@ def test_the_command_writes_one_page_that_needs_nothing_else_and_its_tables(fold
     assert "<b>&amp; $x" not in html
     for heading in ("Who wins", "Learning curves", "How decisions differ between images", "How it was made"):
         assert heading in found.words
-    for said in ("| budget | winner |", "| method | hypervolume |", "reference point (cost 1, accuracy 0)", "ablation"):
+    for said in (
+        "| budget | winner |",
+        "| method | hypervolume |",
+        "reference point (cost 0.55, accuracy 0)",
+        "ablation",
+    ):
         assert said in markdown
     assert "A run failed: dfs-budget0.9" in found.words
     assert f"wrote {folder / 'report.html'}" in capsys.readouterr().out
@@ -182,6 +189,57 @@ def test_the_winner_is_said_with_its_interval_and_only_if_there_is_one(tmp_path,
     assert any("one seed" in words for words in alone.summary)
 
 
+def test_few_seeds_and_what_cannot_be_ranked_are_said(tmp_path, tiny_data):
+    lines = [finished("ppo", 0.1, s, accuracy=0.9 + 0.001 * s) for s in range(3)]
+    lines += [finished("dfs", 0.1, s, accuracy=0.8 + 0.001 * s) for s in range(5)]
+    lines += [finished("skipnet", 0.1, accuracy=0.95), finished("reinforce", 0.1, cost=0.3)]
+    lines += [finished("static", b, s, accuracy=0.7 + b) for b in (0.05, 0.2) for s in range(5)]
+    made = page(Material.read(leave(tmp_path / "a", lines)))
+    assert "ppo wins (tentative: fewer than 5 seeds on a side): 90.10 %" in made.summary[0]
+    assert any("1 to 5 seeds on this test set" in words for words in made.summary)
+    assert any(f"It has {IMAGES} images" in words for words in made.summary)
+    (against,) = (words for words in made.summary if words.startswith("Against static"))
+    assert "better at budget 0.1: dfs and ppo†" in against
+    assert "Not known, for want of seeds or of static runs around their costs: at budget 0.1: " in against
+    assert "reinforce and skipnet" in against
+    markdown = made.markdown()
+    winner = next(text for text in markdown.splitlines() if text.startswith("| 0.1 |"))
+    assert "| **ppo†** | ppo | 3 |" in winner
+    assert winner.endswith("| - | skipnet (95.00) | reinforce (0 of 1 seeds do) |")
+    assert "†" not in page(Material.read(leave(tmp_path / "b", lines[3:8]))).summary[0]
+
+
+def test_only_planned_runs_count_as_failed(tmp_path, tiny_data):
+    folder = leave(tmp_path, [finished("ppo", 0.1)])
+    experiment = experiment_of(
+        {"arms": [{"method": "ppo"}], "budgets": [0.1], "seeds": 1, "task": {"checkpoint": "random"}}
+    )
+    names = [plan(experiment)[0].name, "gone-budget0.1-seed0-00000000"]
+    for name in names:
+        (folder / f"{name}.partial").mkdir()
+        (folder / f"{name}.partial" / "error.txt").write_text("ValueError: no\n")
+    assert len(Material.read(folder).failed) == 2
+    (folder / "experiment.toml").write_text(as_toml(experiment))
+    assert [each.name for each in Material.read(folder).failed] == [f"{names[0]}.partial"]
+
+
+def test_a_run_for_several_budgets_has_a_remark_on_its_curve(tmp_path, tiny_data):
+    points = [{key: finished("c", b)[key] for key in ("budget", "accuracy", "cost", "histogram")} for b in (0.1, 0.5)]
+    several = [{**finished("c", 0.1, seed), "at_budgets": points} for seed in range(2)]
+    html = page(Material.read(leave(tmp_path / "a", several))).html()
+    assert "One run of c stands for all its budgets" in html
+    assert "stands for all its" not in page(Material.read(leave(tmp_path / "b", [finished("ppo", 0.1)]))).html()
+
+
+def test_the_baseline_is_found_under_a_label(tmp_path, tiny_data):
+    lines = [finished("ppo", 0.1, s, accuracy=0.9 + 0.001 * s) for s in range(5)]
+    lines += [finished("best | fixed", 0.1, s, role="baseline", registered="static") for s in range(5)]
+    made = page(Material.read(leave(tmp_path, lines))).markdown()
+    assert "loss of best \\| fixed at cost" in made
+    assert any(text.startswith("| ppo | 0.1 |") and "▲" in text for text in made.splitlines())
+    assert "\n\n| method | hypervolume | over static |" in made
+
+
 def test_how_decisions_differ_by_hand(tmp_path, tiny_data):
     assert entropy(np.array([[0.5, 0.5, 0, 0], [1, 0, 0, 0], [0.25] * 4])) == pytest.approx([1, 0, 2])
     lines = [finished("static", 0.1), *(finished("ppo", 0.1, seed) for seed in (0, 1))]
@@ -193,12 +251,12 @@ def test_how_decisions_differ_by_hand(tmp_path, tiny_data):
         taken = routes[each["method"]].astype(np.uint8)
         np.savez(tmp_path / each["run"] / "decisions.npz", routes=taken, **numbers)
     hard = hardness(material)
-    assert "1 runs that treat all images alike" in hard.of
+    assert "static at cost 0.1" in hard.of
     assert (hard.easy.tolist(), hard.hard.tolist()) == ([0, 1], [7, 6])
     (row,) = differences(material, hard).rows
     assert row[:5] == ["ppo", "0.1", "0.81", "2", "25.00"]
     assert row[5:7] == ["0.0000", "1.0000"]
-    assert row[7].verdict == "better"
+    assert row[7].startswith("+100.00 [")  # no merit, and no fault
 
 
 def test_pictures_are_left_out_where_the_data_are_missing(folder):
@@ -210,10 +268,13 @@ def test_pictures_are_left_out_where_the_data_are_missing(folder):
 
 
 def test_cells_are_escaped_in_both_forms():
-    table = Table(("a<", "b"), [["x|y", Cell("<i>", "better", strong=True)]], "c & d")
+    table = Table(("a<|", "b"), [["x|y", Cell("<i>|", "better", strong=True)]], "c & d")
     assert "&lt;i&gt;" in table.html()
     assert "c &amp; d" in table.html()
-    assert "| x\\|y | **<i> ▲** |" in table.markdown()
+    assert "a&lt;|" in table.html()
+    assert "| a&lt;\\| | b |" in table.markdown()
+    assert "| x\\|y | **&lt;i>\\| ▲** |" in table.markdown()
+    assert "c &amp; d" in table.markdown()
 
 
 def test_nothing_to_report_is_an_error(tmp_path):
@@ -264,6 +325,14 @@ def test_a_command_loops_over_budgets_and_seeds():
     assert text.startswith("for budget in 0.1 0.2; do for seed in 0 1; do python -m scripts.train ppo")
     assert text.endswith("--budget $budget --seed $seed; done; done")
     assert "does not say" in command([line("ppo", 0.1)])
+
+
+def test_a_command_repeats_the_budgets_and_seeds_that_were_run():
+    text = command([finished("ppo", b, s) for b, s in ((1 / 3, 0), (1 / 3, 1), (0.2, 1), (0.1, 0), (0.1, 1))])
+    whole, rest = text.splitlines()
+    assert whole.startswith(f"for budget in 0.1 {1 / 3!r}; do for seed in 0 1; do")
+    assert rest.endswith("--budget 0.2 --seed 1")
+    assert command([finished("ppo", 1e-6)]).endswith("--budget 1e-06 --seed 0")
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")

@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from agents.bootstrap import bootstrap_interval, interquartile_mean, probability_of_improvement, sample, verdict
+from agents.bootstrap import (
+    RESAMPLES,
+    bootstrap_interval,
+    interquartile_mean,
+    probability_of_improvement,
+    sample,
+    verdict,
+)
 from agents.fronts import accuracy_at_cost, pareto_front
-from agents.statistics import summarise
+from agents.methods import method, method_names
+from agents.statistics import UNSEEDED, summarise, varies
 
 
 def line(method: str, budget: float, accuracy: float, cost: float | None = None, seed: int = 0, **others) -> dict:
@@ -186,6 +194,34 @@ def test_one_seed_of_what_varies_has_no_interval(alone):
     assert not math.isnan(exact.over_static_low)
 
 
+def test_one_seed_at_one_point_of_a_baseline_leaves_no_interval():
+    lines = [line("dfs", 0.3, 0.7 + 0.01 * seed, 0.3, seed) for seed in range(3)]
+    lines += [line("static", 0.2, 0.5 + 0.01 * seed, seed=seed) for seed in range(5)] + [line("static", 0.4, 0.6)]
+    row = summarise(lines)[0]
+    assert row.over_static == pytest.approx(0.71 - 0.56)
+    assert math.isnan(row.over_static_low)
+    sure = summarise([*lines, line("static", 0.4, 0.6, seed=1)])[0]
+    assert not math.isnan(sure.over_static_low)
+    assert (row.over_static_seeds, sure.over_static_seeds, sure.over_random_seeds) == (1, 2, 0)
+
+
+def test_baselines_are_found_under_any_label():
+    def labelled(label: str, method: str, *others, **more) -> dict:
+        return line(label, *others, **more, config={"method": method, "task": {}, "config": {}})
+
+    lines = [labelled("mine", "ppo", 0.4, 0.8 + 0.01 * s, seed=s) for s in (0, 1)]
+    lines += [labelled("best of all", "static", 0.4, 0.7, seed=s) for s in (0, 1)]
+    rows = {row.method: row for row in summarise(lines)}
+    assert rows["mine"].over_static == pytest.approx(0.105)
+    assert rows["best of all"].registered == "static"
+
+
+def test_what_no_seed_changes_is_known_of_lines_that_do_not_say_so():
+    assert set(UNSEEDED) == {name for name in method_names() if not method(name).Config.seeded}
+    assert [varies([line(name, 0.4, 0.7, role="baseline")]) for name in ("static", "constant")] == [True, False]
+    assert not varies([line("static", 0.4, 0.7, seeded=False)])
+
+
 def test_a_difference_is_one_only_if_its_interval_excludes_zero():
     assert verdict(0.01, 0.02) == "better"
     assert verdict(-0.02, -0.01) == "worse"
@@ -194,29 +230,24 @@ def test_a_difference_is_one_only_if_its_interval_excludes_zero():
     assert verdict(float("nan"), float("nan")) == "unknown"
 
 
-def test_stratified_interval_equals_scipy():
-    rng = np.random.default_rng(5)
-    strata = [rng.normal(size=8), 3 + rng.normal(size=6), 0.1 * rng.normal(size=10)]
-    theirs = stats.bootstrap(
-        strata,
-        lambda *parts, axis: np.mean([stats.trim_mean(part, 0.25, axis=axis) for part in parts], 0),
-        method="percentile",
-        n_resamples=20_000,
-        random_state=np.random.default_rng(0),
-    ).confidence_interval
-    found = sample(strata, (0,)).estimate()
-    assert found.value == pytest.approx(np.mean([interquartile_mean(part) for part in strata]))
-    assert found[1:] == pytest.approx((theirs.low, theirs.high), abs=0.03)
+def test_a_sample_on_draws_of_what_it_is_measured_against():
+    values = np.random.default_rng(5).normal(size=8)
+    plain = sample(values, (0,))
+    np.testing.assert_array_equal(sample(values, (0,), drawn=np.tile(values, (RESAMPLES, 1))).draws, plain.draws)
+    shifts = np.arange(RESAMPLES)[:, None]
+    np.testing.assert_allclose(sample(values, (0,), drawn=values + shifts).draws, plain.draws + shifts[:, 0])
+    assert np.isnan(sample([1.0], (0,)).draws).all()
+    assert not np.isnan(sample([1.0], (0,), varies=False).draws).any()
 
 
 def test_probability_of_improvement_by_hand_and_as_scipy_has_it():
-    assert probability_of_improvement([[3, 4]], [[1, 2]]) == (1, 1, 1)
-    assert probability_of_improvement([[1, 2]], [[1, 2]]).value == 0.5
-    assert probability_of_improvement([[1, 2], [5, 6]], [[0, 3], [0, 1]]).value == pytest.approx((0.5 + 1) / 2)
-    assert math.isnan(probability_of_improvement([[1]], [[0, 2]]).low)
+    assert probability_of_improvement([[3], [4]], [[1], [2]]) == (1, 1, 1)
+    assert probability_of_improvement([[1], [2]], [[1], [2]]).value == 0.5
+    assert probability_of_improvement([[1, 5], [2, 6]], [[0, 0], [3, 1]]).value == pytest.approx((0.5 + 1) / 2)
+    assert math.isnan(probability_of_improvement([[1]], [[0], [2]]).low)
     rng = np.random.default_rng(0)
     x, y = 0.5 + rng.normal(size=11), rng.normal(size=9)
-    found = probability_of_improvement([x], [y])
+    found = probability_of_improvement(x[:, None], y[:, None])
     assert found.value == pytest.approx(stats.mannwhitneyu(x, y).statistic / 99)
     theirs = stats.bootstrap(
         (x, y),
