@@ -233,11 +233,7 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
     for row in summarise(results):
         if row.budget in budgets:
             table.add_row(
-<<<<<<< HEAD
-                escape(row.method) + "*" * (row.role in ("network", "cotrained")),
-=======
-                starred(row.method, row.role),
->>>>>>> mstat
+                escape(starred(row.method, row.role)),
                 f"{row.budget:g}",
                 str(row.runs),
                 f"{100 * row.accuracy:.2f} [{100 * row.accuracy_low:.2f}, {100 * row.accuracy_high:.2f}]",
