@@ -160,7 +160,7 @@ def test_skipnets_entropy_bonus_follows_its_schedule(seen, share, task):
         recorder.seen = seen
         torch.manual_seed(0)
         stage = skipnet.HybridReinforce(GateLearner(config, task, recorder), config, begin=0)
-        return float(stage(images, labels)[0])
+        return float(stage(images, labels)[0].detach())
 
     bonus = loss(0.0, seen) - loss(0.4, seen)
     whole = loss(0.0, 0) - loss(0.4, 0)
@@ -238,7 +238,9 @@ def test_impossible_options_are_refused(values, message):
 
 def test_the_best_policy_is_within_all_its_budgets_and_most_accurate_on_average(task, monkeypatch):
     def result(accuracy, cost):
-        return Evaluation(accuracy, 0.0, cost, cost, 0.0, 0.0, [[1.0]], torch.zeros(1, 1), *torch.zeros(4, 1))
+        return Evaluation(
+            accuracy, 0.0, cost, cost, 0.0, 0.0, [[1.0, 0.0, 0.0, 0.0]], torch.zeros(1, 1), *torch.zeros(4, 1)
+        )
 
     monkeypatch.setattr(recorder_module, "evaluate", lambda policy, task, split, budget: result(*policy[budget]))
     policies = [
