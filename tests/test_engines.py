@@ -21,7 +21,7 @@ from agents.methods import method
 from agents.ray_engine import Ray
 from agents.runs import RESULT, RESULTS, RunConfig, TaskConfig, run
 from agents.sweep import sweep
-from backbone.checkpoint import save_state, save_tensors, write_atomically
+from backbone.checkpoint import save_state, write_atomically
 from scripts.cli import clear_errors
 from scripts.compare import Compare, Progress
 
@@ -137,10 +137,9 @@ def test_a_full_disk_is_told_from_the_errors_of_libraries():
     [
         lambda file, layer: write_checkpoint(file, {"layer": layer}),
         lambda file, layer: save_state(file, {"layer": layer.state_dict()}),
-        lambda file, layer: save_tensors(file, layer.state_dict(), {}),
         lambda file, layer: write_atomically(file, "x"),
     ],
-    ids=["checkpoint", "state", "tensors", "text"],
+    ids=["checkpoint", "state", "text"],
 )
 def test_a_full_disk_is_recognised_whatever_is_written(write, tmp_path):
     file = tmp_path / "name.pt"
