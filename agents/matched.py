@@ -118,10 +118,10 @@ def _scores(
     mean, draws = np.zeros((1, len(at))), np.zeros((1, len(at)))
     if baseline is not None:
         places = np.concatenate((x, at))
-        one = tuple(column[None] for column in baseline.curve.points())
+        knots, heights = (column[None] for column in baseline.curve.points())
         mean, draws = (
             curve[:, len(x) :] - curve[:, : len(x)] @ share.T
-            for curve in (interpolate(*one, places), interpolate(*baseline.draws, places))
+            for curve in (interpolate(knots, heights, places), interpolate(*baseline.draws, places))
         )
     missed = [not reaches(x, cost) for cost in at]
     values, drawn = ((share @ y + shift).clip(0, 1) for shift in (mean[0], draws))

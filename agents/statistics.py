@@ -159,7 +159,9 @@ class Baseline:
 def _row(key: tuple[str, float], lines: Sequence[Line], number: int, baselines: Mapping[str, Baseline | None]) -> Row:
     accuracies = [line["accuracy"] for line in lines]
     low, high = bootstrap_interval(accuracies)
-    means = {key: _mean(lines, key) for key in ("cost", "total_cost", "bitops", "seconds_per_thousand_images")}
+    means: dict[str, Any] = {
+        key: _mean(lines, key) for key in ("cost", "total_cost", "bitops", "seconds_per_thousand_images")
+    }
     over: dict[str, Any] = {}
     for name, baseline in baselines.items():
         numbers = _over(lines, baseline, (2, number)) if baseline else (*(float("nan"),) * 3, 0)

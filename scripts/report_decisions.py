@@ -184,8 +184,9 @@ def _shown(material: Material, budget: float, size: int) -> dict[str, Decisions]
         if found and len(shown) < COMPARED:
             shown.setdefault(method, found[0])
     static = labelled(material.lines, "static")
-    for each in _decided(material, static, budget, size)[:1] if static else ():
-        shown[static] = each
+    found = _decided(material, static, budget, size) if static else []
+    if static and found:
+        shown[static] = found[0]
     return shown
 
 

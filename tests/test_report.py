@@ -236,7 +236,7 @@ def test_the_baseline_is_found_under_a_label(tmp_path, tiny_data):
     lines += [finished("best | fixed", 0.1, s, role="baseline", registered="static") for s in range(5)]
     made = page(Material.read(leave(tmp_path, lines))).markdown()
     assert "loss of best \\| fixed at cost" in made
-    assert any(text.startswith("| ppo | 0.1 |") and "▲" in text for text in made.splitlines())
+    assert any(text.startswith("| **ppo** | 0.1 |") and "▲" in text for text in made.splitlines())
     assert "\n\n| method | hypervolume | over static |" in made
 
 
