@@ -161,7 +161,7 @@ def test_only_pure_rl_keeps_cross_entropy_from_the_backbone(supervised, process,
     process.backbone.requires_grad_(True)
     torch.manual_seed(0)
     gate = make_gate("recurrent", process)
-    learner = SimpleNamespace(gate=gate, process=process, recorder=SimpleNamespace(seen=0))
+    learner = SimpleNamespace(gate=gate, process=process, recorder=SimpleNamespace(keep=lambda **_: None, seen=0))
     config = SkipNet(pretraining=0.0, supervised=supervised, rl_weight=0.0, cotrain=True)
     loss, _ = HybridReinforce(learner, config, begin=0)(images, torch.zeros(len(images), dtype=torch.long))
     loss.backward()
@@ -180,7 +180,7 @@ def test_the_reinforce_gradient_is_the_sum_of_returns_times_scores(process, imag
         seen.setdefault("p", []).append(out.softmax(1).detach())
 
     gate.score.register_forward_hook(keep)
-    learner = SimpleNamespace(gate=gate, process=process, recorder=SimpleNamespace(seen=0))
+    learner = SimpleNamespace(gate=gate, process=process, recorder=SimpleNamespace(keep=lambda **_: None, seen=0))
     labels = torch.zeros(len(images), dtype=torch.long)
     torch.manual_seed(1)
     loss, _ = HybridReinforce(learner, SkipNet(pretraining=0.0, alpha=0.3), begin=0)(images, labels)
