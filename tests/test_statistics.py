@@ -145,7 +145,8 @@ def test_summary_compares_each_run_at_its_own_cost():
 def test_summary_leaves_out_runs_beyond_the_baseline():
     static = [line("static", 0.2, 0.5, role="baseline"), line("static", 0.4, 0.7, role="baseline")]
     inside = [line("dfs", 0.4, 0.8, 0.3, seed) for seed in (0, 1)]
-    row = summarise([*static, *inside, line("dfs", 0.4, 0.9, 0.45, seed=2)])[0]
+    certain = [{**each, "seeded": False} for each in static]
+    row = summarise([*certain, *inside, line("dfs", 0.4, 0.9, 0.45, seed=2)])[0]
     assert (row.runs, row.over_static, row.over_static_low) == pytest.approx((3, 0.2, 0.2))
 
 
@@ -179,7 +180,9 @@ def test_the_difference_to_a_baseline_equals_scipys_two_sample_bootstrap():
         n_resamples=20_000,
         random_state=np.random.default_rng(0),
     ).confidence_interval
-    assert (row.over_random_low, row.over_random_high) == pytest.approx((found.low, found.high), abs=2e-3)
+    assert (row.over_random_low, row.over_random_high) == pytest.approx(
+        (found.low, found.high), abs=4e-3
+    )  # of random draws
 
 
 @pytest.mark.parametrize("alone", ["dfs", "static"])
@@ -273,6 +276,6 @@ def test_summary_of_nothing_and_independence_of_order():
     lines = [line(method, 0.5, 0.1 * seed, seed=seed) for method in ("a", "b") for seed in range(3)]
     forward, backward = ([asdict(row) for row in summarise(part)] for part in (lines, lines[::-1]))
     for one, other in zip(forward, backward, strict=True):
-        for key in ("method", "role", "budget", "runs"):
+        for key in ("method", "role", "budget", "registered", "runs"):
             assert one.pop(key) == other.pop(key)
         np.testing.assert_allclose(list(one.values()), list(other.values()), atol=0.01)
