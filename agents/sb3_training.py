@@ -389,7 +389,6 @@ class _Rollouts(BaseCallback):
         self._set_price(progress)
         if hasattr(self.config, "ent_coef"):
             cast(Any, self.model).ent_coef = self.config.ent_coef * self.entropy_factor(progress)
-        self._set_budget(progress)
 
     def _set_budget(self, progress: float) -> None:
         if self.price is None or isinstance(self.price, FixedPrice):  # else its search has the schedule's target

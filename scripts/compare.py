@@ -38,7 +38,7 @@ from dfs_env.task import make_task
 from scripts.cli import clear_errors
 from scripts.plot import plot
 from scripts.report_data import starred
-from scripts.report_tables import worded
+from scripts.report_tables import METHOD_COLUMNS, worded
 
 MANY = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""
@@ -217,18 +217,7 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
         "baselines on the frozen backbone\n(*: weights of its own; =: not told apart; ?: one seed); s/1000: seconds of "
         "training for a thousand images"
     )
-    columns = (
-        "method",
-        "budget",
-        "runs",
-        "accuracy %",
-        "paper cost",
-        "total cost",
-        "over random",
-        "over static",
-        "s/1000",
-    )
-    for column in columns:
+    for column in (*METHOD_COLUMNS, "s/1000"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in summarise(results):
         if row.budget in budgets:

@@ -19,6 +19,9 @@ TENTATIVE = "†"
 MARKS = {"better": "▲", "worse": "▼", "not told apart": "=", "unknown": "?"}
 """What stands beside a difference, for those who do not see its colour."""
 
+METHOD_COLUMNS = ("method", "budget", "runs", "accuracy %", "paper cost", "total cost", "over random", "over static")
+"""What a table of methods says of each."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -184,19 +187,8 @@ def methods(material: Material) -> Table:
         for row in sorted(material.rows, key=lambda row: (row.budget, -row.accuracy))
         if row.budget in material.budgets
     ]
-    heads = (
-        "method",
-        "budget",
-        "runs",
-        "accuracy %",
-        "paper cost",
-        "total cost",
-        "over random",
-        "over static",
-        "s/1000 images",
-    )
     return Table(
-        heads,
+        (*METHOD_COLUMNS, "s/1000 images"),
         rows,
         "Interquartile mean over seeds with 95 % bootstrap intervals. Differences, in points, are to the baseline at "
         "each run's own paper cost, and their intervals have the baseline's uncertainty in them. "
