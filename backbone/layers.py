@@ -35,6 +35,16 @@ class QuantizedLayer(nn.Module):
             return Quantized(self.weight, self.weight.new_ones(()))
         return self.weight_quantizer(self.weight, bits)
 
+    @torch.no_grad()
+    def start_from(self, other: QuantizedLayer) -> None:
+        """Take over what `other` has learned, as far as the bitwidths are the same."""
+        self.weight.copy_(other.weight)
+        mine, theirs = (layer.activation_quantizer for layer in (self, other))
+        learned = theirs.state_dict()
+        for name, rows in mine.state_dict().items():  # views of the module's own tensors, a row for each bitwidth
+            for bits in mine.row.keys() & theirs.row.keys():
+                rows[mine.row[bits]] = learned[name][theirs.row[bits]]
+
     def _input_scale(self, bits: int) -> Tensor:
         return self.weight.new_ones(()) if bits == FLOAT_BITS else self.activation_quantizer.scale(bits)
 
@@ -96,6 +106,15 @@ class QuantConvNorm(QuantizedLayer):
         out = out * gain if gain.requires_grad else out.mul_(gain)  # in place: addcmul would be 20 times slower here
         return out.add_(bias)
 
+    def start_from(self, other: QuantizedLayer) -> None:
+        """The norm of a bitwidth that `other` lacks begins as that of its next wider one, or of its widest."""
+        assert isinstance(other, QuantConvNorm)
+        super().start_from(other)
+        known = sorted(map(int, other.norms))
+        for bits, norm in self.norms.items():
+            nearest = next((wider for wider in known if wider >= int(bits)), known[-1])
+            norm.load_state_dict(other.norms[str(nearest)].state_dict())
+
     def _derive(self, bits: int) -> tuple[Tensor, ...]:
         """Weight levels [C_out, C_in, k, k]; per channel the gain and the bias that scales and norm add up to."""
         norm: Any = self.norms[str(bits)]
@@ -114,6 +133,13 @@ class QuantLinear(QuantizedLayer):
         weight = torch.empty(out_features, in_features).uniform_(-1, 1) * in_features**-0.5
         super().__init__(weight, bitwidths, quantizer, signed=False)
         self.bias = nn.Parameter(torch.zeros(out_features))
+
+    @torch.no_grad()
+    def start_from(self, other: QuantizedLayer) -> None:
+        """The bias as well."""
+        assert isinstance(other, QuantLinear)
+        super().start_from(other)
+        self.bias.copy_(other.bias)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """[B, in] -> [B, out]."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from backbone.layers import QuantConvNorm, QuantLinear
+from backbone.layers import QuantConvNorm, QuantizedLayer, QuantLinear
 from backbone.quantization import Quantizer, check_bitwidths, make_quantizer
 
 
@@ -109,6 +109,22 @@ class ResNet(nn.Module):
         statistics = (len(shapes) + 1, 2, self.feature_dim)
         self.register_buffer("feature_mean", torch.zeros(statistics))
         self.register_buffer("feature_std", torch.ones(statistics))
+
+    def start_from(self, other: ResNet) -> None:
+        """Take over the weights of a network of the same shape, whose bitwidths may be others: what it has not learned
+        of a bitwidth begins from its next wider one.
+
+        Raises:
+            ValueError: another depth, width, number of classes or quantizer.
+        """
+        if replace(other.config, bitwidths=self.config.bitwidths, widest=self.config.widest) != self.config:
+            raise ValueError(
+                f"a network of {self.config} cannot start from one of {other.config}: only bitwidths may differ"
+            )
+        theirs = dict(other.named_modules())
+        for name, layer in self.named_modules():
+            if isinstance(layer, QuantizedLayer):
+                layer.start_from(theirs[name])
 
     def stem(self, images: Tensor, widest: int) -> Tensor:
         """Normalised images [B, 3, H, W] -> features [B, C, H, W]."""

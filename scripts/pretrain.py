@@ -18,7 +18,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from backbone.checkpoint import own_checkpoint, save_backbone, write_atomically
+from backbone.checkpoint import load_backbone, own_checkpoint, save_backbone, write_atomically
 from backbone.data import Dataset, Split, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import BackboneTrainer, TrainingConfig, accuracy, random_routes
@@ -44,6 +44,8 @@ class Pretrain:
     """Bitwidths of what is always on; by default the last of `bitwidths`."""
     quantizer: str = "pact_sawb"
     """"pact_sawb", "minmax", or "module:function"."""
+    start: Path | None = None
+    """Backbone file of the same depth and width to begin with, such as a plainly trained one."""
     output: Path | None = None
     """File to write; by default among your own weights in the data folder, where the environments look first."""
     half: bool = False
@@ -80,6 +82,8 @@ def main(args: Pretrain) -> None:
     output = args.output or own_checkpoint(args.dataset, args.depth, data_folder(args.data))
     config = ResNetConfig(args.depth, dataset.num_classes, args.width, args.bitwidths, args.widest, args.quantizer)
     backbone = ResNet(config)
+    if args.start is not None:
+        backbone.start_from(load_backbone(args.start, dataset=args.dataset))
     runs = processes(backbone)
     runners = {bitwidths: process.run for bitwidths, process in runs.items()}
     trainer = BackboneTrainer(backbone, runners, dataset, args.training, output.with_suffix(".state"))

@@ -38,6 +38,35 @@ def states_differ(a: torch.nn.Module, b: torch.nn.Module) -> list[str]:
     return [name for name, tensor in a.state_dict().items() if not torch.equal(tensor, b.state_dict()[name])]
 
 
+# --- starting from another network
+
+
+def test_start_takes_over_a_plain_network_and_fills_in_bitwidths():
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain, other = (
+        ResNet(ResNetConfig(8, 10, 4, (0, 8, 32))),
+        ResNet(ResNetConfig(8, 10, 4, (0, 2, 8, 16, 32), (8, 32))),
+    )
+    for _ in range(2):  # moves the statistics of the norms
+        plain.train()(images, 8, 32), plain(images, 32)
+    plain.eval(), other.eval()
+    assert not torch.equal(other(images, 32), plain(images, 32))
+    other.start_from(plain)
+    assert torch.equal(other(images, 32), plain(images, 32))
+    conv, source = other.blocks[1].conv2, plain.blocks[1].conv2
+    assert torch.equal(conv.norms["2"].running_var, source.norms["8"].running_var)  # its next wider one
+    assert torch.equal(conv.norms["16"].running_var, source.norms["32"].running_var)
+    ranges = conv.activation_quantizer
+    assert ranges.clip[1] == source.activation_quantizer.clip[0]  # 8 bits
+    assert ranges.started.tolist() == [False, True, False]
+    assert torch.equal(other.stem_conv.norms["8"].weight, plain.stem_conv.norms["32"].weight)
+
+
+def test_start_refuses_another_shape():
+    with pytest.raises(ValueError, match="only bitwidths may differ"):
+        ResNet(ResNetConfig(8, 10, 4)).start_from(ResNet(ResNetConfig(8, 10, 8)))
+
+
 # --- routes, losses, schedules
 
 
