@@ -61,6 +61,23 @@ class FeedForwardGate(nn.Module):
         return self.score(self.hidden(observation)), None
 
 
+class BlockwiseGate(nn.Module):
+    """A small network of its own for each block: one hidden layer over the observation, no memory."""
+
+    units = 16
+
+    def __init__(self, process: SkippingProcess) -> None:
+        super().__init__()
+        self.num_layers = process.num_layers
+        self.hidden = nn.ModuleList(nn.Linear(process.observation_dim, self.units) for _ in range(self.num_layers))
+        self.scores = nn.ModuleList(nn.Linear(self.units, process.num_actions) for _ in range(self.num_layers))
+
+    def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
+        """[B, D] -> [B, A]."""
+        layer = position(observation[:1], self.num_layers)
+        return self.scores[layer](self.hidden[layer](observation).relu()), None
+
+
 class _ConvolutionalGate(nn.Module):
     """One convolutional gate for each block, over the block's whole input."""
 
@@ -136,6 +153,7 @@ def _conv_norm(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
 GATES: dict[str, type[nn.Module]] = {
     "recurrent": RecurrentGate,
     "feedforward": FeedForwardGate,
+    "blockwise": BlockwiseGate,
     "convolutional1": ConvolutionalGate1,
     "convolutional2": ConvolutionalGate2,
     "one_shot": OneShotGate,

@@ -59,13 +59,14 @@ class Stream(Iterator[Batch]):
         self._left = state["left"]
 
 
-def image_stream(task: Task, batch_size: int, seed: int) -> Stream:
-    """Endless augmented training batches: normalised images [B, 3, H, W] and labels [B]."""
+def image_stream(task: Task, batch_size: int, seed: int, copies: int = 1) -> Stream:
+    """Endless augmented training batches: normalised images [B, 3, H, W] and labels [B]; with copies, each image stands
+    so many times in a row, augmented alike, and B is as many times the batch size."""
     dataset, split, device = task.dataset, task.dataset.train, task.process.device
 
     def batch_of(rows: Tensor, generator: torch.Generator) -> Batch:
         images = augment(dataset.normalize(split.images[rows]), generator, dataset.flip, dataset.pad)
-        return images.to(device), split.labels[rows].to(device)
+        return tuple(part.repeat_interleave(copies, 0).to(device) for part in (images, split.labels[rows]))
 
     return Stream(len(split), batch_size, seed, batch_of)
 

@@ -138,15 +138,20 @@ def unroll(
         ignore: with relaxed decisions, the probability up to which an option is not even run.
         attached: whether gradients of the decisions pass on into the features that the gate saw.
     """
-    state, hidden = process.initial(images, budget), None
+    # Where no gradient passes through the network, blocks run faster without the means for one.
+    passes = torch.is_grad_enabled() and (attached or any(p.requires_grad for p in process.backbone.parameters()))
+    with torch.set_grad_enabled(passes):
+        state, hidden = process.initial(images, budget), None
     weights, log_probabilities, entropies = [], [], []
     for layer in range(process.num_layers):
-        observation = process.observe(state)
+        with torch.set_grad_enabled(passes):
+            observation = process.observe(state)
         scores, hidden = gate(observation if attached else observation.detach(), hidden)
         log_p, action, relaxed = rule(layer, scores)
         chosen = F.one_hot(action, process.num_actions).to(scores.dtype)
         if relaxed is None:
-            state = process.transition(state, action)
+            with torch.set_grad_enabled(passes):
+                state = process.transition(state, action, in_place=True)
         else:
             needed = chosen.bool() | (relaxed.detach() > ignore)
             if ignore:  # what has no outcome must have no part in the gradient

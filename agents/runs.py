@@ -54,9 +54,10 @@ class TaskConfig:
     checkpoint: str | None = None
     """Backbone file; None for the trained backbone of that shape, "random" for an untrained one."""
     bitwidths: tuple[int, ...] | None = None
-    """Bitwidths to choose from; by default all that the backbone has. 0 is skip, 32 full precision."""
+    """Bitwidths to choose from; by default (0, 2, 4, 8) if the backbone has these, else all that it has. 0 is skip, 32
+    full precision."""
     observation: str = "pooled"
-    """"pooled", "confidence", "statistics", "position", "features", or "module:function"."""
+    """"pooled", "confidence", "confidence_alone", "statistics", "position", "features", or "module:function"."""
     always_on: int = 0
     """Leading blocks that always run at the widest bitwidth and are not decided; 1 in DFS."""
     device: str = "cpu"
@@ -149,6 +150,7 @@ def run(
         settings.budget,
         settings.num_images,
         partial,
+        checks=settings.checks,
         progress=progress,
         holds_budget=settings.holds_budget,
         budgets=settings.validation_budgets,

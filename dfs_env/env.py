@@ -45,7 +45,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     | entries | what |
     |---|---|
     | S * C | summary of the block's input channels, normalised over training images, zero-padded to C channels |
-    | 3 | for "confidence" only: largest probability, margin and entropy of a linear classifier of these means |
+    | 3 | with confidence only: largest probability, margin and entropy of a linear classifier of these means |
     | L | position: one-hot index of the block to decide |
     | 1 | cost spent so far, in [0, 1] |
     | 1 | budget of the episode, in (0, 1] |
@@ -53,9 +53,10 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     What remains to be spent is the last entry minus the one before it.
 
     The summary is `observation`: "pooled" (channel means, S = 1), "confidence" (the same, and how sure a classifier
-    trained on them would be; D is 3 more), "statistics" (means and standard deviations, S = 2),
-    "position" (nothing of the image, S = 0), or "features" (everything: the C x H x W numbers of the block's input as
-    they are, clipped, channels last, zero-padded to those of the largest; D is then thousands).
+    trained on them would be; D is 3 more), "confidence_alone" (without the means, S = 0), "statistics" (means and
+    standard deviations, S = 2), "position" (nothing of the image, S = 0), or "features" (everything: the C x H x W
+    numbers of the block's input as they are, clipped, channels last, zero-padded to those of the largest; D is then
+    thousands).
 
     ## Rewards
     The sum of the components of `reward` (see `dfs_env.rewards`). By default 1 for a right answer, minus 10 times what

@@ -61,6 +61,7 @@ def _features(features: Tensor) -> Tensor:
 OBSERVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "pooled": _pooled,
     "confidence": _pooled,
+    "confidence_alone": _position,
     "statistics": _statistics,
     "position": _position,
     "features": _features,
@@ -68,7 +69,10 @@ OBSERVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """What is seen of the features, by name: [B, C, H, W] -> [B, K, C]. K <= 2 numbers for each channel, namely its mean,
 then its standard deviation, are normalised; "features" are all K = H * W positions, as they are. "position" sees
 nothing of the image, so a policy on it assigns the same bits to every image. "confidence" has, after the means, the
-three numbers of `SkippingProcess.confidence`."""
+three numbers of `SkippingProcess.confidence`; "confidence_alone" has these and no means."""
+
+CONFIDENT = ("confidence", "confidence_alone")
+"""Observations with the numbers of `SkippingProcess.confidence`."""
 
 
 class SkippingProcess:
@@ -81,8 +85,7 @@ class SkippingProcess:
         backbone: a network that keeps the contract of `backbone.resnet.ResNet`.
         bitwidths: ascending bitwidths to choose from, a subset of the backbone's; action i is bitwidth i. All of them
             by default.
-        observation: "pooled", "confidence", "statistics", "position", "features" (see `OBSERVATIONS`), or
-            "module:function".
+        observation: a name in `OBSERVATIONS`, or "module:function".
         always_on: how many leading blocks are not decided but always run at the widest bitwidth (in DFS the first,
             Shen et al. 2020, section 4.1); they are no layers of the process and cost nothing in paper cost.
 
@@ -128,7 +131,7 @@ class SkippingProcess:
         widths = [
             self._summary(torch.zeros(1, *shape, device=self.device), 0).shape[1] for shape in self.feature_shapes
         ]
-        self._extras = MEASURES if observation == "confidence" else 0
+        self._extras = MEASURES if observation in CONFIDENT else 0
         self.observation_dim: int = max(widths) + self._extras + self.num_layers + 2
 
     def seeing(self, observation: str) -> SkippingProcess:
@@ -227,11 +230,11 @@ class SkippingProcess:
         return replace(state, features=mixed, layer=state.layer + 1, cost=cost)
 
     def observe(self, state: State) -> Tensor:
-        """[B, D]: normalised channel summaries, for the observation "confidence" its three numbers, position (one-hot
+        """[B, D]: normalised channel summaries, for an observation with confidence its three numbers, position (one-hot
         [L], zeros at the end), cost spent, budget.
 
         Raises:
-            ValueError: the observation is "confidence", and there are no heads.
+            ValueError: the observation has confidence, and there are no heads.
         """
         summary = self._summary(state.features, state.layer)
         summary = F.pad(summary, (0, self.observation_dim - self._extras - self.num_layers - 2 - summary.shape[1]))

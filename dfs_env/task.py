@@ -11,7 +11,7 @@ from backbone.checkpoint import find_checkpoint, load_backbone
 from backbone.confidence import LinearHeads, fit_heads
 from backbone.data import Dataset, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
-from dfs_env.process import SkippingProcess
+from dfs_env.process import CONFIDENT, SkippingProcess
 
 CALIBRATION_IMAGES = 1024
 """Training images by which observations are normalised."""
@@ -76,7 +76,7 @@ def make_task(
         depth: layers of the ResNet, 6n + 2.
         width: channels of an untrained ResNet's first stage; a checkpoint has its own.
         checkpoint: a file; None for the trained backbone of that shape; "random" for an untrained one.
-        bitwidths: what to choose from; by default all that the backbone has.
+        bitwidths: what to choose from; by default (0, 2, 4, 8) if the backbone has these, else all that it has.
         observation: what is seen of the features, see `dfs_env.process.OBSERVATIONS`.
         always_on: how many leading blocks always run at the widest bitwidth and are not decided.
         device: a torch device.
@@ -91,19 +91,27 @@ def make_task(
         checkpoint = str(find_checkpoint(dataset, depth, data_folder(data)))
     images = load_dataset(dataset, data)
     if checkpoint == "random":
-        tuple_ = (0, 2, 4, 8) if bitwidths is None else bitwidths
+        config = ResNetConfig(
+            depth, images.num_classes, width, ResNetConfig.bitwidths if bitwidths is None else bitwidths
+        )
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            backbone = ResNet(ResNetConfig(depth, images.num_classes, width, tuple_)).eval().requires_grad_(False)
+            backbone = ResNet(config).eval().requires_grad_(False)
     else:
         backbone = load_backbone(checkpoint, depth, images.num_classes, dataset)
-    process = SkippingProcess(backbone.to(device), bitwidths, observation, always_on)
+    chosen = _default(backbone.config) if bitwidths is None else bitwidths
+    process = SkippingProcess(backbone.to(device), chosen, observation, always_on)
     task = Task(process, images)
     if checkpoint == "random":
         calibrate(process, images)
-    if observation == "confidence":
+    if observation in CONFIDENT:
         task.ensure_confidence()
     return task
+
+
+def _default(config: ResNetConfig) -> tuple[int, ...]:
+    usual = ResNetConfig.bitwidths
+    return usual if set(usual) <= set(config.bitwidths) and usual[-1] in config.widest else config.bitwidths
 
 
 def _check_device(device: str) -> None:

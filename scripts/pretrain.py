@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -47,7 +48,8 @@ class Pretrain:
     start: Path | None = None
     """Backbone file of the same depth and width to begin with, such as a plainly trained one."""
     output: Path | None = None
-    """File to write; by default among your own weights in the data folder, where the environments look first."""
+    """File to write; by default among your own weights in the data folder, where the environments look first. Beside it
+    stand a .json with the command and the test accuracies, and a .log with one line for each epoch."""
     half: bool = False
     """Store the weights in half precision."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -74,6 +76,12 @@ def report(process: SkippingProcess, dataset: Dataset, split: Split) -> dict[str
     return {name: round(accuracy(process.run, dataset, split, route), 4) for name, route in routes.items()}
 
 
+def log(file: Path, line: dict[str, Any]) -> None:
+    """Add the line of an epoch to those of the epochs before it; lines of an earlier training are dropped."""
+    before = file.read_text().splitlines()[: line["epoch"] - 1] if file.is_file() else []
+    write_atomically(file, "\n".join([*before, json.dumps(line)]) + "\n")
+
+
 def main(args: Pretrain) -> None:
     """Train, report on validation after each epoch and on test once at the end, save."""
     torch.set_num_threads(args.threads)
@@ -92,9 +100,10 @@ def main(args: Pretrain) -> None:
     progress = tqdm(total=args.training.epochs, initial=trainer.epoch, desc=f"{args.dataset} ResNet-{args.depth}")
     start, first = time.perf_counter(), trainer.epoch
     for epoch, loss in trainer.epochs():
-        accuracies = report(widest, dataset, glance)
+        line = {"epoch": epoch, "loss": round(loss, 4), "validation": report(widest, dataset, glance)}
+        log(output.with_suffix(".log"), line)
         progress.update(1)
-        progress.write(f"epoch {epoch}  loss {loss:.3f}  validation {accuracies}")
+        progress.write(json.dumps(line))
     progress.close()
     seconds = time.perf_counter() - start
     sample = dataset.normalize(dataset.train.images[:1024])

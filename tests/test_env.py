@@ -15,7 +15,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from backbone import checkpoint
+from backbone.checkpoint import save_backbone
 from backbone.data import Split
+from backbone.resnet import ResNet, ResNetConfig
 from dfs_env import REWARDS, DFSEnv, DFSVectorEnv, Task, Transition, make_env, make_reward, make_task, make_vec_env
 
 N, L = 5, 3
@@ -522,3 +524,13 @@ def test_make_points_to_make_vec_for_what_is_for_many_images(tiny_data):
     for name, value in (("num_envs", 4), ("autoreset_mode", "SameStep")):
         with pytest.raises(ValueError, match="make_vec"):
             gym.make("DFS/Digits-v0", **{name: value})
+
+
+def test_by_default_the_usual_bitwidths_are_chosen_from_where_the_backbone_has_them(tmp_path):
+    for held, widest, expected in (
+        ((0, 2, 4, 8, 16, 32), (8, 32), (0, 2, 4, 8)),
+        ((0, 2, 4, 8, 16, 32), (32,), (0, 2, 4, 8, 16, 32)),
+        ((0, 8, 32), (8, 32), (0, 8, 32)),
+    ):
+        save_backbone(tmp_path / "b.safetensors", ResNet(ResNetConfig(8, 10, 4, held, widest)))
+        assert make_task("digits", 8, checkpoint=str(tmp_path / "b.safetensors")).process.bitwidths == expected

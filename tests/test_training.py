@@ -103,6 +103,18 @@ def test_route_loss_by_hand():
         assert loss == pytest.approx(on_full + (1 - distill) * hard + distill * soft, rel=1e-5)
 
 
+def test_only_the_first_images_take_the_routes_they_are_given():
+    seen = []
+
+    def run(images: torch.Tensor, routes: torch.Tensor) -> torch.Tensor:
+        seen.append((images.flatten().tolist(), routes.flatten().tolist()))
+        return torch.zeros(len(images), 2)
+
+    images, labels, full = torch.tensor([[7.0], [8.0], [9.0]]), torch.tensor([0, 1, 0]), torch.tensor([[3], [3], [3]])
+    route_loss(run, images, labels, torch.tensor([[0], [1]]), full, 0.5)
+    assert seen == [([7.0, 8.0, 9.0], [3, 3, 3]), ([7.0, 8.0], [0, 1])]
+
+
 def test_distillation_does_not_pull_full_execution_towards_the_routes():
     full = torch.tensor([[2.0, 0.0]], requires_grad=True)
     other = torch.tensor([[0.0, 0.0]], requires_grad=True)

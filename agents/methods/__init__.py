@@ -57,6 +57,8 @@ class MethodConfig:
     """Images shown to the learner, repetitions counted."""
     seed: int = 0
     """Seed of everything random."""
+    checks: int = 10
+    """How often the policy is validated; the best of these is kept."""
 
     @property
     def holds_budget(self) -> bool:
@@ -79,7 +81,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
-        for name in ("num_images", "batch_size", "num_envs", "n_epochs", "search_images"):
+        for name in ("num_images", "checks", "batch_size", "num_envs", "n_epochs", "search_images"):
             if getattr(self, name, 1) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 

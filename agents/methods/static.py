@@ -7,7 +7,7 @@ training images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,6 +31,14 @@ class Config(MethodConfig):
 
     search_images: int = 512
     """Training images on which assignments are compared; each trial of an assignment shows them all."""
+    exchanges: int | None = None
+    """How many exchanges are tried in vain before the search ends, those first whose two changes promise most by
+    themselves; None tries them all, whose number grows with the square of that of the blocks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.exchanges is not None and self.exchanges < 0:
+            raise ValueError(f"exchanges {self.exchanges} must not be negative")
 
 
 class Search:
@@ -93,30 +101,54 @@ def _exchanges(assignment: list[int], actions: int) -> Iterator[list[int]]:
                     yield from (_with(assignment, (first, up), (second, down)) for down in range(now))
 
 
-def exchange(search: Search, assignment: list[int], budget: float, actions: int) -> list[int]:
-    """Raise one block, and lower another to pay for it where that is needed, as long as the loss falls."""
+def exchange(search: Search, assignment: list[int], budget: float, actions: int, count: int | None = None) -> list[int]:
+    """Raise one block, and lower another to pay for it where that is needed, as long as the loss falls; of the
+    exchanges, try all, or the `count` most promising."""
     improved = True
     while improved:
         improved = False
-        for trial in _exchanges(assignment, actions):
-            if search.cost(trial) <= budget + 1e-6 and search.loss(trial) < search.loss(assignment) - 1e-6:
+        trials = (trial for trial in _exchanges(assignment, actions) if search.cost(trial) <= budget + 1e-6)
+        for trial in trials if count is None else _promising(search, assignment, trials)[:count]:
+            if search.loss(trial) < search.loss(assignment) - 1e-6:
                 assignment, improved = trial, True
                 break
     return assignment
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Search on training images; validation only reports."""
-    process = task.process
+def _promising(search: Search, assignment: list[int], trials: Iterable[list[int]]) -> list[list[int]]:
+    """The trials, first that which would lose least if the changes of the loss by each block alone added up."""
+    start = search.loss(assignment)
+
+    def promised(trial: list[int]) -> float:
+        changes = [(block, action) for block, action in enumerate(trial) if action != assignment[block]]
+        return sum(search.loss(_with(assignment, change)) - start for change in changes)
+
+    return sorted(trials, key=promised)
+
+
+def best_assignment(config: Config, task: Task) -> tuple[Tensor, Search]:
+    """The best assignment [L] of actions within the budget on some training images, and the search that found it.
+
+    Raises:
+        ValueError: the budget is below the cheapest assignment.
+    """
+    process, budget = task.process, config.budget
     cheapest = float(process.cost.paper.min(1).values.sum())
-    if config.budget < cheapest - 1e-6:
-        raise ValueError(f"budget {config.budget} is below the cheapest assignment, which costs {cheapest:.4f}")
+    if budget < cheapest - 1e-6:
+        raise ValueError(f"budget {budget} is below the cheapest assignment, which costs {cheapest:.4f}")
     images, labels = next(image_stream(task, min(config.search_images, len(task.dataset.train)), config.seed))
     with torch.no_grad():
         search = Search(process, images, labels)
         widest = [process.num_actions - 1] * process.num_layers
-        assignment = exchange(search, descend(search, widest, config.budget), config.budget, process.num_actions)
-    recorder.step(search.seen, loss=search.loss(assignment))
-    policy = AssignmentPolicy(torch.tensor(assignment))
+        start = descend(search, widest, budget)
+        assignment = exchange(search, start, budget, process.num_actions, config.exchanges)
+    return torch.tensor(assignment), search
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Search on training images; validation only reports."""
+    assignment, search = best_assignment(config, task)
+    recorder.step(search.seen, loss=search.loss(assignment.tolist()))
+    policy = AssignmentPolicy(assignment)
     recorder.consider(policy)
     return policy

@@ -1,0 +1,156 @@
+"""REINFORCE with several routes of each image, whose rewards are the baseline of one another.
+
+How well an image is classified depends more on the image than on its route, and no baseline that sees only what the
+policy sees knows whether this image is one that the network gets wrong. So every image is sent along several sampled
+routes, and each route's reward is compared with the mean of the image's other routes (leave-one-out baseline: Kool, van
+Hoof & Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; RLOO: Ahmadian et al. 2024, section 3.3).
+What is left is what the route changed.
+
+The reward of an answer is the probability of the right class by default: accuracy, if the class were drawn, and
+smoother than that of the best class. Costs count as in SkipNet's reward-to-go, at a price that dual ascent finds.
+
+The gate may start from `static`, the best assignment that is the same for all images, so that all that remains to be
+learned is where to depart from it for which image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agents.dual import DualAscent
+from agents.gates import score_layers
+from agents.learning import GateConfig, GateLearner, image_stream
+from agents.methods import static
+from agents.methods.skipnet import rewards_to_go
+from agents.options import Range
+from agents.policies import Policy
+from agents.recorder import Recorder
+from agents.rollouts import sampled_rollout
+from backbone.schedules import make_schedule
+from dfs_env.task import Task
+
+ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "probability": lambda logits, labels: logits.softmax(1).gather(1, labels[:, None]).squeeze(1),
+    "correct": lambda logits, labels: (logits.argmax(1) == labels).float(),
+    "log_probability": lambda logits, labels: -F.cross_entropy(logits, labels, reduction="none"),
+}
+"""Rewards [B] of the answers, from logits [B, K] and labels [B], by name."""
+
+
+EXCHANGES = 64
+"""How thoroughly the assignment is searched that the gate starts from, see `agents.methods.static`."""
+
+
+@dataclass(frozen=True)
+class Config(GateConfig):
+    """REINFORCE with a leave-one-out baseline over several routes of each image."""
+
+    family: ClassVar[str] = "REINFORCE"
+    ranges: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {
+        "lr": Range(1e-3, 0.1, log=True),
+        "routes": (4, 8, 16),
+        "ent_coef": Range(1e-4, 0.1, log=True),
+        "price_rate": Range(0.005, 0.5, log=True),
+    }
+
+    gate: str = "blockwise"
+    """"blockwise" (a small network for each block), or any other gate; those that score all blocks by one layer cannot
+    start from `static`."""
+    batch_size: int = 32
+    """Images per update, each along several routes."""
+    routes: int = 8
+    """Routes of each image; each counts as an image shown."""
+    answer: str = "probability"
+    """Reward of an answer: "probability" of the right class, "correct" (1 or 0), or "log_probability" (minus
+    cross-entropy)."""
+    price_rate: float = 0.03
+    """Step size of the search for the price of cost (dual ascent)."""
+    price_anneal: float = 0.1
+    """Share of training in which the search's target falls from the first cost to the budget."""
+    ent_coef: float = 0.003
+    """First weight of the entropy bonus, a mean over the decisions."""
+    ent_schedule: str = "linear"
+    """How it falls; "linear", to 0: decisions are greedy in the end."""
+    start_static: float = 0.9
+    """Probability that the untrained gate gives to the action of `static` at each block; 0 does without `static`."""
+    search_images: int = 512
+    """Training images on which `static` is searched."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        make_schedule(self.ent_schedule)
+        if self.answer not in ANSWERS:
+            raise ValueError(f"unknown answer {self.answer!r}: choose one of {', '.join(ANSWERS)}")
+        if self.routes < 2:
+            raise ValueError(f"routes {self.routes}: each route is compared with others of its image, so at least 2")
+        if not 0 <= self.start_static < 1:
+            raise ValueError(f"start_static {self.start_static} must be a probability in [0, 1)")
+
+
+PRESETS = {"cotrained": Config(cotrain=True)}
+
+
+def leave_one_out(rewards: Tensor, routes: int) -> Tensor:
+    """Rewards [N * routes, ...] minus the mean of those of the same image's other routes, which stand side by side."""
+    grouped = rewards.unflatten(0, (-1, routes))
+    return ((grouped - grouped.mean(1, keepdim=True)) * (routes / (routes - 1))).flatten(0, 1)
+
+
+def prefer(gate: nn.Module, assignment: Tensor, probability: float) -> None:
+    """Give a new gate's scores a bias, with which, if they are near zero, it takes each block's action of `assignment`
+    [L] with the given probability.
+
+    Raises:
+        ValueError: the gate scores all blocks by one layer.
+    """
+    layers = score_layers(gate)
+    if sum(layer.bias.numel() for layer in layers) % len(assignment):
+        raise ValueError(
+            f"{type(gate).__name__} scores all blocks by one layer and so cannot start from one assignment: choose the "
+            'gate "blockwise", or set start_static to 0'
+        )
+    actions = sum(layer.bias.numel() for layer in layers) // len(assignment)
+    chosen = F.one_hot(assignment, actions).to(layers[0].bias)
+    bias = chosen * torch.tensor(probability * (actions - 1) / (1 - probability)).log()
+    with torch.no_grad():
+        for layer, part in zip(layers, bias.flatten().split([layer.bias.numel() for layer in layers]), strict=True):
+            layer.bias.add_(part)
+            layer.weight.mul_(0.1)
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Policy:
+    """Search the assignment, start from it, and improve on it."""
+    learner = GateLearner(config, task, recorder)
+    process, gate = learner.process, learner.gate
+    if config.start_static:
+        search = static.Config(config.budget, seed=config.seed, search_images=config.search_images, exchanges=EXCHANGES)
+        assignment, _ = static.best_assignment(search, task)
+        prefer(gate, assignment.to(process.device), config.start_static)
+    dual = DualAscent(config.budget, config.price_rate, config.price_anneal)
+    recorder.keep(dual=dual)
+    entropy_factor, answer_of = make_schedule(config.ent_schedule), ANSWERS[config.answer]
+
+    def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        rollout = sampled_rollout(process, gate, images, config.budget)
+        answers = answer_of(rollout.logits.detach(), labels)
+        advantages = leave_one_out(rewards_to_go(answers, rollout.step_costs, dual.price), config.routes)
+        reinforce = -(advantages * rollout.log_probabilities).sum(1).mean()
+        scalars = {**rollout.scalars(labels), "price": dual.price, "reward_answer": float(answers.mean())}
+        scalars["reward_cost"] = -dual.price * scalars["cost"]
+        bonus = config.ent_coef * entropy_factor(recorder.seen / config.num_images) * rollout.entropies.sum(1).mean()
+        dual.update(scalars["cost"], recorder.seen / config.num_images)
+        loss = reinforce - bonus
+        if config.cotrain:
+            loss += F.cross_entropy(rollout.logits, labels)
+        return loss, scalars
+
+    stream = image_stream(task, config.batch_size, config.seed, config.routes)
+    learner.train(loss_of, config.num_images, config.cotrain, stream=stream)
+    recorder.restore_best()
+    return learner.policy
