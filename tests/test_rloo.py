@@ -45,7 +45,7 @@ def test_copies_of_an_image_stand_in_a_row_and_are_augmented_alike(task):
 def test_the_gate_starts_from_the_assignment(name, process, images):
     process = process if name == "blockwise" else process.seeing("features")
     gate = make_gate(name, process)
-    prefer(gate, torch.tensor([2, 0, 1]), 0.9)
+    prefer(gate, torch.tensor([2, 0, 1]), 4, 0.9)
     state, hidden = process.initial(images), None
     for action in (2, 0, 1):
         scores, hidden = gate(process.observe(state), hidden)
@@ -57,7 +57,7 @@ def test_the_gate_starts_from_the_assignment(name, process, images):
 
 def test_a_gate_of_one_score_layer_cannot_start_from_an_assignment(process):
     with pytest.raises(ValueError, match="scores all blocks by one layer"):
-        prefer(make_gate("recurrent", process), torch.tensor([2, 0, 1]), 0.9)
+        prefer(make_gate("recurrent", process), torch.tensor([2, 0, 1]), 4, 0.9)
 
 
 def test_before_it_learns_the_policy_is_the_static_one(learned):

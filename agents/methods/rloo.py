@@ -69,8 +69,10 @@ class Config(GateConfig):
     answer: str = "probability"
     """Reward of an answer: "probability" of the right class, "correct" (1 or 0), or "log_probability" (minus
     cross-entropy)."""
+    price: float = 3.0
+    """First price of cost."""
     price_rate: float = 0.03
-    """Step size of the search for the price of cost (dual ascent)."""
+    """Step size of the search for the price at which the mean cost meets the budget (dual ascent)."""
     price_anneal: float = 0.1
     """Share of training in which the search's target falls from the first cost to the budget."""
     ent_coef: float = 0.003
@@ -93,6 +95,9 @@ class Config(GateConfig):
             raise ValueError(f"start_static {self.start_static} must be a probability in [0, 1)")
 
 
+RARE = 1e-3
+"""Probability that a gate which starts from an assignment gives to actions that are no neighbours of its own."""
+
 PRESETS = {"cotrained": Config(cotrain=True)}
 
 
@@ -102,25 +107,29 @@ def leave_one_out(rewards: Tensor, routes: int) -> Tensor:
     return ((grouped - grouped.mean(1, keepdim=True)) * (routes / (routes - 1))).flatten(0, 1)
 
 
-def prefer(gate: nn.Module, assignment: Tensor, probability: float) -> None:
+def prefer(gate: nn.Module, assignment: Tensor, actions: int, probability: float) -> None:
     """Give a new gate's scores a bias, with which, if they are near zero, it takes each block's action of `assignment`
-    [L] with the given probability.
+    [L] with the given probability, and its neighbours with almost all of the rest.
+
+    Deviations of one step are what is worth trying: a few draws of the widest bitwidth cost as much as the whole route.
 
     Raises:
         ValueError: the gate scores all blocks by one layer.
     """
     layers = score_layers(gate)
-    if sum(layer.bias.numel() for layer in layers) % len(assignment):
+    sizes = [layer.bias.numel() for layer in layers]
+    if sum(sizes) != actions * len(assignment):
         raise ValueError(
             f"{type(gate).__name__} scores all blocks by one layer and so cannot start from one assignment: choose the "
             'gate "blockwise", or set start_static to 0'
         )
-    actions = sum(layer.bias.numel() for layer in layers) // len(assignment)
-    chosen = F.one_hot(assignment, actions).to(layers[0].bias)
-    bias = chosen * torch.tensor(probability * (actions - 1) / (1 - probability)).log()
+    distance = (torch.arange(actions, device=assignment.device) - assignment[:, None]).abs()
+    neighbours = (distance == 1).double()
+    wanted = torch.where(distance == 0, probability, (1 - probability) * neighbours / neighbours.sum(1, keepdim=True))
+    bias = wanted.clamp_min(RARE).log().flatten().to(layers[0].bias)
     with torch.no_grad():
-        for layer, part in zip(layers, bias.flatten().split([layer.bias.numel() for layer in layers]), strict=True):
-            layer.bias.add_(part)
+        for layer, part in zip(layers, bias.split(sizes), strict=True):
+            layer.bias.copy_(part)
             layer.weight.mul_(0.1)
 
 
@@ -131,8 +140,8 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     if config.start_static:
         search = static.Config(config.budget, seed=config.seed, search_images=config.search_images, exchanges=EXCHANGES)
         assignment, _ = static.best_assignment(search, task)
-        prefer(gate, assignment.to(process.device), config.start_static)
-    dual = DualAscent(config.budget, config.price_rate, config.price_anneal)
+        prefer(gate, assignment.to(process.device), process.num_actions, config.start_static)
+    dual = DualAscent(config.budget, config.price_rate, config.price_anneal, config.price)
     recorder.keep(dual=dual)
     entropy_factor, answer_of = make_schedule(config.ent_schedule), ANSWERS[config.answer]
 
