@@ -93,8 +93,8 @@ class Compare:
     part: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Name of a part of the file, to run that alone; may be given several times. By default all parts are run."""
     output: Path | None = None
-    """Folder of the runs, the result lines, the table and the figure; by default runs/NAME for NAME.toml, else
-    runs/compare."""
+    """Folder of the runs, the result lines, the table and the figure, or of the parts' folders; by default runs/NAME
+    for NAME.toml, else runs/compare."""
     engine: Literal["processes", "ray"] = "processes"
     """Where runs are done: worker processes on this machine, or Ray."""
     workers: int = 2

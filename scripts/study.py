@@ -44,7 +44,8 @@ def page(study: Study) -> Page:
         ValueError: lines of a part that cannot be compared, or a damaged file.
     """
     network = study.networks[0] if len(study.networks) == 1 else "several networks"
-    title = f"{study.folder.resolve().name}: {network} under {len(study.parts)} tuples of bitwidths"
+    tuples = len({part.bitwidths for part in study.parts})
+    title = f"{study.folder.resolve().name}: {network} under {tuples} tuple{'s' * (tuples > 1)} of bitwidths"
     made = Page(title, _unit(), _summary(study))
     made.section("All parts")
     made.add("", f"![Accuracy over cost at 32 bits](<{FIGURE}>)")

@@ -26,7 +26,8 @@ KINDS: dict[str, dict[str, Any]] = {
 """What is drawn of each part, in its colour."""
 STAR: dict[str, Any] = {"marker": "*", "linestyle": "", "markersize": 12, "color": "black"}
 """A published point."""
-TICKS = (*np.arange(0, 80, 10), 75, 80, 85, 88, *range(90, 100), 99.5, 99.9)
+TICKS = (*range(0, 80, 10), 75, 80, 85, 88, *range(90, 100), 99.5, 99.9)
+"""Accuracies in per cent at which the axis may have a number."""
 SURE = 0.9995
 """Accuracies above this are drawn at it: the axis is logarithmic in the error."""
 APART = 0.045
@@ -130,7 +131,7 @@ def spread(heights: Sequence[float], apart: float) -> list[float]:
 
 
 def _decorate(figure: Figure, axes: Axes, study: Study, published: bool) -> None:
-    axes.yaxis.set_major_locator(FixedLocator(np.array(TICKS) / 100))
+    axes.yaxis.set_major_locator(FixedLocator([tick / 100 for tick in TICKS]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda accuracy, _: f"{100 * accuracy:.4g}"))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
