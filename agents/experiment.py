@@ -22,6 +22,9 @@
 
 An arm is one method, or METHOD-PRESET, with options of its own. It may also have `budgets` and `seeds` of its own, and
 `task = { observation = "statistics" }`. Every arm is run at every budget with every seed.
+
+A file may also have `[[parts]]`, which `agents.parts` reads and which are run one after another, each into a folder of
+its own. A part has a `name`, and in place of the experiment's it may have its own budgets, seeds, bitwidths and arms.
 """
 
 from __future__ import annotations
@@ -147,6 +150,11 @@ def experiment_of(content: Mapping[str, Any]) -> Experiment:
     Raises:
         ValueError: see `read_experiment`.
     """
+    if "parts" in content:
+        raise ValueError(
+            "it has several [[parts]], each an experiment: give it to scripts.compare, which leaves each part's own "
+            "experiment.toml, or read it by agents.parts.read_parts"
+        )
     entries = dict(content)
     arms, task = entries.pop("arms", []), entries.pop("task", {})
     if not isinstance(task, Mapping):

@@ -14,7 +14,7 @@ processor gets faster: there these are modelled costs, not measured latency.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -158,6 +158,12 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], always_on: int = 0) ->
         total_always_on=rest * widest**2 / full_bitops,
         full_bitops=full_bitops,
     )
+
+
+def at_full_precision(cost: float, bitwidths: Sequence[int]) -> float:
+    """A paper cost over `bitwidths`, a fraction of their widest, as a fraction of running every gated block at 32 bits:
+    what costs over other tuples, and published ones, are in."""
+    return cost * (max(bitwidths) / FLOAT_BITS) ** 2
 
 
 @dataclass(frozen=True)

@@ -5,40 +5,38 @@
 
 The experiment is described by a file (see agents/experiment.py) or by flags; either way the results' folder gets an
 experiment.toml. Runs that are there already are not run again, so a killed comparison goes on where it was, and a file
-may be changed and run again.
+may be changed and run again. The parts of a file (see agents/parts.py) are run one after another, each into a folder of
+its own in the results' folder; python -m scripts.study puts them on one page.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from tqdm import tqdm
 
 from agents.engines import Engine, Processes, work
-from agents.experiment import Arm, Experiment, as_toml, plan, read_experiment
+from agents.experiment import Arm, Experiment, as_toml
 from agents.methods import method_names
+from agents.parts import plan_parts, read_parts
 from agents.ray_engine import Ray
 from agents.results import EXPERIMENT
 from agents.runs import RESULTS, RunConfig, TaskConfig
-from agents.statistics import summarise
 from agents.sweep import Sweep, finished, locked, sweep
 from backbone.checkpoint import write_atomically
 from backbone.names import literal, nearest
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
+from scripts.compare_tables import table_of_methods, table_of_runs
 from scripts.plot import plot
-from scripts.report_data import starred
-from scripts.report_tables import METHOD_COLUMNS, worded
 
 MANY = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""
@@ -92,9 +90,11 @@ class Compare:
     """Experiment file (TOML); then of the flags that describe an experiment only --data and --device may be given."""
     flags: Flags = field(default_factory=Flags)
     """What to compare without a file."""
+    part: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Name of a part of the file, to run that alone; may be given several times. By default all parts are run."""
     output: Path | None = None
-    """Folder of the runs, the result lines, the table and the figure; by default runs/NAME for NAME.toml, else
-    runs/compare."""
+    """Folder of the runs, the result lines, the table and the figure, or of the parts' folders; by default runs/NAME
+    for NAME.toml, else runs/compare."""
     engine: Literal["processes", "ray"] = "processes"
     """Where runs are done: worker processes on this machine, or Ray."""
     workers: int = 2
@@ -102,20 +102,28 @@ class Compare:
     address: str | None = None
     """Ray cluster, HOST:PORT; its machines must see this folder under the same path. By default Ray is started here."""
 
-    def experiment(self) -> Experiment:
-        """What the file or the flags describe.
+    def experiments(self) -> dict[str, Experiment]:
+        """What the file or the flags describe, by the names of the parts; "" if there are none.
 
         Raises:
-            FileNotFoundError, ValueError: see `read_experiment`; or flags beside a file.
+            FileNotFoundError, ValueError: see `read_parts`; or flags beside a file, or a part that there is not.
         """
         if self.file is None:
-            return self.flags.experiment()
+            return self._chosen({"": self.flags.experiment()})
         here: dict[str, Any] = {"data": self.flags.task.data, "device": self.flags.task.device}
         if replace(self.flags, task=replace(self.flags.task, data=None, device="cpu")) != Flags():
             raise ValueError(f"give what is compared in {self.file} or by flags, not both")
-        experiment = read_experiment(self.file)
         given = {name: value for name, value in here.items() if value != getattr(TaskConfig(), name)}
-        return replace(experiment, task=replace(experiment.task, **given))
+        found = self._chosen(read_parts(self.file))
+        return {name: replace(each, task=replace(each.task, **given)) for name, each in found.items()}
+
+    def _chosen(self, parts: dict[str, Experiment]) -> dict[str, Experiment]:
+        for name in self.part:
+            if "" in parts:
+                raise ValueError(f"--part {name} is for a file with [[parts]]: leave it out")
+            if name not in parts:
+                raise ValueError(f"{self.file} has no part {name!r}{nearest(name, parts)} It has {', '.join(parts)}")
+        return {name: each for name, each in parts.items() if not self.part or name in self.part}
 
     def folder(self) -> Path:
         """Where the results go."""
@@ -190,65 +198,29 @@ class Progress:
         self._bar.close()
 
 
-def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> Table:
-    """One row for each run at one of the budgets."""
-    table = Table(title="every run, on test images")
-    for column in ("method", "budget", "seed", "accuracy %", "paper cost", "total cost", "M BitOps"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for line in results:
-        if line["budget"] in budgets:
-            table.add_row(
-                escape(line["method"]),
-                f"{line['budget']:g}",
-                str(line["seed"]),
-                f"{100 * line['accuracy']:.2f}",
-                f"{line['cost']:.4f}",
-                f"{line['total_cost']:.4f}",
-                f"{line['bitops'] / 1e6:.1f}",
-            )
-    return table
-
-
-def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> Table:
-    """One row for each method at each of the budgets, with intervals and the difference to the baselines at equal
-    cost."""
-    table = Table(
-        title="interquartile mean over seeds, 95 % bootstrap interval; differences at equal paper cost, in points, to "
-        "baselines on the frozen backbone\n(*: weights of its own; =: not told apart; ?: one seed); s/1000: seconds of "
-        "training for a thousand images"
-    )
-    for column in (*METHOD_COLUMNS, "s/1000"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for row in summarise(results):
-        if row.budget in budgets:
-            table.add_row(
-                escape(starred(row.method, row.role)),
-                f"{row.budget:g}",
-                str(row.runs),
-                f"{100 * row.accuracy:.2f} [{100 * row.accuracy_low:.2f}, {100 * row.accuracy_high:.2f}]",
-                f"{row.cost:.4f}",
-                f"{row.total_cost:.4f}",
-                worded(row.over_random, row.over_random_low, row.over_random_high),
-                worded(row.over_static, row.over_static_low, row.over_static_high),
-                "-" if np.isnan(row.seconds_per_thousand_images) else f"{row.seconds_per_thousand_images:.2f}",
-            )
-    return table
-
-
 def main(args: Compare) -> int:
-    """Run what is missing, print the tables, write result lines, tables and figure. Returns the exit status."""
-    experiment, folder, engine = args.experiment(), args.folder(), args.runner()
-    runs = plan(experiment)
-    finished(runs, folder)  # what is wrong with it, or with the engine, is said before anything is written
+    """Run what is missing, print the tables, write result lines, tables and figure, part by part. Returns the exit
+    status."""
+    experiments, folder, engine = args.experiments(), args.folder(), args.runner()
+    plans = plan_parts(experiments)
+    for name, runs in plans.items():
+        finished(runs, folder / name)  # what is wrong with it, or with the engine, is said before anything is written
     engine.check()
-    with locked(folder):
-        known = finished(runs, folder)
-        for task in dict.fromkeys(run.task for run in runs):
+    with ExitStack() as locks:
+        for name in plans:
+            locks.enter_context(locked(folder / name))
+        for task in dict.fromkeys(run.task for runs in plans.values() for run in runs):
             make_task(**vars(task))  # before any worker starts, so that what is wrong with it is said once
-        write_atomically(folder / EXPERIMENT, args.file.read_bytes() if args.file else as_toml(experiment))
-        with Progress(runs, known) as progress:
-            outcome = sweep(runs, folder, engine, progress)
-        return _shown(experiment, outcome, folder)
+        write_atomically(folder / EXPERIMENT, args.file.read_bytes() if args.file else as_toml(experiments[""]))
+        statuses = []
+        for name, experiment in experiments.items():
+            if name:
+                print(f"\npart {name}, in {folder / name}")
+                write_atomically(folder / name / EXPERIMENT, as_toml(experiment))
+            with Progress(plans[name], finished(plans[name], folder / name)) as progress:
+                outcome = sweep(plans[name], folder / name, engine, progress)
+            statuses.append(_shown(experiment, outcome, folder / name))
+        return max(statuses)
 
 
 def _shown(experiment: Experiment, outcome: Sweep, folder: Path) -> int:

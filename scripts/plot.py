@@ -74,11 +74,11 @@ def plot(lines: Sequence[Line], output: Path) -> None:
     families, deciding = _families(lines, rows), _deciding(lines, rows)
     with matplotlib.rc_context(TEXT):
         if len(families) == 1:
-            _save(_figure(lines, rows, families, deciding), output)
+            save(_figure(lines, rows, families, deciding), output)
             return
-        _save(front_figure(lines, rows), output)
+        save(front_figure(lines, rows), output)
         if deciding:
-            _save(block_figure(lines, rows), output.with_stem(output.stem + "-blocks"))
+            save(block_figure(lines, rows), output.with_stem(output.stem + "-blocks"))
 
 
 def legible(name: str) -> str:
@@ -101,7 +101,12 @@ def _deciding(lines: Sequence[Line], rows: Sequence[Row]) -> list[str]:
     return sorted({line["method"] for line in lines if line["histogram"]} & {row.method for row in _learned(rows)})
 
 
-def _save(figure: Figure, output: Path) -> None:
+def save(figure: Figure, output: Path) -> None:
+    """Write a figure, atomically.
+
+    Raises:
+        ValueError: a file ending that matplotlib does not know.
+    """
     endings = figure.canvas.get_supported_filetypes()
     if output.suffix[1:] not in endings:
         raise ValueError(f"cannot write {output}: its ending must be one of {', '.join(sorted(endings))}")
@@ -258,22 +263,29 @@ def _draw_method(axes: Axes, rows: Sequence[Row], cost: str, index: int) -> None
     )
 
 
-def _draw_constants(axes: Axes, lines: Sequence[Line], cost: str, named: bool) -> None:
-    """One point, `named` or not, for each bitwidth that was given to every block."""
-    points: dict[int, list[Line]] = {}
+def constant_points(lines: Sequence[Line], cost: str) -> dict[int, tuple[float, float]]:
+    """Cost, by the line's entry of that name, and accuracy of each bitwidth that was given to every block."""
+    groups: dict[int, list[Line]] = {}
     for line in lines:
         if registered(line) == CONSTANT:
             bits = line["bitwidths"][int(np.argmax(np.mean(line["histogram"], 0)))]
-            points.setdefault(bits, []).append(line)
+            groups.setdefault(bits, []).append(line)
+    return {
+        bits: (float(np.mean([line[cost] for line in group])), float(np.mean([line["accuracy"] for line in group])))
+        for bits, group in sorted(groups.items())
+    }
+
+
+def _draw_constants(axes: Axes, lines: Sequence[Line], cost: str, named: bool) -> None:
+    """One point, `named` or not, for each bitwidth that was given to every block."""
     label: str | None = CONSTANT
-    for bits, group in sorted(points.items()):
-        x, y = (float(np.mean([line[key] for line in group])) for key in (cost, "accuracy"))
-        axes.plot(x, y, "x", color="black", markersize=6, markeredgewidth=1.4, label=label, zorder=3)
+    for bits, point in constant_points(lines, cost).items():
+        axes.plot(*point, "x", color="black", markersize=6, markeredgewidth=1.4, label=label, zorder=3)
         label = None
         if named:
             text = f"{bits} bit" if bits else "skip"
             axes.annotate(
-                text, (x, y), (-4, 4), textcoords="offset points", ha="right", fontsize=8, annotation_clip=True
+                text, point, (-4, 4), textcoords="offset points", ha="right", fontsize=8, annotation_clip=True
             )
 
 

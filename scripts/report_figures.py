@@ -126,7 +126,7 @@ def heat_maps(
         label: what they are.
         methods: rows, from above.
     """
-    tables = {(m, b): _mean_values(material, m, b, value) for m in methods for b in material.budgets}
+    tables = {(m, b): mean_values(material, m, b, value) for m in methods for b in material.budgets}
     methods = [m for m in methods if any(tables[m, b] is not None for b in material.budgets)]
     values = [table for table in tables.values() if table is not None]
     if not values:
@@ -155,9 +155,10 @@ def heat_maps(
     return figure
 
 
-def _mean_values(
+def mean_values(
     material: Material, method: str, budget: float, value: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> NDArray[np.float64] | None:
+    """What `value` makes of a run's histogram [L, A], averaged over a method's runs at a budget; None without any."""
     found = [np.array(line["histogram"]) for line in material.of(method, budget) if line["histogram"]]
     return np.mean([value(each) for each in found], 0) if found else None
 

@@ -8,6 +8,7 @@ from html import escape
 
 import numpy as np
 
+from agents import statistics
 from agents.bootstrap import Estimate, verdict
 from agents.matched import Standing
 from agents.results import labelled
@@ -118,6 +119,13 @@ def difference(value: float, low: float, high: float, seeds: int = 0) -> Cell:
     return Cell(text, judged, tentative=judged != "unknown" and 0 < seeds < SOON)
 
 
+def over_baseline(row: statistics.Row, name: str) -> Cell:
+    """What a row has over one of the baselines at equal cost; the baseline itself has nothing over it."""
+    if row.registered == name:
+        return Cell("-")
+    return difference(*(getattr(row, f"over_{name}{end}") for end in ("", "_low", "_high", "_seeds")))
+
+
 def worded(value: float, low: float, high: float) -> str:
     """A difference in points with its interval and the mark of its verdict, as plain text."""
     return _marked(difference(value, low, high))
@@ -176,12 +184,7 @@ def methods(material: Material) -> Table:
             points(row.accuracy) + (interval(row.accuracy_low, row.accuracy_high) if row.runs > 1 else ""),
             f"{row.cost:.4f}",
             f"{row.total_cost:.4f}",
-            *(
-                Cell("-")
-                if row.registered == name
-                else difference(*(getattr(row, f"over_{name}{end}") for end in ("", "_low", "_high", "_seeds")))
-                for name in ("random", "static")
-            ),
+            *(over_baseline(row, name) for name in statistics.BASELINES),
             "-" if np.isnan(row.seconds_per_thousand_images) else f"{row.seconds_per_thousand_images:.2f}",
         ]
         for row in sorted(material.rows, key=lambda row: (row.budget, -row.accuracy))

@@ -16,6 +16,7 @@ from agents.runs import RESULT, RESULTS, VERSION, RunConfig, TaskConfig
 from agents.sweep import finished, locked
 from scripts import compare
 from scripts.compare import Compare, Flags
+from scripts.compare_tables import table_of_runs
 
 FILE = """
 description = "gates"
@@ -214,8 +215,8 @@ def test_a_setting_of_what_is_not_compared_is_refused():
 
 def test_a_file_beside_flags_that_describe_an_experiment_is_refused(file):
     with pytest.raises(ValueError, match="not both"):
-        Compare(file, Flags(seeds=(0,))).experiment()
-    task = Compare(file, Flags(task=TaskConfig(data="here"))).experiment().task
+        Compare(file, Flags(seeds=(0,))).experiments()
+    task = Compare(file, Flags(task=TaskConfig(data="here"))).experiments()[""].task
     assert task == TaskConfig(checkpoint="random", depth=8, bitwidths=(0, 8), data="here")
 
 
@@ -299,7 +300,7 @@ def test_labels_are_no_markup():
     line = {"method": "ppo [terminal] [/b]", "budget": 0.3, "seed": 0, "accuracy": 0.5, "cost": 0.3}
     line |= {"total_cost": 0.4, "bitops": 1e6}
     console = Console(record=True, width=150, file=io.StringIO())
-    console.print(compare.table_of_runs([line], (0.3,)))
+    console.print(table_of_runs([line], (0.3,)))
     assert "ppo [terminal] [/b]" in console.export_text()
 
 
@@ -317,4 +318,4 @@ def test_a_comparison_of_a_file_leaves_lines_tables_figure_and_the_file(tmp_path
     assert {line["config"]["method"] for line in lines} == {"constant", "random"}
     assert (tmp_path / "results" / "experiment.toml").read_text() == file.read_text()
     assert (tmp_path / "results" / "table.txt").is_file()
-    assert len(finished(plan(args.experiment()), args.folder())) == 6
+    assert len(finished(plan(args.experiments()[""]), args.folder())) == 6

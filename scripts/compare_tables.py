@@ -1,0 +1,58 @@
+"""The tables that a comparison prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from agents.statistics import summarise
+from scripts.report_data import starred
+from scripts.report_tables import METHOD_COLUMNS, worded
+
+
+def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> Table:
+    """One row for each run at one of the budgets."""
+    table = Table(title="every run, on test images")
+    for column in ("method", "budget", "seed", "accuracy %", "paper cost", "total cost", "M BitOps"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for line in results:
+        if line["budget"] in budgets:
+            table.add_row(
+                escape(line["method"]),
+                f"{line['budget']:g}",
+                str(line["seed"]),
+                f"{100 * line['accuracy']:.2f}",
+                f"{line['cost']:.4f}",
+                f"{line['total_cost']:.4f}",
+                f"{line['bitops'] / 1e6:.1f}",
+            )
+    return table
+
+
+def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> Table:
+    """One row for each method at each of the budgets, with intervals and the difference to the baselines at equal
+    cost."""
+    table = Table(
+        title="interquartile mean over seeds, 95 % bootstrap interval; differences at equal paper cost, in points, to "
+        "baselines on the frozen backbone\n(*: weights of its own; =: not told apart; ?: one seed); s/1000: seconds of "
+        "training for a thousand images"
+    )
+    for column in (*METHOD_COLUMNS, "s/1000"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in summarise(results):
+        if row.budget in budgets:
+            table.add_row(
+                escape(starred(row.method, row.role)),
+                f"{row.budget:g}",
+                str(row.runs),
+                f"{100 * row.accuracy:.2f} [{100 * row.accuracy_low:.2f}, {100 * row.accuracy_high:.2f}]",
+                f"{row.cost:.4f}",
+                f"{row.total_cost:.4f}",
+                worded(row.over_random, row.over_random_low, row.over_random_high),
+                worded(row.over_static, row.over_static_low, row.over_static_high),
+                "-" if np.isnan(row.seconds_per_thousand_images) else f"{row.seconds_per_thousand_images:.2f}",
+            )
+    return table

@@ -1,0 +1,146 @@
+"""What the page of a study is made of: its parts, and what they cost in one unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.fronts import pareto_front
+from agents.parts import read_parts
+from agents.results import EXPERIMENT, Line
+from agents.runs import RESULTS
+from agents.statistics import NOTHING_LEARNED, Row
+from backbone.cost import at_full_precision
+from scripts.published import DATASET
+from scripts.report_data import Material
+
+SETTLED = 0.005
+"""How far, as a fraction of the images, validation accuracy may be below its final value and still have settled."""
+OVERSPENT = 1.05
+"""How many times the final cost, likewise."""
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison of a study."""
+
+    name: str
+    material: Material
+
+    @cached_property
+    def bitwidths(self) -> tuple[int, ...]:
+        """What its blocks run at; its costs are fractions of running them all at the widest."""
+        return tuple(self.material.lines[0]["bitwidths"])
+
+    @property
+    def network(self) -> str:
+        """Data set and backbone."""
+        return f"{self.material.lines[0]['dataset']}, ResNet-{self.depth}"
+
+    @property
+    def depth(self) -> int:
+        """Layers of the ResNet."""
+        return int(self.material.lines[0]["depth"])
+
+    @property
+    def published(self) -> bool:
+        """Whether its data set is that of the published points."""
+        return bool(self.material.lines[0]["dataset"] == DATASET)
+
+    def cost(self, of: float) -> float:
+        """One of its paper costs in the unit that all parts share, a fraction of full execution at 32 bits."""
+        return at_full_precision(of, self.bitwidths)
+
+    def rows(self, method: str) -> list[Row]:
+        """The summary of a method, by ascending cost."""
+        return sorted((row for row in self.material.rows if row.method == method), key=lambda row: row.cost)
+
+    @cached_property
+    def learned_front(self) -> list[Row]:
+        """Of all learned methods at all budgets, those to which no other is preferable, by ascending cost."""
+        rows = [row for row in self.material.rows if row.role not in NOTHING_LEARNED]
+        return [rows[i] for i in pareto_front([row.cost for row in rows], [row.accuracy for row in rows])]
+
+    def first(self, accuracy: float, method: str | None = None) -> Row | None:
+        """The cheapest row, of a method or of all but the bounds, that reaches an accuracy; None if none does."""
+        rows = self.rows(method) if method else [row for row in self.material.rows if row.role != "bound"]
+        reached = [row for row in rows if row.accuracy >= accuracy - ROUNDING]
+        return min(reached, key=lambda row: row.cost, default=None)
+
+    @cached_property
+    def best(self) -> str | None:
+        """The learned method that decides block by block with the largest hypervolume; if none has one, with the most
+        accurate row."""
+        volumes = self.material.hypervolumes
+        accuracies = {name: max(row.accuracy for row in self.rows(name)) for name in self.material.learned}
+        deciding = {line["method"] for line in self.material.lines if line["histogram"]} & set(accuracies)
+        return max(
+            sorted(deciding),
+            key=lambda name: (volumes[name].value if name in volumes else 0.0, accuracies[name]),
+            default=None,
+        )
+
+    def runs(self, method: str) -> list[Line]:
+        """One line for each run of a method, whatever the number of its budgets."""
+        own = [line for line in self.material.lines if line["method"] == method]
+        return list({str(line.get("run", number)): line for number, line in enumerate(own)}.values())
+
+
+@dataclass(frozen=True)
+class Study:
+    """The parts of a study that have results, and the names of those that have none yet."""
+
+    folder: Path
+    parts: tuple[Part, ...]
+    missing: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path) -> Study:
+        """From the folder to which `scripts.compare` wrote them: parts are in the order of its experiment file, and
+        those that the file does not have come last.
+
+        Raises:
+            FileNotFoundError: no folder, or no sub-folder with result lines.
+            ValueError: a damaged line.
+        """
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder} is not a folder: give one to which scripts.compare wrote parts")
+        planned = _planned(folder / EXPERIMENT)
+        found = sorted(file.parent.name for file in folder.glob(f"*/{RESULTS}") if file.read_text().strip())
+        if not found:
+            raise FileNotFoundError(
+                f"{folder} has no sub-folders with result lines: give the folder of a study, an experiment file with "
+                "[[parts]] that scripts.compare has run; for one comparison use scripts.report"
+            )
+        names = [name for name in planned if name in found] + [name for name in found if name not in planned]
+        missing = tuple(name for name in planned if name not in found)
+        return cls(folder, tuple(Part(name, Material.read(folder / name)) for name in names), missing)
+
+    @property
+    def networks(self) -> list[str]:
+        """Data sets and backbones of the parts, each once."""
+        return list(dict.fromkeys(part.network for part in self.parts))
+
+
+def _planned(file: Path) -> list[str]:
+    """Names of the parts that an experiment file has, if it is there and can be read."""
+    try:
+        return [name for name in read_parts(file) if name]
+    except (OSError, ValueError):
+        return []
+
+
+def settled(curve: NDArray[np.float64]) -> float:
+    """Images until validation first was about as accurate and as cheap as in the end, see `SETTLED` and `OVERSPENT`.
+
+    Args:
+        curve: images, accuracy and cost [n, 3], as `Material.curve` has them.
+    """
+    images, accuracies, costs = curve.T
+    near = (accuracies >= accuracies[-1] - SETTLED - ROUNDING) & (costs <= OVERSPENT * costs[-1] + ROUNDING)
+    return float(images[near.argmax()])

@@ -1,0 +1,153 @@
+"""The tables of a study: a part's methods at each budget, and what parts have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agents.results import labelled
+from agents.statistics import Row as Summary
+from scripts.published import PUBLISHED, Published, targets
+from scripts.report_figures import entropy, mean_values
+from scripts.report_tables import SOON, TENTATIVE, Cell, Row, Table, interval, over_baseline, points
+from scripts.study_data import OVERSPENT, SETTLED, Part, settled
+
+MARKED = (
+    "Interquartile mean over seeds with 95 % bootstrap intervals; differences, in points, at each run's own paper "
+    "cost. ▲ better, ▼ worse, = not told apart (the interval includes zero), ? one seed on a side, and so no interval; "
+    f"{TENTATIVE} tentative, fewer than {SOON} seeds on a side. *: weights of its own. Bold: on the part's front of "
+    "learned methods, as the figure has it."
+)
+
+
+def methods(part: Part, caption: str) -> Table:
+    """Every method at every budget: accuracy, the cost that it reached, and its difference to static at that cost."""
+    on_front = {(row.method, row.budget) for row in part.learned_front}
+    rows: list[Row] = [
+        [
+            Cell(part.material.shown(row.method), strong=(row.method, row.budget) in on_front),
+            f"{row.budget:g}",
+            str(row.runs),
+            points(row.accuracy) + (interval(row.accuracy_low, row.accuracy_high) if row.runs > 1 else ""),
+            f"{row.cost:.4f}",
+            f"{part.cost(row.cost):.3g}",
+            over_baseline(row, "static"),
+        ]
+        for row in sorted(part.material.rows, key=lambda row: (row.budget, -row.accuracy))
+        if row.budget in part.material.budgets
+    ]
+    heads = ("method", "budget", "runs", "accuracy %", "paper cost", "cost at 32 bits", "over static")
+    return Table(heads, rows, caption)
+
+
+def held_against(parts: Sequence[Part]) -> list[Published]:
+    """The published points of the parts' depths, by ascending accuracy; several of one accuracy are one, the
+    cheapest."""
+    found = {point for part in parts for point in targets(part.depth)}
+    ordered = sorted(found, key=lambda point: (point.accuracy, point.cost))
+    return list({point.accuracy: point for point in reversed(ordered)}.values())[::-1]
+
+
+def first_costs(parts: Sequence[Part]) -> Table:
+    """The cost at 32 bits at which each method of each part first reaches a published accuracy."""
+    aims = held_against(parts)
+    rows: list[Row] = [["published", "-", *(f"{percent(aim.cost)} ({aim.name})" for aim in aims)]]
+    for part in parts:
+        for method, role in part.material.roles.items():
+            shown = part.material.shown(method) + " (bound)" * (role == "bound")
+            rows.append([part.name, shown, *(_reached(part, part.first(aim.accuracy, method)) for aim in aims)])
+    return Table(
+        ("part", "method", *(f"{points(aim.accuracy)} %" for aim in aims)),
+        rows,
+        "Smallest cost, in per cent of full execution at 32 bits, of a point whose interquartile mean over seeds "
+        "reaches the accuracy on test images; in brackets the budget. Choosing the cheapest of several points on "
+        "the images that they are reported on flatters all alike. What published costs count is said at the end.",
+    )
+
+
+def _reached(part: Part, row: Summary | None) -> str:
+    return "not reached" if row is None else f"{percent(part.cost(row.cost))} ({row.budget:g})"
+
+
+def percent(cost: float) -> str:
+    """A fraction of full execution in per cent, to three digits."""
+    return f"{100 * cost:.3g} %"
+
+
+def took(parts: Sequence[Part]) -> Table:
+    """Time, images, and images until it had settled, of each learned method."""
+    rows: list[Row] = []
+    for part in parts:
+        for method in part.material.learned:
+            runs = part.runs(method)
+            curves = [curve for line in runs if (curve := part.material.curve(line)) is not None]
+            rows.append(
+                [
+                    part.name,
+                    part.material.shown(method),
+                    str(len(runs)),
+                    _mean([line.get("seconds") for line in runs]),
+                    _mean([line.get("num_images") for line in runs]),
+                    _mean([settled(curve) for curve in curves]) + f" ({len(curves)})" * (0 < len(curves) < len(runs)),
+                ]
+            )
+    several = sorted({method for part in parts for method in part.material.conditioned})
+    return Table(
+        ("part", "method", "runs", "seconds of training", "images shown", "images until settled"),
+        rows,
+        "Means over all runs, whatever their budgets. Seconds are wall-clock time, checks on validation included, on "
+        "the machine and with the company that the runs happened to have. Settled: validation accuracy within "
+        f"{100 * SETTLED:g} points of its final value, for the first time, at a cost of at most {OVERSPENT:g} times "
+        "the final one; in brackets the number of runs that left a progress.csv, if it is not all."
+        + f" One run of {' and '.join(several)} serves all budgets."
+        * bool(several),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{np.mean(known):,.0f}" if known else "-"
+
+
+def entropies(part: Part) -> Table | None:
+    """Entropy of the actions over images, averaged over blocks and runs, of each learned method at each budget; None if
+    no learned method decides block by block."""
+    budgets, rows = part.material.budgets, list[Row]()
+    for method in part.material.learned:
+        found = [mean_values(part.material, method, budget, entropy) for budget in budgets]
+        if any(each is not None for each in found):
+            cells = ("-" if each is None else f"{each.mean():.3f}" for each in found)
+            rows.append([part.material.shown(method), *cells])
+    heads = ("method", *(f"budget {budget:g}" for budget in budgets))
+    most = float(np.log2(len(part.bitwidths)))
+    caption = f"{part.name}: mean entropy per block, in bits; {most:.3g} at most, 0 if every image is treated alike."
+    return Table(heads, rows, caption) if rows else None
+
+
+def transition(part: Part) -> Table | None:
+    """Share of the blocks at each bitwidth over budgets, for static and the best learned method; None if neither left
+    histograms."""
+    static, rows = labelled(part.material.lines, "static"), list[Row]()
+    for method in filter(None, (static, part.best)):
+        for row in part.rows(method):
+            shares = mean_values(part.material, method, row.budget, lambda histogram: histogram)
+            if shares is not None and row.budget in part.material.budgets:
+                cells = (f"{100 * share:.1f}" for share in shares.mean(0))
+                rows.append([part.material.shown(method), f"{row.budget:g}", f"{part.cost(row.cost):.3g}", *cells])
+    heads = ("method", "budget", "cost at 32 bits", *(f"{bits} bit %" if bits else "skip %" for bits in part.bitwidths))
+    caption = f"{part.name}: share of the blocks at each bitwidth, over images, blocks and seeds."
+    return Table(heads, rows, caption) if rows else None
+
+
+def published() -> Table:
+    """Every published point."""
+    rows: list[Row] = [
+        [point.name, points(point.accuracy), percent(point.cost), point.counts, point.source] for point in PUBLISHED
+    ]
+    return Table(
+        ("system", "accuracy %", "cost at 32 bits", "what the cost counts", "source"),
+        rows,
+        "On CIFAR-10, as their sources report them: nothing of it was run here. Dynamic Fractional Skipping's own "
+        "values are published as figures only, and not known. Costs of this study count gated blocks only, all alike.",
+    )
