@@ -30,7 +30,7 @@ from dfs_env import SkippingProcess
 LEARNED = [name for name in method_names() if not (method(name).Config.is_baseline or method(name).Config.is_bound)]
 POLICIES = [name for name in LEARNED if not method(name).Config.is_network]
 # recurrent_ppo needs minibatches of whole episodes, here of three decisions: 12, 24, 48.
-SMALL = {"num_images": 64, "batch_size": 12, "num_envs": 8, "search_images": 8, "oracle_images": 64}
+SMALL = {"num_images": 64, "batch_size": 12, "num_envs": 8, "search_images": 8, "oracle_images": 64, "routes": 2}
 
 
 def small_config(name, **values):

@@ -25,7 +25,16 @@ LEARNED = [name for name in method_names() if not (method(name).Config.is_baseli
 TIMES = {"seconds", "seconds_per_thousand_images", "time/images_per_second"}
 # Whatever a method calls it: two updates or more for each validation, and stages that end between the kills.
 SMALL = {"num_images": 144, "batch_size": 12, "num_envs": 8, "assignments": 1, "oracle_images": 24, "beam": 2}
-SMALL |= {"learning_starts": 24, "gradient_steps": 1, "target_update_interval": 16, "buffer_size": 300, "n_epochs": 1}
+
+SMALL |= {
+    "routes": 2,
+    "learning_starts": 24,
+    "gradient_steps": 1,
+    "target_update_interval": 16,
+    "buffer_size": 300,
+    "n_epochs": 1,
+}
+OWN = {"selector": {"batch_size": 2}}  # it shows each image some ten times
 STAGES = {"cotrain": True, "warmup": 0.5, "pretraining": 0.5, "reinforce": 0.5, "curriculum": 0.3, "joint": 0.4}
 
 
@@ -76,7 +85,7 @@ def last_weights(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        *(pytest.param(name, STAGES, id=name) for name in LEARNED),
+        *(pytest.param(name, STAGES | OWN.get(name, {}), id=name) for name in LEARNED),
         pytest.param("ppo", {}, id="ppo on a frozen backbone"),
         pytest.param(
             "ppo",

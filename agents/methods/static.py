@@ -7,7 +7,7 @@ training images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,39 +41,58 @@ class Config(MethodConfig):
             raise ValueError(f"exchanges {self.exchanges} must not be negative")
 
 
-class Search:
-    """Mean cross-entropy of assignments [L] on fixed images; states along the last one tried are kept and reused."""
+class Trials:
+    """Fixed images on one assignment after another; the states along the last one are kept and reused.
 
-    def __init__(self, process: SkippingProcess, images: Tensor, labels: Tensor) -> None:
-        self.process, self.labels = process, labels
+    Args:
+        process: what runs the images.
+        images: normalised [B, 3, H, W].
+        budget: what is observed as the budget.
+    """
+
+    def __init__(self, process: SkippingProcess, images: Tensor, budget: float = 1.0) -> None:
+        self.process, self.count = process, len(images)
         self.seen = 0
         """Images shown so far, a share of an image where only the last blocks are run."""
-        self._states: list[State] = [process.initial(images)]
+        self._states: list[State] = [process.initial(images, budget)]
         self._actions: list[int] = []
+
+    def state(self, actions: Sequence[int]) -> State:
+        """The images after the first blocks took `actions`."""
+        same = 0
+        while same < min(len(self._actions), len(actions)) and self._actions[same] == actions[same]:
+            same += 1
+        self._states = self._states[: same + 1]
+        for action in actions[same:]:
+            chosen = torch.full((self.count,), action, device=self.process.device)
+            self._states.append(self.process.transition(self._states[-1], chosen))
+        self._actions = list(actions)
+        self.seen += round(self.count * (1 - same / self.process.num_layers))
+        return self._states[-1]
+
+    def logits(self, assignment: Sequence[int]) -> Tensor:
+        """[B, num_classes] under an assignment [L]."""
+        return self.process.logits(self.state(assignment))
+
+
+class Search(Trials):
+    """Mean cross-entropy of assignments [L] on fixed images with labels [B]."""
+
+    def __init__(self, process: SkippingProcess, images: Tensor, labels: Tensor) -> None:
+        super().__init__(process, images)
+        self.labels = labels
         self._known: dict[tuple[int, ...], float] = {}
 
     def loss(self, assignment: list[int]) -> float:
         """Mean cross-entropy in nats."""
         key = tuple(assignment)
         if key not in self._known:
-            self._known[key] = self._run(assignment)
+            self._known[key] = float(F.cross_entropy(self.logits(assignment), self.labels))
         return self._known[key]
 
     def cost(self, assignment: list[int]) -> float:
         """Paper cost."""
         return float(self.process.cost.route_cost(torch.tensor([assignment], device=self.process.device))[0])
-
-    def _run(self, assignment: list[int]) -> float:
-        same = 0
-        while same < len(self._actions) and self._actions[same] == assignment[same]:
-            same += 1
-        self._states = self._states[: same + 1]
-        for action in assignment[same:]:
-            chosen = torch.full_like(self.labels, action)
-            self._states.append(self.process.transition(self._states[-1], chosen))
-        self._actions = list(assignment)
-        self.seen += round(len(self.labels) * (1 - same / len(assignment)))
-        return float(F.cross_entropy(self.process.logits(self._states[-1]), self.labels))
 
 
 def _with(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
@@ -83,13 +102,22 @@ def _with(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
     return changed
 
 
-def descend(search: Search, assignment: list[int], budget: float) -> list[int]:
-    """Lower one block at a time, where the loss rises least for the cost saved, until the cost is within the budget."""
-    while search.cost(assignment) > budget + 1e-6:
+def descent(search: Search, assignment: list[int], first: int = 0) -> Iterator[list[int]]:
+    """The assignment, and ever cheaper ones: one block from `first` on is lowered at a time, where the loss rises least
+    for the cost saved."""
+    while True:
+        yield assignment
         start, spent = search.loss(assignment), search.cost(assignment)
-        trials = [_with(assignment, (block, action)) for block, now in enumerate(assignment) for action in range(now)]
+        blocks = range(first, len(assignment))
+        trials = [_with(assignment, (block, action)) for block in blocks for action in range(assignment[block])]
+        if not trials:
+            return
         assignment = min(trials, key=lambda t: (search.loss(t) - start) / (spent - search.cost(t)))
-    return assignment
+
+
+def descend(search: Search, assignment: list[int], budget: float) -> list[int]:
+    """Lower one block at a time until the cost is within the budget."""
+    return next(trial for trial in descent(search, assignment) if search.cost(trial) <= budget + 1e-6)
 
 
 def _exchanges(assignment: list[int], actions: int) -> Iterator[list[int]]:

@@ -1,0 +1,94 @@
+"""The selector: routes that share static's beginning, and a choice that pays exactly where images can be told apart."""
+
+import pytest
+import torch
+
+from agents.evaluation import evaluate
+from agents.methods import method, static
+from agents.methods.selector import Config, Selector, continuations, fit, set_price
+from agents.policies import load_policy
+from agents.recorder import Recorder
+
+COSTS = torch.tensor([0.0, 1.0])
+SMALL = {"num_images": 2000, "batch_size": 32, "search_images": 32}
+
+
+def selector_of_two(seen=1, budget=0.5):
+    torch.manual_seed(0)
+    return Selector(torch.tensor([[0], [1]]), seen, 0, budget, hindsight=False)
+
+
+def problem(told: bool):
+    """Looks [N, 1] and rewards [N, 2]: skipping is right for half of the images, which can be `told` or not."""
+    generator = torch.Generator().manual_seed(1)
+    easy = torch.rand(2000, generator=generator) < 0.5
+    looks = torch.where(easy, 1.0, -1.0) if told else torch.randn(2000, generator=generator)
+    return looks[:, None], torch.stack((easy.float(), torch.ones(2000)), 1)
+
+
+def rewards_reached(selector, looks, rewards):
+    with torch.no_grad():
+        chosen = selector.choose(looks, COSTS)
+    return float(rewards.gather(1, chosen[:, None]).mean()), float(COSTS[chosen].mean())
+
+
+def test_it_spends_where_images_are_told_apart():
+    selector, (looks, rewards) = selector_of_two(budget=0.56), problem(told=True)
+    fit(selector, looks, rewards, COSTS, Config(budget=0.56))
+    assert rewards_reached(selector, looks, rewards) == (1.0, pytest.approx(0.5, abs=0.02))
+
+
+def test_it_does_not_trust_what_tells_nothing():
+    selector, (looks, rewards) = selector_of_two(), problem(told=False)
+    fit(selector, looks, rewards, COSTS, Config(budget=0.5))
+    reward, cost = rewards_reached(selector, *problem(told=False))
+    assert cost <= 0.6
+    assert reward <= 0.5 + 0.5 * cost + 0.03, "more than chance would give"
+
+
+def test_the_price_meets_the_budget():
+    selector, looks = selector_of_two(), torch.linspace(-1, 1, 101)[:, None]
+    with torch.no_grad():
+        selector.network[0].weight.zero_()[0] = 1.0
+        selector.network[0].bias.zero_()[0] = 1.0
+        selector.network[2].weight.zero_()[1, 0] = 1.0  # the second route's reward rises with the look
+        selector.network[2].bias.zero_()
+    for budget in (0.0, 0.25, 0.5, 1.0):
+        set_price(selector, looks, COSTS, budget)
+        with torch.no_grad():
+            cost = float(COSTS[selector.choose(looks, COSTS)].mean())
+        assert budget - 0.02 <= cost <= budget + 1e-6
+
+
+def test_routes_share_the_beginning_of_static_and_become_ever_cheaper(learned):
+    config = Config(budget=0.2, decide_at=1, search_images=64)
+    routes = continuations(config, learned)
+    own, _ = static.best_assignment(static.Config(0.2, search_images=64, exchanges=64), learned)
+    assert torch.equal(routes[-1], own)
+    assert (routes[:, 0] == own[0]).all()
+    costs = learned.process.cost.route_cost(routes)[0]
+    assert (costs[:-1].diff() > 0).all()
+    assert routes[0, 1:].tolist() == [0, 0]
+    assert routes[-2, 1:].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("hindsight", [False, True])
+def test_it_keeps_to_its_budget_and_is_saved_and_loaded(hindsight, learned, tmp_path):
+    config = Config(budget=0.2, hindsight=hindsight, **SMALL)
+    selector = method("selector").train(config, learned, Recorder(learned, 0.2, config.num_images, tmp_path))
+    found = evaluate(selector, learned, "train", 0.2)
+    assert found.cost <= 0.2 * 1.2
+    again = evaluate(load_policy(tmp_path, learned.process), learned, "train", 0.2)
+    assert torch.equal(again.routes, found.routes)
+
+
+def test_only_with_hindsight_it_is_a_bound():
+    assert Config().role == "policy"
+    assert Config(hindsight=True).role == "bound"
+
+
+def test_options_that_cannot_be_are_refused(learned):
+    with pytest.raises(ValueError, match="no block"):
+        continuations(Config(budget=0.2, decide_at=3), learned)
+    with pytest.raises(ValueError, match="unknown answer"):
+        Config(answer="luck")
