@@ -60,6 +60,11 @@ class ConditionedConfig(PricedConfig):
                 raise ValueError(f"budget {budget:g} is outside budget_range {low:g} to {high:g}: widen the range")
 
     @property
+    def serves_many(self) -> bool:
+        """With a range."""
+        return self.budget_range is not None
+
+    @property
     def validation_budgets(self) -> tuple[float, ...]:
         """`eval_budgets`, or both ends of the range and their geometric mean."""
         if self.budget_range is None:

@@ -112,6 +112,8 @@ class Experiment:
     The first stands for skipping everything."""
     num_images: int | None = None
     """Images shown to each learner, unless an arm says otherwise; by default what the methods say."""
+    checks: int | None = None
+    """How often each learner is validated, likewise."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What is learned on."""
 
@@ -228,8 +230,9 @@ def plan(experiment: Experiment) -> list[RunConfig]:
 
 def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
     base = arm.config()
-    if experiment.num_images is not None and "num_images" not in arm.options:
-        base = replace(base, num_images=experiment.num_images)
+    shared = {name: getattr(experiment, name) for name in ("num_images", "checks")}
+    changes: dict[str, Any] = {k: v for k, v in shared.items() if v is not None and k not in arm.options}
+    base = replace(base, **changes)
     task = with_options(experiment.task, arm.task, f"task of arm {arm.name!r}")
     seeds = arm.seeds or experiment.seeds
     return [
@@ -242,7 +245,7 @@ def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
 def _at_budgets(base: MethodConfig, budgets: Sequence[float], further: Sequence[float]) -> list[MethodConfig]:
     """The configuration at each budget at which it is to be trained."""
     ordered = sorted({*budgets, *(further if base.is_baseline or base.is_bound else ())})
-    if getattr(base, "budget_range", None) and hasattr(base, "eval_budgets"):  # one policy for all budgets
+    if base.serves_many:
         at_all: dict[str, Any] = {"eval_budgets": tuple(ordered)}
         return [replace(base, budget=ordered[len(ordered) // 2], **at_all)]
     if not base.holds_budget:

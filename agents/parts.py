@@ -19,8 +19,9 @@
     budgets = [0.02, 0.05]
     arms = ["static", "ppo"]        # the names of those that it has; by default all
 
-A part may have `budgets`, `seeds`, `baseline_budgets` and `num_images` in place of the experiment's, and in `task` any
-entry but the data folder and the device, which are the machine's. What an arm has of its own comes before either.
+A part may have `budgets`, `seeds`, `baseline_budgets`, `num_images` and `checks` in place of the experiment's, and in
+`task` any entry but the data folder and the device, which are the machine's. What an arm has of its own comes before
+either.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from agents.options import fitting, read_toml
 from agents.runs import RunConfig, TaskConfig
 from backbone.names import check_names, nearest
 
-REPLACED = ("budgets", "seeds", "baseline_budgets", "num_images")
+REPLACED = ("budgets", "seeds", "baseline_budgets", "num_images", "checks")
 """Entries of the experiment that a part may have in place of the experiment's."""
 OF_THE_MACHINE = ("data", "device")
 """Entries of the task in which parts may not differ."""

@@ -22,6 +22,7 @@ FILE = """
 description = "gates"
 budgets = [0.02, 0.5]
 seeds = 3
+checks = 3
 num_images = 24_000
 baseline_budgets = [1.0]
 
@@ -74,6 +75,7 @@ def test_every_arm_is_run_at_every_budget_with_every_seed(file):
         (budget, seed) for budget in (0.02, 0.5) for seed in range(3)
     }
     assert {run.config.num_images for run in of(runs, "ppo")} == {24_000}
+    assert {run.config.checks for run in of(runs, "ppo")} == {3}
     assert all(run.config.cotrain and run.config.budget_loss == "hinge" for run in of(runs, "dfs-hinge"))
     assert {run.config.budget for run in of(runs, "static")} == {0.02, 0.5, 1.0}
     assert [run.config.seed for run in of(runs, "constant")] == [0, 0, 0]

@@ -67,6 +67,11 @@ class MethodConfig:
         return True
 
     @property
+    def serves_many(self) -> bool:
+        """Whether one run serves many budgets, which an experiment then sets as its `eval_budgets`."""
+        return False
+
+    @property
     def validation_budgets(self) -> tuple[float, ...]:
         """The budgets at which the policy is validated while it is trained."""
         return (self.budget,)

@@ -47,6 +47,13 @@ class Config(MethodConfig):
     """Partial routes of an image that beam search keeps at each block."""
     workers: int = 1
     """Processes that share the images of a search, each with one thread."""
+    eval_budgets: tuple[float, ...] = ()
+    """Budgets that are reported beside `budget`: one search serves them all."""
+
+    @property
+    def serves_many(self) -> bool:
+        """Routes are searched once, and then fill each budget."""
+        return True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -183,7 +183,7 @@ def continuations(config: Config, task: Task) -> Tensor:
     own, search = static.best_assignment(wanted, task)
     widest = [process.num_actions - 1] * (process.num_layers - config.decide_at)
     with torch.no_grad():
-        found = list(static.descent(search, [*own.tolist()[: config.decide_at], *widest], config.decide_at))
+        found = list(static.descent(search, [*own.tolist()[: config.decide_at], *widest], config.decide_at, lazy=True))
     return torch.tensor([*found[::-1], own.tolist()], device=process.device)
 
 

@@ -33,7 +33,7 @@ class Config(MethodConfig):
     """Training images on which assignments are compared; each trial of an assignment shows them all."""
     exchanges: int | None = None
     """How many exchanges are tried in vain before the search ends, those first whose two changes promise most by
-    themselves; None tries them all, whose number grows with the square of that of the blocks."""
+    themselves; the descent is then lazy, too. None tries everything, and takes hours on a deep network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,22 +102,42 @@ def _with(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
     return changed
 
 
-def descent(search: Search, assignment: list[int], first: int = 0) -> Iterator[list[int]]:
+def descent(search: Search, assignment: list[int], first: int = 0, lazy: bool = False) -> Iterator[list[int]]:
     """The assignment, and ever cheaper ones: one block from `first` on is lowered at a time, where the loss rises least
-    for the cost saved."""
+    for the cost saved.
+
+    If `lazy`, what a change did before others were made stands for what it does now, until it seems the best one: then
+    it is tried anew (lazy greedy search, Minoux 1978). Far fewer trials, and as a rule the same choice.
+    """
+    known: dict[tuple[int, int], float] = {}
     while True:
         yield assignment
-        start, spent = search.loss(assignment), search.cost(assignment)
-        blocks = range(first, len(assignment))
-        trials = [_with(assignment, (block, action)) for block in blocks for action in range(assignment[block])]
-        if not trials:
+        changes = [(block, action) for block in range(first, len(assignment)) for action in range(assignment[block])]
+        if not changes:
             return
-        assignment = min(trials, key=lambda t: (search.loss(t) - start) / (spent - search.cost(t)))
+        fresh: set[tuple[int, int]] = set()
+        while True:
+            for change in changes:
+                if change not in known or not (lazy or change in fresh):
+                    known[change] = _rise(search, assignment, change)
+                    fresh.add(change)
+            best = min(changes, key=known.__getitem__)
+            if best in fresh:
+                break
+            del known[best]
+        assignment = _with(assignment, best)
+        known = {change: rise for change, rise in known.items() if change[0] != best[0]}
 
 
-def descend(search: Search, assignment: list[int], budget: float) -> list[int]:
+def _rise(search: Search, assignment: list[int], change: tuple[int, int]) -> float:
+    """Rise of the loss for the cost saved."""
+    before, changed = search.loss(assignment), _with(assignment, change)
+    return (search.loss(changed) - before) / (search.cost(assignment) - search.cost(changed))
+
+
+def descend(search: Search, assignment: list[int], budget: float, lazy: bool = False) -> list[int]:
     """Lower one block at a time until the cost is within the budget."""
-    return next(trial for trial in descent(search, assignment) if search.cost(trial) <= budget + 1e-6)
+    return next(trial for trial in descent(search, assignment, lazy=lazy) if search.cost(trial) <= budget + 1e-6)
 
 
 def _exchanges(assignment: list[int], actions: int) -> Iterator[list[int]]:
@@ -168,7 +188,7 @@ def best_assignment(config: Config, task: Task) -> tuple[Tensor, Search]:
     with torch.no_grad():
         search = Search(process, images, labels)
         widest = [process.num_actions - 1] * process.num_layers
-        start = descend(search, widest, budget)
+        start = descend(search, widest, budget, lazy=config.exchanges is not None)
         assignment = exchange(search, start, budget, process.num_actions, config.exchanges)
     return torch.tensor(assignment), search
 
