@@ -193,3 +193,16 @@ def shift_and_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
     image = torch.arange(batch, device=images.device).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
     return F.pad(images, [pad] * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def cutout(images: Tensor, generator: torch.Generator, side: int) -> Tensor:
+    """Blank a square of `side` pixels in each image [B, C, H, W], about a centre drawn from the whole image, so that it
+    may reach beyond the edge (DeVries & Taylor 2017, section 3.2)."""
+    height, width = images.shape[2:]
+    draws = torch.rand(2, len(images), 1, generator=generator, device=generator.device).to(images.device)
+    hidden = []
+    for drawn, length in zip(draws, (height, width), strict=True):
+        first = (drawn * length).long() - side // 2
+        places = torch.arange(length, device=images.device)
+        hidden.append((places >= first) & (places < first + side))
+    return images.masked_fill((hidden[0][:, :, None] & hidden[1][:, None, :])[:, None], 0.0)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from backbone import schedules
 from backbone.checkpoint import save_state
-from backbone.data import Dataset, Split, augment, batches
+from backbone.data import Dataset, Split, augment, batches, cutout
 
 Runner = Callable[[Tensor, Tensor], Tensor]
 """Normalised images [B, 3, H, W] and routes [B, L] of actions -> logits [B, num_classes]."""
@@ -57,6 +57,8 @@ class TrainingConfig:
     """Share of the loss on random routes that follows the full route's outputs; the rest follows the labels."""
     route_share: float = 1.0
     """Share of each batch's images that take a random route beside full execution; less is faster."""
+    cutout: int = 0
+    """Side, in pixels, of a square that is blanked in each training image; 0 blanks nothing."""
     precision: str = "float32"
     """"float32", or "bfloat16": mixed precision, about 1.5 times as fast on processors that have it."""
     seed: int = 0
@@ -71,8 +73,8 @@ class TrainingConfig:
             raise ValueError(f"distill {self.distill} is not in [0, 1]")
         if not 0 < self.route_share <= 1:
             raise ValueError(f"route_share {self.route_share} is not in (0, 1]")
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
-            raise ValueError("epochs and batch_size must be at least 1, lr above 0")
+        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or self.cutout < 0:
+            raise ValueError("epochs and batch_size must be at least 1, lr above 0, cutout not negative")
 
     def learning_rate(self, progress: float) -> float:
         """The rate at a fraction of training in [0, 1]."""
@@ -186,6 +188,8 @@ class BackboneTrainer:
                 group["lr"] = lr
             images = self.dataset.normalize(split.images[rows])
             images = augment(images, self.generator, self.dataset.flip, self.dataset.pad)
+            if self.config.cutout:
+                images = cutout(images, self.generator, self.config.cutout)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16"):
                 loss = self._loss(images, split.labels[rows])
             if not math.isfinite(loss.item()):

@@ -23,6 +23,7 @@ from backbone.data import (
     augment,
     batches,
     channel_statistics,
+    cutout,
     data_folder,
     load_dataset,
     stratified_parts,
@@ -200,6 +201,20 @@ def test_augment_is_seeded_and_keeps_images_apart():
     other = augment(changed, torch.Generator().manual_seed(5), flip=True, pad=4)
     same = (other == first).flatten(1).all(1)
     assert same.tolist() == [index != 3 for index in range(8)]
+
+
+def test_cutout_blanks_one_square_that_may_reach_beyond_the_edge():
+    images = torch.ones(400, 3, 32, 32)
+    cut = cutout(images, torch.Generator().manual_seed(0), 8)
+    assert torch.equal(images, torch.ones_like(images))
+    blank = cut[:, 0] == 0
+    assert torch.equal(cut, torch.where(blank[:, None], 0.0, 1.0).expand_as(cut))
+    rows, columns = blank.any(2).sum(1), blank.any(1).sum(1)
+    assert torch.equal(blank.sum((1, 2)), rows * columns), "not rectangles"
+    assert (rows.min(), rows.max()) == (4, 8)
+    assert (rows == 8).float().mean() == pytest.approx(25 / 32, abs=0.06)
+    assert not torch.equal(blank[0], blank[1])
+    assert torch.equal(cut, cutout(images, torch.Generator().manual_seed(0), 8))
 
 
 def test_augment_without_padding_or_flip_is_the_identity():

@@ -107,6 +107,10 @@ def test_a_method_that_serves_many_budgets_is_planned_once_for_each_seed(monkeyp
         budget_range: tuple[float, float] | None = (0.01, 1.0)
         eval_budgets: tuple[float, ...] = ()
 
+        @property
+        def serves_many(self):
+            return self.budget_range is not None
+
     monkeypatch.setattr(experiment, "default_config", lambda label: Conditioned())
     runs = plan(Experiment((Arm("ppo"), Arm("dfs", options={"budget_range": None})), budgets=(0.5, 0.02), seeds=(0, 1)))
     assert [run.config.seed for run in of(runs, "ppo")] == [0, 1]
