@@ -69,9 +69,11 @@ class Config(GateConfig):
     answer: str = "probability"
     """Reward of an answer: "probability" of the right class, "correct" (1 or 0), or "log_probability" (minus
     cross-entropy)."""
+    lr: float = 3e-3
+    """First learning rate of the gate."""
     price: float = 3.0
     """First price of cost."""
-    price_rate: float = 0.03
+    price_rate: float = 0.1
     """Step size of the search for the price at which the mean cost meets the budget (dual ascent)."""
     price_anneal: float = 0.1
     """Share of training in which the search's target falls from the first cost to the budget."""
