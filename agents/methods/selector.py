@@ -177,10 +177,7 @@ def continuations(config: Config, task: Task) -> Tensor:
     process = task.process
     if config.decide_at >= process.num_layers:
         raise ValueError(f"decide_at {config.decide_at} is no block: there are {process.num_layers}, from 0")
-    wanted = static.Config(
-        config.budget, seed=config.seed, search_images=config.search_images, exchanges=config.exchanges
-    )
-    own, search = static.best_assignment(wanted, task)
+    own, search = static.best_assignment(config, task)
     widest = [process.num_actions - 1] * (process.num_layers - config.decide_at)
     with torch.no_grad():
         found = list(static.descent(search, [*own.tolist()[: config.decide_at], *widest], config.decide_at, lazy=True))

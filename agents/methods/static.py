@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,19 @@ class Config(MethodConfig):
         super().__post_init__()
         if self.exchanges is not None and self.exchanges < 0:
             raise ValueError(f"exchanges {self.exchanges} must not be negative")
+
+
+class Wanted(Protocol):
+    """What the configuration of a method that searches an assignment has, as `Config` has it."""
+
+    @property
+    def budget(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def search_images(self) -> int: ...
+    @property
+    def exchanges(self) -> int | None: ...
 
 
 class Trials:
@@ -174,7 +187,7 @@ def _promising(search: Search, assignment: list[int], trials: Iterable[list[int]
     return sorted(trials, key=promised)
 
 
-def best_assignment(config: Config, task: Task) -> tuple[Tensor, Search]:
+def best_assignment(config: Wanted, task: Task) -> tuple[Tensor, Search]:
     """The best assignment [L] of actions within the budget on some training images, and the search that found it.
 
     Raises:

@@ -46,10 +46,7 @@ class Config(MethodConfig):
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search, then fine-tune."""
     process, share = task.process, make_schedule(config.schedule)
-    search = static.Config(
-        config.budget, seed=config.seed, search_images=config.search_images, exchanges=config.exchanges
-    )
-    assignment, _ = static.best_assignment(search, task)
+    assignment, _ = static.best_assignment(config, task)
     policy, stream = AssignmentPolicy(assignment), image_stream(task, config.batch_size, config.seed)
     cost = float(process.cost.route_cost(assignment[None].to(process.device))[0])
     learner = BackboneLearner(process.backbone, config.backbone_lr)
