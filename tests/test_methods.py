@@ -17,7 +17,7 @@ from agents.checkpoints import CHECKPOINT
 from agents.engines import Processes
 from agents.evaluation import evaluate
 from agents.methods import default_config, labels, method, method_names
-from agents.methods.static import Search, descend, exchange
+from agents.methods.static import FOUND, Search, descend, descent, exchange
 from agents.recorder import Recorder
 from agents.run_folders import CONFIG, ERROR, RESULT
 from agents.runs import RunConfig, TaskConfig, load_run, run
@@ -131,14 +131,48 @@ def first_images(task, count):
     return task.dataset.normalize(task.dataset.train.images[:count]), task.dataset.train.labels[:count]
 
 
-@pytest.mark.parametrize("count", [None, 4])
+@pytest.mark.parametrize("count", [None, 27])
 def test_the_static_search_finds_the_best_assignment_of_a_small_space(count, learned):
     search = Search(learned.process, *first_images(learned, 128))
     with torch.no_grad():
-        found = exchange(search, descend(search, [2, 2, 2], 0.1, lazy=count is not None), 0.1, 3, count)
+        found = exchange(search, descend(search, [2, 2, 2], 0.1), 0.1, 3, count)
         every = [[a, b, c] for a in range(3) for b in range(3) for c in range(3)]
         best = min((a for a in every if search.cost(a) <= 0.1), key=search.loss)
     assert search.loss(found) == pytest.approx(search.loss(best))
+
+
+def test_a_lazy_descent_takes_the_same_steps_with_fewer_trials_where_blocks_do_not_interact():
+    class Additive:
+        def __init__(self):
+            self.losses = torch.rand(7, 4, generator=torch.Generator().manual_seed(0)).sort(1, descending=True).values
+            self.tried = set()
+
+        def loss(self, assignment):
+            self.tried.add(tuple(assignment))
+            return float(self.losses[range(7), assignment].double().sum())
+
+        def cost(self, assignment):
+            return sum((0, 1, 4, 16)[action] for action in assignment)
+
+    eager, lazy = Additive(), Additive()
+    assert list(descent(lazy, [3] * 7, lazy=True)) == list(descent(eager, [3] * 7))
+    assert len(lazy.tried) < len(eager.tried) / 2
+
+
+def test_a_search_reuses_what_another_found_counts_it_all_the_same_and_takes_nothing_from_another_network(learned):
+    process, sample = learned.process, first_images(learned, 100)
+    with torch.no_grad():
+        FOUND.clear()
+        fresh = Search(process, *sample)
+        found = descend(fresh, [2, 2, 2], 0.1)
+        again = Search(process, *sample)
+        again.logits = lambda assignment: pytest.fail(f"{assignment} was run again")
+        assert descend(again, [2, 2, 2], 0.1) == found
+        assert (again.seen, again.loss(found)) == (fresh.seen, fresh.loss(found))
+        changed = copy.deepcopy(process)
+        next(changed.backbone.parameters()).data.mul_(1.1)
+        for process, others in ((changed, sample), (process, first_images(learned, 99))):
+            assert Search(process, *others).loss(found) != fresh.loss(found)
 
 
 def test_a_finished_run_is_not_run_again_and_half_a_run_is_run_anew(tiny_data, tmp_path):

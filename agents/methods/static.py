@@ -7,6 +7,7 @@ training images.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -65,27 +66,33 @@ class Trials:
 
     def __init__(self, process: SkippingProcess, images: Tensor, budget: float = 1.0) -> None:
         self.process, self.count = process, len(images)
-        self.seen = 0
-        """Images shown so far, a share of an image where only the last blocks are run."""
         self._states: list[State] = [process.initial(images, budget)]
         self._actions: list[int] = []
 
     def state(self, actions: Sequence[int]) -> State:
         """The images after the first blocks took `actions`."""
-        same = 0
-        while same < min(len(self._actions), len(actions)) and self._actions[same] == actions[same]:
-            same += 1
+        same = _in_common(self._actions, actions)
         self._states = self._states[: same + 1]
         for action in actions[same:]:
             chosen = torch.full((self.count,), action, device=self.process.device)
             self._states.append(self.process.transition(self._states[-1], chosen))
         self._actions = list(actions)
-        self.seen += round(self.count * (1 - same / self.process.num_layers))
         return self._states[-1]
 
     def logits(self, assignment: Sequence[int]) -> Tensor:
         """[B, num_classes] under an assignment [L]."""
         return self.process.logits(self.state(assignment))
+
+
+def _in_common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading actions are the same."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
+FOUND: dict[str, dict[tuple[int, ...], float]] = {}
+"""Losses that searches in this process found, by what was searched on. Runs of one seed at several budgets try much the
+same, and so do the methods that begin with a search."""
 
 
 class Search(Trials):
@@ -94,18 +101,35 @@ class Search(Trials):
     def __init__(self, process: SkippingProcess, images: Tensor, labels: Tensor) -> None:
         super().__init__(process, images)
         self.labels = labels
+        self.seen = 0
+        """Images shown so far, a share of an image where only the last blocks are run; those of `FOUND` included, so
+        that the count does not depend on what ran before."""
+        self._last: tuple[int, ...] = ()
         self._known: dict[tuple[int, ...], float] = {}
+        self._found = FOUND.setdefault(_fingerprint(process, images, labels), {})
 
     def loss(self, assignment: list[int]) -> float:
         """Mean cross-entropy in nats."""
         key = tuple(assignment)
         if key not in self._known:
-            self._known[key] = float(F.cross_entropy(self.logits(assignment), self.labels))
+            self.seen += round(self.count * (1 - _in_common(self._last, key) / self.process.num_layers))
+            self._last = key
+            if key not in self._found:
+                self._found[key] = float(F.cross_entropy(self.logits(assignment), self.labels))
+            self._known[key] = self._found[key]
         return self._known[key]
 
     def cost(self, assignment: list[int]) -> float:
         """Paper cost."""
         return float(self.process.cost.route_cost(torch.tensor([assignment], device=self.process.device))[0])
+
+
+def _fingerprint(process: SkippingProcess, images: Tensor, labels: Tensor) -> str:
+    """What tells network, choices and images apart from any others."""
+    digest = hashlib.sha256(repr((process.bitwidths, process.always_on)).encode())
+    for tensor in (images, labels, *process.backbone.state_dict().values()):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _with(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
