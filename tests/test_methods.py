@@ -171,8 +171,8 @@ def test_a_search_reuses_what_another_found_counts_it_all_the_same_and_takes_not
         assert (again.seen, again.loss(found)) == (fresh.seen, fresh.loss(found))
         changed = copy.deepcopy(process)
         next(changed.backbone.parameters()).data.mul_(1.1)
-        for process, others in ((changed, sample), (process, first_images(learned, 99))):
-            assert Search(process, *others).loss(found) != fresh.loss(found)
+        for network, others in ((changed, sample), (process, first_images(learned, 99))):
+            assert Search(network, *others).loss(found) != fresh.loss(found)
 
 
 def test_a_finished_run_is_not_run_again_and_half_a_run_is_run_anew(tiny_data, tmp_path):
