@@ -36,7 +36,7 @@ from dfs_env.task import Task, make_task
 RESULTS = "results.jsonl"
 """All result lines of a folder of runs."""
 
-VERSION = 2
+VERSION = 3
 """Raised when a change of the code changes what the same configuration gives; results of other versions are not
 reused."""
 

@@ -203,31 +203,29 @@ class SkippingProcess:
     def relaxed_transition(self, state: State, weights: Tensor, needed: Tensor | None = None) -> State:
         """Mix the outcomes of the actions by `weights` [B, A]; with one-hot weights, the same as `transition`.
 
-        Differentiable in the features and in the weights. An outcome is computed for the images whose weight on it, or
-        the gradient with respect to that weight, is not zero: for all if the weights require a gradient, unless
-        `needed` [B, A] says where it is false that weight and gradient are both zero.
+        Differentiable in the features and in the weights. An outcome is computed for the images whose weight on it is
+        not zero, and where the gradient with respect to that weight is asked for: for all if the weights require one,
+        unless `needed` [B, A] says where it is not needed. Outcomes of weight zero are computed without the means for a
+        gradient of their own, which would be zero, too.
+
+        Raises:
+            ValueError: the state is terminal, or all weights are zero.
         """
         if self.terminal(state):
             raise ValueError("every block is decided already: this state is terminal")
         if needed is None:
             everywhere = torch.is_grad_enabled() and weights.requires_grad
             needed = torch.ones_like(weights, dtype=torch.bool) if everywhere else weights != 0
-        mixed: Tensor | None = None
+        features = self._mixed(state, weights)
         for action, bits in enumerate(self.bitwidths):
             weight = weights[:, action]
-            rows = needed[:, action].nonzero().squeeze(1)
-            if len(rows) == 0:
-                continue
-            whole = len(rows) == len(weight)
-            outcome = self._run(state.layer, state.features if whole else _take(state.features, rows), bits)
-            outcome = outcome * (weight if whole else weight[rows])[:, None, None, None]
-            if not whole:
-                mixed = _add_rows(_empty_like(outcome, len(weight)).zero_() if mixed is None else mixed, rows, outcome)
-            else:
-                mixed = outcome if mixed is None else mixed + outcome
-        assert mixed is not None, "weights are all zero"
+            rows = (needed[:, action] & (weight == 0)).nonzero().squeeze(1)
+            if len(rows):
+                with torch.no_grad():
+                    outcome = self._run(state.layer, _take(state.features, rows), bits)
+                features = _Untaken.apply(features, weight, rows, outcome)
         cost = state.cost + weights @ self.cost.paper[state.layer]
-        return replace(state, features=mixed, layer=state.layer + 1, cost=cost)
+        return replace(state, features=features, layer=state.layer + 1, cost=cost)
 
     def observe(self, state: State) -> Tensor:
         """[B, D]: normalised channel summaries, for an observation with confidence its three numbers, position (one-hot
@@ -312,6 +310,23 @@ class SkippingProcess:
                 self.backbone.feature_mean[block, :, : summary.shape[2]] = mean
                 self.backbone.feature_std[block, :, : summary.shape[2]] = deviation.clamp_min(1e-3)
 
+    def _mixed(self, state: State, weights: Tensor) -> Tensor:
+        """Sum of the outcomes times their weights [B, A], where these are not zero."""
+        where, outcomes = [], []
+        for action, bits in enumerate(self.bitwidths):
+            weight = weights[:, action]
+            rows = weight.detach().nonzero().squeeze(1)
+            if len(rows):
+                whole = len(rows) == len(weight)
+                outcome = self._run(state.layer, state.features if whole else _take(state.features, rows), bits)
+                where.append(rows)
+                outcomes.append(outcome * weight[rows, None, None, None])
+        if not where:
+            raise ValueError("weights are all zero")
+        if len(where) == 1 and len(where[0]) == len(weights):
+            return outcomes[0]
+        return _add_rows(_empty_like(outcomes[0], len(weights)).zero_(), torch.cat(where), torch.cat(outcomes))
+
     def _grouped(self, state: State, action: Tensor, in_place: bool) -> Tensor:
         order = action.argsort(stable=True)
         counts = torch.bincount(action, minlength=self.num_actions).tolist()
@@ -371,6 +386,23 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return _take(grads[0], ctx.saved_tensors[0]), None, None
+
+
+class _Untaken(torch.autograd.Function):
+    """Outcomes [R, C, H, W] of weight 0 for some rows of the images: no part of the features [B, C, H, W], but of the
+    gradient with respect to the weights [B]."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, rows: Tensor, outcome: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, outcome)
+        ctx.images = len(weight)
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows, outcome = ctx.saved_tensors
+        along = (_take(grads[0], rows) * outcome).sum((1, 2, 3))
+        return grads[0], along.new_zeros(ctx.images).index_copy_(0, rows, along), None, None
 
 
 # Features lie in memory as [B, H, W, C] (channels last), the layout of the fastest convolutions; these keep it so.

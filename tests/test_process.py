@@ -156,7 +156,8 @@ def test_outcomes_of_zero_weight_are_computed_only_for_gradients(process, images
     assert runs == {(0, 8): 2, (0, 2): 1}
 
 
-def test_relaxed_gradient_equals_finite_differences_in_a_float_network(images):
+@pytest.mark.parametrize("hard", [False, True])
+def test_relaxed_gradient_equals_finite_differences_in_a_float_network(images, hard):
     torch.manual_seed(0)
     backbone = ResNet(ResNetConfig(8, 10, 4, (0, 16, 32), (32,))).eval().requires_grad_(False)
     process = SkippingProcess(backbone, (0, 32))
@@ -170,7 +171,10 @@ def test_relaxed_gradient_equals_finite_differences_in_a_float_network(images):
             state = process.relaxed_transition(state, weights[:, layer])
         return F.cross_entropy(process.logits(state), torch.tensor([1, 2])) + 0.3 * state.cost.square().sum()
 
-    weights = torch.rand(2, 3, 2, dtype=torch.float64).requires_grad_()
+    weights = torch.rand(2, 3, 2, dtype=torch.float64)
+    if hard:
+        weights = F.one_hot(weights.argmax(2), 2).double()
+    weights.requires_grad_()
     assert torch.autograd.gradcheck(loss, (weights,), eps=1e-7, atol=1e-5)
     assert (torch.autograd.grad(loss(weights), weights)[0] != 0).all()
 
