@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from agents.assignments import FOUND, Search, descend, descent, exchange
 from agents.checkpoints import CHECKPOINT
 from agents.engines import Processes
 from agents.evaluation import evaluate
 from agents.methods import default_config, labels, method, method_names
-from agents.methods.static import FOUND, Search, descend, descent, exchange
 from agents.recorder import Recorder
 from agents.run_folders import CONFIG, ERROR, RESULT
 from agents.runs import RunConfig, TaskConfig, load_run, run

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from agents.assignments import best_assignment
 from agents.evaluation import evaluate
 from agents.gates import make_gate
 from agents.learning import image_stream
@@ -62,7 +63,7 @@ def test_a_gate_of_one_score_layer_cannot_start_from_an_assignment(process):
 
 def test_before_it_learns_the_policy_is_the_static_one(learned):
     search = {"budget": 0.2, "search_images": 64}
-    assignment, _ = static.best_assignment(static.Config(**search, exchanges=64), learned)
+    assignment, _ = best_assignment(static.Config(**search, exchanges=64), learned)
     config = Config(**search, num_images=16, batch_size=2, lr=1e-12)
     policy = method("rloo").train(config, learned, Recorder(learned, 0.2, 16))
     assert isinstance(policy, GatePolicy)

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from agents.assignments import best_assignment
 from agents.evaluation import evaluate
 from agents.methods import method, static
-from agents.methods.selector import Config, Selector, continuations, fit, set_price
+from agents.methods.selector import Config, _shares, continuations
 from agents.policies import load_policy
 from agents.recorder import Recorder
+from agents.selection import Selector, fit, set_price
 
 COSTS = torch.tensor([0.0, 1.0])
 SMALL = {"num_images": 2000, "batch_size": 32, "search_images": 32}
@@ -34,13 +36,13 @@ def rewards_reached(selector, looks, rewards):
 
 def test_it_spends_where_images_are_told_apart():
     selector, (looks, rewards) = selector_of_two(budget=0.56), problem(told=True)
-    fit(selector, looks, rewards, COSTS, Config(budget=0.56))
+    fit(selector, looks, rewards, COSTS, Config().regression)
     assert rewards_reached(selector, looks, rewards) == (1.0, pytest.approx(0.5, abs=0.02))
 
 
 def test_it_does_not_trust_what_tells_nothing():
     selector, (looks, rewards) = selector_of_two(), problem(told=False)
-    fit(selector, looks, rewards, COSTS, Config(budget=0.5))
+    fit(selector, looks, rewards, COSTS, Config().regression)
     reward, cost = rewards_reached(selector, *problem(told=False))
     assert cost <= 0.6
     assert reward <= 0.5 + 0.5 * cost + 0.03, "more than chance would give"
@@ -63,13 +65,37 @@ def test_the_price_meets_the_budget():
 def test_routes_share_the_beginning_of_static_and_become_ever_cheaper(learned):
     config = Config(budget=0.2, decide_at=1, search_images=64)
     routes = continuations(config, learned)
-    own, _ = static.best_assignment(static.Config(0.2, search_images=64, exchanges=64), learned)
+    own, _ = best_assignment(static.Config(0.2, search_images=64, exchanges=64), learned)
     assert torch.equal(routes[-1], own)
     assert (routes[:, 0] == own[0]).all()
     costs = learned.process.cost.route_cost(routes)[0]
     assert (costs[:-1].diff() > 0).all()
     assert routes[0, 1:].tolist() == [0, 0]
     assert routes[-2, 1:].tolist() == [2, 2]
+
+
+def test_with_a_spread_only_continuations_near_the_budget_remain_but_one_at_least(learned):
+    def routes(spread):
+        return continuations(Config(budget=0.05, decide_at=1, search_images=64, spread=spread), learned)
+
+    every, near, nearest = routes(None), routes(0.7), routes(1e-3)
+    costs = learned.process.cost.route_cost(near)[0]
+    assert torch.equal(near[-1], every[-1])
+    assert ((costs - 0.05).abs() <= 0.035 + 1e-6).all()
+    assert 2 <= len(near) < len(every)
+    assert len(nearest) == 2
+    assert not torch.equal(*nearest)
+
+
+def test_the_backbone_learns_each_route_mostly_from_the_images_that_take_it():
+    selector, looks = selector_of_two(), torch.randn(6, 1)
+    chosen = selector.choose(looks, COSTS)
+    config = Config(cotrain=True, shared=0.2)
+    assert _shares(config, selector, looks, COSTS, fitted=False).tolist() == [[0.5, 0.5]] * 6
+    shares = _shares(config, selector, looks, COSTS, fitted=True)
+    assert torch.allclose(shares.gather(1, chosen[:, None]), torch.tensor(0.9))
+    assert torch.allclose(shares.sum(1), torch.ones(6))
+    assert _shares(Config(), selector, looks, COSTS, fitted=True).tolist() == [[0.5, 0.5]] * 6
 
 
 @pytest.mark.parametrize("hindsight", [False, True])
@@ -92,3 +118,5 @@ def test_options_that_cannot_be_are_refused(learned):
         continuations(Config(budget=0.2, decide_at=3), learned)
     with pytest.raises(ValueError, match="unknown answer"):
         Config(answer="luck")
+    with pytest.raises(ValueError, match="hindsight is for a frozen backbone"):
+        Config(hindsight=True, cotrain=True)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agents.assignments import best_assignment
 from agents.dual import DualAscent
 from agents.gates import score_layers
 from agents.learning import GateConfig, GateLearner, image_stream
@@ -141,7 +142,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     process, gate = learner.process, learner.gate
     if config.start_static:
         search = static.Config(config.budget, seed=config.seed, search_images=config.search_images, exchanges=EXCHANGES)
-        assignment, _ = static.best_assignment(search, task)
+        assignment, _ = best_assignment(search, task)
         prefer(gate, assignment.to(process.device), process.num_actions, config.start_static)
     dual = DualAscent(config.budget, config.price_rate, config.price_anneal, config.price)
     recorder.keep(dual=dual)

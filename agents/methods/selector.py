@@ -10,40 +10,31 @@ that the mean cost meets the budget. What this does not gain over `static`, bett
 With `hindsight`, the regression sees what the network answers at the end of `static`'s route instead: more than any
 policy can know at that block, but for the label. Beside the oracle, which knows the label, it tells how much of the
 oracle's lead is luck.
+
+With `cotrain`, the backbone learns at the same time, each continuation mostly from the images that are given to it. An
+uneven budget has its price: static assignments gain less and less with cost, so that a dear and a cheap one are
+together worse than one of their mean cost. That loss grows with the square of the distance between them, and what the
+choice gains with the distance itself. So only continuations whose costs are near the budget take part (`spread`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from agents.assignments import Trials, best_assignment, descent
 from agents.checkpoints import Variables
-from agents.evaluation import Evaluation, summary
-from agents.learning import image_stream
-from agents.methods import MethodConfig, static
+from agents.learning import BackboneLearner, image_stream
+from agents.methods import MethodConfig
 from agents.methods.rloo import ANSWERS
-from agents.policies import FILE
 from agents.recorder import Recorder
-from backbone.checkpoint import save_tensors
-from backbone.data import batches
+from agents.selection import Regression, Selector, fit
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
-
-UNITS = 64
-"""Hidden units of the regression."""
-TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Shares of the predicted differences between images that are tried; with 0, all images take one continuation."""
-PRICES = (1e-3, 1e4)
-"""Between which the price of cost is looked for, in rewards for a cost of full execution."""
-BISECTIONS = 40
-HELD_OUT = 5
-"""One in so many images is kept from the regression, to set price and trust on."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +48,9 @@ class Config(MethodConfig):
     """Images shown to the learner, once for each continuation."""
     decide_at: int = 0
     """Block in front of which the continuation is chosen."""
+    spread: float | None = None
+    """How far the costs of continuations may be from the budget, as a share of it; by default any distance. The nearest
+    one takes part in any case."""
     hindsight: bool = False
     """Whether the answer at the end of `static`'s route is known to the choice: then a bound, no policy."""
     answer: str = "probability"
@@ -66,16 +60,29 @@ class Config(MethodConfig):
     exchanges: int | None = 64
     """How thoroughly `static`'s route is searched, see `agents.methods.static`."""
     batch_size: int = 256
-    """Images per update of the regression."""
+    """Images per update."""
     epochs: int = 12
-    """Passes over the rewards."""
+    """Passes of the regression over the rewards."""
     lr: float = 2e-3
     """Learning rate of the regression (AdamW)."""
+    cotrain: bool = False
+    """Whether the backbone learns, too."""
+    backbone_lr: float = 0.01
+    """First learning rate of the backbone (SGD with momentum); it falls linearly to 0."""
+    shared: float = 0.2
+    """Share of the backbone's loss that has every image on every continuation, whichever is chosen for it."""
+    memory: int = 8192
+    """The last so many images are what the regression learns from while the backbone changes."""
 
     @property
     def role(self) -> str:
         """A bound, with hindsight."""
         return "bound" if self.hindsight else "policy"
+
+    @property
+    def regression(self) -> Regression:
+        """How rewards are learned."""
+        return Regression(self.epochs, 256, self.lr, self.seed)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,89 +90,20 @@ class Config(MethodConfig):
             raise ValueError(f"unknown answer {self.answer!r}: choose one of {', '.join(ANSWERS)}")
         if self.decide_at < 0 or self.epochs < 1:
             raise ValueError(f"decide_at {self.decide_at} must be at least 0, and epochs {self.epochs} at least 1")
+        if not 0 <= self.shared <= 1:
+            raise ValueError(f"shared {self.shared} is not in [0, 1]")
+        if self.spread is not None and self.spread <= 0:
+            raise ValueError(f"spread {self.spread} must be above 0")
+        if self.cotrain and self.hindsight:
+            raise ValueError("hindsight is for a frozen backbone: what is known in hindsight changes as it learns")
 
 
-PRESETS = {"hindsight": Config(hindsight=True)}
-
-
-class Selector(nn.Module):
-    """Routes [K, L] that differ from block `decide_at` on, and the regression that chooses among them.
-
-    Args:
-        routes: int64 [K, L].
-        seen: how many numbers it sees of an image.
-        decide_at, budget, hindsight: as in `Config`.
-    """
-
-    routes: Tensor
-    mean: Tensor
-    deviation: Tensor
-    average: Tensor
-    trust: Tensor
-    price: Tensor
-
-    def __init__(self, routes: Tensor, seen: int, decide_at: int, budget: float, hindsight: bool) -> None:
-        super().__init__()
-        self.decide_at, self.budget, self.hindsight = decide_at, budget, hindsight
-        self.network = nn.Sequential(nn.Linear(seen, UNITS), nn.ReLU(), nn.Linear(UNITS, len(routes)))
-        self.register_buffer("routes", routes)
-        self.register_buffer("mean", torch.zeros(seen))
-        self.register_buffer("deviation", torch.ones(seen))
-        self.register_buffer("average", torch.zeros(len(routes)))
-        self.register_buffer("trust", torch.ones(()))
-        self.register_buffer("price", torch.zeros(()))
-
-    def look(self, trials: static.Trials) -> Tensor:
-        """What is seen of the images [B, seen]."""
-        if not self.hindsight:
-            return trials.process.observe(trials.state(self.routes[0, : self.decide_at].tolist()))
-        logits = trials.logits(self.routes[-1].tolist())
-        shares = logits.softmax(1).sort(1, descending=True).values
-        return torch.cat((logits, shares), 1)
-
-    def predicted(self, seen: Tensor) -> Tensor:
-        """[B, K] rewards; what differs between images counts as far as it is trusted."""
-        found: Tensor = self.network((seen - self.mean) / self.deviation)
-        return self.average + self.trust * (found - self.average)
-
-    def choose(self, seen: Tensor, costs: Tensor) -> Tensor:
-        """Index of each image's route [B], given the costs [K]."""
-        return (self.predicted(seen) - self.price * costs).argmax(1)
-
-    @property
-    def macs_per_image(self) -> float:
-        """The regression's own multiply-accumulates."""
-        return float(sum(layer.weight.numel() for layer in self.network if isinstance(layer, nn.Linear)))
-
-    def measure(
-        self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
-    ) -> Evaluation:
-        """Every image of the split on the route that is chosen for it, at the budget that it was trained for."""
-        process, images = task.process, task.dataset.split(split)
-        costs, taken, answers = process.cost.route_cost(self.routes)[0], [], []
-        for rows in batches(images, 256):
-            inputs = task.dataset.normalize(images.images[rows]).to(process.device)
-            with torch.no_grad():
-                routes = self.routes[self.choose(self.look(static.Trials(process, inputs, self.budget)), costs)]
-                taken.append(routes)
-                answers.append(process.run(inputs, routes))
-            if progress:
-                progress(len(rows))
-        looks = process.observation_macs / process.num_layers
-        return summary(task, self.macs_per_image + looks, torch.cat(taken), torch.cat(answers), images.labels)
-
-    def save(self, folder: Path) -> None:
-        """Write routes and regression."""
-        about = {name: getattr(self, name) for name in ("decide_at", "budget", "hindsight")}
-        save_tensors(folder / FILE, self.state_dict(), {"kind": "agents.methods.selector:load", **about})
-
-
-def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> Selector:
-    """The selector that was saved."""
-    settings = {name: about[name] for name in ("decide_at", "budget", "hindsight")}
-    selector = Selector(tensors["routes"], len(tensors["mean"]), **settings)
-    selector.load_state_dict(tensors)
-    return selector.to(process.device).eval()
+PRESETS = {
+    "hindsight": Config(hindsight=True),
+    "cotrained": Config(cotrain=True, spread=0.25, batch_size=64),
+}
+REFITS = 8
+"""How often the regression is renewed while a memory's worth of images passes."""
 
 
 def continuations(config: Config, task: Task) -> Tensor:
@@ -177,100 +115,78 @@ def continuations(config: Config, task: Task) -> Tensor:
     process = task.process
     if config.decide_at >= process.num_layers:
         raise ValueError(f"decide_at {config.decide_at} is no block: there are {process.num_layers}, from 0")
-    own, search = static.best_assignment(config, task)
+    own, search = best_assignment(config, task)
     widest = [process.num_actions - 1] * (process.num_layers - config.decide_at)
     with torch.no_grad():
-        found = list(static.descent(search, [*own.tolist()[: config.decide_at], *widest], config.decide_at, lazy=True))
+        found = list(descent(search, [*own.tolist()[: config.decide_at], *widest], config.decide_at, lazy=True))
+    if config.spread is not None:
+        near, others = config.spread * config.budget + 1e-6, [route for route in found if route != own.tolist()]
+        distance = {tuple(route): abs(search.cost(route) - config.budget) for route in others}
+        nearest = min(distance.values())
+        found = [route for route in others if distance[tuple(route)] <= max(near, nearest)]
     return torch.tensor([*found[::-1], own.tolist()], device=process.device)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Selector:
-    """Search the routes, run images on all of them, learn their rewards."""
+    """Search the routes, run images on all of them, learn their rewards, and, if co-trained, the backbone."""
     process, routes = task.process, continuations(config, task)
     seen = 2 * task.dataset.num_classes if config.hindsight else process.observation_dim
     selector = Selector(routes, seen, config.decide_at, config.budget, config.hindsight).to(process.device)
     stream = image_stream(task, config.batch_size, config.seed)
-    found = Variables(looks=torch.empty(0, seen), rewards=torch.empty(0, len(routes)))
-    recorder.watch(selector)
-    recorder.keep(stream=stream, experience=found, selector=selector)
+    found = Variables(looks=torch.empty(0, seen), rewards=torch.empty(0, len(routes)), new=0, fitted=False)
+    learner = BackboneLearner(process.backbone, config.backbone_lr) if config.cotrain else None
+    recorder.watch(selector, *([process.backbone] if learner else []))
+    recorder.keep(stream=stream, experience=found, selector=selector, **({"backbone": learner} if learner else {}))
     costs = process.cost.route_cost(routes)[0]
     while recorder.goes_on():
         images, labels = next(stream)
-        look, rewards = _outcomes(config, selector, process, images, labels)
-        found.looks, found.rewards = torch.cat((found.looks, look)), torch.cat((found.rewards, rewards))
-        reward = float(rewards.mean())
-        scalars = {"accuracy": reward, "cost": float(costs.mean()), "entropy": 0.0, "price": float(selector.price)}
-        recorder.step(rewards.numel(), loss=-reward, reward_answer=reward, **scalars)
-        if recorder.check_due():
-            fit(selector, found.looks, found.rewards, costs, config)
+        with torch.set_grad_enabled(config.cotrain):
+            look, logits = _outcomes(selector, process, images)
+            losses = -ANSWERS["log_probability"](logits.flatten(0, 1), labels.repeat_interleave(len(routes)))
+        rewards = ANSWERS[config.answer](logits.detach().flatten(0, 1), labels.repeat_interleave(len(routes)))
+        _remember(found, look, rewards.view(len(look), -1), config.memory if config.cotrain else None)
+        share = _shares(config, selector, look, costs, found.fitted)
+        loss = (share * losses.view(share.shape)).sum(1).mean()
+        right = logits.argmax(2) == labels[:, None]
+        scalars = {"accuracy": float((share * right).sum(1).mean()), "cost": float((share @ costs).mean())}
+        scalars |= {"reward_answer": float(rewards.mean()), "entropy": 0.0, "price": float(selector.price)}
+        recorder.step(rewards.numel(), loss=float(loss.detach()), **scalars)
+        if learner:
+            loss.backward()
+            learner.apply(1 - min(recorder.seen / config.num_images, 1.0))
+        due = recorder.check_due()
+        if due or (learner and found.new >= config.memory // REFITS):
+            fit(selector, found.looks, found.rewards, costs, config.regression)
+            found.new, found.fitted = 0, True
+        if due:
             recorder.consider(selector)
     recorder.restore_best()
     return selector.eval()
 
 
-def _outcomes(
-    config: Config, selector: Selector, process: SkippingProcess, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """What is seen of images [B, 3, H, W] with labels [B], and the reward of each route [B, K]."""
+def _outcomes(selector: Selector, process: SkippingProcess, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What is seen of images [B, 3, H, W], and the network's answers [B, K, classes] at the end of each route."""
     routes = selector.routes.tolist()
     order = sorted(range(len(routes)), key=lambda index: routes[index])  # neighbours share most blocks
+    trials = Trials(process, images, selector.budget)
+    look = selector.look(trials).detach()
+    logits = {index: trials.logits(routes[index]) for index in order}
+    return look, torch.stack([logits[index] for index in range(len(routes))], 1)
+
+
+def _remember(found: Variables, looks: Tensor, rewards: Tensor, most: int | None) -> None:
+    """Add what was seen [B, seen] and the rewards [B, K] of images, and forget all but the last `most`."""
+    keep = 0 if most is None else -most
+    found.looks = torch.cat((found.looks, looks.cpu()))[keep:]
+    found.rewards = torch.cat((found.rewards, rewards.cpu()))[keep:]
+    found.new += len(looks)
+
+
+def _shares(config: Config, selector: Selector, looks: Tensor, costs: Tensor, fitted: bool) -> Tensor:
+    """How much of each image's loss [B, K] is on each route: evenly shared, as long as nothing is known or chosen."""
+    even = torch.full((len(looks), len(costs)), 1 / len(costs), device=looks.device)
+    if not (config.cotrain and fitted):
+        return even
     with torch.no_grad():
-        trials = static.Trials(process, images, config.budget)
-        look = selector.look(trials)
-        rewards = {index: ANSWERS[config.answer](trials.logits(routes[index]), labels) for index in order}
-    return look, torch.stack([rewards[index] for index in range(len(routes))], 1)
-
-
-def fit(selector: Selector, looks: Tensor, rewards: Tensor, costs: Tensor, config: Config) -> None:
-    """Learn the rewards [N, K] from looks [N, seen]: a regression by least squares on most of the images; on the rest,
-    the price at which the budget is met, and how far differences between images are to be trusted."""
-    generator = torch.Generator().manual_seed(config.seed)
-    order = torch.randperm(len(looks), generator=generator)
-    most, rest = order.split([len(order) - len(order) // HELD_OUT, len(order) // HELD_OUT])
-    selector.mean.copy_(looks[most].mean(0))
-    selector.deviation.copy_(looks[most].std(0).clamp_min(1e-3))
-    selector.average.copy_(rewards[most].mean(0))
-    _regress(config, selector, looks[most], rewards[most], generator)
-    if not len(rest):
-        rest = most
-    reached = []
-    for trust in TRUST:
-        selector.trust.fill_(trust)
-        set_price(selector, looks[rest], costs, config.budget)
-        chosen = selector.choose(looks[rest], costs)
-        reached.append((float(rewards[rest].gather(1, chosen[:, None]).mean()), trust, float(selector.price)))
-    _, trust, price = max(reached, key=lambda each: each[0])
-    selector.trust.fill_(trust)
-    selector.price.fill_(price)
-
-
-def _regress(config: Config, selector: Selector, looks: Tensor, rewards: Tensor, generator: torch.Generator) -> None:
-    with torch.random.fork_rng():  # a later fit begins where this one did
-        torch.manual_seed(config.seed)
-        for layer in selector.network:
-            if isinstance(layer, nn.Linear):
-                layer.reset_parameters()
-    optimizer = torch.optim.AdamW(selector.network.parameters(), config.lr, weight_decay=0.01)
-    inputs = (looks - selector.mean) / selector.deviation
-    for _ in range(config.epochs):
-        for rows in torch.randperm(len(inputs), generator=generator).split(config.batch_size):
-            loss = F.mse_loss(selector.network(inputs[rows]), rewards[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-
-@torch.no_grad()
-def set_price(selector: Selector, looks: Tensor, costs: Tensor, budget: float) -> None:
-    """Set the lowest price, by bisection, at which the routes chosen for images of the given looks [N, seen] cost
-    `budget` on average; costs are [K]."""
-    low, high = PRICES
-    predicted = selector.predicted(looks)
-    for _ in range(BISECTIONS):
-        middle = (low * high) ** 0.5
-        chosen = (predicted - middle * costs).argmax(1)
-        if float(costs[chosen].double().mean()) > budget + 1e-6:
-            low = middle
-        else:
-            high = middle
-    selector.price.fill_(high)
+        chosen = F.one_hot(selector.choose(looks, costs), len(costs))
+    return config.shared * even + (1 - config.shared) * chosen

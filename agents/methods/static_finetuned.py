@@ -11,8 +11,9 @@ from typing import ClassVar
 
 from torch.nn import functional as F
 
+from agents.assignments import best_assignment
 from agents.learning import BackboneLearner, image_stream
-from agents.methods import MethodConfig, static
+from agents.methods import MethodConfig
 from agents.policies import AssignmentPolicy, Policy
 from agents.recorder import Recorder
 from backbone.schedules import make_schedule
@@ -46,7 +47,7 @@ class Config(MethodConfig):
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search, then fine-tune."""
     process, share = task.process, make_schedule(config.schedule)
-    assignment, _ = static.best_assignment(config, task)
+    assignment, _ = best_assignment(config, task)
     policy, stream = AssignmentPolicy(assignment), image_stream(task, config.batch_size, config.seed)
     cost = float(process.cost.route_cost(assignment[None].to(process.device))[0])
     learner = BackboneLearner(process.backbone, config.backbone_lr)

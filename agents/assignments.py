@@ -1,0 +1,208 @@
+"""Assignments of bitwidths to blocks that are the same for all images, and the search for the best one.
+
+Greedy descent from full execution, one block and one bitwidth at a time, always where the loss rises least for the cost
+saved, down to the budget; then pairwise exchanges between blocks as long as one helps. The loss is cross-entropy on
+training images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.learning import image_stream
+from dfs_env.process import SkippingProcess, State
+from dfs_env.task import Task
+
+
+class Wanted(Protocol):
+    """What the configuration of a method that searches an assignment has, as `Config` has it."""
+
+    @property
+    def budget(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def search_images(self) -> int: ...
+    @property
+    def exchanges(self) -> int | None: ...
+
+
+class Trials:
+    """Fixed images on one assignment after another; the states along the last one are kept and reused.
+
+    Args:
+        process: what runs the images.
+        images: normalised [B, 3, H, W].
+        budget: what is observed as the budget.
+    """
+
+    def __init__(self, process: SkippingProcess, images: Tensor, budget: float = 1.0) -> None:
+        self.process, self.count = process, len(images)
+        self._states: list[State] = [process.initial(images, budget)]
+        self._actions: list[int] = []
+
+    def state(self, actions: Sequence[int]) -> State:
+        """The images after the first blocks took `actions`."""
+        same = _in_common(self._actions, actions)
+        self._states = self._states[: same + 1]
+        for action in actions[same:]:
+            chosen = torch.full((self.count,), action, device=self.process.device)
+            self._states.append(self.process.transition(self._states[-1], chosen))
+        self._actions = list(actions)
+        return self._states[-1]
+
+    def logits(self, assignment: Sequence[int]) -> Tensor:
+        """[B, num_classes] under an assignment [L]."""
+        return self.process.logits(self.state(assignment))
+
+
+def _in_common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading actions are the same."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
+FOUND: dict[str, dict[tuple[int, ...], float]] = {}
+"""Losses that searches in this process found, by what was searched on. Runs of one seed at several budgets try much the
+same, and so do the methods that begin with a search."""
+
+
+class Search(Trials):
+    """Mean cross-entropy of assignments [L] on fixed images with labels [B]."""
+
+    def __init__(self, process: SkippingProcess, images: Tensor, labels: Tensor) -> None:
+        super().__init__(process, images)
+        self.labels = labels
+        self.seen = 0
+        """Images shown so far, a share of an image where only the last blocks are run; those of `FOUND` included, so
+        that the count does not depend on what ran before."""
+        self._last: tuple[int, ...] = ()
+        self._known: dict[tuple[int, ...], float] = {}
+        self._found = FOUND.setdefault(_fingerprint(process, images, labels), {})
+
+    def loss(self, assignment: list[int]) -> float:
+        """Mean cross-entropy in nats."""
+        key = tuple(assignment)
+        if key not in self._known:
+            self.seen += round(self.count * (1 - _in_common(self._last, key) / self.process.num_layers))
+            self._last = key
+            if key not in self._found:
+                self._found[key] = float(F.cross_entropy(self.logits(assignment), self.labels))
+            self._known[key] = self._found[key]
+        return self._known[key]
+
+    def cost(self, assignment: list[int]) -> float:
+        """Paper cost."""
+        return float(self.process.cost.route_cost(torch.tensor([assignment], device=self.process.device))[0])
+
+
+def _fingerprint(process: SkippingProcess, images: Tensor, labels: Tensor) -> str:
+    """What tells network, choices and images apart from any others."""
+    digest = hashlib.sha256(repr((process.bitwidths, process.always_on)).encode())
+    for tensor in (images, labels, *process.backbone.state_dict().values()):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _with(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
+    changed = list(assignment)
+    for block, action in changes:
+        changed[block] = action
+    return changed
+
+
+def descent(search: Search, assignment: list[int], first: int = 0, lazy: bool = False) -> Iterator[list[int]]:
+    """The assignment, and ever cheaper ones: one block from `first` on is lowered at a time, where the loss rises least
+    for the cost saved.
+
+    If `lazy`, what a change did before others were made stands for what it does now, until it seems the best one: then
+    it is tried anew (lazy greedy search, Minoux 1978). Far fewer trials, and as a rule the same choice.
+    """
+    known: dict[tuple[int, int], float] = {}
+    while True:
+        yield assignment
+        changes = [(block, action) for block in range(first, len(assignment)) for action in range(assignment[block])]
+        if not changes:
+            return
+        fresh: set[tuple[int, int]] = set()
+        while True:
+            for change in changes:
+                if change not in known or not (lazy or change in fresh):
+                    known[change] = _rise(search, assignment, change)
+                    fresh.add(change)
+            best = min(changes, key=known.__getitem__)
+            if best in fresh:
+                break
+            del known[best]
+        assignment = _with(assignment, best)
+        known = {change: rise for change, rise in known.items() if change[0] != best[0]}
+
+
+def _rise(search: Search, assignment: list[int], change: tuple[int, int]) -> float:
+    """Rise of the loss for the cost saved."""
+    before, changed = search.loss(assignment), _with(assignment, change)
+    return (search.loss(changed) - before) / (search.cost(assignment) - search.cost(changed))
+
+
+def descend(search: Search, assignment: list[int], budget: float, lazy: bool = False) -> list[int]:
+    """Lower one block at a time until the cost is within the budget."""
+    return next(trial for trial in descent(search, assignment, lazy=lazy) if search.cost(trial) <= budget + 1e-6)
+
+
+def _exchanges(assignment: list[int], actions: int) -> Iterator[list[int]]:
+    for first in range(len(assignment)):
+        for up in range(assignment[first] + 1, actions):
+            yield _with(assignment, (first, up))
+            for second, now in enumerate(assignment):
+                if second != first:
+                    yield from (_with(assignment, (first, up), (second, down)) for down in range(now))
+
+
+def exchange(search: Search, assignment: list[int], budget: float, actions: int, count: int | None = None) -> list[int]:
+    """Raise one block, and lower another to pay for it where that is needed, as long as the loss falls; of the
+    exchanges, try all, or the `count` most promising."""
+    improved = True
+    while improved:
+        improved = False
+        trials = (trial for trial in _exchanges(assignment, actions) if search.cost(trial) <= budget + 1e-6)
+        for trial in trials if count is None else _promising(search, assignment, trials)[:count]:
+            if search.loss(trial) < search.loss(assignment) - 1e-6:
+                assignment, improved = trial, True
+                break
+    return assignment
+
+
+def _promising(search: Search, assignment: list[int], trials: Iterable[list[int]]) -> list[list[int]]:
+    """The trials, first that which would lose least if the changes of the loss by each block alone added up."""
+    start = search.loss(assignment)
+
+    def promised(trial: list[int]) -> float:
+        changes = [(block, action) for block, action in enumerate(trial) if action != assignment[block]]
+        return sum(search.loss(_with(assignment, change)) - start for change in changes)
+
+    return sorted(trials, key=promised)
+
+
+def best_assignment(config: Wanted, task: Task) -> tuple[Tensor, Search]:
+    """The best assignment [L] of actions within the budget on some training images, and the search that found it.
+
+    Raises:
+        ValueError: the budget is below the cheapest assignment.
+    """
+    process, budget = task.process, config.budget
+    cheapest = float(process.cost.paper.min(1).values.sum())
+    if budget < cheapest - 1e-6:
+        raise ValueError(f"budget {budget} is below the cheapest assignment, which costs {cheapest:.4f}")
+    images, labels = next(image_stream(task, min(config.search_images, len(task.dataset.train)), config.seed))
+    with torch.no_grad():
+        search = Search(process, images, labels)
+        widest = [process.num_actions - 1] * process.num_layers
+        start = descend(search, widest, budget, lazy=config.exchanges is not None)
+        assignment = exchange(search, start, budget, process.num_actions, config.exchanges)
+    return torch.tensor(assignment), search
