@@ -1,12 +1,13 @@
-"""A choice among known routes: a regression predicts each one's reward for an image, and the best after the price of
-its cost is taken."""
+"""A choice among known routes: at every fork, regressions predict the rewards of the routes that are still open for an
+image, and it goes on towards the best after the price of its cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +15,22 @@ from torch.nn import functional as F
 
 from agents.assignments import Trials
 from agents.evaluation import Evaluation, summary
-from agents.policies import FILE
+from agents.gates import position
+from agents.policies import FILE, Array
 from backbone.checkpoint import save_tensors
 from backbone.data import batches
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
 UNITS = 64
-"""Hidden units of the regression."""
+"""Hidden units of each regression."""
 TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the predicted differences between images that are tried; with 0, all images take one route."""
 PRICES = (1e-3, 1e4)
 """Between which the price of cost is looked for, in rewards for a cost of full execution."""
 BISECTIONS = 40
 HELD_OUT = 5
-"""One in so many images is kept from the regression, to set price and trust on."""
+"""One in so many images is kept from the regressions, to set price and trust on."""
 
 
 @dataclass(frozen=True)
@@ -45,138 +47,217 @@ class Regression:
     """Seed of weights and order."""
 
 
+def forks_of(routes: Tensor) -> list[tuple[int, ...]]:
+    """The beginnings of routes [K, L] after which they part, the shortest first."""
+    known = [tuple(route) for route in routes.tolist()]
+    beginnings = {route[:length] for route, length in product(known, range(routes.shape[1]))}
+
+    def parts(beginning: tuple[int, ...]) -> bool:
+        length = len(beginning)
+        return len({route[length] for route in known if route[:length] == beginning}) > 1
+
+    return sorted(filter(parts, beginnings), key=lambda beginning: (len(beginning), beginning))
+
+
 class Selector(nn.Module):
-    """Routes [K, L] that differ from block `decide_at` on, and the regression that chooses among them.
+    """Routes [K, L], and a regression for each block in front of which some of them part.
 
     Args:
         routes: int64 [K, L].
-        seen: how many numbers it sees of an image.
-        decide_at: block in front of which the route is chosen.
+        costs: their paper costs [K].
+        seen: how many numbers are seen of an image at a fork.
         budget: mean cost to stay within.
-        hindsight: whether it sees the answer at the end of the last route instead of what is in front of that block.
     """
 
     routes: Tensor
+    costs: Tensor
     mean: Tensor
     deviation: Tensor
     average: Tensor
     trust: Tensor
     price: Tensor
 
-    def __init__(self, routes: Tensor, seen: int, decide_at: int, budget: float, hindsight: bool) -> None:
+    def __init__(self, routes: Tensor, costs: Tensor, seen: int, budget: float) -> None:
         super().__init__()
-        self.decide_at, self.budget, self.hindsight = decide_at, budget, hindsight
-        self.network = nn.Sequential(nn.Linear(seen, UNITS), nn.ReLU(), nn.Linear(UNITS, len(routes)))
+        self.budget, self.forks = budget, self._forks(routes)
+        self.layers = sorted({len(fork) for fork in self.forks})
+        """Blocks in front of which routes part."""
+        count = len(self.layers)
+        self.networks = nn.ModuleList(
+            nn.Sequential(nn.Linear(seen, UNITS), nn.ReLU(), nn.Linear(UNITS, len(routes))) for _ in range(count)
+        )
+        self.macs_per_image = float(sum(part.weight.numel() for part in self.modules() if isinstance(part, nn.Linear)))
         self.register_buffer("routes", routes)
-        self.register_buffer("mean", torch.zeros(seen))
-        self.register_buffer("deviation", torch.ones(seen))
+        self.register_buffer("costs", costs.float())
+        self.register_buffer("mean", torch.zeros(count, seen))
+        self.register_buffer("deviation", torch.ones(count, seen))
         self.register_buffer("average", torch.zeros(len(routes)))
         self.register_buffer("trust", torch.ones(()))
         self.register_buffer("price", torch.zeros(()))
 
-    def look(self, trials: Trials) -> Tensor:
-        """What is seen of the images [B, seen]."""
-        if not self.hindsight:
-            return trials.process.observe(trials.state(self.routes[0, : self.decide_at].tolist()))
-        logits = trials.logits(self.routes[-1].tolist())
-        shares = logits.softmax(1).sort(1, descending=True).values
-        return torch.cat((logits, shares), 1)
+    def _forks(self, routes: Tensor) -> list[tuple[int, ...]]:
+        return forks_of(routes)
 
-    def predicted(self, seen: Tensor) -> Tensor:
-        """[B, K] rewards; what differs between images counts as far as it is trusted."""
-        found: Tensor = self.network((seen - self.mean) / self.deviation)
-        return self.average + self.trust * (found - self.average)
+    def outcomes(self, process: SkippingProcess, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What is seen of images [B, 3, H, W] at each fork [B, forks, seen], and the network's answers [B, K, classes]
+        at the end of each route."""
+        routes, trials = self.routes.tolist(), Trials(process, images, self.budget)
+        looks, logits = dict[tuple[int, ...], Tensor](), dict[int, Tensor]()
+        for index in sorted(range(len(routes)), key=routes.__getitem__):  # neighbours share most blocks
+            for fork in self.forks:
+                if fork not in looks and tuple(routes[index][: len(fork)]) == fork:
+                    looks[fork] = process.observe(trials.state(fork)).detach()
+            logits[index] = trials.logits(routes[index])
+        answers = torch.stack([logits[index] for index in range(len(routes))], 1)
+        return torch.stack([looks[fork] for fork in self.forks], 1), answers
 
-    def choose(self, seen: Tensor, costs: Tensor) -> Tensor:
-        """Index of each image's route [B], given the costs [K]."""
-        return (self.predicted(seen) - self.price * costs).argmax(1)
+    def predicted(self, layer: int, looks: Tensor) -> Tensor:
+        """Rewards [B, K] of the routes by what is seen [B, seen] in front of block `layer`."""
+        place = self.layers.index(layer)
+        found: Tensor = self.networks[place]((looks - self.mean[place]) / self.deviation[place])
+        return found
 
-    @property
-    def macs_per_image(self) -> float:
-        """The regression's own multiply-accumulates."""
-        return float(sum(layer.weight.numel() for layer in self.network if isinstance(layer, nn.Linear)))
+    def predictions(self, looks: Tensor) -> Tensor:
+        """Rewards [N, forks, K] by what is seen at every fork [N, forks, seen]."""
+        return torch.stack([self.predicted(len(fork), looks[:, i]) for i, fork in enumerate(self.forks)], 1)
+
+    def choose(self, predicted: Tensor, layer: int, taken: Tensor) -> Tensor:
+        """The route [B] to make for from block `layer` on, given the one that was made for so far [B]: the best of
+        those that began like it. What differs between images counts as far as it is trusted."""
+        begun = self.routes[:, :layer]
+        possible = (begun[taken][:, None] == begun).all(2)
+        values = self.average + self.trust * (predicted - self.average) - self.price * self.costs
+        return values.masked_fill(~possible, -torch.inf).argmax(1)
+
+    def walk(self, predicted: Tensor) -> Tensor:
+        """The route [N] of each image, given the rewards that are predicted at every fork [N, forks, K]."""
+        taken = torch.zeros(len(predicted), dtype=torch.long, device=predicted.device)
+        for number, fork in enumerate(self.forks):
+            begun = self.routes[:, : len(fork)]
+            here = (begun[taken] == begun.new_tensor(fork)).all(1)
+            taken[here] = self.choose(predicted[here, number], len(fork), taken[here])
+        return taken
+
+    def predict(
+        self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
+    ) -> tuple[Array, Any]:
+        """Actions [B], and the routes that are made for [B]. All episodes start together."""
+        looks = torch.as_tensor(observation, device=self.routes.device)
+        if state is None or (episode_start is not None and episode_start.any()):
+            state = torch.zeros(len(looks), dtype=torch.long, device=looks.device)
+        layer = position(looks[:1].cpu(), self.routes.shape[1])
+        if layer in self.layers:
+            with torch.no_grad():
+                state = self.choose(self.predicted(layer, looks), layer, state)
+        return self.routes[state, layer].cpu().numpy(), state
+
+    def save(self, folder: Path) -> None:
+        """Write routes and regressions."""
+        about = {"kind": "agents.selection:load", "budget": self.budget, "class": type(self).__name__}
+        save_tensors(folder / FILE, self.state_dict(), about)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], budget: float) -> Self:
+        """The selector whose weights these are."""
+        selector = cls(tensors["routes"], tensors["costs"], tensors["mean"].shape[1], budget)
+        selector.load_state_dict(tensors)
+        return selector
+
+
+class Hindsight(Selector):
+    """Chooses once, by what the network answers at the end of the last route: no policy, for it is known too late."""
+
+    def _forks(self, routes: Tensor) -> list[tuple[int, ...]]:
+        return [()]
+
+    def outcomes(self, process: SkippingProcess, images: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Selector`."""
+        routes, trials = self.routes.tolist(), Trials(process, images, self.budget)
+        logits = {index: trials.logits(routes[index]) for index in sorted(range(len(routes)), key=routes.__getitem__)}
+        answers = torch.stack([logits[index] for index in range(len(routes))], 1)
+        return self.look(answers[:, -1])[:, None], answers
+
+    def look(self, answers: Tensor) -> Tensor:
+        """What is seen [B, 2 * classes] of answers [B, classes]: these, and the probabilities in their order."""
+        return torch.cat((answers, answers.softmax(1).sort(1, descending=True).values), 1)
 
     def measure(
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
     ) -> Evaluation:
         """Every image of the split on the route that is chosen for it, at the budget that it was trained for."""
-        process, images = task.process, task.dataset.split(split)
-        costs, taken, answers = process.cost.route_cost(self.routes)[0], [], []
+        process, images, taken, answers = task.process, task.dataset.split(split), [], []
         for rows in batches(images, 256):
             inputs = task.dataset.normalize(images.images[rows]).to(process.device)
             with torch.no_grad():
-                routes = self.routes[self.choose(self.look(Trials(process, inputs, self.budget)), costs)]
-                taken.append(routes)
-                answers.append(process.run(inputs, routes))
+                known = process.run(inputs, self.routes[-1].expand(len(rows), -1))
+                taken.append(self.routes[self.walk(self.predicted(0, self.look(known))[:, None])])
+                answers.append(process.run(inputs, taken[-1]))
             if progress:
                 progress(len(rows))
-        looks = process.observation_macs / process.num_layers
-        return summary(task, self.macs_per_image + looks, torch.cat(taken), torch.cat(answers), images.labels)
-
-    def save(self, folder: Path) -> None:
-        """Write routes and regression."""
-        about = {name: getattr(self, name) for name in ("decide_at", "budget", "hindsight")}
-        save_tensors(folder / FILE, self.state_dict(), {"kind": "agents.selection:load", **about})
+        return summary(task, self.macs_per_image, torch.cat(taken), torch.cat(answers), images.labels)
 
 
 def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> Selector:
     """The selector that was saved."""
-    settings = {name: about[name] for name in ("decide_at", "budget", "hindsight")}
-    selector = Selector(tensors["routes"], len(tensors["mean"]), **settings)
-    selector.load_state_dict(tensors)
-    return selector.to(process.device).eval()
+    kind = Hindsight if about["class"] == Hindsight.__name__ else Selector
+    return kind.of(tensors, about["budget"]).to(process.device).eval()
 
 
-def fit(selector: Selector, looks: Tensor, rewards: Tensor, costs: Tensor, how: Regression) -> None:
-    """Learn the rewards [N, K] from looks [N, seen]: a regression by least squares on most of the images; on the rest,
-    the price at which the budget is met, and how far differences between images are to be trusted."""
+def fit(selector: Selector, looks: Tensor, rewards: Tensor, how: Regression) -> None:
+    """Learn the rewards [N, K] from looks [N, forks, seen]: by least squares on most of the images; on the rest, the
+    price at which the budget is met, and how far differences between images are to be trusted."""
     generator = torch.Generator().manual_seed(how.seed)
     order = torch.randperm(len(looks), generator=generator)
     most, rest = order.split([len(order) - len(order) // HELD_OUT, len(order) // HELD_OUT])
-    selector.mean.copy_(looks[most].mean(0))
-    selector.deviation.copy_(looks[most].std(0).clamp_min(1e-3))
     selector.average.copy_(rewards[most].mean(0))
-    _regress(how, selector, looks[most], rewards[most], generator)
+    for place, layer in enumerate(selector.layers):
+        forks = [number for number, fork in enumerate(selector.forks) if len(fork) == layer]
+        inputs = looks[most][:, forks].flatten(0, 1)
+        selector.mean[place] = inputs.mean(0)
+        selector.deviation[place] = inputs.std(0).clamp_min(1e-3)
+        inputs = (inputs - selector.mean[place]) / selector.deviation[place]
+        _regress(selector.networks[place], inputs, rewards[most].repeat_interleave(len(forks), 0), how, generator)
     if not len(rest):
         rest = most
-    reached = []
-    for trust in TRUST:
-        selector.trust.fill_(trust)
-        set_price(selector, looks[rest], costs, selector.budget)
-        chosen = selector.choose(looks[rest], costs)
-        reached.append((float(rewards[rest].gather(1, chosen[:, None]).mean()), trust, float(selector.price)))
-    _, trust, price = max(reached, key=lambda each: each[0])
-    selector.trust.fill_(trust)
-    selector.price.fill_(price)
+    with torch.no_grad():
+        _set_price_and_trust(selector, looks[rest], rewards[rest])
 
 
-def _regress(how: Regression, selector: Selector, looks: Tensor, rewards: Tensor, generator: torch.Generator) -> None:
+def _regress(network: nn.Module, inputs: Tensor, rewards: Tensor, how: Regression, generator: torch.Generator) -> None:
     with torch.random.fork_rng():  # a later fit begins where this one did
         torch.manual_seed(how.seed)
-        for layer in selector.network:
+        for layer in network.modules():
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
-    optimizer = torch.optim.AdamW(selector.network.parameters(), how.lr, weight_decay=0.01)
-    inputs = (looks - selector.mean) / selector.deviation
+    optimizer = torch.optim.AdamW(network.parameters(), how.lr, weight_decay=0.01)
     for _ in range(how.epochs):
         for rows in torch.randperm(len(inputs), generator=generator).split(how.batch_size):
-            loss = F.mse_loss(selector.network(inputs[rows]), rewards[rows])
+            loss = F.mse_loss(network(inputs[rows]), rewards[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
 
-@torch.no_grad()
-def set_price(selector: Selector, looks: Tensor, costs: Tensor, budget: float) -> None:
-    """Set the lowest price, by bisection, at which the routes chosen for images of the given looks [N, seen] cost
-    `budget` on average; costs are [K]."""
+def _set_price_and_trust(selector: Selector, looks: Tensor, rewards: Tensor) -> None:
+    predicted, reached = selector.predictions(looks), []
+    for trust in TRUST:
+        selector.trust.fill_(trust)
+        set_price(selector, predicted)
+        taken = selector.walk(predicted)
+        reached.append((float(rewards.gather(1, taken[:, None]).mean()), trust, float(selector.price)))
+    _, trust, price = max(reached, key=lambda each: each[0])
+    selector.trust.fill_(trust)
+    selector.price.fill_(price)
+
+
+def set_price(selector: Selector, predicted: Tensor) -> None:
+    """Set the lowest price, by bisection, at which the routes that images take by the rewards predicted for them at
+    every fork [N, forks, K] cost the budget on average."""
     low, high = PRICES
-    predicted = selector.predicted(looks)
     for _ in range(BISECTIONS):
-        middle = (low * high) ** 0.5
-        chosen = (predicted - middle * costs).argmax(1)
-        if float(costs[chosen].double().mean()) > budget + 1e-6:
-            low = middle
+        selector.price.fill_((low * high) ** 0.5)
+        if float(selector.costs[selector.walk(predicted)].double().mean()) > selector.budget + 1e-6:
+            low = float(selector.price)
         else:
-            high = middle
+            high = float(selector.price)
     selector.price.fill_(high)

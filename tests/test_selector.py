@@ -1,5 +1,6 @@
 """The selector: routes that share static's beginning, and a choice that pays exactly where images can be told apart."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,56 +10,58 @@ from agents.methods import method, static
 from agents.methods.selector import Config, _shares, continuations
 from agents.policies import load_policy
 from agents.recorder import Recorder
-from agents.selection import Selector, fit, set_price
+from agents.selection import Selector, fit, forks_of, set_price
 
 COSTS = torch.tensor([0.0, 1.0])
 SMALL = {"num_images": 2000, "batch_size": 32, "search_images": 32}
 
 
-def selector_of_two(seen=1, budget=0.5):
+def selector_of_two(budget=0.5):
     torch.manual_seed(0)
-    return Selector(torch.tensor([[0], [1]]), seen, 0, budget, hindsight=False)
+    return Selector(torch.tensor([[0], [1]]), COSTS, 1, budget)
 
 
 def problem(told: bool):
-    """Looks [N, 1] and rewards [N, 2]: skipping is right for half of the images, which can be `told` or not."""
+    """Looks [N, 1, 1] and rewards [N, 2]: skipping is right for half of the images, which can be `told` or not."""
     generator = torch.Generator().manual_seed(1)
     easy = torch.rand(2000, generator=generator) < 0.5
     looks = torch.where(easy, 1.0, -1.0) if told else torch.randn(2000, generator=generator)
-    return looks[:, None], torch.stack((easy.float(), torch.ones(2000)), 1)
+    return looks[:, None, None], torch.stack((easy.float(), torch.ones(2000)), 1)
 
 
 def rewards_reached(selector, looks, rewards):
     with torch.no_grad():
-        chosen = selector.choose(looks, COSTS)
+        chosen = selector.walk(selector.predictions(looks))
     return float(rewards.gather(1, chosen[:, None]).mean()), float(COSTS[chosen].mean())
 
 
 def test_it_spends_where_images_are_told_apart():
     selector, (looks, rewards) = selector_of_two(budget=0.56), problem(told=True)
-    fit(selector, looks, rewards, COSTS, Config().regression)
+    fit(selector, looks, rewards, Config().regression)
     assert rewards_reached(selector, looks, rewards) == (1.0, pytest.approx(0.5, abs=0.02))
 
 
 def test_it_does_not_trust_what_tells_nothing():
     selector, (looks, rewards) = selector_of_two(), problem(told=False)
-    fit(selector, looks, rewards, COSTS, Config().regression)
+    fit(selector, looks, rewards, Config().regression)
     reward, cost = rewards_reached(selector, *problem(told=False))
     assert cost <= 0.6
     assert reward <= 0.5 + 0.5 * cost + 0.03, "more than chance would give"
 
 
 def test_the_price_meets_the_budget():
-    selector, looks = selector_of_two(), torch.linspace(-1, 1, 101)[:, None]
+    selector, looks = selector_of_two(), torch.linspace(-1, 1, 101)[:, None, None]
     with torch.no_grad():
-        selector.network[0].weight.zero_()[0] = 1.0
-        selector.network[0].bias.zero_()[0] = 1.0
-        selector.network[2].weight.zero_()[1, 0] = 1.0  # the second route's reward rises with the look
-        selector.network[2].bias.zero_()
+        first, _, last = selector.networks[0]
+        first.weight.zero_()[0] = 1.0
+        first.bias.zero_()[0] = 1.0
+        last.weight.zero_()[1, 0] = 1.0  # the second route's reward rises with the look
+        last.bias.zero_()
+        predicted = selector.predictions(looks)
     for budget in (0.0, 0.25, 0.5, 1.0):
-        set_price(selector, looks, COSTS, budget)
-        with torch.no_grad():
-            cost = float(COSTS[selector.choose(looks, COSTS)].mean())
+        selector.budget = budget
+        set_price(selector, predicted)
+        cost = float(COSTS[selector.walk(predicted)].mean())
         assert budget - 0.02 <= cost <= budget + 1e-6
 
 
@@ -88,14 +91,45 @@ def test_with_a_spread_only_continuations_near_the_budget_remain_but_one_at_leas
 
 
 def test_the_backbone_learns_each_route_mostly_from_the_images_that_take_it():
-    selector, looks = selector_of_two(), torch.randn(6, 1)
-    chosen = selector.choose(looks, COSTS)
+    selector, looks = selector_of_two(), torch.randn(6, 1, 1)
+    chosen = selector.walk(selector.predictions(looks))
     config = Config(cotrain=True, shared=0.2)
-    assert _shares(config, selector, looks, COSTS, fitted=False).tolist() == [[0.5, 0.5]] * 6
-    shares = _shares(config, selector, looks, COSTS, fitted=True)
+    assert _shares(config, selector, looks, fitted=False).tolist() == [[0.5, 0.5]] * 6
+    shares = _shares(config, selector, looks, fitted=True)
     assert torch.allclose(shares.gather(1, chosen[:, None]), torch.tensor(0.9))
     assert torch.allclose(shares.sum(1), torch.ones(6))
-    assert _shares(Config(), selector, looks, COSTS, fitted=True).tolist() == [[0.5, 0.5]] * 6
+    assert _shares(Config(), selector, looks, fitted=True).tolist() == [[0.5, 0.5]] * 6
+
+
+def test_forks_are_where_routes_part():
+    assert forks_of(torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 2]])) == [(1,), (1, 1)]
+    assert forks_of(torch.tensor([[0, 0], [0, 1], [2, 0], [2, 3]])) == [(), (0,), (2,)]
+    assert forks_of(torch.tensor([[0, 1], [0, 1]])) == []
+
+
+def test_an_image_makes_for_another_route_when_it_knows_more_but_only_for_one_that_begins_like_its_own():
+    routes = torch.tensor([[0, 0], [0, 1], [1, 1]])
+    selector = Selector(routes, torch.tensor([0.0, 0.1, 0.2]), 1, 1.0)
+    at_first, later = torch.tensor([0.5, 0.4, 0.0]), torch.tensor([0.1, 0.2, 9.0])
+    assert selector.walk(torch.stack((at_first, later))[None]).tolist() == [1]
+
+
+def test_its_decisions_block_by_block_are_those_of_the_walk(process, images):
+    routes = torch.tensor([[1, 0, 0], [1, 2, 0], [1, 2, 3], [3, 2, 1]])
+    torch.manual_seed(0)
+    selector = Selector(routes, process.cost.route_cost(routes)[0], process.observation_dim, 0.3)
+    selector.price.fill_(0.1)
+    looks, answers = selector.outcomes(process, images)
+    with torch.no_grad():
+        taken = selector.walk(selector.predictions(looks))
+    assert len(taken.unique()) > 1, "images are told apart"
+    for index, route in enumerate(routes):
+        torch.testing.assert_close(answers[:, index], process.run(images, route.expand(24, -1)))
+    state, memory = process.initial(images, 0.3), None
+    for layer in range(3):
+        action, memory = selector.predict(process.observe(state).numpy(), memory, np.full(24, layer == 0))
+        assert torch.equal(torch.as_tensor(action), routes[taken, layer])
+        state = process.transition(state, torch.as_tensor(action))
 
 
 @pytest.mark.parametrize("hindsight", [False, True])

@@ -1,14 +1,14 @@
 """What telling images apart is worth when nothing about learning stands in the way: a choice among known routes.
 
-All images take `static`'s route up to one block. There, each is given one of the continuations that static search finds
-at ever smaller costs, from running everything in full to skipping everything. On training images *all* continuations
-are run, so that the reward of every one is known for every image, and a regression on what is observed in front of
-that block learns them: a contextual bandit with full information, without exploration, credit assignment or dual
-ascent. An image takes the continuation whose predicted reward is highest after the price of its cost, which is set so
-that the mean cost meets the budget. What this does not gain over `static`, better RL would hardly gain either.
+All images take `static`'s route up to one block. From there on each takes one of the continuations that static search
+finds at ever smaller costs, from running everything in full to skipping everything. On training images *all*
+continuations are run, so that the reward of every one is known for every image, and regressions on what is observed
+wherever some of them part learn them: full information, without exploration, credit assignment or dual ascent. An image
+goes on towards the continuation whose predicted reward is highest after the price of its cost, which is set so that the
+mean cost meets the budget. What this does not gain over `static`, better RL would hardly gain either.
 
-With `hindsight`, the regression sees what the network answers at the end of `static`'s route instead: more than any
-policy can know at that block, but for the label. Beside the oracle, which knows the label, it tells how much of the
+With `hindsight`, the choice is made once, by what the network answers at the end of `static`'s route: more than any
+policy can know in time, but for the label. Beside the oracle, which knows the label, it tells how much of the
 oracle's lead is luck.
 
 With `cotrain`, the backbone learns at the same time, each continuation mostly from the images that are given to it. An
@@ -26,14 +26,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.assignments import Trials, best_assignment, descent
+from agents.assignments import best_assignment, descent
 from agents.checkpoints import Variables
 from agents.learning import BackboneLearner, image_stream
 from agents.methods import MethodConfig
 from agents.methods.rloo import ANSWERS
 from agents.recorder import Recorder
-from agents.selection import Regression, Selector, fit
-from dfs_env.process import SkippingProcess
+from agents.selection import Hindsight, Regression, Selector, fit
 from dfs_env.task import Task
 
 
@@ -47,7 +46,7 @@ class Config(MethodConfig):
     num_images: int = 200_000
     """Images shown to the learner, once for each continuation."""
     decide_at: int = 0
-    """Block in front of which the continuation is chosen."""
+    """First block at which continuations may part."""
     spread: float | None = None
     """How far the costs of continuations may be from the budget, as a share of it; by default any distance. The nearest
     one takes part in any case."""
@@ -130,33 +129,26 @@ def continuations(config: Config, task: Task) -> Tensor:
 def train(config: Config, task: Task, recorder: Recorder) -> Selector:
     """Search the routes, run images on all of them, learn their rewards, and, if co-trained, the backbone."""
     process, routes = task.process, continuations(config, task)
-    seen = 2 * task.dataset.num_classes if config.hindsight else process.observation_dim
-    selector = Selector(routes, seen, config.decide_at, config.budget, config.hindsight).to(process.device)
+    kind, seen = (Hindsight, 2 * task.dataset.num_classes) if config.hindsight else (Selector, process.observation_dim)
+    selector = kind(routes, process.cost.route_cost(routes)[0], seen, config.budget).to(process.device)
     stream = image_stream(task, config.batch_size, config.seed)
-    found = Variables(looks=torch.empty(0, seen), rewards=torch.empty(0, len(routes)), new=0, fitted=False)
+    looks, rewards = torch.empty(0, len(selector.forks), seen), torch.empty(0, len(routes))
+    found = Variables(looks=looks, rewards=rewards, new=0, fitted=False)
     learner = BackboneLearner(process.backbone, config.backbone_lr) if config.cotrain else None
     recorder.watch(selector, *([process.backbone] if learner else []))
     recorder.keep(stream=stream, experience=found, selector=selector, **({"backbone": learner} if learner else {}))
-    costs = process.cost.route_cost(routes)[0]
     while recorder.goes_on():
         images, labels = next(stream)
         with torch.set_grad_enabled(config.cotrain):
-            look, logits = _outcomes(selector, process, images)
-            losses = -ANSWERS["log_probability"](logits.flatten(0, 1), labels.repeat_interleave(len(routes)))
-        rewards = ANSWERS[config.answer](logits.detach().flatten(0, 1), labels.repeat_interleave(len(routes)))
-        _remember(found, look, rewards.view(len(look), -1), config.memory if config.cotrain else None)
-        share = _shares(config, selector, look, costs, found.fitted)
-        loss = (share * losses.view(share.shape)).sum(1).mean()
-        right = logits.argmax(2) == labels[:, None]
-        scalars = {"accuracy": float((share * right).sum(1).mean()), "cost": float((share @ costs).mean())}
-        scalars |= {"reward_answer": float(rewards.mean()), "entropy": 0.0, "price": float(selector.price)}
-        recorder.step(rewards.numel(), loss=float(loss.detach()), **scalars)
+            looks, logits = selector.outcomes(process, images)
+        loss, scalars = _learn(config, selector, found, looks, logits, labels)
+        recorder.step(len(images) * len(routes), **scalars)
         if learner:
             loss.backward()
             learner.apply(1 - min(recorder.seen / config.num_images, 1.0))
         due = recorder.check_due()
         if due or (learner and found.new >= config.memory // REFITS):
-            fit(selector, found.looks, found.rewards, costs, config.regression)
+            fit(selector, found.looks, found.rewards, config.regression)
             found.new, found.fitted = 0, True
         if due:
             recorder.consider(selector)
@@ -164,29 +156,31 @@ def train(config: Config, task: Task, recorder: Recorder) -> Selector:
     return selector.eval()
 
 
-def _outcomes(selector: Selector, process: SkippingProcess, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What is seen of images [B, 3, H, W], and the network's answers [B, K, classes] at the end of each route."""
-    routes = selector.routes.tolist()
-    order = sorted(range(len(routes)), key=lambda index: routes[index])  # neighbours share most blocks
-    trials = Trials(process, images, selector.budget)
-    look = selector.look(trials).detach()
-    logits = {index: trials.logits(routes[index]) for index in order}
-    return look, torch.stack([logits[index] for index in range(len(routes))], 1)
-
-
-def _remember(found: Variables, looks: Tensor, rewards: Tensor, most: int | None) -> None:
-    """Add what was seen [B, seen] and the rewards [B, K] of images, and forget all but the last `most`."""
-    keep = 0 if most is None else -most
+def _learn(
+    config: Config, selector: Selector, found: Variables, looks: Tensor, logits: Tensor, labels: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Remember what was seen [B, forks, seen] and the rewards of the answers [B, K, classes] to images with labels [B];
+    returns the backbone's loss, and what is logged."""
+    answers, asked = logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1])
+    rewards = ANSWERS[config.answer](answers.detach(), asked).view(logits.shape[:2])
+    share = _shares(config, selector, looks, found.fitted)
+    keep = -config.memory if config.cotrain else 0
     found.looks = torch.cat((found.looks, looks.cpu()))[keep:]
     found.rewards = torch.cat((found.rewards, rewards.cpu()))[keep:]
     found.new += len(looks)
+    loss = (share * F.cross_entropy(answers, asked, reduction="none").view(share.shape)).sum(1).mean()
+    right = (logits.argmax(2) == labels[:, None]).float()
+    scalars = {"accuracy": (share * right).sum(1).mean(), "cost": (share @ selector.costs).mean(), "loss": loss}
+    scalars |= {"reward_answer": rewards.mean(), "entropy": torch.zeros(()), "price": selector.price}
+    return loss, {name: float(value.detach()) for name, value in scalars.items()}
 
 
-def _shares(config: Config, selector: Selector, looks: Tensor, costs: Tensor, fitted: bool) -> Tensor:
+def _shares(config: Config, selector: Selector, looks: Tensor, fitted: bool) -> Tensor:
     """How much of each image's loss [B, K] is on each route: evenly shared, as long as nothing is known or chosen."""
-    even = torch.full((len(looks), len(costs)), 1 / len(costs), device=looks.device)
+    count = len(selector.routes)
+    even = torch.full((len(looks), count), 1 / count, device=looks.device)
     if not (config.cotrain and fitted):
         return even
     with torch.no_grad():
-        chosen = F.one_hot(selector.choose(looks, costs), len(costs))
+        chosen = F.one_hot(selector.walk(selector.predictions(looks)), count)
     return config.shared * even + (1 - config.shared) * chosen
