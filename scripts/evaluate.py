@@ -54,6 +54,8 @@ def main(args: Evaluate) -> None:
         line = {"run": result["run"], "split": args.split, "budget": budget, **evaluation.line()}
         histogram = line.pop("histogram")
         print(json.dumps(line, indent=1))
+        if args.split == "test" and budget == result["budget"]:
+            print(f"accuracy less that of the run's result line: {evaluation.accuracy - result['accuracy']:+.4f}")
         if histogram:  # a network that gates single activations has none
             print("share of the images at each bitwidth", task.process.bitwidths)
         for block, shares in enumerate(histogram):

@@ -1,0 +1,82 @@
+"""Copy finished runs without their logs: what it takes to evaluate them elsewhere, small enough for a repository.
+
+python -m scripts.ship runs/study/2-4-8 docs/results/runs --seeds 0
+python -m scripts.evaluate docs/results/runs/RUN
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from agents.policies import FILE
+from agents.recorder import BACKBONE
+from agents.results import read_line
+from agents.run_folders import CONFIG, RESULT, finished_folders
+from agents.sb3 import ARCHIVE
+from scripts.cli import clear_errors
+
+KEPT = (RESULT, CONFIG, FILE, ARCHIVE, BACKBONE)
+
+
+@dataclass(frozen=True)
+class Ship:
+    """What to copy."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder of runs."""
+    target: Annotated[Path, tyro.conf.Positional]
+    """Folder to copy them to."""
+    methods: tuple[str, ...] = ()
+    """Methods, or labels; by default all."""
+    budgets: tuple[float, ...] = ()
+    """Budgets; by default all."""
+    seeds: tuple[int, ...] = ()
+    """Seeds; by default all."""
+    cotrained: bool = True
+    """Whether to copy runs with a backbone of their own, too; they are larger by megabytes."""
+
+    def wants(self, folder: Path, line: dict[str, Any]) -> bool:
+        """Whether a run is among them."""
+        wanted = ((self.methods, "method"), (self.budgets, "budget"), (self.seeds, "seed"))
+        chosen = all(not values or line[name] in values for values, name in wanted)
+        return chosen and (self.cotrained or not (folder / BACKBONE).is_file())
+
+
+def ship(args: Ship) -> list[Path]:
+    """Copy each run under a temporary name and rename it; those that are there already stay as they are.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        ValueError: a damaged result line.
+    """
+    found = sorted(finished_folders(args.source).values()) if args.source.is_dir() else []
+    wanted = [folder for folder in found if args.wants(folder, read_line(folder / RESULT))]
+    if not wanted:
+        raise FileNotFoundError(f"{args.source} holds no finished run of these: give a folder that has RUN/{RESULT}")
+    for folder in wanted:
+        target, partial = args.target / folder.name, args.target / f".{folder.name}"
+        if target.is_dir():
+            continue
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for file in (file for pattern in KEPT for file in folder.glob(pattern)):
+            shutil.copyfile(file, partial / file.name)
+        partial.rename(target)
+    return [args.target / folder.name for folder in wanted]
+
+
+def main(args: Ship) -> None:
+    """Copy, and say how much."""
+    copied = ship(args)
+    size = sum(file.stat().st_size for folder in copied for file in folder.iterdir())
+    print(f"{len(copied)} runs in {args.target}, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        main(tyro.cli(Ship, description=__doc__))

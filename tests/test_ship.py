@@ -1,0 +1,36 @@
+"""Runs that are copied without their logs evaluate to what their result lines say."""
+
+import pytest
+
+from agents.evaluation import evaluate
+from agents.runs import load_run, run
+from scripts.ship import Ship, ship
+from tests.test_methods import tiny_run
+
+
+@pytest.fixture
+def runs(tiny_data, tmp_path):
+    for name in ("ppo", "dfs", "static_finetuned", "static"):
+        run(tiny_run(name, tiny_data, budget=0.3), tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_what_is_copied_evaluates_to_the_same_numbers(runs, tmp_path):
+    copied = ship(Ship(runs, tmp_path / "shipped"))
+    assert [folder.name for folder in copied] == sorted(folder.name for folder in runs.iterdir())
+    for folder in copied:
+        assert not list(folder.glob("events*"))
+        policy, task, result = load_run(folder)
+        assert evaluate(policy, task, "test", 0.3).line().items() <= result.items()
+
+
+def test_only_those_are_copied_that_are_wanted_and_none_twice(runs, tmp_path):
+    frozen = ship(Ship(runs, tmp_path / "shipped", cotrained=False))
+    assert {folder.name.split("-budget")[0] for folder in frozen} == {"ppo", "dfs", "static"}
+    (one,) = ship(Ship(runs, tmp_path / "shipped", methods=("ppo",), budgets=(0.3,), seeds=(0,)))
+    before = {file: file.stat().st_mtime_ns for file in one.iterdir()}
+    assert ship(Ship(runs, tmp_path / "shipped", methods=("ppo",))) == [one]
+    assert {file: file.stat().st_mtime_ns for file in one.iterdir()} == before
+    for wrong in (Ship(runs, tmp_path / "shipped", seeds=(7,)), Ship(tmp_path / "nowhere", tmp_path / "shipped")):
+        with pytest.raises(FileNotFoundError, match="no finished run of these"):
+            ship(wrong)
