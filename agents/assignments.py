@@ -8,6 +8,7 @@ training images.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.learning import image_stream
+from agents.recorder import Recorder
 from dfs_env.process import SkippingProcess, State
 from dfs_env.task import Task
 
@@ -68,9 +70,9 @@ def _in_common(first: Sequence[int], second: Sequence[int]) -> int:
     return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
-FOUND: dict[str, dict[tuple[int, ...], float]] = {}
-"""Losses that searches in this process found, by what was searched on. Runs of one seed at several budgets try much the
-same, and so do the methods that begin with a search."""
+FOUND: dict[str, dict[tuple[int, ...], tuple[float, float]]] = {}
+"""Losses that searches in this process found, and the seconds it took, by what was searched on. Runs of one seed at
+several budgets try much the same, and so do the methods that begin with a search."""
 
 
 class Search(Trials):
@@ -82,6 +84,8 @@ class Search(Trials):
         self.seen = 0
         """Images shown so far, a share of an image where only the last blocks are run; those of `FOUND` included, so
         that the count does not depend on what ran before."""
+        self.spared = 0.0
+        """Seconds that it would have taken but for `FOUND`."""
         self._last: tuple[int, ...] = ()
         self._known: dict[tuple[int, ...], float] = {}
         self._found = FOUND.setdefault(_fingerprint(process, images, labels), {})
@@ -92,9 +96,13 @@ class Search(Trials):
         if key not in self._known:
             self.seen += round(self.count * (1 - _in_common(self._last, key) / self.process.num_layers))
             self._last = key
-            if key not in self._found:
-                self._found[key] = float(F.cross_entropy(self.logits(assignment), self.labels))
-            self._known[key] = self._found[key]
+            if key in self._found:
+                self.spared += self._found[key][1]
+            else:
+                start = time.perf_counter()
+                loss = float(F.cross_entropy(self.logits(assignment), self.labels))
+                self._found[key] = loss, time.perf_counter() - start
+            self._known[key] = self._found[key][0]
         return self._known[key]
 
     def cost(self, assignment: list[int]) -> float:
@@ -189,13 +197,16 @@ def _promising(search: Search, assignment: list[int], trials: Iterable[list[int]
     return sorted(trials, key=promised)
 
 
-def best_assignment(config: Wanted, task: Task) -> tuple[Tensor, Search]:
-    """The best assignment [L] of actions within the budget on some training images, and the search that found it.
+def best_assignment(config: Wanted, task: Task, recorder: Recorder | None = None) -> tuple[Tensor, Search]:
+    """The best assignment [L] of actions within the budget on some training images, and the search that found it. The
+    recorder is told of the time that it would have taken by itself.
 
     Raises:
-        ValueError: the budget is below the cheapest assignment.
+        ValueError: the budget is below the cheapest assignment, or a negative number of exchanges.
     """
     process, budget = task.process, config.budget
+    if config.exchanges is not None and config.exchanges < 0:
+        raise ValueError(f"exchanges {config.exchanges} must not be negative")
     cheapest = float(process.cost.paper.min(1).values.sum())
     if budget < cheapest - 1e-6:
         raise ValueError(f"budget {budget} is below the cheapest assignment, which costs {cheapest:.4f}")
@@ -205,4 +216,6 @@ def best_assignment(config: Wanted, task: Task) -> tuple[Tensor, Search]:
         widest = [process.num_actions - 1] * process.num_layers
         start = descend(search, widest, budget, lazy=config.exchanges is not None)
         assignment = exchange(search, start, budget, process.num_actions, config.exchanges)
+    if recorder:
+        recorder.count_seconds(search.spared)
     return torch.tensor(assignment), search

@@ -121,7 +121,7 @@ class GateConfig(MethodConfig):
 
     gate: str = "recurrent"
     """"recurrent" (DFS's and SkipNet's RNNGate), "convolutional1", "convolutional2" (SkipNet's FFGate-I and -II),
-    "feedforward", "one_shot" (BlockDrop's), or "module:Class"."""
+    "feedforward", "blockwise" (a small network for each block), "one_shot" (BlockDrop's), or "module:Class"."""
     start_full: bool = False
     """Whether the untrained gate prefers full execution: a bias on the scores of the widest bitwidth."""
     batch_size: int = 64

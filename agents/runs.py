@@ -213,7 +213,8 @@ def check_reachable(config: MethodConfig, task: Task) -> None:
     Raises:
         ValueError: even the cheapest route is dearer.
     """
-    cheapest, budget = float(task.process.cost.cheapest[0]), min(config.budget, *config.validation_budgets)
+    budgets = (config.budget, *config.validation_budgets, *getattr(config, "eval_budgets", ()))
+    cheapest, budget = float(task.process.cost.cheapest[0]), min(budgets)
     if config.holds_budget and not config.is_network and budget < cheapest - 1e-6:
         raise ValueError(
             f"budget {budget} is below the cheapest route, which costs {cheapest:.4f} with bitwidths "

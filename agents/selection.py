@@ -30,7 +30,7 @@ PRICES = (1e-3, 1e4)
 """Between which the price of cost is looked for, in rewards for a cost of full execution."""
 BISECTIONS = 40
 HELD_OUT = 5
-"""One in so many images is kept from the regressions, to set price and trust on."""
+"""One in so many images that were shown is kept from the regressions, to set price and trust on."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ class Selector(nn.Module):
         self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
     ) -> tuple[Array, Any]:
         """Actions [B], and the routes that are made for [B]. All episodes start together."""
-        looks = torch.as_tensor(observation, device=self.routes.device)
+        looks = torch.tensor(observation, device=self.routes.device)
+        looks[:, -1] = self.budget  # it knows no other
         if state is None or (episode_start is not None and episode_start.any()):
             state = torch.zeros(len(looks), dtype=torch.long, device=looks.device)
         layer = position(looks[:1].cpu(), self.routes.shape[1])
@@ -206,6 +207,7 @@ def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: Skipp
 def fit(selector: Selector, looks: Tensor, rewards: Tensor, how: Regression) -> None:
     """Learn the rewards [N, K] from looks [N, forks, seen]: by least squares on most of the images; on the rest, the
     price at which the budget is met, and how far differences between images are to be trusted."""
+    looks, rewards = looks.to(selector.routes.device), rewards.to(selector.routes.device)
     generator = torch.Generator().manual_seed(how.seed)
     order = torch.randperm(len(looks), generator=generator)
     most, rest = order.split([len(order) - len(order) // HELD_OUT, len(order) // HELD_OUT])

@@ -17,6 +17,8 @@ SETTING = ("dataset", "depth", "bitwidths")
 """What lines must agree on for their accuracies and costs to be comparable."""
 BASELINES = ("random", "static")
 """Methods that every other is compared with at its own cost, as they are registered."""
+COMPARED_WITH = (*BASELINES, "static_finetuned")
+"""The same, and what methods that co-train the backbone are to be compared with: fine-tuning by itself gains, too."""
 NOTHING_LEARNED = ("baseline", "bound")
 """Roles of what nothing is learned by."""
 UNSEEDED = ("constant", "early_layers", "oracle")
@@ -62,6 +64,11 @@ class Row:
     over_static_low: float
     over_static_high: float
     over_static_seeds: int
+    over_static_finetuned: float
+    """The same over the method `static_finetuned`, for methods of role "cotrained"; else nan."""
+    over_static_finetuned_low: float
+    over_static_finetuned_high: float
+    over_static_finetuned_seeds: int
 
 
 def summarise(lines: Sequence[Line]) -> list[Row]:
@@ -80,7 +87,7 @@ def summarise(lines: Sequence[Line]) -> list[Row]:
             raise ValueError(f"result lines differ in {key} ({', '.join(found)}): they cannot be compared")
     _check_configurations(lines)
     groups = grouped(lines)
-    baselines = {name: Baseline.of(lines, name) for name in BASELINES}
+    baselines = {name: Baseline.of(lines, name) for name in COMPARED_WITH}
     return [_row(key, groups[key], number, baselines) for number, key in enumerate(sorted(groups))]
 
 
@@ -137,7 +144,7 @@ class Baseline:
 
     @classmethod
     def of(cls, lines: Sequence[Line], name: str) -> Baseline | None:
-        """The one of `BASELINES` that is registered as `name`, whatever its label; None if it was not run.
+        """The one of `COMPARED_WITH` that is registered as `name`, whatever its label; None if it was not run.
 
         Args:
             lines: one for each run and budget.
@@ -148,7 +155,7 @@ class Baseline:
         if method is None:
             return None
         curve = Curve.of([(float(line["budget"]), line["seed"], line["cost"], line["accuracy"]) for line in own])
-        return cls(method, curve, curve.resampled((1, BASELINES.index(name))), curve.runs if varies(own) else 0)
+        return cls(method, curve, curve.resampled((1, COMPARED_WITH.index(name))), curve.runs if varies(own) else 0)
 
     @property
     def certain(self) -> bool:
@@ -164,7 +171,8 @@ def _row(key: tuple[str, float], lines: Sequence[Line], number: int, baselines: 
     }
     over: dict[str, Any] = {}
     for name, baseline in baselines.items():
-        numbers = _over(lines, baseline, (2, number)) if baseline else (*(float("nan"),) * 3, 0)
+        fits = baseline and (name in BASELINES or lines[0]["role"] == "cotrained")
+        numbers = _over(lines, baseline, (2, number)) if baseline and fits else (*(float("nan"),) * 3, 0)
         ends = ("", "_low", "_high", "_seeds")
         over |= dict(zip((f"over_{name}{end}" for end in ends), numbers, strict=True))
     accuracy, role = interquartile_mean(accuracies), lines[0]["role"]

@@ -97,8 +97,8 @@ def random_routes(
     from it.
 
     Some routes are nearly constant, some wholly mixed. The first row always takes action 0 everywhere, the second
-    action 1: the cheapest extremes are always present. A share `constant` of the others takes one action everywhere,
-    drawn from all but the first and the last.
+    action 1: the cheapest extremes are always present. A share `constant` of all images, but not these two, takes
+    one action everywhere, drawn from all but the first and the last.
     """
     exponentials = -torch.log(torch.rand(num_images, num_actions, generator=generator).clamp_min(1e-9))
     routes = torch.multinomial(exponentials, num_layers, replacement=True, generator=generator)

@@ -45,7 +45,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     | entries | what |
     |---|---|
     | S * C | summary of the block's input channels, normalised over training images, zero-padded to C channels |
-    | 3 | with confidence only: largest probability, margin and entropy of a linear classifier of these means |
+    | 3 | with confidence only: largest probability, margin and entropy of a linear classifier of the channel means |
     | L | position: one-hot index of the block to decide |
     | 1 | cost spent so far, in [0, 1] |
     | 1 | budget of the episode, in (0, 1] |

@@ -15,7 +15,7 @@ import tyro
 
 from agents.policies import FILE
 from agents.recorder import BACKBONE
-from agents.results import read_line
+from agents.results import expanded, read_line
 from agents.run_folders import CONFIG, RESULT, finished_folders
 from agents.sb3 import ARCHIVE
 from scripts.cli import clear_errors
@@ -34,7 +34,7 @@ class Ship:
     methods: tuple[str, ...] = ()
     """Methods, or labels; by default all."""
     budgets: tuple[float, ...] = ()
-    """Budgets; by default all."""
+    """Budgets, of which a run must serve one; by default all."""
     seeds: tuple[int, ...] = ()
     """Seeds; by default all."""
     cotrained: bool = True
@@ -42,9 +42,14 @@ class Ship:
 
     def wants(self, folder: Path, line: dict[str, Any]) -> bool:
         """Whether a run is among them."""
-        wanted = ((self.methods, "method"), (self.budgets, "budget"), (self.seeds, "seed"))
+        wanted = ((self.methods, "method"), (self.seeds, "seed"))
+        budgets = {each["budget"] for each in expanded([line])}
         chosen = all(not values or line[name] in values for values, name in wanted)
-        return chosen and (self.cotrained or not (folder / BACKBONE).is_file())
+        return (
+            chosen
+            and (not self.budgets or not budgets.isdisjoint(self.budgets))
+            and (self.cotrained or not (folder / BACKBONE).is_file())
+        )
 
 
 def ship(args: Ship) -> list[Path]:
@@ -52,13 +57,17 @@ def ship(args: Ship) -> list[Path]:
 
     Raises:
         FileNotFoundError: there is no such run.
-        ValueError: a damaged result line.
+        ValueError: a damaged result line, or a run on a backbone that was named by its file, which others do not have.
     """
     found = sorted(finished_folders(args.source).values()) if args.source.is_dir() else []
     wanted = [folder for folder in found if args.wants(folder, read_line(folder / RESULT))]
     if not wanted:
         raise FileNotFoundError(f"{args.source} holds no finished run of these: give a folder that has RUN/{RESULT}")
     for folder in wanted:
+        if (checkpoint := read_line(folder / RESULT)["checkpoint"]) not in (None, "random"):
+            raise ValueError(
+                f"{folder} needs {checkpoint}: only runs on the backbones that are found by name are shipped"
+            )
         target, partial = args.target / folder.name, args.target / f".{folder.name}"
         if target.is_dir():
             continue

@@ -50,8 +50,9 @@ def page(study: Study) -> Page:
     made.section("All parts")
     made.add("", f"![Accuracy over cost at 32 bits](<{FIGURE}>)")
     made.text(
-        "A colour for each part: the best static assignment (line), the front of all learned methods (dashed, with "
-        "intervals), their other points, and constant bitwidths (crosses). Stars are published points."
+        "A colour for each part: the best static assignment (line; dotted, with the backbone fine-tuned on it), the "
+        "front of all methods that learn to tell images apart (dashed, with intervals), their other points, and "
+        "constant bitwidths (crosses). Stars are published points."
     )
     made.add("", "\n".join(escaped(f"- {part.name}: {about(part.material)}") for part in study.parts))
     if study.missing:
@@ -112,7 +113,7 @@ def _transition(made: Page, study: Study) -> None:
     made.section("From skipping to bitwidths")
     made.text(
         "Dynamic Fractional Skipping claims a smooth transition from skipping over low bitwidths to full execution as "
-        "the budget grows. Here static stands beside the learned method with the largest hypervolume."
+        "the budget grows. Here static stands beside the learned method that has most over it."
     )
     for part in study.parts:
         _add(made, study_tables.transition(part), f"{part.name}: no histograms of decisions.")

@@ -13,15 +13,18 @@ from agents.fronts import pareto_front
 from agents.parts import read_parts
 from agents.results import EXPERIMENT, Line
 from agents.runs import RESULTS
-from agents.statistics import NOTHING_LEARNED, Row
+from agents.statistics import COMPARED_WITH, NOTHING_LEARNED, Row
 from backbone.cost import at_full_precision
 from scripts.published import DATASET
 from scripts.report_data import Material
 
+FINETUNED = COMPARED_WITH[-1]
 SETTLED = 0.005
 """How far, as a fraction of the images, validation accuracy may be below its final value and still have settled."""
 OVERSPENT = 1.05
 """How many times the final cost, likewise."""
+ENOUGH = 3
+"""Budgets at which a method must have been run to stand for all, if any has that many."""
 ROUNDING = 1e-9
 
 
@@ -62,8 +65,9 @@ class Part:
 
     @cached_property
     def learned_front(self) -> list[Row]:
-        """Of all learned methods at all budgets, those to which no other is preferable, by ascending cost."""
-        rows = [row for row in self.material.rows if row.role not in NOTHING_LEARNED]
+        """Of all methods that learn to tell images apart, at all budgets, those rows to which no other is preferable,
+        by ascending cost."""
+        rows = [row for row in self.material.rows if row.role not in NOTHING_LEARNED and row.registered != FINETUNED]
         return [rows[i] for i in pareto_front([row.cost for row in rows], [row.accuracy for row in rows])]
 
     def first(self, accuracy: float, method: str | None = None) -> Row | None:
@@ -74,16 +78,19 @@ class Part:
 
     @cached_property
     def best(self) -> str | None:
-        """The learned method that decides block by block with the largest hypervolume; if none has one, with the most
-        accurate row."""
-        volumes = self.material.hypervolumes
-        accuracies = {name: max(row.accuracy for row in self.rows(name)) for name in self.material.learned}
-        deciding = {line["method"] for line in self.material.lines if line["histogram"]} & set(accuracies)
-        return max(
-            sorted(deciding),
-            key=lambda name: (volumes[name].value if name in volumes else 0.0, accuracies[name]),
-            default=None,
-        )
+        """Of the learned methods that decide block by block on the frozen backbone (else on any), and were run at most
+        budgets, the one with the most over static on average, else the most accurate."""
+        deciding = {line["method"] for line in self.material.lines if line["histogram"]}
+        rows = {name: self.rows(name) for name in self.material.learned if name in deciding}
+        rows = {name: own for name, own in rows.items() if own[0].registered != FINETUNED}
+        rows = {name: own for name, own in rows.items() if own[0].role == "policy"} or rows
+        enough = min(ENOUGH, max(map(len, rows.values()), default=0))
+
+        def gain(name: str) -> tuple[float, float]:
+            over = [row.over_static for row in rows[name] if not np.isnan(row.over_static)]
+            return float(np.mean(over)) if over else -np.inf, max(row.accuracy for row in rows[name])
+
+        return max(sorted(name for name, own in rows.items() if len(own) >= enough), key=gain, default=None)
 
     def runs(self, method: str) -> list[Line]:
         """One line for each run of a method, whatever the number of its budgets."""

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from agents.results import labelled
 from scripts.plot import COLOURS, WIDTH, constant_points, legible
 from scripts.published import PUBLISHED
-from scripts.study_data import Part, Study
+from scripts.study_data import FINETUNED, Part, Study
 
 KINDS: dict[str, dict[str, Any]] = {
     "static": {"marker": "", "linestyle": "-", "linewidth": 1.6},
+    "static, fine-tuned": {"marker": "", "linestyle": ":", "linewidth": 1.6},
     "learned, best of all methods": {"marker": "o", "linestyle": "--", "linewidth": 0.9, "markersize": 6},
     "learned, others": {"marker": ".", "linestyle": "", "markersize": 5, "alpha": 0.45},
     "constant bitwidth": {"marker": "x", "linestyle": "", "markersize": 7, "markeredgewidth": 1.6},
@@ -61,9 +62,13 @@ def _draw_part(axes: Axes, part: Part, colour: str) -> None:
     x, y, low, high = _columns(part, rows)
     axes.plot(x, y, color=colour, zorder=2, **KINDS["static"])
     axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    finetuned = labelled(part.material.lines, FINETUNED)
+    x, y, *_ = _columns(part, part.rows(finetuned) if finetuned else [])
+    axes.plot(x, y, color=colour, zorder=2, **KINDS["static, fine-tuned"])
     x, y, low, high = _columns(part, part.learned_front)
     axes.errorbar(x, y, np.abs([low - y, high - y]), color=colour, capsize=2, elinewidth=1, zorder=4, **_front_style())
-    others = [r for name in part.material.learned for r in part.rows(name) if r not in part.learned_front]
+    learned = [name for name in part.material.learned if name != finetuned]
+    others = [r for name in learned for r in part.rows(name) if r not in part.learned_front]
     x, y, *_ = _columns(part, others)
     axes.plot(x, y, color=colour, zorder=1, **KINDS["learned, others"])
     for bits, (cost, accuracy) in constant_points(part.material.lines, "cost").items():

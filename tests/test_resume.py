@@ -34,7 +34,7 @@ SMALL |= {
     "buffer_size": 300,
     "n_epochs": 1,
 }
-OWN = {"selector": {"batch_size": 2}}  # it shows each image some ten times
+OWN = {"selector": {"batch_size": 2, "memory": 8}}  # it shows each image some ten times
 STAGES = {"cotrain": True, "warmup": 0.5, "pretraining": 0.5, "reinforce": 0.5, "curriculum": 0.3, "joint": 0.4}
 
 

@@ -41,7 +41,7 @@ def test_it_spends_where_images_are_told_apart():
     assert rewards_reached(selector, looks, rewards) == (1.0, pytest.approx(0.5, abs=0.02))
 
 
-def test_it_does_not_trust_what_tells_nothing():
+def test_where_nothing_is_told_it_gains_no_more_than_chance():
     selector, (looks, rewards) = selector_of_two(), problem(told=False)
     fit(selector, looks, rewards, Config().regression)
     reward, cost = rewards_reached(selector, *problem(told=False))
@@ -145,6 +145,7 @@ def test_it_keeps_to_its_budget_and_is_saved_and_loaded(hindsight, learned, tmp_
 def test_only_with_hindsight_it_is_a_bound():
     assert Config().role == "policy"
     assert Config(hindsight=True).role == "bound"
+    assert Config(cotrain=True).role == "cotrained"
 
 
 def test_options_that_cannot_be_are_refused(learned):
@@ -152,5 +153,9 @@ def test_options_that_cannot_be_are_refused(learned):
         continuations(Config(budget=0.2, decide_at=3), learned)
     with pytest.raises(ValueError, match="unknown answer"):
         Config(answer="luck")
+    with pytest.raises(ValueError, match="memory 0"):
+        Config(memory=0)
+    with pytest.raises(ValueError, match="exchanges -1"):
+        continuations(Config(budget=0.2, exchanges=-1), learned)
     with pytest.raises(ValueError, match="hindsight is for a frozen backbone"):
         Config(hindsight=True, cotrain=True)

@@ -1,8 +1,11 @@
 """Runs that are copied without their logs evaluate to what their result lines say."""
 
+import json
+
 import pytest
 
 from agents.evaluation import evaluate
+from agents.run_folders import RESULT
 from agents.runs import load_run, run
 from scripts.ship import Ship, ship
 from tests.test_methods import tiny_run
@@ -22,6 +25,14 @@ def test_what_is_copied_evaluates_to_the_same_numbers(runs, tmp_path):
         assert not list(folder.glob("events*"))
         policy, task, result = load_run(folder)
         assert evaluate(policy, task, "test", 0.3).line().items() <= result.items()
+
+
+def test_a_run_on_a_backbone_that_was_named_by_its_file_is_refused(runs, tmp_path):
+    (folder,) = (folder for folder in runs.iterdir() if folder.name.startswith("ppo"))
+    result = json.loads((folder / RESULT).read_text())
+    (folder / RESULT).write_text(json.dumps({**result, "checkpoint": "mine.safetensors"}) + "\n")
+    with pytest.raises(ValueError, match=r"needs mine\.safetensors"):
+        ship(Ship(runs, tmp_path / "shipped", methods=("ppo",)))
 
 
 def test_only_those_are_copied_that_are_wanted_and_none_twice(runs, tmp_path):

@@ -111,11 +111,30 @@ def test_the_first_cost_of_each_accuracy_is_in_the_unit_of_the_published_ones(pa
 def test_each_part_has_its_methods_with_costs_differences_and_verdicts(page):
     low, other = page.index("\nlow. Interquartile mean"), page.index("\ndfs.\n")
     assert low < other
-    accuracy, cost, at_32, over = row(page[low:], "**ppo**", "0.4", "2")
+    accuracy, cost, at_32, over, over_finetuned = row(page[low:], "**ppo**", "0.4", "2")
     assert (accuracy, cost, at_32) == ("92.80 [92.70, 92.90]", "0.4000", "0.025")
     assert re.fullmatch(r"\+0\.40 \[\S+, \S+\] ▲†", over)
-    assert row(page[low:], "static", "0.4", "2")[-1] == "-"
+    assert over_finetuned == "-"
+    assert row(page[low:], "static", "0.4", "2")[-2] == "-"
     assert row(page[other:], "**ppo**", "0.2", "2")[2] == "0.2"
+
+
+def test_fine_tuning_alone_is_no_part_of_the_front_of_those_that_tell_images_apart(tmp_path):
+    lines = part(EIGHT, {0.1: 0.8, 0.4: 0.9})
+    for method, more in (("static_finetuned", 0.02), ("gumbel", 0.03)):
+        lines += [
+            {**each, "method": method, "role": "cotrained", "accuracy": each["accuracy"] + more}
+            for each in lines
+            if each["method"] == "static"
+        ]
+    (tmp_path / "only").mkdir()
+    leave(tmp_path / "only", lines, decided=False)
+    (found,) = Study.read(tmp_path).parts
+    assert {each.method for each in found.learned_front} == {"gumbel"}
+    assert found.best == "ppo", "a policy on the frozen backbone"
+    (over,) = [each.over_static_finetuned for each in found.rows("gumbel") if each.budget == 0.4]
+    assert over == pytest.approx(0.01)
+    assert all(np.isnan(each.over_static_finetuned) for each in found.rows("ppo"))
 
 
 def test_what_it_took_and_how_decisions_differ(page):

@@ -28,6 +28,7 @@ from agents.oracle import Routes, Search, digest, find_routes, within_budget
 from agents.policies import FILE
 from agents.recorder import Recorder
 from backbone.checkpoint import save_tensors
+from dfs_env.budgets import check_budget
 from dfs_env.process import CHUNK, SkippingProcess
 from dfs_env.task import Task
 
@@ -58,6 +59,8 @@ class Config(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         Search(self.labels, self.search, self.beam)
+        for budget in self.eval_budgets:
+            check_budget(budget)
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}")
 

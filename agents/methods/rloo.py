@@ -27,7 +27,6 @@ from agents.assignments import best_assignment
 from agents.dual import DualAscent
 from agents.gates import score_layers
 from agents.learning import GateConfig, GateLearner, image_stream
-from agents.methods import static
 from agents.methods.skipnet import rewards_to_go
 from agents.options import Range
 from agents.policies import Policy
@@ -42,10 +41,6 @@ ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "log_probability": lambda logits, labels: -F.cross_entropy(logits, labels, reduction="none"),
 }
 """Rewards [B] of the answers, from logits [B, K] and labels [B], by name."""
-
-
-EXCHANGES = 64
-"""How thoroughly the assignment is searched that the gate starts from, see `agents.methods.static`."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +74,26 @@ class Config(GateConfig):
     price_anneal: float = 0.1
     """Share of training in which the search's target falls from the first cost to the budget."""
     ent_coef: float = 0.003
-    """First weight of the entropy bonus, a mean over the decisions."""
+    """First weight of the entropy bonus, a sum over an image's decisions."""
     ent_schedule: str = "linear"
     """How it falls; "linear", to 0: decisions are greedy in the end."""
     start_static: float = 0.9
     """Probability that the untrained gate gives to the action of `static` at each block; 0 does without `static`."""
     search_images: int = 512
     """Training images on which `static` is searched."""
+    exchanges: int | None = 64
+    """How thoroughly, see `agents.methods.static`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         make_schedule(self.ent_schedule)
         if self.answer not in ANSWERS:
             raise ValueError(f"unknown answer {self.answer!r}: choose one of {', '.join(ANSWERS)}")
+        if self.price < 0 or self.price_rate < 0 or not 0 <= self.price_anneal <= 1:
+            raise ValueError(
+                f"price {self.price} and price_rate {self.price_rate} must not be negative, price_anneal "
+                f"{self.price_anneal} must be in [0, 1]"
+            )
         if self.routes < 2:
             raise ValueError(f"routes {self.routes}: each route is compared with others of its image, so at least 2")
         if not 0 <= self.start_static < 1:
@@ -141,8 +143,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     learner = GateLearner(config, task, recorder)
     process, gate = learner.process, learner.gate
     if config.start_static:
-        search = static.Config(config.budget, seed=config.seed, search_images=config.search_images, exchanges=EXCHANGES)
-        assignment, _ = best_assignment(search, task)
+        assignment, _ = best_assignment(config, task, recorder)
         prefer(gate, assignment.to(process.device), process.num_actions, config.start_static)
     dual = DualAscent(config.budget, config.price_rate, config.price_anneal, config.price)
     recorder.keep(dual=dual)

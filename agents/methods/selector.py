@@ -7,9 +7,9 @@ wherever some of them part learn them: full information, without exploration, cr
 goes on towards the continuation whose predicted reward is highest after the price of its cost, which is set so that the
 mean cost meets the budget. What this does not gain over `static`, better RL would hardly gain either.
 
-With `hindsight`, the choice is made once, by what the network answers at the end of `static`'s route: more than any
-policy can know in time, but for the label. Beside the oracle, which knows the label, it tells how much of the
-oracle's lead is luck.
+With `hindsight`, the choice is made once, by what the network answers at the end of `static`'s route, which no policy
+knows in time: an estimate of what knowing more would gain. Beside the oracle, which knows the label, it tells how much
+of the oracle's lead is luck.
 
 With `cotrain`, the backbone learns at the same time, each continuation mostly from the images that are given to it. An
 uneven budget has its price: static assignments gain less and less with cost, so that a dear and a cheap one are
@@ -34,6 +34,9 @@ from agents.methods.rloo import ANSWERS
 from agents.recorder import Recorder
 from agents.selection import Hindsight, Regression, Selector, fit
 from dfs_env.task import Task
+
+REFITS = 8
+"""How often the regression is renewed while a memory's worth of images passes."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class Config(MethodConfig):
 
     @property
     def role(self) -> str:
-        """A bound, with hindsight."""
-        return "bound" if self.hindsight else "policy"
+        """With hindsight it is no policy, but an estimate of a bound."""
+        return "bound" if self.hindsight else super().role
 
     @property
     def regression(self) -> Regression:
@@ -89,6 +92,11 @@ class Config(MethodConfig):
             raise ValueError(f"unknown answer {self.answer!r}: choose one of {', '.join(ANSWERS)}")
         if self.decide_at < 0 or self.epochs < 1:
             raise ValueError(f"decide_at {self.decide_at} must be at least 0, and epochs {self.epochs} at least 1")
+        if self.lr <= 0 or self.backbone_lr <= 0 or self.memory < REFITS:
+            raise ValueError(
+                f"lr {self.lr} and backbone_lr {self.backbone_lr} must be above 0, and memory {self.memory} at least "
+                f"{REFITS}"
+            )
         if not 0 <= self.shared <= 1:
             raise ValueError(f"shared {self.shared} is not in [0, 1]")
         if self.spread is not None and self.spread <= 0:
@@ -101,11 +109,9 @@ PRESETS = {
     "hindsight": Config(hindsight=True),
     "cotrained": Config(cotrain=True, spread=0.25, batch_size=64),
 }
-REFITS = 8
-"""How often the regression is renewed while a memory's worth of images passes."""
 
 
-def continuations(config: Config, task: Task) -> Tensor:
+def continuations(config: Config, task: Task, recorder: Recorder | None = None) -> Tensor:
     """Routes [K, L] that share `static`'s first blocks, by ascending cost, and as the last `static`'s own.
 
     Raises:
@@ -114,26 +120,25 @@ def continuations(config: Config, task: Task) -> Tensor:
     process = task.process
     if config.decide_at >= process.num_layers:
         raise ValueError(f"decide_at {config.decide_at} is no block: there are {process.num_layers}, from 0")
-    own, search = best_assignment(config, task)
+    own, search = best_assignment(config, task, recorder)
     widest = [process.num_actions - 1] * (process.num_layers - config.decide_at)
     with torch.no_grad():
         found = list(descent(search, [*own.tolist()[: config.decide_at], *widest], config.decide_at, lazy=True))
+    found = [route for route in found if route != own.tolist()]
     if config.spread is not None:
-        near, others = config.spread * config.budget + 1e-6, [route for route in found if route != own.tolist()]
-        distance = {tuple(route): abs(search.cost(route) - config.budget) for route in others}
-        nearest = min(distance.values())
-        found = [route for route in others if distance[tuple(route)] <= max(near, nearest)]
+        distance = {tuple(route): abs(search.cost(route) - config.budget) for route in found}
+        near = max(config.spread * config.budget + 1e-6, min(distance.values()))
+        found = [route for route in found if distance[tuple(route)] <= near]
     return torch.tensor([*found[::-1], own.tolist()], device=process.device)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Selector:
     """Search the routes, run images on all of them, learn their rewards, and, if co-trained, the backbone."""
-    process, routes = task.process, continuations(config, task)
+    process, routes = task.process, continuations(config, task, recorder)
     kind, seen = (Hindsight, 2 * task.dataset.num_classes) if config.hindsight else (Selector, process.observation_dim)
     selector = kind(routes, process.cost.route_cost(routes)[0], seen, config.budget).to(process.device)
     stream = image_stream(task, config.batch_size, config.seed)
-    looks, rewards = torch.empty(0, len(selector.forks), seen), torch.empty(0, len(routes))
-    found = Variables(looks=looks, rewards=rewards, new=0, fitted=False)
+    found = Variables(looks=[], rewards=[], new=0, fitted=False)
     learner = BackboneLearner(process.backbone, config.backbone_lr) if config.cotrain else None
     recorder.watch(selector, *([process.backbone] if learner else []))
     recorder.keep(stream=stream, experience=found, selector=selector, **({"backbone": learner} if learner else {}))
@@ -148,7 +153,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Selector:
             learner.apply(1 - min(recorder.seen / config.num_images, 1.0))
         due = recorder.check_due()
         if due or (learner and found.new >= config.memory // REFITS):
-            fit(selector, found.looks, found.rewards, config.regression)
+            fit(selector, torch.cat(found.looks), torch.cat(found.rewards), config.regression)
             found.new, found.fitted = 0, True
         if due:
             recorder.consider(selector)
@@ -164,9 +169,9 @@ def _learn(
     answers, asked = logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1])
     rewards = ANSWERS[config.answer](answers.detach(), asked).view(logits.shape[:2])
     share = _shares(config, selector, looks, found.fitted)
-    keep = -config.memory if config.cotrain else 0
-    found.looks = torch.cat((found.looks, looks.cpu()))[keep:]
-    found.rewards = torch.cat((found.rewards, rewards.cpu()))[keep:]
+    keep = -(-config.memory // config.batch_size) if config.cotrain else 0
+    found.looks = [*found.looks, looks.cpu()][-keep:]
+    found.rewards = [*found.rewards, rewards.cpu()][-keep:]
     found.new += len(looks)
     loss = (share * F.cross_entropy(answers, asked, reduction="none").view(share.shape)).sum(1).mean()
     right = (logits.argmax(2) == labels[:, None]).float()

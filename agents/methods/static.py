@@ -27,15 +27,10 @@ class Config(MethodConfig):
     """How many exchanges are tried in vain before the search ends, those first whose two changes promise most by
     themselves; the descent is then lazy, too. None tries everything, and takes hours on a deep network."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.exchanges is not None and self.exchanges < 0:
-            raise ValueError(f"exchanges {self.exchanges} must not be negative")
-
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search on training images; validation only reports."""
-    assignment, search = best_assignment(config, task)
+    assignment, search = best_assignment(config, task, recorder)
     recorder.step(search.seen, loss=search.loss(assignment.tolist()))
     policy = AssignmentPolicy(assignment)
     recorder.consider(policy)

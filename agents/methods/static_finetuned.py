@@ -47,7 +47,7 @@ class Config(MethodConfig):
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search, then fine-tune."""
     process, share = task.process, make_schedule(config.schedule)
-    assignment, _ = best_assignment(config, task)
+    assignment, _ = best_assignment(config, task, recorder)
     policy, stream = AssignmentPolicy(assignment), image_stream(task, config.batch_size, config.seed)
     cost = float(process.cost.route_cost(assignment[None].to(process.device))[0])
     learner = BackboneLearner(process.backbone, config.backbone_lr)
