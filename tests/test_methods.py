@@ -109,10 +109,10 @@ def test_the_published_learning_rates_fall_where_they_are_published(task, monkey
 @pytest.mark.parametrize("name", POLICIES)
 def test_with_a_huge_price_of_cost_a_method_ends_at_skipping_everything(name, learned):
     dear = {"cost_weight": 10.0, "alpha": 100.0, "price_rate": 0.5}  # whatever a method calls it
-    config = small_config(name, budget=0.002, num_images=6000, batch_size=24, num_envs=32, **dear)
+    config = small_config(name, budget=0.001, num_images=6000, batch_size=24, num_envs=32, **dear)
     torch.manual_seed(0)
     policy = method(name).train(config, learned, Recorder(learned, config.budget, config.num_images))
-    assert evaluate(policy, learned, "validation", config.budget).cost <= 0.002
+    assert evaluate(policy, learned, "validation", config.budget).cost <= 0.002  # one block costs 0.02
 
 
 @pytest.mark.parametrize("name", POLICIES)
