@@ -7,7 +7,6 @@ training images.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.learning import image_stream
+from agents.oracle import digest
 from agents.recorder import Recorder
 from dfs_env.process import SkippingProcess, State
 from dfs_env.task import Task
@@ -88,7 +88,7 @@ class Search(Trials):
         """Seconds that it would have taken but for `FOUND`."""
         self._last: tuple[int, ...] = ()
         self._known: dict[tuple[int, ...], float] = {}
-        self._found = FOUND.setdefault(_fingerprint(process, images, labels), {})
+        self._found = FOUND.setdefault(digest(process, images, labels), {})
 
     def loss(self, assignment: list[int]) -> float:
         """Mean cross-entropy in nats."""
@@ -108,14 +108,6 @@ class Search(Trials):
     def cost(self, assignment: list[int]) -> float:
         """Paper cost."""
         return float(self.process.cost.route_cost(torch.tensor([assignment], device=self.process.device))[0])
-
-
-def _fingerprint(process: SkippingProcess, images: Tensor, labels: Tensor) -> str:
-    """What tells network, choices and images apart from any others."""
-    digest = hashlib.sha256(repr((process.bitwidths, process.always_on)).encode())
-    for tensor in (images, labels, *process.backbone.state_dict().values()):
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _with(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
@@ -207,7 +199,7 @@ def best_assignment(config: Wanted, task: Task, recorder: Recorder | None = None
     process, budget = task.process, config.budget
     if config.exchanges is not None and config.exchanges < 0:
         raise ValueError(f"exchanges {config.exchanges} must not be negative")
-    cheapest = float(process.cost.paper.min(1).values.sum())
+    cheapest = float(process.cost.cheapest[0])
     if budget < cheapest - 1e-6:
         raise ValueError(f"budget {budget} is below the cheapest assignment, which costs {cheapest:.4f}")
     images, labels = next(image_stream(task, min(config.search_images, len(task.dataset.train)), config.seed))

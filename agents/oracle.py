@@ -194,7 +194,7 @@ def _work(part: tuple[NDArray[np.float32], NDArray[np.int64] | None, Options]) -
     return next(_alone(_process, images, labels, options))
 
 
-def digest(process: SkippingProcess, images: Tensor, labels: Tensor, how: Search) -> str:
+def digest(process: SkippingProcess, images: Tensor, labels: Tensor, how: object = None) -> str:
     """What tells a search apart from every other: weights, what is decided, images, labels, options."""
     text = hashlib.sha256(repr((process.bitwidths, process.always_on, how)).encode())
     for tensor in (*process.backbone.state_dict().values(), images, labels):

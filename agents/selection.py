@@ -173,9 +173,7 @@ class Hindsight(Selector):
 
     def outcomes(self, process: SkippingProcess, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `Selector`."""
-        routes, trials = self.routes.tolist(), Trials(process, images, self.budget)
-        logits = {index: trials.logits(routes[index]) for index in sorted(range(len(routes)), key=routes.__getitem__)}
-        answers = torch.stack([logits[index] for index in range(len(routes))], 1)
+        _, answers = super().outcomes(process, images)
         return self.look(answers[:, -1])[:, None], answers
 
     def look(self, answers: Tensor) -> Tensor:

@@ -60,11 +60,12 @@ def ship(args: Ship) -> list[Path]:
         ValueError: a damaged result line, or a run on a backbone that was named by its file, which others do not have.
     """
     found = sorted(finished_folders(args.source).values()) if args.source.is_dir() else []
-    wanted = [folder for folder in found if args.wants(folder, read_line(folder / RESULT))]
+    lines = {folder: read_line(folder / RESULT) for folder in found}
+    wanted = [folder for folder, line in lines.items() if args.wants(folder, line)]
     if not wanted:
         raise FileNotFoundError(f"{args.source} holds no finished run of these: give a folder that has RUN/{RESULT}")
     for folder in wanted:
-        if (checkpoint := read_line(folder / RESULT)["checkpoint"]) not in (None, "random"):
+        if (checkpoint := lines[folder]["checkpoint"]) not in (None, "random"):
             raise ValueError(
                 f"{folder} needs {checkpoint}: only runs on the backbones that are found by name are shipped"
             )

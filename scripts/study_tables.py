@@ -11,7 +11,7 @@ from agents.statistics import Row as Summary
 from scripts.published import PUBLISHED, Published, targets
 from scripts.report_figures import entropy, mean_values
 from scripts.report_tables import SOON, TENTATIVE, Cell, Row, Table, interval, over_baseline, points
-from scripts.study_data import OVERSPENT, SETTLED, Part, settled
+from scripts.study_data import FINETUNED, OVERSPENT, SETTLED, Part, settled
 
 MARKED = (
     "Interquartile mean over seeds with 95 % bootstrap intervals; differences, in points, at each run's own paper "
@@ -35,7 +35,7 @@ def methods(part: Part, caption: str) -> Table:
             f"{row.cost:.4f}",
             f"{part.cost(row.cost):.3g}",
             over_baseline(row, "static"),
-            over_baseline(row, "static_finetuned"),
+            over_baseline(row, FINETUNED),
         ]
         for row in sorted(part.material.rows, key=lambda row: (row.budget, -row.accuracy))
         if row.budget in part.material.budgets
