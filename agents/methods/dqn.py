@@ -15,7 +15,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from agents.off_policy import DQN
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3_training import PricedConfig, train_sb3
+from agents.sb3_config import PricedConfig
+from agents.sb3_training import train_sb3
 from dfs_env.task import Task
 
 

@@ -18,7 +18,8 @@ from agents.conditioned import ConditionedConfig
 from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3_training import PPOConfig, train_sb3
+from agents.sb3_config import PPOConfig
+from agents.sb3_training import train_sb3
 from dfs_env.task import Task
 
 

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO, check_aligned
-from agents.sb3_training import PPOConfig, PricedConfig, train_sb3
+from agents.sb3_config import PPOConfig, PricedConfig
+from agents.sb3_training import train_sb3
 from dfs_env.task import Task
 
 
