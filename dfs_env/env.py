@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from backbone.cost import TOLERANCE
 from backbone.data import shift_and_flip
 from dfs_env.budgets import check_budget, make_budget
-from dfs_env.process import OBSERVATION_BOUND, State
+from dfs_env.observations import OBSERVATION_BOUND
+from dfs_env.process import State
 from dfs_env.render import RENDER_MODES, Picture, draw, line
 from dfs_env.rewards import RewardSpec, Transition, begin, make_reward, prepare
 from dfs_env.task import Task

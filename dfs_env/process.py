@@ -1,8 +1,8 @@
-"""The decision process: the only place where blocks are run on decisions."""
+"""The decision process: images on which every block is decided in turn. Nothing else runs blocks on decisions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,12 +15,8 @@ from backbone.confidence import MEASURES, LinearHeads, confidence
 from backbone.cost import IMAGE_SIZE, cost_table
 from backbone.names import resolve
 from backbone.quantization import check_bitwidths
-
-CHUNK = 64
-"""Images that a block runs on at once; larger chunks leave the processor's cache and run slower."""
-
-OBSERVATION_BOUND = 10.0
-"""Normalised observations are clipped to plus or minus this."""
+from dfs_env.execution import GroupedBlock, in_chunks, take
+from dfs_env.observations import CONFIDENT, OBSERVATION_BOUND, OBSERVATIONS, statistics
 
 
 @dataclass(frozen=True)
@@ -38,41 +34,7 @@ class State:
 
     def take(self, rows: Tensor) -> State:
         """The images at `rows` [K] int64, in memory of their own; one image may be taken several times."""
-        return State(_take(self.features, rows), self.layer, self.cost[rows], self.budget[rows])
-
-
-def _pooled(features: Tensor) -> Tensor:
-    return features.mean((2, 3))[:, None]
-
-
-def _statistics(features: Tensor) -> Tensor:
-    deviation, mean = torch.std_mean(features, (2, 3), correction=0)
-    return torch.stack((mean, deviation), 1)
-
-
-def _position(features: Tensor) -> Tensor:
-    return features.new_zeros(len(features), 0, features.shape[1])
-
-
-def _features(features: Tensor) -> Tensor:
-    return features.flatten(2).transpose(1, 2)
-
-
-OBSERVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "pooled": _pooled,
-    "confidence": _pooled,
-    "confidence_alone": _position,
-    "statistics": _statistics,
-    "position": _position,
-    "features": _features,
-}
-"""What is seen of the features, by name: [B, C, H, W] -> [B, K, C]. K <= 2 numbers for each channel, namely its mean,
-then its standard deviation, are normalised; "features" are all K = H * W positions, as they are. "position" sees
-nothing of the image, so a policy on it assigns the same bits to every image. "confidence" has, after the means, the
-three numbers of `SkippingProcess.confidence`; "confidence_alone" has these and no means."""
-
-CONFIDENT = ("confidence", "confidence_alone")
-"""Observations with the numbers of `SkippingProcess.confidence`."""
+        return State(take(self.features, rows), self.layer, self.cost[rows], self.budget[rows])
 
 
 class SkippingProcess:
@@ -148,7 +110,7 @@ class SkippingProcess:
         with torch.no_grad():
             features = [self._first_features(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.device))]
             for layer in range(self.num_layers):
-                features.append(self._run(layer, features[-1], bits=0))
+                features.append(self._block(layer).run(features[-1], bits=0))
         self.backbone.train(training)
         return [tuple(x.shape[1:]) for x in features]
 
@@ -161,7 +123,7 @@ class SkippingProcess:
         if torch.is_grad_enabled():
             features = self._first_features(images)
         else:
-            features = self._chunked_first_features(images, reuse)
+            features = in_chunks(self._first_features, images, reuse)
         cost = features.new_zeros(len(images))
         return State(features, 0, cost, torch.as_tensor(budget, dtype=cost.dtype, device=cost.device).expand(len(cost)))
 
@@ -169,17 +131,6 @@ class SkippingProcess:
         features = self.backbone.stem(images, self.widest)
         for block in self.backbone.blocks[: self.always_on]:
             features = block(features, self.widest, self.widest)
-        return features
-
-    def _chunked_first_features(self, images: Tensor, features: Tensor | None) -> Tensor:
-        start = 0
-        for chunk in images.split(CHUNK):
-            outcome = self._first_features(chunk)
-            if features is None:
-                features = _empty_like(outcome, len(images))
-            features[start : start + len(chunk)].copy_(outcome)
-            start += len(chunk)
-        assert features is not None
         return features
 
     def terminal(self, state: State) -> bool:
@@ -196,7 +147,7 @@ class SkippingProcess:
         """
         if self.terminal(state):
             raise ValueError("every block is decided already: this state is terminal")
-        features = self._grouped(state, action, in_place)
+        features = self._block(state.layer).grouped(state.features, action, in_place)
         cost = state.cost + self.cost.paper[state.layer, action]
         return replace(state, features=features, layer=state.layer + 1, cost=cost)
 
@@ -216,14 +167,7 @@ class SkippingProcess:
         if needed is None:
             everywhere = torch.is_grad_enabled() and weights.requires_grad
             needed = torch.ones_like(weights, dtype=torch.bool) if everywhere else weights != 0
-        features = self._mixed(state, weights)
-        for action, bits in enumerate(self.bitwidths):
-            weight = weights[:, action]
-            rows = (needed[:, action] & (weight == 0)).nonzero().squeeze(1)
-            if len(rows):
-                with torch.no_grad():
-                    outcome = self._run(state.layer, _take(state.features, rows), bits)
-                features = _Untaken.apply(features, weight, rows, outcome)
+        features = self._block(state.layer).mixed(state.features, weights, needed)
         cost = state.cost + weights @ self.cost.paper[state.layer]
         return replace(state, features=features, layer=state.layer + 1, cost=cost)
 
@@ -304,119 +248,11 @@ class SkippingProcess:
         routes."""
         with torch.no_grad():
             for state in self.random_walk(images, generator):
-                summary = _statistics(state.features)
+                summary = statistics(state.features)
                 deviation, mean = torch.std_mean(summary, 0, correction=0)
                 block = self.always_on + state.layer
                 self.backbone.feature_mean[block, :, : summary.shape[2]] = mean
                 self.backbone.feature_std[block, :, : summary.shape[2]] = deviation.clamp_min(1e-3)
 
-    def _mixed(self, state: State, weights: Tensor) -> Tensor:
-        """Sum of the outcomes times their weights [B, A], where these are not zero."""
-        where, outcomes = [], []
-        for action, bits in enumerate(self.bitwidths):
-            weight = weights[:, action]
-            rows = weight.detach().nonzero().squeeze(1)
-            if len(rows):
-                whole = len(rows) == len(weight)
-                outcome = self._run(state.layer, state.features if whole else _take(state.features, rows), bits)
-                where.append(rows)
-                outcomes.append(outcome * weight[rows, None, None, None])
-        if not where:
-            raise ValueError("weights are all zero")
-        if len(where) == 1 and len(where[0]) == len(weights):
-            return outcomes[0]
-        return _add_rows(_empty_like(outcomes[0], len(weights)).zero_(), torch.cat(where), torch.cat(outcomes))
-
-    def _grouped(self, state: State, action: Tensor, in_place: bool) -> Tensor:
-        order = action.argsort(stable=True)
-        counts = torch.bincount(action, minlength=self.num_actions).tolist()
-        chosen = [index for index, count in enumerate(counts) if count]
-        reuse = in_place and not torch.is_grad_enabled() and self._block(state.layer).skip_is_identity
-        if len(chosen) == 1:
-            bits = self.bitwidths[chosen[0]]
-            if not reuse or len(action) <= CHUNK:
-                return self._run(state.layer, state.features, bits)
-            for part in state.features.split(CHUNK) if bits else ():
-                part.copy_(self._run(state.layer, part, bits))
-            return state.features
-        groups = order.split([counts[index] for index in chosen])
-        if torch.is_grad_enabled():
-            return self._grouped_differentiably(state, chosen, groups, order)
-        features: Tensor | None = state.features if reuse else None
-        for index, rows in zip(chosen, groups, strict=True):
-            if reuse and not self.bitwidths[index]:
-                continue
-            for chunk in rows.split(CHUNK):
-                outcome = self._run(state.layer, _take(state.features, chunk), self.bitwidths[index])
-                if features is None:
-                    features = _empty_like(outcome, len(action))
-                features.permute(0, 2, 3, 1).index_copy_(0, chunk, outcome.permute(0, 2, 3, 1))
-        assert features is not None
-        return features
-
-    def _grouped_differentiably(
-        self, state: State, chosen: list[int], groups: tuple[Tensor, ...], order: Tensor
-    ) -> Tensor:
-        """Sort the images by action and back again: two permutations, cheaper to differentiate than many gathers."""
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        parts = _Permute.apply(state.features, order, inverse).split([len(rows) for rows in groups])
-        outcomes = [
-            self._run(state.layer, part, self.bitwidths[index]) for index, part in zip(chosen, parts, strict=True)
-        ]
-        return _Permute.apply(torch.cat(outcomes), inverse, order)
-
-    def _block(self, layer: int) -> Any:
-        return self.backbone.blocks[self.always_on + layer]
-
-    def _run(self, layer: int, x: Tensor, bits: int) -> Tensor:
-        block = self._block(layer)
-        if len(x) > CHUNK and not torch.is_grad_enabled():  # norms in training need the whole group
-            return torch.cat([self._run(layer, chunk, bits) for chunk in x.split(CHUNK)])
-        return block(x, bits, self.widest) if bits else block.skip(x, self.widest)
-
-
-class _Permute(torch.autograd.Function):
-    """Images [B, C, H, W] in another order, whose backward pass is the inverse permutation."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return _take(features, order)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _take(grads[0], ctx.saved_tensors[0]), None, None
-
-
-class _Untaken(torch.autograd.Function):
-    """Outcomes [R, C, H, W] of weight 0 for some rows of the images: no part of the features [B, C, H, W], but of the
-    gradient with respect to the weights [B]."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, rows: Tensor, outcome: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, outcome)
-        ctx.images = len(weight)
-        return features.view_as(features)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        rows, outcome = ctx.saved_tensors
-        along = (_take(grads[0], rows) * outcome).sum((1, 2, 3))
-        return grads[0], along.new_zeros(ctx.images).index_copy_(0, rows, along), None, None
-
-
-# Features lie in memory as [B, H, W, C] (channels last), the layout of the fastest convolutions; these keep it so.
-
-
-def _take(features: Tensor, rows: Tensor) -> Tensor:
-    return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-
-
-def _add_rows(features: Tensor, rows: Tensor, outcome: Tensor) -> Tensor:
-    added = features.permute(0, 2, 3, 1).index_add(0, rows, outcome.permute(0, 2, 3, 1))
-    return added.permute(0, 3, 1, 2)
-
-
-def _empty_like(outcome: Tensor, images: int) -> Tensor:
-    _, c, h, w = outcome.shape
-    return outcome.new_empty(images, h, w, c).permute(0, 3, 1, 2)
+    def _block(self, layer: int) -> GroupedBlock:
+        return GroupedBlock(self.backbone.blocks[self.always_on + layer], self.bitwidths)

@@ -11,7 +11,8 @@ from backbone.checkpoint import find_checkpoint, load_backbone
 from backbone.confidence import LinearHeads, fit_heads
 from backbone.data import Dataset, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
-from dfs_env.process import CONFIDENT, SkippingProcess
+from dfs_env.observations import CONFIDENT
+from dfs_env.process import SkippingProcess
 
 CALIBRATION_IMAGES = 1024
 """Training images by which observations are normalised."""
@@ -77,7 +78,7 @@ def make_task(
         width: channels of an untrained ResNet's first stage; a checkpoint has its own.
         checkpoint: a file; None for the trained backbone of that shape; "random" for an untrained one.
         bitwidths: what to choose from; by default (0, 2, 4, 8) if the backbone has these, else all that it has.
-        observation: what is seen of the features, see `dfs_env.process.OBSERVATIONS`.
+        observation: what is seen of the features, see `dfs_env.observations.OBSERVATIONS`.
         always_on: how many leading blocks always run at the widest bitwidth and are not decided.
         device: a torch device.
         data: the data folder; by default $DFS_DATA, else the user's cache folder.

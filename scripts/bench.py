@@ -29,7 +29,8 @@ from torch import Tensor
 
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env.env import DFSVectorEnv
-from dfs_env.process import CHUNK, SkippingProcess
+from dfs_env.execution import CHUNK
+from dfs_env.process import SkippingProcess
 from scripts.bench_oracle import OracleSearch
 from scripts.bench_ppo import Ppo, noise_task
 from scripts.bench_recurrent import Recurrent

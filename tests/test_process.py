@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from backbone.resnet import ResNet, ResNetConfig
-from dfs_env import process as process_module
+from dfs_env import execution
 from dfs_env.process import SkippingProcess
 
 
@@ -98,7 +98,7 @@ def test_logits_do_not_depend_on_the_chunk_size(process, images, monkeypatch, gr
     routes = random_routes(process)
     with torch.set_grad_enabled(grad):
         logits = process.run(images, routes)
-        monkeypatch.setattr(process_module, "CHUNK", 3)
+        monkeypatch.setattr(execution, "CHUNK", 3)
         torch.testing.assert_close(process.run(images, routes), logits, rtol=1e-5, atol=1e-6)
 
 
@@ -294,7 +294,7 @@ def test_impossible_processes_are_refused(backbone, bitwidths, observation, mess
 
 
 def test_own_observation_by_name(backbone, images):
-    process = SkippingProcess(backbone, (0, 8), "dfs_env.process:_statistics")
+    process = SkippingProcess(backbone, (0, 8), "dfs_env.observations:statistics")
     assert process.observe(process.initial(images)).shape == (24, 2 * 16 + 3 + 2)
 
 

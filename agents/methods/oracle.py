@@ -29,7 +29,8 @@ from agents.policies import FILE
 from agents.recorder import Recorder
 from backbone.checkpoint import save_tensors
 from dfs_env.budgets import check_budget
-from dfs_env.process import CHUNK, SkippingProcess
+from dfs_env.execution import CHUNK
+from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
 

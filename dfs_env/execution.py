@@ -1,0 +1,166 @@
+"""How a block is run on images of which each has its own bitwidth: they are grouped, and each group is run once.
+
+Features lie in memory as [B, H, W, C] (channels last), the layout of the fastest convolutions; what moves them here
+keeps it so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 64
+"""Images that a block runs on at once; larger chunks leave the processor's cache and run slower."""
+
+
+def in_chunks(run: Callable[[Tensor], Tensor], images: Tensor, features: Tensor | None = None) -> Tensor:
+    """What `run` makes of images [B, ...], a few at a time; written into `features` [B, C, H, W] if these are given.
+
+    Not for where gradients are enabled.
+    """
+    start = 0
+    for chunk in images.split(CHUNK):
+        outcome = run(chunk)
+        if features is None:
+            features = _empty_like(outcome, len(images))
+        features[start : start + len(chunk)].copy_(outcome)
+        start += len(chunk)
+    assert features is not None
+    return features
+
+
+@dataclass(frozen=True)
+class GroupedBlock:
+    """A residual block on B images in groups of one bitwidth."""
+
+    block: Any
+    """A block of a network that keeps the contract of `backbone.resnet.ResNet`."""
+    bitwidths: tuple[int, ...]
+    """Bitwidths to choose from, ascending; stem, shortcuts and head are at the last."""
+
+    def run(self, features: Tensor, bits: int) -> Tensor:
+        """All images at one bitwidth, or none of them with 0 bits."""
+        if len(features) > CHUNK and not torch.is_grad_enabled():  # norms in training need the whole group
+            return torch.cat([self.run(chunk, bits) for chunk in features.split(CHUNK)])
+        widest = self.bitwidths[-1]
+        return self.block(features, bits, widest) if bits else self.block.skip(features, widest)
+
+    def grouped(self, features: Tensor, action: Tensor, in_place: bool = False) -> Tensor:
+        """Each image at the bitwidth of its action [B]; see `SkippingProcess.transition`."""
+        order = action.argsort(stable=True)
+        counts = torch.bincount(action, minlength=len(self.bitwidths)).tolist()
+        chosen = [index for index, count in enumerate(counts) if count]
+        reuse = in_place and not torch.is_grad_enabled() and self.block.skip_is_identity
+        if len(chosen) == 1:
+            bits = self.bitwidths[chosen[0]]
+            if not reuse or len(action) <= CHUNK:
+                return self.run(features, bits)
+            for part in features.split(CHUNK) if bits else ():
+                part.copy_(self.run(part, bits))
+            return features
+        groups = order.split([counts[index] for index in chosen])
+        if torch.is_grad_enabled():
+            return self._grouped_differentiably(features, chosen, groups, order)
+        outcomes: Tensor | None = features if reuse else None
+        for index, rows in zip(chosen, groups, strict=True):
+            if reuse and not self.bitwidths[index]:
+                continue
+            for chunk in rows.split(CHUNK):
+                outcome = self.run(take(features, chunk), self.bitwidths[index])
+                if outcomes is None:
+                    outcomes = _empty_like(outcome, len(action))
+                outcomes.permute(0, 2, 3, 1).index_copy_(0, chunk, outcome.permute(0, 2, 3, 1))
+        assert outcomes is not None
+        return outcomes
+
+    def _grouped_differentiably(
+        self, features: Tensor, chosen: list[int], groups: tuple[Tensor, ...], order: Tensor
+    ) -> Tensor:
+        """Sort the images by action and back again: two permutations, cheaper to differentiate than many gathers."""
+        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        parts = _Permute.apply(features, order, inverse).split([len(rows) for rows in groups])
+        outcomes = [self.run(part, self.bitwidths[index]) for index, part in zip(chosen, parts, strict=True)]
+        return _Permute.apply(torch.cat(outcomes), inverse, order)
+
+    def mixed(self, features: Tensor, weights: Tensor, needed: Tensor) -> Tensor:
+        """Sum of the outcomes times their weights [B, A], with the gradient of those of weight 0 where it is `needed`
+        [B, A]; see `SkippingProcess.relaxed_transition`.
+
+        Raises:
+            ValueError: all weights are zero.
+        """
+        mixture = self._weighted(features, weights)
+        for action, bits in enumerate(self.bitwidths):
+            weight = weights[:, action]
+            rows = (needed[:, action] & (weight == 0)).nonzero().squeeze(1)
+            if len(rows):
+                with torch.no_grad():
+                    outcome = self.run(take(features, rows), bits)
+                mixture = _Untaken.apply(mixture, weight, rows, outcome)
+        return mixture
+
+    def _weighted(self, features: Tensor, weights: Tensor) -> Tensor:
+        """Sum of the outcomes times their weights [B, A], where these are not zero."""
+        where, outcomes = [], []
+        for action, bits in enumerate(self.bitwidths):
+            weight = weights[:, action]
+            rows = weight.detach().nonzero().squeeze(1)
+            if len(rows):
+                whole = len(rows) == len(weight)
+                outcome = self.run(features if whole else take(features, rows), bits)
+                where.append(rows)
+                outcomes.append(outcome * weight[rows, None, None, None])
+        if not where:
+            raise ValueError("weights are all zero")
+        if len(where) == 1 and len(where[0]) == len(weights):
+            return outcomes[0]
+        return _add_rows(_empty_like(outcomes[0], len(weights)).zero_(), torch.cat(where), torch.cat(outcomes))
+
+
+class _Permute(torch.autograd.Function):
+    """Images [B, C, H, W] in another order, whose backward pass is the inverse permutation."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return take(features, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return take(grads[0], ctx.saved_tensors[0]), None, None
+
+
+class _Untaken(torch.autograd.Function):
+    """Outcomes [R, C, H, W] of weight 0 for some rows of the images: no part of the features [B, C, H, W], but of the
+    gradient with respect to the weights [B]."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, rows: Tensor, outcome: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, outcome)
+        ctx.images = len(weight)
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows, outcome = ctx.saved_tensors
+        along = (take(grads[0], rows) * outcome).sum((1, 2, 3))
+        return grads[0], along.new_zeros(ctx.images).index_copy_(0, rows, along), None, None
+
+
+def take(features: Tensor, rows: Tensor) -> Tensor:
+    """The images at `rows` [K] of features [B, C, H, W], in memory of their own."""
+    return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+
+
+def _add_rows(features: Tensor, rows: Tensor, outcome: Tensor) -> Tensor:
+    added = features.permute(0, 2, 3, 1).index_add(0, rows, outcome.permute(0, 2, 3, 1))
+    return added.permute(0, 3, 1, 2)
+
+
+def _empty_like(outcome: Tensor, images: int) -> Tensor:
+    _, c, h, w = outcome.shape
+    return outcome.new_empty(images, h, w, c).permute(0, 3, 1, 2)
