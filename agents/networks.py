@@ -1,4 +1,4 @@
-"""Networks with gates of their own as contestants: how they are measured, saved, loaded and trained.
+"""Networks with gates of their own as contestants: how they are configured, measured, saved and loaded.
 
 They decide for single output activations and not from observations, block by block, so that they are no policies on the
 environment; `agents.evaluation.evaluate` takes them as `SelfMeasured`. The task's backbone is only their start.
@@ -14,22 +14,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from agents.dual import DualAscent
 from agents.evaluation import Evaluation, judged
-from agents.learning import image_stream
 from agents.methods import MethodConfig
 from agents.policies import FILE
-from agents.recorder import TOLERANCE, Recorder
 from backbone import schedules
 from backbone.checkpoint import save_tensors
 from backbone.cost import gated_cost
 from backbone.data import batches
 from backbone.gated import GatedConfig, GatedResNet
-from backbone.quantization import FLOAT_BITS, make_quantizer
-from backbone.resnet import ResNet, ResNetConfig
-from backbone.training import TrainingConfig, make_optimizer
+from backbone.quantization import make_quantizer
+from backbone.resnet import ResNetConfig
+from backbone.training import TrainingConfig
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
@@ -199,134 +195,3 @@ class NetworkConfig(MethodConfig):
         if self.schedule == "step":
             return self.lr * schedules.step(progress, at=self.milestones)
         return self.training().learning_rate(progress)
-
-
-def start_from(network: GatedResNet, backbone: ResNet) -> None:
-    """Copy weights, norms and clipping bounds of a backbone of the same shape.
-
-    A gated convolution takes the norm of the backbone's bitwidth that is nearest to its activations', and the clipping
-    bound if that is exactly its own.
-
-    Raises:
-        ValueError: the backbone lacks a weight, or has it in another shape.
-    """
-    bits = network.config.activation_bits
-    nearest = min((option for option in backbone.config.bitwidths if option), key=lambda option: abs(option - bits))
-    theirs, found = backbone.state_dict(), {}
-    for name, tensor in network.state_dict().items():
-        source = theirs.get(name.replace(".norm.", f".norms.{nearest}."))
-        if ".activation_quantizer." in name:
-            source = _own_range(network, backbone, name, tensor, source)
-        elif "threshold" in name or "gate_norm" in name:
-            source = tensor
-        if source is None or source.shape != tensor.shape:
-            shape = None if source is None else list(source.shape)
-            raise ValueError(
-                f'start "backbone" needs {name} {list(tensor.shape)}, but the task\'s backbone has {shape}; use start '
-                '"scratch"'
-            )
-        found[name] = source
-    network.load_state_dict(found)
-
-
-def _own_range(network: GatedResNet, backbone: ResNet, name: str, tensor: Tensor, source: Tensor | None) -> Tensor:
-    """The entry [1] of a quantizer's ranges in the backbone, `source`, that is of the network's own bitwidth; `tensor`,
-    the network's own, where there is none."""
-    quantizer = name.rpartition(".")[0]
-    theirs: dict[int, int] = getattr(backbone.get_submodule(quantizer), "row", {})
-    (bits,) = getattr(network.get_submodule(quantizer), "row", {}) or (FLOAT_BITS,)
-    return tensor if source is None or bits not in theirs else source[theirs[bits]].view(1)
-
-
-class _Learner:
-    """Weights and thresholds together, by cross-entropy and the pull on the thresholds."""
-
-    def __init__(self, config: NetworkConfig, contestant: GatedNetwork) -> None:
-        self.config, self.network, self.cost = config, contestant.network, contestant.cost
-        momentum = config.training().momentum
-        self.optimizer = make_optimizer(self.network, config.lr, momentum, config.weight_decay)
-        moves = config.target is None
-        self.dual = DualAscent(config.budget, config.target_rate, price=math.exp(config.threshold)) if moves else None
-        self.target = config.threshold if config.target is None else config.target
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights, momentum, target and what moves it."""
-        dual = self.dual.state_dict() if self.dual else None
-        modules = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return {**modules, "target": self.target, "dual": dual}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.target = state["target"]
-        if self.dual:
-            self.dual.load_state_dict(state["dual"])
-
-    def step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, float]:
-        """One update; what to log."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate(progress)
-        logits, densities = self.network.train()(images)
-        pulls = [self.config.penalty(threshold, self.target) for threshold in self.network.thresholds()]
-        cross_entropy, pull = F.cross_entropy(logits, labels), torch.stack(pulls).sum()
-        self.optimizer.zero_grad()
-        (cross_entropy + pull).backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
-        self.optimizer.step()
-        shares = densities.detach()
-        cost = float(self.cost.image_cost(shares)[0].mean())
-        scalars = {"target": self.target, "price": self.dual.price if self.dual else 0.0}
-        if self.dual is not None:
-            self._move_target(math.log(self.dual.update(cost, progress)))
-        return scalars | {
-            "accuracy": float((logits.argmax(1) == labels).float().mean()),
-            "cost": cost,
-            "entropy": float(torch.special.entr(torch.stack((shares, 1 - shares))).sum(0).mean()),
-            "loss": float((cross_entropy + pull).detach()),
-            "reward_answer": -float(cross_entropy.detach()),
-            "reward_target": -float(pull.detach()),
-        }
-
-    def _move_target(self, target: float) -> None:
-        """The thresholds ride with the target: the pull alone would take tens of thousands of updates to move them."""
-        before, self.target = self.target, target
-        with torch.no_grad():
-            for threshold in self.network.thresholds():
-                threshold.add_(self.target - before)
-
-
-def train_network(config: NetworkConfig, task: Task, recorder: Recorder, loader: str) -> GatedNetwork:
-    """Train a gated network of the shape of the task's backbone, which stays as it is.
-
-    Raises:
-        ValueError: the gate does not fit the channels, the backbone does not fit as a start, or the budget is below
-            what the network computes with all gates off.
-        TrainingDivergedError: the loss became NaN or infinite.
-    """
-    network = GatedResNet(config.network(task.process.backbone.config, task.process.widest))
-    with torch.no_grad():
-        for threshold in network.thresholds():
-            threshold.fill_(config.threshold)
-    if config.start == "backbone":
-        start_from(network, task.process.backbone)
-    contestant = GatedNetwork(network, task.process, loader)
-    if config.target is None and contestant.floor > config.budget * TOLERANCE:
-        raise ValueError(
-            f"budget {config.budget} is below what this network always computes, {contestant.floor:.4g}; choose fewer "
-            "bits, gate both convolutions, or give a target"
-        )
-    recorder.watch(network)
-    learner = _Learner(config, contestant)
-    stream = image_stream(task, config.batch_size, config.seed)
-    recorder.keep(learner=learner, stream=stream)
-    while recorder.goes_on():
-        images, labels = next(stream)
-        recorder.step(len(images), **learner.step(images, labels, recorder.seen / recorder.num_images))
-        recorder.check_weights(network)
-        # A fixed target knows no budget, by which checkpoints are chosen: what is trained last is taken, as published.
-        if recorder.finished or (config.target is None and recorder.check_due()):
-            recorder.consider(contestant)
-    recorder.restore_best()
-    network.eval().requires_grad_(False)
-    return contestant

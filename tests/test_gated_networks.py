@@ -8,7 +8,7 @@ import torch
 
 from agents.evaluation import SelfMeasured, evaluate
 from agents.methods import default_config, labels, method
-from agents.networks import start_from
+from agents.network_training import start_from
 from agents.policies import load_policy
 from agents.recorder import Recorder
 from backbone.channel_gating import ChannelGating, base_path

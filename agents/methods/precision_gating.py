@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from agents.networks import GatedNetwork, NetworkConfig, load_network, train_network
+from agents.network_training import train_network
+from agents.networks import GatedNetwork, NetworkConfig, load_network
 from agents.recorder import Recorder
 from backbone.precision_gating import PrecisionGating
 from backbone.resnet import ResNetConfig
