@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.learning import image_stream
-from agents.oracle import digest
 from agents.recorder import Recorder
+from agents.search_digest import digest
 from dfs_env.process import SkippingProcess, State
 from dfs_env.task import Task
 

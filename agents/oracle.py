@@ -7,7 +7,6 @@ answer asked for is the image's label (*label-aware*), or what full execution an
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.route_search import search
+from agents.search_digest import digest
 from agents.workers import start_worker
 from dfs_env.process import SkippingProcess
 
@@ -192,11 +192,3 @@ def _work(part: tuple[NDArray[np.float32], NDArray[np.int64] | None, Options]) -
     images = torch.from_numpy(pixels).to(_process.device)
     labels = None if answers is None else torch.from_numpy(answers).to(_process.device)
     return next(_alone(_process, images, labels, options))
-
-
-def digest(process: SkippingProcess, images: Tensor, labels: Tensor, how: object = None) -> str:
-    """What tells a search apart from every other: weights, what is decided, images, labels, options."""
-    text = hashlib.sha256(repr((process.bitwidths, process.always_on, how)).encode())
-    for tensor in (*process.backbone.state_dict().values(), images, labels):
-        text.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return text.hexdigest()

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from agents.evaluation import Evaluation, summary
 from agents.methods import MethodConfig
-from agents.oracle import Routes, Search, digest, find_routes, within_budget
+from agents.oracle import Routes, Search, find_routes, within_budget
 from agents.policies import FILE
 from agents.recorder import Recorder
+from agents.search_digest import digest
 from backbone.checkpoint import save_tensors
 from dfs_env.budgets import check_budget
 from dfs_env.execution import CHUNK
@@ -77,7 +78,7 @@ class Oracle:
     def __init__(self, how: Search, workers: int = 1, known: Mapping[str, Routes] | None = None) -> None:
         self.how, self.workers = how, workers
         self.known = dict(known or {})
-        """The routes that were found, by what was searched: see `agents.oracle.digest`."""
+        """The routes that were found, by what was searched: see `agents.search_digest.digest`."""
 
     def measure(
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
