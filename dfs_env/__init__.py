@@ -1,11 +1,12 @@
 """Dynamic Fractional Skipping as a Gymnasium environment. Importing this package registers the environments."""
 
-from dfs_env.env import DFSEnv, DFSVectorEnv
+from dfs_env.env import DFSVectorEnv
 from dfs_env.objectives import OBJECTIVES, MODFSEnv, MODFSVectorEnv
 from dfs_env.process import SkippingProcess, State
 from dfs_env.registration import ENVIRONMENTS, make_env, make_vec_env, register
 from dfs_env.rewards import REWARDS, Transition, make_reward
 from dfs_env.safety import SafeDFSEnv, SafeDFSVectorEnv
+from dfs_env.single_env import DFSEnv
 from dfs_env.task import Task, make_task
 
 __all__ = [

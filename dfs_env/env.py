@@ -1,10 +1,9 @@
-"""The environments: thin Gymnasium shells over `SkippingProcess`."""
+"""The environment of many images at once: a thin Gymnasium shell over `SkippingProcess`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,9 +16,19 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbone.cost import TOLERANCE
 from backbone.data import shift_and_flip
-from dfs_env.budgets import check_budget, make_budget
+from dfs_env.budgets import make_budget
+from dfs_env.checks import (
+    check_fit,
+    check_num_envs,
+    check_reachable,
+    check_render_mode,
+    checked_actions,
+    checked_autoreset_mode,
+    checked_budgets,
+    checked_indices,
+    checked_seeds,
+)
 from dfs_env.observations import OBSERVATION_BOUND
 from dfs_env.process import State
 from dfs_env.render import RENDER_MODES, Picture, draw, line
@@ -115,15 +124,9 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
     ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}")
-        if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ValueError(f"unknown render_mode {render_mode!r}: choose one of {', '.join(RENDER_MODES)}, or None")
-        try:
-            self.autoreset_mode = AutoresetMode(autoreset_mode)
-        except ValueError:
-            choices = ", ".join(mode.value for mode in AutoresetMode)
-            raise ValueError(f"unknown autoreset_mode {autoreset_mode!r}: choose one of {choices}") from None
+        check_num_envs(num_envs)
+        check_render_mode(render_mode)
+        self.autoreset_mode = checked_autoreset_mode(autoreset_mode)
         self.task, self.process, self.num_envs = task, task.process, num_envs
         self.hard_budget = hard_budget
         self.budget = budget
@@ -169,16 +172,9 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     @budget.setter
     def budget(self, budget: float | Mapping[str, Any]) -> None:
         drawn = make_budget(budget)
-        self._check_reachable(drawn.low)
+        if self.hard_budget:
+            check_reachable(drawn.low, self.process)
         self._given_budget, self._budget = budget, drawn
-
-    def _check_reachable(self, budget: float) -> None:
-        cheapest = float(self.process.cost.cheapest[0])
-        if self.hard_budget and cheapest > budget + TOLERANCE:
-            raise ValueError(
-                f"hard budget {budget:g} leaves no action: the cheapest route of {self.process.bitwidths} costs "
-                f"{cheapest:g}; raise the budget, or allow bitwidth 0"
-            )
 
     @property
     def episode_over(self) -> bool:
@@ -205,8 +201,13 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         mask = options.pop("reset_mask", None)
         if mask is not None and not (np.shape(mask) == (self.num_envs,) and np.all(mask)):
             raise ValueError(f"reset_mask must be true for all {self.num_envs} sub-environments: they run in lockstep")
-        indices = self._checked_indices(options.pop("indices", None))
-        budgets = self._checked_budgets(options.pop("budget", None))
+        indices, budgets = options.pop("indices", None), options.pop("budget", None)
+        if indices is not None:
+            indices = checked_indices(indices, self.num_envs, len(self.images))
+        if budgets is not None:
+            budgets = checked_budgets(budgets, self.num_envs)
+            if self.hard_budget:
+                check_reachable(float(budgets.min()), self.process)
         if options:
             raise ValueError(f"unknown reset option {min(options)!r}: there are 'budget', 'indices' and 'reset_mask'")
         self._seed(seed)
@@ -230,7 +231,9 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             self._begin(None)
             info = self._with_masks(self._standing())
             return self._observation(), np.zeros((self.num_envs, *self.reward_shape)), no, no.copy(), info
-        actions = self._checked_actions(actions)
+        actions = checked_actions(actions, self.num_envs, self.process.bitwidths)
+        if self.hard_budget:
+            check_fit(actions, self.action_masks(), self.budgets, state)
         self._route[:, state.layer] = actions
         with torch.no_grad():
             action = torch.from_numpy(actions).to(self.process.device)
@@ -326,11 +329,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     def _seed(self, seed: int | list[int | None] | None) -> None:
         if seed is None and self._generators:
             return
-        seeds: list[int | None] = [None] * self.num_envs
-        if seed is not None:
-            seeds = [int(seed) + i for i in range(self.num_envs)] if isinstance(seed, Integral) else list(seed)  # type: ignore[arg-type]
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} sub-environments")
+        seeds = checked_seeds(seed, self.num_envs)
         kept: list[np.random.Generator | None] = [*self._generators] or [None] * self.num_envs
         self._generators = [
             old if old is not None and new is None else seeding.np_random(new)[0]
@@ -418,51 +417,6 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         """Gymnasium's form of a vector's infos: beside each key, who has it."""
         return info | {f"_{key}": np.ones(self.num_envs, np.bool_) for key in info}
 
-    def _checked_actions(self, actions: Any) -> Array:
-        array = np.asarray(actions)
-        count = self.process.num_actions
-        if array.shape != (self.num_envs,) or array.dtype.kind not in "iu":
-            raise ValueError(f"actions must be {self.num_envs} integers, got {array.dtype} of shape {array.shape}")
-        if array.min() < 0 or array.max() >= count:
-            wrong = array[(array < 0) | (array >= count)][0]
-            raise ValueError(
-                f"action {wrong} is outside the space: 0 to {count - 1}, for bitwidths {self.process.bitwidths}"
-            )
-        if self.hard_budget:
-            self._check_fit(array)
-        return array.astype(np.int64)
-
-    def _check_fit(self, actions: Array) -> None:
-        fits = self.action_masks()
-        wrong = np.flatnonzero(~fits[np.arange(self.num_envs), actions])
-        if len(wrong):
-            assert self._state is not None
-            i = int(wrong[0])
-            raise ValueError(
-                f"action {actions[i]} of sub-environment {i} does not fit the hard budget {self.budgets[i]:g}, of "
-                f"which {float(self._state.cost[i]):g} is spent: choose one of {np.flatnonzero(fits[i]).tolist()}"
-            )
-
-    def _checked_indices(self, indices: Any) -> Array | None:
-        if indices is None:
-            return None
-        array = np.asarray(indices)
-        if array.shape != (self.num_envs,) or array.dtype.kind not in "iu":
-            raise ValueError(f"indices must be {self.num_envs} integers, one for each sub-environment, got {indices!r}")
-        if array.min() < 0 or array.max() >= len(self.images):
-            wrong = array[(array < 0) | (array >= len(self.images))][0]
-            raise ValueError(f"index {wrong} is out of range: the split has images 0 to {len(self.images) - 1}")
-        return array.astype(np.int64)
-
-    def _checked_budgets(self, budgets: Any) -> Array | None:
-        if budgets is None:
-            return None
-        if np.shape(budgets) not in ((), (self.num_envs,)):
-            raise ValueError(f"budget must be one number or {self.num_envs}, got {budgets!r}")
-        array = np.array([check_budget(budget) for budget in np.broadcast_to(budgets, self.num_envs).tolist()])
-        self._check_reachable(float(array.min()))
-        return array
-
     def _picture(self, i: int) -> Picture:
         assert self._state is not None
         scores = None if self._logits is None else _numpy(self._logits[i].softmax(0))
@@ -486,52 +440,3 @@ def _numpy(tensor: Tensor) -> Array:
 def _copied(value: Any, device: torch.device | None = None) -> Any:
     """A tensor's copy, on `device` if one is given; anything else as it is."""
     return value.to(device, copy=True) if isinstance(value, Tensor) else value
-
-
-class DFSEnv(gym.Env[Array, int]):
-    """One image at a time: `DFSVectorEnv` with one sub-environment, whose docstring is the specification."""
-
-    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
-
-    vector_class: ClassVar[type[DFSVectorEnv]] = DFSVectorEnv
-
-    def __init__(self, task: Task, **kwargs: Any) -> None:
-        self.vector = self.vector_class(task, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
-        self.observation_space = self.vector.single_observation_space
-        self.action_space = self.vector.single_action_space
-        self.render_mode = self.vector.render_mode
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
-        """As `DFSVectorEnv.reset`; "indices" may be one integer."""
-        super().reset(seed=seed)
-        if options and "indices" in options:
-            options = {**options, "indices": np.reshape(options["indices"], -1)}
-        observation, info = self.vector.reset(seed=seed, options=options)
-        return observation[0], first_of(info)
-
-    def step(self, action: int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """As `DFSVectorEnv.step`, for one image."""
-        observation, reward, terminated, truncated, info = self._step(action)
-        return observation, float(reward), terminated, truncated, info
-
-    def _step(self, action: int) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.vector.step(np.reshape(action, -1))
-        return observation[0], reward[0], bool(terminated[0]), bool(truncated[0]), first_of(info)
-
-    def action_masks(self) -> Array:
-        """[A] bool, as `DFSVectorEnv.action_masks`."""
-        masks: Array = self.vector.action_masks()
-        return masks[0]
-
-    def render(self) -> Any:
-        """uint8 [H, W, 3], or a line of text."""
-        frames = self.vector.render()
-        return None if frames is None else frames[0]
-
-    def close(self) -> None:
-        """Close the environment; it cannot be stepped any more."""
-        self.vector.close()
-
-
-def first_of(info: dict[str, Any]) -> dict[str, Any]:
-    return {key: value[0] for key, value in info.items() if not key.startswith("_")}

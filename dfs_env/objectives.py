@@ -13,9 +13,10 @@ from torch import Tensor
 
 from backbone.cost import TOLERANCE
 from backbone.names import resolve
-from dfs_env.env import Array, DFSEnv, DFSVectorEnv
+from dfs_env.env import Array, DFSVectorEnv
 from dfs_env.rewards import Components, Transition
 from dfs_env.rewards.wrappers import seen
+from dfs_env.single_env import DFSEnv
 from dfs_env.task import Task
 
 ROUTES, POINTS = 20_000, 50_000

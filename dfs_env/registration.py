@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 
-from dfs_env.env import DFSEnv, DFSVectorEnv
+from dfs_env.env import DFSVectorEnv
 from dfs_env.objectives import MODFSEnv, MODFSVectorEnv
 from dfs_env.safety import SafeDFSEnv, SafeDFSVectorEnv
+from dfs_env.single_env import DFSEnv
 from dfs_env.task import make_task
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {

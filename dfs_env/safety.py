@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dfs_env.env import Array, DFSEnv, DFSVectorEnv, first_of
+from dfs_env.env import Array, DFSVectorEnv
 from dfs_env.process import State
 from dfs_env.rewards import RewardSpec
+from dfs_env.single_env import DFSEnv, first_of
 from dfs_env.task import Task
 
 REWARD = "accuracy_minus_cost(weight=0)"

@@ -31,7 +31,7 @@ def test_imported_sees_every_kind_of_import():
     source = """
 import agents.gates as g
 def f():
-    from dfs_env.env import DFSEnv
+    from dfs_env.env import DFSVectorEnv
     importlib.import_module("scripts.train")
 from . import x
 """

@@ -1,0 +1,98 @@
+"""What callers pass to the environments: brought into one form, or refused with a ValueError that names the culprit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from backbone.cost import TOLERANCE
+from dfs_env.budgets import check_budget
+from dfs_env.process import SkippingProcess, State
+from dfs_env.render import RENDER_MODES
+
+Array = np.ndarray[Any, Any]
+
+
+def check_num_envs(num_envs: int) -> None:
+    """Make sure that it is an integer of at least 1."""
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}")
+
+
+def check_render_mode(render_mode: str | None) -> None:
+    """Make sure that it is one, or None."""
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise ValueError(f"unknown render_mode {render_mode!r}: choose one of {', '.join(RENDER_MODES)}, or None")
+
+
+def checked_autoreset_mode(autoreset_mode: str | AutoresetMode) -> AutoresetMode:
+    """The mode, which may be given by its value."""
+    try:
+        return AutoresetMode(autoreset_mode)
+    except ValueError:
+        choices = ", ".join(mode.value for mode in AutoresetMode)
+        raise ValueError(f"unknown autoreset_mode {autoreset_mode!r}: choose one of {choices}") from None
+
+
+def check_reachable(budget: float, process: SkippingProcess) -> None:
+    """Make sure that a hard budget leaves a route."""
+    cheapest = float(process.cost.cheapest[0])
+    if cheapest > budget + TOLERANCE:
+        raise ValueError(
+            f"hard budget {budget:g} leaves no action: the cheapest route of {process.bitwidths} costs "
+            f"{cheapest:g}; raise the budget, or allow bitwidth 0"
+        )
+
+
+def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
+    """A seed for each of N sub-environments, None where it goes on: s, s + 1, ... of an integer s."""
+    seeds: list[int | None] = [None] * num_envs
+    if seed is not None:
+        seeds = [int(seed) + i for i in range(num_envs)] if isinstance(seed, Integral) else list(seed)  # type: ignore[arg-type]
+    if len(seeds) != num_envs:
+        raise ValueError(f"got {len(seeds)} seeds for {num_envs} sub-environments")
+    return seeds
+
+
+def checked_indices(indices: Any, num_envs: int, num_images: int) -> Array:
+    """Indices [N] int64 into a split of so many images."""
+    array = np.asarray(indices)
+    if array.shape != (num_envs,) or array.dtype.kind not in "iu":
+        raise ValueError(f"indices must be {num_envs} integers, one for each sub-environment, got {indices!r}")
+    if array.min() < 0 or array.max() >= num_images:
+        wrong = array[(array < 0) | (array >= num_images)][0]
+        raise ValueError(f"index {wrong} is out of range: the split has images 0 to {num_images - 1}")
+    return array.astype(np.int64)
+
+
+def checked_budgets(budgets: Any, num_envs: int) -> Array:
+    """Budgets [N], of which one for all may be given."""
+    if np.shape(budgets) not in ((), (num_envs,)):
+        raise ValueError(f"budget must be one number or {num_envs}, got {budgets!r}")
+    return np.array([check_budget(budget) for budget in np.broadcast_to(budgets, num_envs).tolist()])
+
+
+def checked_actions(actions: Any, num_envs: int, bitwidths: tuple[int, ...]) -> Array:
+    """Actions [N] int64, each the index of a bitwidth."""
+    array, count = np.asarray(actions), len(bitwidths)
+    if array.shape != (num_envs,) or array.dtype.kind not in "iu":
+        raise ValueError(f"actions must be {num_envs} integers, got {array.dtype} of shape {array.shape}")
+    if array.min() < 0 or array.max() >= count:
+        wrong = array[(array < 0) | (array >= count)][0]
+        raise ValueError(f"action {wrong} is outside the space: 0 to {count - 1}, for bitwidths {bitwidths}")
+    return array.astype(np.int64)
+
+
+def check_fit(actions: Array, fits: Array, budgets: Array, state: State) -> None:
+    """Make sure that each image can take its action [N] under its hard budget [N], by the masks `fits` [N, A]."""
+    wrong = np.flatnonzero(~fits[np.arange(len(actions)), actions])
+    if len(wrong):
+        i = int(wrong[0])
+        raise ValueError(
+            f"action {actions[i]} of sub-environment {i} does not fit the hard budget {budgets[i]:g}, of "
+            f"which {float(state.cost[i]):g} is spent: choose one of {np.flatnonzero(fits[i]).tolist()}"
+        )

@@ -1,0 +1,63 @@
+"""The environment of one image at a time, in Gymnasium's plain interface."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from dfs_env.env import Array, DFSVectorEnv
+from dfs_env.render import RENDER_MODES
+from dfs_env.task import Task
+
+
+class DFSEnv(gym.Env[Array, int]):
+    """One image at a time: `DFSVectorEnv` with one sub-environment, whose docstring is the specification."""
+
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
+
+    vector_class: ClassVar[type[DFSVectorEnv]] = DFSVectorEnv
+
+    def __init__(self, task: Task, **kwargs: Any) -> None:
+        self.vector = self.vector_class(task, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
+        self.observation_space = self.vector.single_observation_space
+        self.action_space = self.vector.single_action_space
+        self.render_mode = self.vector.render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """As `DFSVectorEnv.reset`; "indices" may be one integer."""
+        super().reset(seed=seed)
+        if options and "indices" in options:
+            options = {**options, "indices": np.reshape(options["indices"], -1)}
+        observation, info = self.vector.reset(seed=seed, options=options)
+        return observation[0], first_of(info)
+
+    def step(self, action: int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """As `DFSVectorEnv.step`, for one image."""
+        observation, reward, terminated, truncated, info = self._step(action)
+        return observation, float(reward), terminated, truncated, info
+
+    def _step(self, action: int) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.vector.step(np.reshape(action, -1))
+        return observation[0], reward[0], bool(terminated[0]), bool(truncated[0]), first_of(info)
+
+    def action_masks(self) -> Array:
+        """[A] bool, as `DFSVectorEnv.action_masks`."""
+        masks: Array = self.vector.action_masks()
+        return masks[0]
+
+    def render(self) -> Any:
+        """uint8 [H, W, 3], or a line of text."""
+        frames = self.vector.render()
+        return None if frames is None else frames[0]
+
+    def close(self) -> None:
+        """Close the environment; it cannot be stepped any more."""
+        self.vector.close()
+
+
+def first_of(info: dict[str, Any]) -> dict[str, Any]:
+    """The first image's entries of a vector's infos."""
+    return {key: value[0] for key, value in info.items() if not key.startswith("_")}
