@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from scripts.plot import COLOURS, MARKERS, TEXT, WIDTH, block_figure, front_figure, legible
+from scripts.plot import TEXT, WIDTH, block_figure, front_figure
+from scripts.plot_fronts import COLOURS, MARKERS, legible
 from scripts.report_data import Material
 
 DASHES = ("-", "--", ":", "-.")

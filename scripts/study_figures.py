@@ -13,7 +13,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from numpy.typing import NDArray
 
 from agents.results import labelled
-from scripts.plot import COLOURS, WIDTH, constant_points, legible
+from scripts.plot import WIDTH
+from scripts.plot_fronts import COLOURS, constant_points, legible
 from scripts.published import PUBLISHED
 from scripts.study_data import FINETUNED, Part, Study
 
