@@ -10,7 +10,8 @@ from agents.methods import method, static
 from agents.methods.selector import Config, _shares, continuations
 from agents.policies import load_policy
 from agents.recorder import Recorder
-from agents.selection import Selector, fit, forks_of, set_price
+from agents.selection import Selector, forks_of
+from agents.selection_training import fit, set_price
 
 COSTS = torch.tensor([0.0, 1.0])
 SMALL = {"num_images": 2000, "batch_size": 32, "search_images": 32}

@@ -32,7 +32,8 @@ from agents.learning import BackboneLearner, image_stream
 from agents.methods import MethodConfig
 from agents.methods.rloo import ANSWERS
 from agents.recorder import Recorder
-from agents.selection import Hindsight, Regression, Selector, fit
+from agents.selection import Hindsight, Selector
+from agents.selection_training import Regression, fit
 from dfs_env.task import Task
 
 REFITS = 8
