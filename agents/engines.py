@@ -22,7 +22,9 @@ from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents.runs import ERROR, RunConfig, run
+from agents.run_config import RunConfig
+from agents.run_folders import ERROR
+from agents.runs import run
 from agents.workers import start_worker
 from backbone.checkpoint import write_atomically
 

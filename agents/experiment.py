@@ -37,7 +37,7 @@ from typing import Any
 
 from agents.methods import MethodConfig, default_config, labels
 from agents.options import fitting, read_toml, toml_table, with_options
-from agents.runs import RunConfig, TaskConfig
+from agents.run_config import RunConfig, TaskConfig
 from backbone.names import check_names
 from dfs_env.budgets import check_budget
 

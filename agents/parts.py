@@ -34,7 +34,7 @@ from typing import Any
 
 from agents.experiment import Experiment, experiment_of, plan
 from agents.options import fitting, read_toml
-from agents.runs import RunConfig, TaskConfig
+from agents.run_config import RunConfig, TaskConfig
 from backbone.names import check_names, nearest
 
 REPLACED = ("budgets", "seeds", "baseline_budgets", "num_images", "checks")

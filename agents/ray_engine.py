@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from agents.engines import DIED, Ended, Report, attempt, write_error
-from agents.runs import RESULT, RunConfig
+from agents.run_config import RunConfig
+from agents.run_folders import RESULT
 
 STORE = 100 * 2**20
 """Bytes of shared memory for Ray's objects on this machine: runs pass files, not objects."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from agents.engines import Engine, Report, error_file, work
+from agents.run_config import VERSION, RunConfig
 from agents.run_folders import RESULT, finished_folders
-from agents.runs import RESULTS, VERSION, RunConfig, result_line
+from agents.runs import RESULTS, result_line
 from backbone.checkpoint import write_atomically
 
 LOCK = ".lock"

@@ -13,7 +13,8 @@ from typing import Any
 from agents.methods import MethodConfig, method
 from agents.options import Range
 from agents.recorder import Recorder
-from agents.runs import TaskConfig, check_reachable, seed_everything
+from agents.run_config import TaskConfig
+from agents.runs import check_reachable, seed_everything
 from backbone.data import Split
 from backbone.training import TrainingDivergedError
 from dfs_env.task import Task, make_task

@@ -11,7 +11,7 @@ from pathlib import Path
 from agents.engines import Processes
 from agents.methods import default_config
 from agents.options import with_options
-from agents.runs import RunConfig, TaskConfig
+from agents.run_config import RunConfig, TaskConfig
 from agents.sweep import sweep
 
 GOAL = 1.8

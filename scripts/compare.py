@@ -29,7 +29,8 @@ from agents.methods import method_names
 from agents.parts import plan_parts, read_parts
 from agents.ray_engine import Ray
 from agents.results import EXPERIMENT
-from agents.runs import RESULTS, RunConfig, TaskConfig
+from agents.run_config import RunConfig, TaskConfig
+from agents.runs import RESULTS
 from agents.sweep import Sweep, finished, locked, sweep
 from backbone.checkpoint import write_atomically
 from backbone.names import literal, nearest

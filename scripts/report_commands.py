@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.methods import default_config
 from agents.results import Line
-from agents.runs import TaskConfig
+from agents.run_config import TaskConfig
 
 LOOPED = ("budget", "seed")
 

@@ -20,7 +20,8 @@ import tyro
 from tqdm import tqdm
 
 from agents.methods import MethodConfig, default_config, labels, method
-from agents.runs import RunConfig, TaskConfig, run
+from agents.run_config import RunConfig, TaskConfig
+from agents.runs import run
 from scripts.cli import clear_errors
 
 

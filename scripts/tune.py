@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from agents.methods import PRESET_FILES, MethodConfig, default_config, labels
 from agents.options import toml_table
-from agents.runs import TaskConfig
+from agents.run_config import TaskConfig
 from agents.tuning import Trial, options_of_preset, tune
 from backbone.checkpoint import write_atomically
 from scripts.cli import clear_errors

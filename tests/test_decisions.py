@@ -8,7 +8,8 @@ from agents.decisions import FILE, read_decisions, write_decisions
 from agents.evaluation import evaluate
 from agents.methods import method
 from agents.results import expanded
-from agents.runs import RunConfig, TaskConfig, run
+from agents.run_config import RunConfig, TaskConfig
+from agents.runs import run
 from tests.test_statistics import line
 
 

@@ -19,7 +19,9 @@ from agents.checkpoints import write_checkpoint
 from agents.engines import Processes, attempt, disk_is_full
 from agents.methods import method
 from agents.ray_engine import Ray
-from agents.runs import RESULT, RESULTS, RunConfig, TaskConfig, run
+from agents.run_config import RunConfig, TaskConfig
+from agents.run_folders import RESULT
+from agents.runs import RESULTS, run
 from agents.sweep import sweep
 from backbone.checkpoint import save_state, write_atomically
 from scripts.cli import clear_errors

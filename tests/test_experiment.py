@@ -12,7 +12,9 @@ from rich.console import Console
 from agents.experiment import Arm, Experiment, as_toml, experiment_of, plan, read_experiment
 from agents.methods import default_config, method_names
 from agents.options import read_toml, toml_table, with_options
-from agents.runs import RESULT, RESULTS, VERSION, RunConfig, TaskConfig
+from agents.run_config import VERSION, RunConfig, TaskConfig
+from agents.run_folders import RESULT
+from agents.runs import RESULTS
 from agents.sweep import finished, locked
 from scripts import compare
 from scripts.compare import Compare, Flags

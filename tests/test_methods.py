@@ -19,8 +19,9 @@ from agents.engines import Processes
 from agents.evaluation import evaluate
 from agents.methods import default_config, labels, method, method_names
 from agents.recorder import Recorder
+from agents.run_config import RunConfig, TaskConfig
 from agents.run_folders import CONFIG, ERROR, RESULT
-from agents.runs import RunConfig, TaskConfig, load_run, run
+from agents.runs import load_run, run
 from agents.sweep import finished, sweep
 from backbone.checkpoint import save_backbone
 from backbone.resnet import ResNet
@@ -266,7 +267,7 @@ def test_workers_die_with_a_killed_sweep(tmp_path):
         f"    pathlib.Path(r'{tmp_path}', 'survived').touch()\n"
     )
     code = (
-        "import sys, pathlib; from agents.methods import method; from agents.runs import RunConfig, TaskConfig\n"
+        "import sys, pathlib; from agents.methods import method; from agents.run_config import RunConfig, TaskConfig\n"
         "from agents.engines import Processes; from agents.sweep import sweep\n"
         "if __name__ == '__main__':\n"
         f"    sys.path.insert(0, r'{tmp_path}')\n"

@@ -19,7 +19,7 @@ from PIL import Image
 
 from agents.experiment import as_toml, experiment_of, plan
 from agents.methods import default_config, method_names
-from agents.runs import RunConfig, TaskConfig
+from agents.run_config import RunConfig, TaskConfig
 from scripts import train
 from scripts.report import Report, main, page
 from scripts.report_commands import command, flags

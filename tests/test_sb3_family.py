@@ -19,7 +19,7 @@ from agents.off_policy import DQN, PricedReplayBuffer
 from agents.policies import load_policy
 from agents.recorder import Recorder
 from agents.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO
-from agents.runs import RunConfig
+from agents.run_config import RunConfig
 from agents.sb3 import SB3Policy, SB3VecEnv
 from backbone.cost import TOLERANCE, count_macs
 from backbone.training import TrainingDivergedError

@@ -8,7 +8,7 @@ import torch
 from agents import methods, tuning
 from agents.methods import MethodConfig, default_config, labels, method, method_names
 from agents.options import Range
-from agents.runs import TaskConfig
+from agents.run_config import TaskConfig
 from agents.tuning import Trial, score, tune, without_test
 from backbone.training import TrainingDivergedError
 from scripts import tune as command

@@ -1,0 +1,94 @@
+"""Everything that decides a run: its task, its method and that method's options, and the digest that names it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from agents.methods import MethodConfig
+from agents.run_folders import DIGITS
+from backbone.checkpoint import find_checkpoint
+from backbone.data import data_folder
+
+VERSION = 3
+"""Raised when a change of the code changes what the same configuration gives; results of other versions are not
+reused."""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is learned on: the arguments of `dfs_env.make_task`."""
+
+    dataset: str = "digits"
+    """"digits", "cifar10", "cifar100", or "module:function"."""
+    depth: int = 14
+    """Layers of the ResNet, 6n + 2."""
+    width: int = 16
+    """Channels of an untrained ResNet's first stage; a checkpoint has its own."""
+    checkpoint: str | None = None
+    """Backbone file; None for the trained backbone of that shape, "random" for an untrained one."""
+    bitwidths: tuple[int, ...] | None = None
+    """Bitwidths to choose from; by default (0, 2, 4, 8) if the backbone has these, else all that it has. 0 is skip, 32
+    full precision."""
+    observation: str = "pooled"
+    """"pooled", "confidence", "confidence_alone", "statistics", "position", "features", or "module:function"."""
+    always_on: int = 0
+    """Leading blocks that always run at the widest bitwidth and are not decided; 1 in DFS."""
+    device: str = "cpu"
+    """Torch device."""
+    data: str | None = None
+    """Data folder; by default $DFS_DATA, else the user's cache folder."""
+
+    def backbone_digest(self) -> str:
+        """What tells the weights apart from any others: a hash of the checkpoint file, or "random"."""
+        if self.checkpoint == "random":
+            return "random"
+        path = Path(self.checkpoint or find_checkpoint(self.dataset, self.depth, data_folder(self.data)))
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint {path} does not exist; name a file that scripts.pretrain wrote")
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run."""
+
+    method: str
+    """METHOD, or METHOD-PRESET."""
+    config: MethodConfig
+    """The method's own configuration."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What is learned on."""
+    label: str = ""
+    """What tables and figures call it; by default the method. It decides nothing."""
+
+    @property
+    def display(self) -> str:
+        """The label, or the method."""
+        return self.label or self.method
+
+    def resolved(self) -> dict[str, Any]:
+        """The configuration as plain data: what decides the result, and so neither where files lie nor the device nor
+        how many processes share the work."""
+        where = ("checkpoint", "data", "device")
+        task = {name: value for name, value in asdict(self.task).items() if name not in where}
+        task["backbone"] = self.task.backbone_digest()
+        options = {name: value for name, value in asdict(self.config).items() if name != "workers"}
+        return {"version": VERSION, "method": self.method, "config": options, "task": task}
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells the run apart from every other configuration."""
+        text = json.dumps(self.resolved(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+
+    @property
+    def name(self) -> str:
+        """The run's folder name: readable, and its digest."""
+        readable = re.sub(r"[^\w.-]+", "_", self.display, flags=re.ASCII)[:60]
+        return f"{readable}-budget{self.config.budget:g}-seed{self.config.seed}-{self.digest}"
