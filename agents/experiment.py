@@ -37,7 +37,7 @@ from typing import Any
 
 from agents.methods import MethodConfig, default_config, labels
 from agents.options import fitting, read_toml, toml_table, with_options
-from agents.run_config import RunConfig, TaskConfig
+from agents.run_config import TaskConfig
 from backbone.names import check_names
 from dfs_env.budgets import check_budget
 
@@ -208,49 +208,6 @@ def _check_values(who: str, budgets: Sequence[float] | None, seeds: Sequence[int
 
 def _repeated(values: Sequence[Any]) -> list[Any]:
     return [value for position, value in enumerate(values) if value in values[:position]]
-
-
-def plan(experiment: Experiment) -> list[RunConfig]:
-    """Every run of the experiment; baselines and bounds also at their further budgets.
-
-    Raises:
-        ValueError: two arms that stand for the same runs; values that a method refuses.
-    """
-    runs = [run for arm in experiment.arms for run in _runs(arm, experiment)]
-    first: dict[str, RunConfig] = {}
-    for run in runs:
-        other = first.setdefault(run.digest, run)
-        if other is not run:
-            raise ValueError(
-                f"arms {other.display!r} and {run.display!r} have the same configuration: change an option of one of "
-                "them, or leave it out"
-            )
-    return runs
-
-
-def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
-    base = arm.config()
-    shared = {name: getattr(experiment, name) for name in ("num_images", "checks")}
-    changes: dict[str, Any] = {k: v for k, v in shared.items() if v is not None and k not in arm.options}
-    base = replace(base, **changes)
-    task = with_options(experiment.task, arm.task, f"task of arm {arm.name!r}")
-    seeds = arm.seeds or experiment.seeds
-    return [
-        RunConfig(arm.method, replace(config, seed=seed), task, arm.label)
-        for config in _at_budgets(base, arm.budgets or experiment.budgets, experiment.baseline_budgets)
-        for seed in (seeds if base.seeded else seeds[:1])
-    ]
-
-
-def _at_budgets(base: MethodConfig, budgets: Sequence[float], further: Sequence[float]) -> list[MethodConfig]:
-    """The configuration at each budget at which it is to be trained."""
-    ordered = sorted({*budgets, *(further if base.is_baseline or base.is_bound else ())})
-    if base.serves_many:
-        at_all: dict[str, Any] = {"eval_budgets": tuple(ordered)}
-        return [replace(base, budget=ordered[len(ordered) // 2], **at_all)]
-    if not base.holds_budget:
-        ordered = ordered[:1]  # the others would repeat it
-    return [replace(base, budget=budget) for budget in ordered]
 
 
 def as_toml(experiment: Experiment) -> str:

@@ -32,8 +32,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from agents.experiment import Experiment, experiment_of, plan
+from agents.experiment import Experiment, experiment_of
 from agents.options import fitting, read_toml
+from agents.planning import plan
 from agents.run_config import RunConfig, TaskConfig
 from backbone.names import check_names, nearest
 
@@ -87,7 +88,7 @@ def plan_parts(parts: Mapping[str, Experiment]) -> dict[str, list[RunConfig]]:
     """Every run of each part.
 
     Raises:
-        ValueError: see `agents.experiment.plan`; the part is named.
+        ValueError: see `agents.planning.plan`; the part is named.
     """
     runs = {}
     for name, experiment in parts.items():

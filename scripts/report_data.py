@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from agents.bootstrap import Estimate, Sample
 from agents.decisions import Decisions, read_decisions
-from agents.experiment import plan, read_experiment
+from agents.experiment import read_experiment
 from agents.matched import (
     Scores,
     Standing,
@@ -26,6 +26,7 @@ from agents.matched import (
     reference_point,
     standings,
 )
+from agents.planning import plan
 from agents.results import EXPERIMENT, Line, expanded, read_lines
 from agents.statistics import NOTHING_LEARNED, Row, summarise
 

@@ -266,8 +266,8 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
     (tmp_path / "main.py").write_text(
         "import sys, pathlib\n"
         "if __name__ == '__main__':\n"
-        "    from agents.engines import Processes\n    from agents.experiment import plan, read_experiment\n"
-        "    from agents.sweep import sweep\n"
+        "    from agents.engines import Processes\n    from agents.experiment import read_experiment\n"
+        "    from agents.planning import plan\n    from agents.sweep import sweep\n"
         f"    here = pathlib.Path(r'{tmp_path}')\n"
         "    sweep(plan(read_experiment(here / 'small.toml')), here / 'killed', Processes(1))\n"
     )
@@ -297,7 +297,8 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
     subprocess.run(command, env=environment, check=True, timeout=300)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished run was done again"
 
-    from agents.experiment import plan, read_experiment
+    from agents.experiment import read_experiment
+    from agents.planning import plan
 
     monkeypatch.syspath_prepend(str(tmp_path))
     whole = sweep(plan(read_experiment(tmp_path / "small.toml")), tmp_path / "whole", here)

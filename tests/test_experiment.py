@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, replace
 import pytest
 from rich.console import Console
 
-from agents.experiment import Arm, Experiment, as_toml, experiment_of, plan, read_experiment
+from agents.experiment import Arm, Experiment, as_toml, experiment_of, read_experiment
 from agents.methods import default_config, method_names
 from agents.options import read_toml, toml_table, with_options
+from agents.planning import plan
 from agents.run_config import VERSION, RunConfig, TaskConfig
 from agents.run_folders import RESULT
 from agents.runs import RESULTS

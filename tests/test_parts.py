@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from agents.engines import attempt
-from agents.experiment import as_toml, experiment_of, plan, read_experiment
+from agents.experiment import as_toml, experiment_of, read_experiment
 from agents.parts import parts_of, plan_parts, read_parts
+from agents.planning import plan
 from agents.results import EXPERIMENT
 from agents.run_folders import RESULT
 from agents.runs import RESULTS

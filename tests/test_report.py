@@ -17,8 +17,9 @@ import pytest
 import tyro
 from PIL import Image
 
-from agents.experiment import as_toml, experiment_of, plan
+from agents.experiment import as_toml, experiment_of
 from agents.methods import default_config, method_names
+from agents.planning import plan
 from agents.run_config import RunConfig, TaskConfig
 from scripts import train
 from scripts.report import Report, main, page

@@ -1,0 +1,55 @@
+"""The runs of an experiment: every arm at every budget with every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from agents.experiment import Arm, Experiment
+from agents.methods import MethodConfig
+from agents.options import with_options
+from agents.run_config import RunConfig
+
+
+def plan(experiment: Experiment) -> list[RunConfig]:
+    """Every run of the experiment; baselines and bounds also at their further budgets.
+
+    Raises:
+        ValueError: two arms that stand for the same runs; values that a method refuses.
+    """
+    runs = [run for arm in experiment.arms for run in _runs(arm, experiment)]
+    first: dict[str, RunConfig] = {}
+    for run in runs:
+        other = first.setdefault(run.digest, run)
+        if other is not run:
+            raise ValueError(
+                f"arms {other.display!r} and {run.display!r} have the same configuration: change an option of one of "
+                "them, or leave it out"
+            )
+    return runs
+
+
+def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
+    base = arm.config()
+    shared = {name: getattr(experiment, name) for name in ("num_images", "checks")}
+    changes: dict[str, Any] = {k: v for k, v in shared.items() if v is not None and k not in arm.options}
+    base = replace(base, **changes)
+    task = with_options(experiment.task, arm.task, f"task of arm {arm.name!r}")
+    seeds = arm.seeds or experiment.seeds
+    return [
+        RunConfig(arm.method, replace(config, seed=seed), task, arm.label)
+        for config in _at_budgets(base, arm.budgets or experiment.budgets, experiment.baseline_budgets)
+        for seed in (seeds if base.seeded else seeds[:1])
+    ]
+
+
+def _at_budgets(base: MethodConfig, budgets: Sequence[float], further: Sequence[float]) -> list[MethodConfig]:
+    """The configuration at each budget at which it is to be trained."""
+    ordered = sorted({*budgets, *(further if base.is_baseline or base.is_bound else ())})
+    if base.serves_many:
+        at_all: dict[str, Any] = {"eval_budgets": tuple(ordered)}
+        return [replace(base, budget=ordered[len(ordered) // 2], **at_all)]
+    if not base.holds_budget:
+        ordered = ordered[:1]  # the others would repeat it
+    return [replace(base, budget=budget) for budget in ordered]
