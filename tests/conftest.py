@@ -94,7 +94,7 @@ def tiny_data() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def rigged():
+def _rigged():
     """Images whose colour tells the class, and a small network that has learned it on any route: skipping costs
     accuracy."""
     generator = torch.Generator().manual_seed(0)
@@ -113,11 +113,17 @@ def rigged():
 
 
 @pytest.fixture(scope="session")
-def learned(rigged, tmp_path_factory):
-    dataset, process = rigged
+def _learned(_rigged, tmp_path_factory):
+    dataset, process = _rigged
     config = TrainingConfig(epochs=3, batch_size=64, lr=0.05)
     state = tmp_path_factory.mktemp("rigged") / "backbone.state"
     for _ in BackboneTrainer(process.backbone, {process.bitwidths: process.run}, dataset, config, state).epochs():
         pass
     calibrate(process, dataset)
     return Task(process, dataset)
+
+
+@pytest.fixture
+def learned(_learned: Task) -> Task:
+    """The rigged images, and the network that has learned them, on any route; each test has its own copy."""
+    return copy.deepcopy(_learned)
