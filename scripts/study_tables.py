@@ -17,9 +17,8 @@ MARKED = (
     "Interquartile mean over seeds with 95 % bootstrap intervals; differences, in points, at each run's own paper "
     "cost. ▲ better, ▼ worse, = not told apart (the interval includes zero), ? one seed on a side, and so no interval; "
     f"{TENTATIVE} tentative, fewer than {SOON} seeds on a side. *: weights of its own; static has the frozen backbone, "
-    "and static_finetuned is what methods that co-train it are to be compared with. The oracle's headroom is what the oracle, on "
-    "the frozen backbone, has over static at that cost. Bold: on the part's front of learned methods, as the figure "
-    "has it."
+    "and static_finetuned is what methods that co-train it are to be compared with. The oracle's headroom is what it "
+    "has, on the frozen backbone, over static at that cost. Bold: on the part's front of learned methods, as in the figure."
 )
 
 
