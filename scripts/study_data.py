@@ -19,6 +19,7 @@ from scripts.published import DATASET
 from scripts.report_data import Material
 
 FINETUNED = COMPARED_WITH[-1]
+ORACLE = "oracle"
 SETTLED = 0.005
 """How far, as a fraction of the images, validation accuracy may be below its final value and still have settled."""
 OVERSPENT = 1.05
@@ -91,6 +92,16 @@ class Part:
             return float(np.mean(over)) if over else -np.inf, max(row.accuracy for row in rows[name])
 
         return max(sorted(name for name, own in rows.items() if len(own) >= enough), key=gain, default=None)
+
+    def headroom_realised(self, row: Row) -> float:
+        """Share of what the oracle has over static at a row's cost that the row has over static; nan if there is no
+        oracle, or if it has nothing over static there. Between its budgets the oracle is interpolated."""
+        oracle = sorted((other.cost, other.accuracy) for other in self.material.rows if other.registered == ORACLE)
+        if not oracle or row.registered == ORACLE:
+            return np.nan
+        costs, accuracies = zip(*oracle, strict=True)
+        headroom = float(np.interp(row.cost, costs, accuracies)) - (row.accuracy - row.over_static)
+        return row.over_static / headroom if headroom > ROUNDING else np.nan
 
     def runs(self, method: str) -> list[Line]:
         """One line for each run of a method, whatever the number of its budgets."""

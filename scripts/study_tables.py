@@ -17,8 +17,8 @@ MARKED = (
     "Interquartile mean over seeds with 95 % bootstrap intervals; differences, in points, at each run's own paper "
     "cost. ▲ better, ▼ worse, = not told apart (the interval includes zero), ? one seed on a side, and so no interval; "
     f"{TENTATIVE} tentative, fewer than {SOON} seeds on a side. *: weights of its own; static has the frozen backbone, "
-    "and static_finetuned is what methods that co-train it are to be compared with. Bold: on the part's front of "
-    "learned methods, as the figure has it."
+    "and static_finetuned is what methods that co-train it are to be compared with. The oracle's headroom is what it "
+    "has, on the frozen backbone, over static at that cost. Bold: on the part's front of learned methods, as drawn."
 )
 
 
@@ -36,6 +36,7 @@ def methods(part: Part, caption: str) -> Table:
             f"{part.cost(row.cost):.3g}",
             over_baseline(row, "static"),
             over_baseline(row, FINETUNED),
+            "-" if np.isnan(share := part.headroom_realised(row)) else f"{100 * share:.0f} %",
         ]
         for row in sorted(part.material.rows, key=lambda row: (row.budget, -row.accuracy))
         if row.budget in part.material.budgets
@@ -49,6 +50,7 @@ def methods(part: Part, caption: str) -> Table:
         "cost at 32 bits",
         "over static",
         "over static_finetuned",
+        "of the oracle's headroom",
     )
     return Table(heads, rows, caption)
 

@@ -111,12 +111,24 @@ def test_the_first_cost_of_each_accuracy_is_in_the_unit_of_the_published_ones(pa
 def test_each_part_has_its_methods_with_costs_differences_and_verdicts(page):
     low, other = page.index("\nlow. Interquartile mean"), page.index("\ndfs.\n")
     assert low < other
-    accuracy, cost, at_32, over, over_finetuned = row(page[low:], "**ppo**", "0.4", "2")
+    accuracy, cost, at_32, over, over_finetuned, realised = row(page[low:], "**ppo**", "0.4", "2")
     assert (accuracy, cost, at_32) == ("92.80 [92.70, 92.90]", "0.4000", "0.025")
     assert re.fullmatch(r"\+0\.40 \[\S+, \S+\] ▲†", over)
-    assert over_finetuned == "-"
-    assert row(page[low:], "static", "0.4", "2")[-2] == "-"
+    assert over_finetuned == realised == "-", "it is not co-trained, and there is no oracle"
+    assert row(page[low:], "static", "0.4", "2")[-3:] == ["-", "-", "-"]
     assert row(page[other:], "**ppo**", "0.2", "2")[2] == "0.2"
+
+
+def test_the_share_of_the_oracles_headroom(tmp_path):
+    lines = part(EIGHT, {0.1: 0.8, 0.4: 0.9})
+    oracle = {"method": "oracle", "role": "bound", "seed": 0, "seeded": False}
+    lines += [{**lines[0], **oracle, "budget": cost, "cost": cost, "accuracy": 0.8 + cost} for cost in (0.2, 0.6)]
+    (tmp_path / "only").mkdir()
+    leave(tmp_path / "only", lines, decided=False)
+    (found,) = Study.read(tmp_path).parts
+    ppo = {each.budget: each for each in found.rows("ppo")}
+    assert found.headroom_realised(ppo[0.4]) == pytest.approx(0.004 / (1.2 - 0.9))
+    assert all(np.isnan(found.headroom_realised(each)) for each in found.rows("oracle"))
 
 
 def test_fine_tuning_alone_is_no_part_of_the_front_of_those_that_tell_images_apart(tmp_path):
