@@ -96,6 +96,8 @@ class Compare:
     output: Path | None = None
     """Folder of the runs, the result lines, the table and the figure, or of the parts' folders; by default runs/NAME
     for NAME.toml, else runs/compare."""
+    collect: bool = False
+    """Run nothing: only write result lines, table and figure of the runs that are finished."""
     engine: Literal["processes", "ray"] = "processes"
     """Where runs are done: worker processes on this machine, or Ray."""
     workers: int = 2
@@ -204,9 +206,13 @@ def main(args: Compare) -> int:
     status."""
     experiments, folder, engine = args.experiments(), args.folder(), args.runner()
     plans = plan_parts(experiments)
-    for name, runs in plans.items():
-        finished(runs, folder / name)  # what is wrong with it, or with the engine, is said before anything is written
+    # what is wrong with what is there, or with the engine, is said before anything is written
+    known = {name: finished(runs, folder / name) for name, runs in plans.items()}
     engine.check()
+    if args.collect:
+        plans = {name: [run for run in runs if run.name in known[name]] for name, runs in plans.items() if known[name]}
+    if not plans:
+        raise ValueError(f"nothing to collect: {folder} has no finished run of this experiment; leave out --collect")
     with ExitStack() as locks:
         for name in plans:
             locks.enter_context(locked(folder / name))
@@ -214,7 +220,8 @@ def main(args: Compare) -> int:
             make_task(**vars(task))  # before any worker starts, so that what is wrong with it is said once
         write_atomically(folder / EXPERIMENT, args.file.read_bytes() if args.file else as_toml(experiments[""]))
         statuses = []
-        for name, experiment in experiments.items():
+        for name in plans:
+            experiment = experiments[name]
             if name:
                 print(f"\npart {name}, in {folder / name}")
                 write_atomically(folder / name / EXPERIMENT, as_toml(experiment))

@@ -193,6 +193,21 @@ def test_a_study_goes_on_where_it_was(study, tmp_path):
     assert len(untimed(folder / "dear")) == 2
 
 
+def test_what_is_finished_can_be_collected_without_running_the_rest(study, tmp_path):
+    folder = tmp_path / "results"
+    with pytest.raises(ValueError, match="no finished run of this experiment"):
+        compare.main(Compare(study, output=folder, collect=True))
+    assert not folder.exists()
+    assert compare.main(Compare(study, output=folder, part=("cheap",))) == 0
+    whole = untimed(folder / "cheap")
+    lost = next((folder / "cheap").glob(f"random-*/{RESULT}"))
+    name = json.loads(lost.read_text())["run"]
+    lost.unlink()
+    assert compare.main(Compare(study, output=folder, collect=True)) == 0
+    assert untimed(folder / "cheap") == [line for line in whole if line["run"] != name]
+    assert not (folder / "dear").exists()
+
+
 def test_what_is_wrong_with_the_last_part_is_said_before_anything_is_written(study, tmp_path):
     text = study.read_text()
     for last in ('arms = ["randon"]', 'task = { checkpoint = "missing.safetensors" }'):
