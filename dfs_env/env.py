@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from backbone.data import shift_and_flip
 from dfs_env.budgets import make_budget
 from dfs_env.checks import (
+    Array,
     check_fit,
     check_num_envs,
     check_reachable,
@@ -34,8 +35,6 @@ from dfs_env.process import State
 from dfs_env.render import RENDER_MODES, Picture, draw, line
 from dfs_env.rewards import RewardSpec, Transition, begin, make_reward, prepare
 from dfs_env.task import Task
-
-Array = np.ndarray[Any, Any]
 
 
 class DFSVectorEnv(VectorEnv[Array, Array, Array]):

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from backbone.cost import TOLERANCE
 from backbone.names import resolve
-from dfs_env.env import Array, DFSVectorEnv
+from dfs_env.checks import Array
+from dfs_env.env import DFSVectorEnv
 from dfs_env.rewards import Components, Transition
 from dfs_env.rewards.wrappers import seen
 from dfs_env.single_env import DFSEnv

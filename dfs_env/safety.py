@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dfs_env.env import Array, DFSVectorEnv
+from dfs_env.checks import Array
+from dfs_env.env import DFSVectorEnv
 from dfs_env.process import State
 from dfs_env.rewards import RewardSpec
 from dfs_env.single_env import DFSEnv, first_of

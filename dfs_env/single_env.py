@@ -8,7 +8,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from dfs_env.env import Array, DFSVectorEnv
+from dfs_env.checks import Array
+from dfs_env.env import DFSVectorEnv
 from dfs_env.render import RENDER_MODES
 from dfs_env.task import Task
 

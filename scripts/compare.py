@@ -211,8 +211,10 @@ def main(args: Compare) -> int:
     engine.check()
     if args.collect:
         plans = {name: [run for run in runs if run.name in known[name]] for name, runs in plans.items() if known[name]}
-    if not plans:
-        raise ValueError(f"nothing to collect: {folder} has no finished run of this experiment; leave out --collect")
+        if not plans:
+            raise ValueError(
+                f"nothing to collect: {folder} has no finished run of this experiment; leave out --collect"
+            )
     with ExitStack() as locks:
         for name in plans:
             locks.enter_context(locked(folder / name))
@@ -220,14 +222,13 @@ def main(args: Compare) -> int:
             make_task(**vars(task))  # before any worker starts, so that what is wrong with it is said once
         write_atomically(folder / EXPERIMENT, args.file.read_bytes() if args.file else as_toml(experiments[""]))
         statuses = []
-        for name in plans:
-            experiment = experiments[name]
+        for name, runs in plans.items():
             if name:
                 print(f"\npart {name}, in {folder / name}")
-                write_atomically(folder / name / EXPERIMENT, as_toml(experiment))
-            with Progress(plans[name], finished(plans[name], folder / name)) as progress:
-                outcome = sweep(plans[name], folder / name, engine, progress)
-            statuses.append(_shown(experiment, outcome, folder / name))
+                write_atomically(folder / name / EXPERIMENT, as_toml(experiments[name]))
+            with Progress(runs, known[name]) as progress:
+                outcome = sweep(runs, folder / name, engine, progress)
+            statuses.append(_shown(experiments[name], outcome, folder / name))
         return max(statuses)
 
 
