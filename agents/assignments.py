@@ -1,38 +1,49 @@
 """Assignments of bitwidths to blocks that are the same for all images, and the search for the best one.
 
 Greedy descent from full execution, one block and one bitwidth at a time, always where the loss rises least for the cost
-saved, down to the budget; then pairwise exchanges between blocks as long as one helps. The loss is cross-entropy on
-training images.
+saved, down to the budget; then pairwise exchanges between blocks as long as one helps. The loss is cross-entropy.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from agents.learning import image_stream
+from agents.methods import MethodConfig
 from agents.recorder import Recorder
 from agents.search_digest import digest
 from dfs_env.process import SkippingProcess, State
 from dfs_env.task import Task
 
+SEARCHED = ("train", "validation")
+"""Never the test images."""
 
-class Wanted(Protocol):
-    """What the configuration of a method that searches an assignment has, as `Config` has it."""
 
-    @property
-    def budget(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def search_images(self) -> int: ...
-    @property
-    def exchanges(self) -> int | None: ...
+@dataclass(frozen=True)
+class SearchConfig(MethodConfig):
+    """What the methods that search an assignment have in common."""
+
+    search_images: int = 512
+    """Images on which assignments are compared; each trial of an assignment shows them all."""
+    search_split: str = "train"
+    """Of which they are: "train", or "validation" where the backbone knows the training images by heart. There it can
+    do without blocks that it needs for others."""
+    exchanges: int | None = None
+    """How many exchanges are tried in vain before the search ends, those first whose two changes promise most by
+    themselves; the descent is then lazy, too. None tries everything, and takes hours on a deep network."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.search_split not in SEARCHED:
+            raise ValueError(f"unknown search_split {self.search_split!r}: choose one of {', '.join(SEARCHED)}")
+        if self.exchanges is not None and self.exchanges < 0:
+            raise ValueError(f"exchanges {self.exchanges} must not be negative")
 
 
 class Trials:
@@ -189,20 +200,18 @@ def _promising(search: Search, assignment: list[int], trials: Iterable[list[int]
     return sorted(trials, key=promised)
 
 
-def best_assignment(config: Wanted, task: Task, recorder: Recorder | None = None) -> tuple[Tensor, Search]:
-    """The best assignment [L] of actions within the budget on some training images, and the search that found it. The
-    recorder is told of the time that it would have taken by itself.
+def best_assignment(config: SearchConfig, task: Task, recorder: Recorder | None = None) -> tuple[Tensor, Search]:
+    """The best assignment [L] of actions within the budget on some images, and the search that found it. The recorder
+    is told of the time that it would have taken by itself.
 
     Raises:
-        ValueError: the budget is below the cheapest assignment, or a negative number of exchanges.
+        ValueError: the budget is below the cheapest assignment.
     """
     process, budget = task.process, config.budget
-    if config.exchanges is not None and config.exchanges < 0:
-        raise ValueError(f"exchanges {config.exchanges} must not be negative")
     cheapest = float(process.cost.cheapest[0])
     if budget < cheapest - 1e-6:
         raise ValueError(f"budget {budget} is below the cheapest assignment, which costs {cheapest:.4f}")
-    images, labels = next(image_stream(task, min(config.search_images, len(task.dataset.train)), config.seed))
+    images, labels = next(image_stream(task, config.search_images, config.seed, split=config.search_split))
     with torch.no_grad():
         search = Search(process, images, labels)
         widest = [process.num_actions - 1] * process.num_layers

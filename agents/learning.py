@@ -59,16 +59,19 @@ class Stream(Iterator[Batch]):
         self._left = state["left"]
 
 
-def image_stream(task: Task, batch_size: int, seed: int, copies: int = 1) -> Stream:
-    """Endless augmented training batches: normalised images [B, 3, H, W] and labels [B]; with copies, each image stands
-    so many times in a row, augmented alike, and B is as many times the batch size."""
-    dataset, split, device = task.dataset, task.dataset.train, task.process.device
+def image_stream(task: Task, batch_size: int, seed: int, copies: int = 1, split: str = "train") -> Stream:
+    """Endless batches of normalised images [B, 3, H, W] and labels [B], augmented unless the split is another than
+    "train"; with copies, each image stands so many times in a row, augmented alike, and B is as many times the batch
+    size."""
+    dataset, device, drawn_from = task.dataset, task.process.device, task.dataset.split(split)
 
     def batch_of(rows: Tensor, generator: torch.Generator) -> Batch:
-        images = augment(dataset.normalize(split.images[rows]), generator, dataset.flip, dataset.pad)
-        return tuple(part.repeat_interleave(copies, 0).to(device) for part in (images, split.labels[rows]))
+        images = dataset.normalize(drawn_from.images[rows])
+        if split == "train":
+            images = augment(images, generator, dataset.flip, dataset.pad)
+        return tuple(part.repeat_interleave(copies, 0).to(device) for part in (images, drawn_from.labels[rows]))
 
-    return Stream(len(split), batch_size, seed, batch_of)
+    return Stream(len(drawn_from), batch_size, seed, batch_of)
 
 
 class BackboneLearner:

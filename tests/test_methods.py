@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.assignments import FOUND, Search, descend, descent, exchange
+from agents.assignments import FOUND, Search, best_assignment, descend, descent, exchange
 from agents.checkpoints import CHECKPOINT
 from agents.engines import Processes
 from agents.evaluation import evaluate
 from agents.methods import default_config, labels, method, method_names
+from agents.policies import AssignmentPolicy
 from agents.recorder import Recorder
 from agents.run_config import RunConfig, TaskConfig
 from agents.run_folders import CONFIG, ERROR, RESULT
@@ -138,6 +139,18 @@ def test_the_static_search_finds_the_best_assignment_of_a_small_space(count, lea
         every = [[a, b, c] for a in range(3) for b in range(3) for c in range(3)]
         best = min((a for a in every if search.cost(a) <= 0.1), key=search.loss)
     assert search.loss(found) == pytest.approx(search.loss(best))
+
+
+def test_on_validation_images_the_search_compares_what_evaluation_will_measure_there(learned):
+    count = len(learned.dataset.validation)
+    config = small_config("static", budget=0.1, search_split="validation", search_images=count)
+    assignment, search = best_assignment(config, learned)
+    measured = evaluate(AssignmentPolicy(assignment), learned, "validation")
+    assert search.loss(assignment.tolist()) == pytest.approx(measured.loss, rel=1e-5)
+    with pytest.raises(ValueError, match="unknown search_split 'test'"):
+        small_config("static", search_split="test")
+    with pytest.raises(ValueError, match="exchanges -1 must not be negative"):
+        small_config("static", exchanges=-1)
 
 
 def test_a_lazy_descent_takes_the_same_steps_with_fewer_trials_where_blocks_do_not_interact():

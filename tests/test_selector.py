@@ -156,7 +156,5 @@ def test_options_that_cannot_be_are_refused(learned):
         Config(answer="luck")
     with pytest.raises(ValueError, match="memory 0"):
         Config(memory=0)
-    with pytest.raises(ValueError, match="exchanges -1"):
-        continuations(Config(budget=0.2, exchanges=-1), learned)
     with pytest.raises(ValueError, match="hindsight is for a frozen backbone"):
         Config(hindsight=True, cotrain=True)

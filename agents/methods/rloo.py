@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.assignments import best_assignment
+from agents.assignments import SearchConfig, best_assignment
 from agents.dual import DualAscent
 from agents.gates import score_layers
 from agents.learning import GateConfig, GateLearner, image_stream
@@ -44,7 +44,7 @@ ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Config(GateConfig):
+class Config(GateConfig, SearchConfig):
     """REINFORCE with a leave-one-out baseline over several routes of each image."""
 
     family: ClassVar[str] = "REINFORCE"
@@ -79,10 +79,7 @@ class Config(GateConfig):
     """How it falls; "linear", to 0: decisions are greedy in the end."""
     start_static: float = 0.9
     """Probability that the untrained gate gives to the action of `static` at each block; 0 does without `static`."""
-    search_images: int = 512
-    """Training images on which `static` is searched."""
     exchanges: int | None = 64
-    """How thoroughly, see `agents.methods.static`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,10 +26,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.assignments import best_assignment, descent
+from agents.assignments import SearchConfig, best_assignment, descent
 from agents.checkpoints import Variables
 from agents.learning import BackboneLearner, image_stream
-from agents.methods import MethodConfig
 from agents.methods.rloo import ANSWERS
 from agents.recorder import Recorder
 from agents.selection import Hindsight, Selector
@@ -41,7 +40,7 @@ REFITS = 8
 
 
 @dataclass(frozen=True)
-class Config(MethodConfig):
+class Config(SearchConfig):
     """A choice among static continuations, learned from the rewards of them all. `num_images` counts each image once
     for each continuation, whatever the blocks that these share."""
 
@@ -58,10 +57,7 @@ class Config(MethodConfig):
     """Whether the answer at the end of `static`'s route is known to the choice: then a bound, no policy."""
     answer: str = "probability"
     """Reward of an answer: "probability" of the right class, "correct", or "log_probability"."""
-    search_images: int = 512
-    """Training images on which continuations are searched."""
     exchanges: int | None = 64
-    """How thoroughly `static`'s route is searched, see `agents.methods.static`."""
     batch_size: int = 256
     """Images per update."""
     epochs: int = 12

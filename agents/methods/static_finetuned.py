@@ -11,9 +11,8 @@ from typing import ClassVar
 
 from torch.nn import functional as F
 
-from agents.assignments import best_assignment
+from agents.assignments import SearchConfig, best_assignment
 from agents.learning import BackboneLearner, image_stream
-from agents.methods import MethodConfig
 from agents.policies import AssignmentPolicy, Policy
 from agents.recorder import Recorder
 from backbone.schedules import make_schedule
@@ -21,17 +20,13 @@ from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(MethodConfig):
+class Config(SearchConfig):
     """The best per-block assignment at the budget, and cross-entropy on its route. `num_images` counts the images of
     the fine-tuning."""
 
     family: ClassVar[str] = "assignments"
     cotrain: ClassVar[bool] = True
 
-    search_images: int = 512
-    """Training images on which assignments are compared."""
-    exchanges: int | None = None
-    """How thoroughly, see `agents.methods.static`."""
     batch_size: int = 64
     """Images per update."""
     backbone_lr: float = 3e-3
