@@ -1,7 +1,8 @@
 """Assignments of bitwidths to blocks that are the same for all images, and the search for the best one.
 
 Greedy descent from full execution, one block and one bitwidth at a time, always where the loss rises least for the cost
-saved, down to the budget; then pairwise exchanges between blocks as long as one helps. The loss is cross-entropy.
+saved, down to the budget. From there, or from the widest bitwidth that all blocks can afford if that is better,
+exchanges between blocks as long as one helps. The loss is cross-entropy.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ SEARCHED = ("train", "validation")
 @dataclass(frozen=True)
 class SearchConfig(MethodConfig):
     """What the methods that search an assignment have in common."""
+
+    revision: ClassVar[int] = 1
 
     search_images: int = 512
     """Images on which assignments are compared; each trial of an assignment shows them all."""
@@ -166,22 +170,35 @@ def descend(search: Search, assignment: list[int], budget: float, lazy: bool = F
     return next(trial for trial in descent(search, assignment, lazy=lazy) if search.cost(trial) <= budget + 1e-6)
 
 
-def _exchanges(assignment: list[int], actions: int) -> Iterator[list[int]]:
-    for first in range(len(assignment)):
-        for up in range(assignment[first] + 1, actions):
-            yield _with(assignment, (first, up))
-            for second, now in enumerate(assignment):
-                if second != first:
-                    yield from (_with(assignment, (first, up), (second, down)) for down in range(now))
+def _exchanges(search: Search, assignment: list[int], budget: float, actions: int) -> Iterator[list[int]]:
+    """One block changed, and a raised one for which another pays, or those that are missed least."""
+    lowered = [(block, down) for block, now in enumerate(assignment) for down in range(now)]
+    yield from (_with(assignment, change) for change in lowered)
+    lowered.sort(key=lambda change: _rise(search, assignment, change))
+    for block, now in enumerate(assignment):
+        for raised in (_with(assignment, (block, up)) for up in range(now + 1, actions)):
+            yield raised
+            yield from (_with(raised, change) for change in lowered if change[0] != block)
+            yield _paid(search, raised, budget, [change for change in lowered if change[0] != block])
+
+
+def _paid(search: Search, assignment: list[int], budget: float, changes: Iterable[tuple[int, int]]) -> list[int]:
+    """The assignment after as many of the changes, in their order, as the budget takes."""
+    for block, action in changes:
+        if search.cost(assignment) <= budget + 1e-6:
+            break
+        assignment = _with(assignment, (block, min(action, assignment[block])))
+    return assignment
 
 
 def exchange(search: Search, assignment: list[int], budget: float, actions: int, count: int | None = None) -> list[int]:
-    """Raise one block, and lower another to pay for it where that is needed, as long as the loss falls; of the
-    exchanges, try all, or the `count` most promising."""
+    """Raise one block, and lower others to pay for it where that is needed, or only lower one, as long as the loss
+    falls; of the exchanges, try all, or the `count` most promising."""
     improved = True
     while improved:
         improved = False
-        trials = (trial for trial in _exchanges(assignment, actions) if search.cost(trial) <= budget + 1e-6)
+        exchanges = _exchanges(search, assignment, budget, actions)
+        trials = (trial for trial in exchanges if search.cost(trial) <= budget + 1e-6)
         for trial in trials if count is None else _promising(search, assignment, trials)[:count]:
             if search.loss(trial) < search.loss(assignment) - 1e-6:
                 assignment, improved = trial, True
@@ -215,7 +232,10 @@ def best_assignment(config: SearchConfig, task: Task, recorder: Recorder | None 
     with torch.no_grad():
         search = Search(process, images, labels)
         widest = [process.num_actions - 1] * process.num_layers
-        start = descend(search, widest, budget, lazy=config.exchanges is not None)
+        descended = descend(search, widest, budget, lazy=config.exchanges is not None)
+        constants = [[action] * process.num_layers for action in range(process.num_actions)]
+        affordable = [constant for constant in constants if search.cost(constant) <= budget + 1e-6]
+        start = min([descended, *affordable[-1:]], key=search.loss)
         assignment = exchange(search, start, budget, process.num_actions, config.exchanges)
     if recorder:
         recorder.count_seconds(search.spared)

@@ -16,8 +16,8 @@ from backbone.checkpoint import find_checkpoint
 from backbone.data import data_folder
 
 VERSION = 3
-"""Raised when a change of the code changes what the same configuration gives; results of other versions are not
-reused."""
+"""Raised when a change of the code changes what the same configuration gives with most methods; results of other
+versions are not reused. Where it is one method, `MethodConfig.revision`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class RunConfig:
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
         task["backbone"] = self.task.backbone_digest()
         options = {name: value for name, value in asdict(self.config).items() if name != "workers"}
-        return {"version": VERSION, "method": self.method, "config": options, "task": task}
+        revision = {"revision": self.config.revision} if self.config.revision else {}
+        return {"version": VERSION, **revision, "method": self.method, "config": options, "task": task}
 
     @cached_property
     def digest(self) -> str:

@@ -153,6 +153,32 @@ def test_on_validation_images_the_search_compares_what_evaluation_will_measure_t
         small_config("static", exchanges=-1)
 
 
+class Tabled:
+    """Each step down costs the rise of its block, or gains it where that block does harm."""
+
+    def __init__(self, rise, helps=()):
+        self.rise, self.helps = rise, helps
+
+    def loss(self, assignment):
+        return sum(
+            (-1 if block in self.helps else 1) * self.rise[block] * (3 - action)
+            for block, action in enumerate(assignment)
+        )
+
+    def cost(self, assignment):
+        return sum((0, 1, 4, 16)[action] for action in assignment)
+
+
+@pytest.mark.parametrize("count", [None, 6])
+def test_exchanges_leave_out_a_block_that_does_harm_though_the_budget_would_take_it(count):
+    assert exchange(Tabled([5, 1, 4], helps=[1]), [3, 3, 3], 48, 4, count) == [3, 0, 3]
+
+
+@pytest.mark.parametrize("count", [None, 6])
+def test_several_blocks_pay_for_one_that_is_worth_them_all(count):
+    assert exchange(Tabled([9, 1, 1, 1, 1]), [1, 1, 1, 1, 1], 5, 4, count) == [2, 0, 0, 0, 1]
+
+
 def test_a_lazy_descent_takes_the_same_steps_with_fewer_trials_where_blocks_do_not_interact():
     class Additive:
         def __init__(self):

@@ -48,6 +48,9 @@ class MethodConfig:
     everything, its floor is what it always computes, and full execution of the backbone is not among its choices."""
     seeded: ClassVar[bool] = True
     """Whether the result depends on the seed."""
+    revision: ClassVar[int] = 0
+    """Raised when a change of the code changes what the method gives with the same configuration, and other methods do
+    not change: results of other revisions are not reused."""
     ranges: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {}
     """Options that tuning may choose, each from a range or from some values."""
 
