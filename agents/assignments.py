@@ -91,16 +91,17 @@ several budgets try much the same, and so do the methods that begin with a searc
 
 
 class Search(Trials):
-    """Mean cross-entropy of assignments [L] on fixed images with labels [B]."""
+    """Mean cross-entropy of assignments [L] on fixed images with labels [B]; a recorder is told of the time that
+    looking up what another search found has spared."""
 
-    def __init__(self, process: SkippingProcess, images: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self, process: SkippingProcess, images: Tensor, labels: Tensor, recorder: Recorder | None = None
+    ) -> None:
         super().__init__(process, images)
-        self.labels = labels
+        self.labels, self.recorder = labels, recorder
         self.seen = 0
         """Images shown so far, a share of an image where only the last blocks are run; those of `FOUND` included, so
         that the count does not depend on what ran before."""
-        self.spared = 0.0
-        """Seconds that it would have taken but for `FOUND`."""
         self._last: tuple[int, ...] = ()
         self._known: dict[tuple[int, ...], float] = {}
         self._found = FOUND.setdefault(digest(process, images, labels), {})
@@ -112,7 +113,8 @@ class Search(Trials):
             self.seen += round(self.count * (1 - _in_common(self._last, key) / self.process.num_layers))
             self._last = key
             if key in self._found:
-                self.spared += self._found[key][1]
+                if self.recorder:
+                    self.recorder.count_seconds(self._found[key][1])
             else:
                 start = time.perf_counter()
                 loss = float(F.cross_entropy(self.logits(assignment), self.labels))
@@ -230,13 +232,11 @@ def best_assignment(config: SearchConfig, task: Task, recorder: Recorder | None 
         raise ValueError(f"budget {budget} is below the cheapest assignment, which costs {cheapest:.4f}")
     images, labels = next(image_stream(task, config.search_images, config.seed, split=config.search_split))
     with torch.no_grad():
-        search = Search(process, images, labels)
+        search = Search(process, images, labels, recorder)
         widest = [process.num_actions - 1] * process.num_layers
         descended = descend(search, widest, budget, lazy=config.exchanges is not None)
         constants = [[action] * process.num_layers for action in range(process.num_actions)]
         affordable = [constant for constant in constants if search.cost(constant) <= budget + 1e-6]
         start = min([descended, *affordable[-1:]], key=search.loss)
         assignment = exchange(search, start, budget, process.num_actions, config.exchanges)
-    if recorder:
-        recorder.count_seconds(search.spared)
     return torch.tensor(assignment), search

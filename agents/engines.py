@@ -69,6 +69,11 @@ def work(config: RunConfig) -> int:
     return 1000 if config.config.is_baseline or config.config.is_bound else config.config.num_images
 
 
+def is_long(config: RunConfig) -> tuple[bool, int]:
+    """Key that orders runs by how long they may take: a bound's search of all test images is the longest."""
+    return config.config.is_bound, work(config)
+
+
 def attempt(config: RunConfig, root: Path, report: Report) -> bool:
     """Do one run, in a worker. Whether it succeeded; if not, its traceback is in its folder.
 

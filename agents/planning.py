@@ -37,9 +37,14 @@ def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
     base = replace(base, **changes)
     task = with_options(experiment.task, arm.task, f"task of arm {arm.name!r}")
     seeds = arm.seeds or experiment.seeds
+    bitwidths = task.bitwidths or (0,)
+    cheapest = min(bitwidths) / max(*bitwidths, 1)
+    further = [
+        budget for budget in experiment.baseline_budgets if budget >= cheapest**2
+    ]  # what no route meets, left out
     return [
         RunConfig(arm.method, replace(config, seed=seed), task, arm.label)
-        for config in _at_budgets(base, arm.budgets or experiment.budgets, experiment.baseline_budgets)
+        for config in _at_budgets(base, arm.budgets or experiment.budgets, further)
         for seed in (seeds if base.seeded else seeds[:1])
     ]
 

@@ -45,7 +45,7 @@ def fit(selector: Selector, looks: Tensor, rewards: Tensor, how: Regression) -> 
         forks = [number for number, fork in enumerate(selector.forks) if len(fork) == layer]
         inputs = looks[most][:, forks].flatten(0, 1)
         selector.mean[place] = inputs.mean(0)
-        selector.deviation[place] = inputs.std(0).clamp_min(1e-3)
+        selector.deviation[place] = inputs.std(0, correction=0).clamp_min(1e-3)
         inputs = (inputs - selector.mean[place]) / selector.deviation[place]
         _regress(selector.networks[place], inputs, rewards[most].repeat_interleave(len(forks), 0), how, generator)
     if not len(rest):

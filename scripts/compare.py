@@ -216,10 +216,11 @@ def main(args: Compare) -> int:
                 f"nothing to collect: {folder} has no finished run of this experiment; leave out --collect"
             )
     with ExitStack() as locks:
-        for name in plans:
-            locks.enter_context(locked(folder / name))
-        for task in dict.fromkeys(run.task for runs in plans.values() for run in runs):
-            make_task(**vars(task))  # before any worker starts, so that what is wrong with it is said once
+        if not args.collect:  # that may look on while another comparison is running
+            for name in plans:
+                locks.enter_context(locked(folder / name))
+            for task in dict.fromkeys(run.task for runs in plans.values() for run in runs):
+                make_task(**vars(task))  # before any worker starts, so that what is wrong with it is said once
         write_atomically(folder / EXPERIMENT, args.file.read_bytes() if args.file else as_toml(experiments[""]))
         statuses = []
         for name, runs in plans.items():

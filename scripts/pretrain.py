@@ -112,9 +112,11 @@ def main(args: Pretrain) -> None:
         "dataset": args.dataset,
         "command": "python -m scripts.pretrain " + " ".join(sys.argv[1:]),
         "training": asdict(args.training),
-        "test": {str(process.bitwidths): report(process, dataset, dataset.test) for process in runs.values()},
         "images_per_second": round((trainer.epoch - first) * len(dataset.train) / seconds, 1),
     }
+    save_backbone(output, backbone, about, args.half)
+    shipped = processes(load_backbone(output)).values()  # rounded, if it is in half precision
+    about["test"] = {str(process.bitwidths): report(process, dataset, dataset.test) for process in shipped}
     save_backbone(output, backbone, about, args.half)
     write_atomically(output.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     trainer.state_file.unlink(missing_ok=True)

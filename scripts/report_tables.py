@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
@@ -120,10 +120,13 @@ def difference(value: float, low: float, high: float, seeds: int = 0) -> Cell:
 
 
 def over_baseline(row: statistics.Row, name: str) -> Cell:
-    """What a row has over one of the baselines at equal cost; the baseline itself has nothing over it."""
+    """What a row has over one of the baselines at equal cost, and of how many seeds if it is not all that were run; the
+    baseline itself has nothing over it."""
     if row.registered == name:
         return Cell("-")
-    return difference(*(getattr(row, f"over_{name}{end}") for end in ("", "_low", "_high", "_seeds")))
+    value, low, high, seeds = (getattr(row, f"over_{name}{end}") for end in ("", "_low", "_high", "_seeds"))
+    found = difference(value, low, high, seeds)
+    return replace(found, text=f"{found.text} ({seeds} seeds)") if 1 < seeds < row.runs else found
 
 
 def worded(value: float, low: float, high: float) -> str:

@@ -16,7 +16,7 @@ import tyro
 from agents.policies import FILE
 from agents.recorder import BACKBONE
 from agents.results import expanded, read_line
-from agents.run_folders import CONFIG, RESULT, finished_folders
+from agents.run_folders import CONFIG, PARTIAL, RESULT, finished_folders
 from agents.sb3 import ARCHIVE
 from scripts.cli import clear_errors
 
@@ -69,7 +69,7 @@ def ship(args: Ship) -> list[Path]:
             raise ValueError(
                 f"{folder} needs {checkpoint}: only runs on the backbones that are found by name are shipped"
             )
-        target, partial = args.target / folder.name, args.target / f".{folder.name}"
+        target, partial = args.target / folder.name, args.target / f"{folder.name}{PARTIAL}"
         if target.is_dir():
             continue
         shutil.rmtree(partial, ignore_errors=True)

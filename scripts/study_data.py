@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.fronts import pareto_front
+from agents.fronts import Curve, pareto_front
 from agents.parts import read_parts
-from agents.results import EXPERIMENT, Line
+from agents.results import EXPERIMENT, Line, labelled
 from agents.runs import RESULTS
-from agents.statistics import COMPARED_WITH, NOTHING_LEARNED, Row
+from agents.statistics import COMPARED_WITH, NOTHING_LEARNED, Baseline, Row
 from backbone.cost import at_full_precision
 from scripts.published import DATASET
 from scripts.report_data import Material
@@ -65,8 +65,14 @@ class Part:
         return sorted((row for row in self.material.rows if row.method == method), key=lambda row: row.cost)
 
     @cached_property
+    def static(self) -> Curve | None:
+        """Accuracy over cost of the best static assignments; None if they were not searched."""
+        found = Baseline.of(self.material.lines, "static")
+        return found.curve if found else None
+
+    @cached_property
     def learned_front(self) -> list[Row]:
-        """Of all methods that learn to tell images apart, at all budgets, those rows to which no other is preferable,
+        """Of all learned methods but static_finetuned, at all budgets, those rows to which no other is preferable,
         by ascending cost."""
         rows = [row for row in self.material.rows if row.role not in NOTHING_LEARNED and row.registered != FINETUNED]
         return [rows[i] for i in pareto_front([row.cost for row in rows], [row.accuracy for row in rows])]
@@ -94,13 +100,13 @@ class Part:
         return max(sorted(name for name, own in rows.items() if len(own) >= enough), key=gain, default=None)
 
     def headroom_realised(self, row: Row) -> float:
-        """Share of what the oracle has over static at a row's cost that the row has over static; nan if there is no
-        oracle, or if it has nothing over static there. Between its budgets the oracle is interpolated."""
-        oracle = sorted((other.cost, other.accuracy) for other in self.material.rows if other.registered == ORACLE)
-        if not oracle or row.registered == ORACLE:
+        """Share of what the oracle has over static at a row's cost that the row has over static; nan if either was not
+        run, or if the oracle has nothing over static there. Between its budgets the oracle is interpolated."""
+        oracle = self.rows(labelled(self.material.lines, ORACLE) or "")
+        if not oracle or self.static is None or row.registered == ORACLE:
             return np.nan
-        costs, accuracies = zip(*oracle, strict=True)
-        headroom = float(np.interp(row.cost, costs, accuracies)) - (row.accuracy - row.over_static)
+        highest = float(np.interp(row.cost, [other.cost for other in oracle], [other.accuracy for other in oracle]))
+        headroom = highest - float(self.static.at(np.array([row.cost]))[0])
         return row.over_static / headroom if headroom > ROUNDING else np.nan
 
     def runs(self, method: str) -> list[Line]:

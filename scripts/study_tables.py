@@ -18,7 +18,8 @@ MARKED = (
     "cost. ▲ better, ▼ worse, = not told apart (the interval includes zero), ? one seed on a side, and so no interval; "
     f"{TENTATIVE} tentative, fewer than {SOON} seeds on a side. *: weights of its own; static has the frozen backbone, "
     "and static_finetuned is what methods that co-train it are to be compared with. The oracle's headroom is what it "
-    "has, on the frozen backbone, over static at that cost. Bold: on the part's front of learned methods, as drawn."
+    "has, on the frozen backbone, over static at that cost; where it was searched by beam, it may have more. Bold: on "
+    "the part's front of learned methods, as drawn."
 )
 
 

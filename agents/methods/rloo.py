@@ -3,7 +3,7 @@
 How well an image is classified depends more on the image than on its route, and no baseline that sees only what the
 policy sees knows whether this image is one that the network gets wrong. So every image is sent along several sampled
 routes, and each route's reward is compared with the mean of the image's other routes (leave-one-out baseline: Kool, van
-Hoof & Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; RLOO: Ahmadian et al. 2024, section 3.3).
+Hoof & Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; RLOO: Ahmadian et al. 2024).
 What is left is what the route changed.
 
 The reward of an answer is the probability of the right class by default: accuracy, if the class were drawn, and
@@ -95,6 +95,10 @@ class Config(GateConfig, SearchConfig):
             raise ValueError(f"routes {self.routes}: each route is compared with others of its image, so at least 2")
         if not 0 <= self.start_static < 1:
             raise ValueError(f"start_static {self.start_static} must be a probability in [0, 1)")
+        if self.start_full and self.start_static:
+            raise ValueError(
+                "a gate starts at full execution or from static: set start_static to 0, or leave out start_full"
+            )
 
 
 RARE = 1e-3

@@ -5,7 +5,8 @@ finds at ever smaller costs, from running everything in full to skipping everyth
 continuations are run, so that the reward of every one is known for every image, and regressions on what is observed
 wherever some of them part learn them: full information, without exploration, credit assignment or dual ascent. An image
 goes on towards the continuation whose predicted reward is highest after the price of its cost, which is set so that the
-mean cost meets the budget. What this does not gain over `static`, better RL would hardly gain either.
+mean cost meets the budget. What this does not gain over `static`, better RL would hardly gain either among these
+routes.
 
 With `hindsight`, the choice is made once, by what the network answers at the end of `static`'s route, which no policy
 knows in time: an estimate of what knowing more would gain. Beside the oracle, which knows the label, it tells how much
