@@ -86,6 +86,15 @@ def test_every_arm_is_run_at_every_budget_with_every_seed(file):
     assert experiment.all_budgets == (0.02, 0.1, 0.5)
 
 
+def test_budgets_that_no_route_meets_are_not_asked_of_baselines_and_bounds():
+    task = TaskConfig(checkpoint="random", bitwidths=(2, 4, 8))
+    arms, further = (Arm("oracle"), Arm("static")), (1e-6, 0.0625, 1.0)
+    experiment = Experiment(arms, budgets=(0.2,), seeds=(0, 1), baseline_budgets=further, task=task)
+    oracle, *static = plan(experiment)
+    assert oracle.config.eval_budgets == (0.0625, 0.2, 1.0)
+    assert {run.config.budget for run in static} == {0.0625, 0.2, 1.0}
+
+
 def test_an_arm_overrides_options_budgets_seeds_images_and_observation(file):
     (run,) = of(plan(read_experiment(file)), "PPO, little entropy")
     assert (run.method, run.config.budget, run.config.seed, run.config.num_images) == ("ppo", 0.1, 7, 1000)

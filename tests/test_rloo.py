@@ -80,3 +80,5 @@ def test_options_that_cannot_be_are_refused():
         Config(answer="luck")
     with pytest.raises(ValueError, match="start_static 1"):
         Config(start_static=1)
+    with pytest.raises(ValueError, match="full execution or from static"):
+        Config(start_full=True)

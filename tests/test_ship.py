@@ -5,7 +5,7 @@ import json
 import pytest
 
 from agents.evaluation import evaluate
-from agents.run_folders import RESULT
+from agents.run_folders import RESULT, finished_folders
 from agents.runs import load_run, run
 from scripts.ship import Ship, ship
 from tests.test_methods import tiny_run
@@ -25,6 +25,15 @@ def test_what_is_copied_evaluates_to_the_same_numbers(runs, tmp_path):
         assert not list(folder.glob("events*"))
         policy, task, result = load_run(folder)
         assert evaluate(policy, task, "test", 0.3).line().items() <= result.items()
+
+
+def test_a_copy_that_was_killed_is_no_finished_run_and_is_made_anew(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.copyfile", lambda source, target: target.write_text("half"))
+    monkeypatch.setattr("pathlib.Path.rename", lambda self, target: None)
+    ship(Ship(runs, tmp_path / "shipped"))
+    assert not finished_folders(tmp_path / "shipped")
+    monkeypatch.undo()
+    assert all(json.loads((folder / RESULT).read_text()) for folder in ship(Ship(runs, tmp_path / "shipped")))
 
 
 def test_a_run_on_a_backbone_that_was_named_by_its_file_is_refused(runs, tmp_path):
