@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.learning import image_stream
-from agents.methods import MethodConfig
+from agents.method_config import MethodConfig
 from agents.recorder import Recorder
 from agents.search_digest import digest
 from dfs_env.process import SkippingProcess, State

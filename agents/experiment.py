@@ -35,7 +35,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from agents.methods import MethodConfig, default_config, labels
+from agents.method_config import MethodConfig
+from agents.methods import default_config, labels
 from agents.options import fitting, read_toml, toml_table, with_options
 from agents.run_config import TaskConfig
 from backbone.names import check_names

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agents.checkpoints import Variables
 from agents.gates import make_gate, score_layers, sight
-from agents.methods import MethodConfig
+from agents.method_config import MethodConfig
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
 from backbone.data import augment

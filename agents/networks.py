@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.evaluation import Evaluation, judged
-from agents.methods import MethodConfig
+from agents.method_config import MethodConfig
 from agents.policies import FILE
 from backbone import schedules
 from backbone.checkpoint import save_tensors

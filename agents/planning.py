@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from agents.experiment import Arm, Experiment
-from agents.methods import MethodConfig
+from agents.method_config import MethodConfig
 from agents.options import with_options
 from agents.run_config import RunConfig
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from agents.methods import MethodConfig
+from agents.method_config import MethodConfig
 from agents.run_folders import DIGITS
 from backbone.checkpoint import find_checkpoint
 from backbone.data import data_folder

@@ -21,7 +21,8 @@ import torch
 from agents.checkpoints import CHECKPOINT
 from agents.decisions import write_decisions
 from agents.evaluation import SelfMeasured, evaluate
-from agents.methods import MethodConfig, method
+from agents.method_config import MethodConfig
+from agents.methods import method
 from agents.policies import Policy, load_policy
 from agents.recorder import BACKBONE, Recorder
 from agents.results import read_line

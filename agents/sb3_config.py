@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.dual import DualAscent, FixedPrice, PriceRule
-from agents.methods import MethodConfig
+from agents.method_config import MethodConfig
 from agents.off_policy import PricedReplayBuffer
 from agents.sb3_options import as_settings, names_of, parse_settings
 from backbone.names import check_names

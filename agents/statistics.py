@@ -33,7 +33,7 @@ class Row:
 
     method: str
     role: str
-    """What the lines are of: see `agents.methods.MethodConfig.role`."""
+    """What the lines are of: see `agents.method_config.MethodConfig.role`."""
     budget: float
     """What was asked for, a fraction of full execution."""
     registered: str

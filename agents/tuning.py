@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from agents.methods import MethodConfig, method
+from agents.method_config import MethodConfig
+from agents.methods import method
 from agents.options import Range
 from agents.recorder import Recorder
 from agents.run_config import TaskConfig

@@ -19,7 +19,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from agents.methods import MethodConfig, default_config, labels, method
+from agents.method_config import MethodConfig
+from agents.methods import default_config, labels, method
 from agents.run_config import RunConfig, TaskConfig
 from agents.runs import run
 from scripts.cli import clear_errors

@@ -19,7 +19,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from agents.methods import PRESET_FILES, MethodConfig, default_config, labels
+from agents.method_config import MethodConfig
+from agents.methods import PRESET_FILES, default_config, labels
 from agents.options import toml_table
 from agents.run_config import TaskConfig
 from agents.tuning import Trial, options_of_preset, tune

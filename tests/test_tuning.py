@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from agents import methods, tuning
-from agents.methods import MethodConfig, default_config, labels, method, method_names
+from agents.method_config import MethodConfig
+from agents.methods import default_config, labels, method, method_names
 from agents.options import Range
 from agents.run_config import TaskConfig
 from agents.tuning import Trial, score, tune, without_test

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from agents.methods import MethodConfig
+from agents.method_config import MethodConfig
 from agents.policies import AssignmentPolicy, Policy
 from agents.recorder import Recorder
 from dfs_env.task import Task

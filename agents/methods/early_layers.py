@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from agents.methods import MethodConfig
+from agents.method_config import MethodConfig
 from agents.policies import AssignmentPolicy, Policy
 from agents.recorder import Recorder
 from dfs_env.task import Task

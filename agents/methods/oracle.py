@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from agents.evaluation import Evaluation, summary
-from agents.methods import MethodConfig
+from agents.method_config import MethodConfig
 from agents.oracle import Routes, Search, find_routes, within_budget
 from agents.policies import FILE
 from agents.recorder import Recorder

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from agents.methods import MethodConfig
+from agents.method_config import MethodConfig
 from agents.policies import Policy, RandomPolicy
 from agents.recorder import Recorder
 from dfs_env.task import Task

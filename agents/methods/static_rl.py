@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agents.checkpoints import Variables
 from agents.learning import image_stream
-from agents.methods import MethodConfig
+from agents.method_config import MethodConfig
 from agents.policies import AssignmentPolicy, Policy
 from agents.recorder import Recorder
 from backbone.cost import CostTable

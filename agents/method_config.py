@@ -1,0 +1,75 @@
+"""What the configurations of all methods have in common, and what is said of every method as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from agents.options import Range
+from dfs_env.budgets import check_budget
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What every method has, so that methods can be compared.
+
+    Raises:
+        ValueError: a budget outside (0, 1], or a count below 1.
+    """
+
+    family: ClassVar[str] = "other methods"
+    """Under which methods stand together in a figure that has too many for one pair of axes."""
+    is_baseline: ClassVar[bool] = False
+    """Whether the method is one that others are compared with at their own cost."""
+    is_bound: ClassVar[bool] = False
+    """Whether nothing is learned, but what one could do who knew more is looked up: a bound of some kind."""
+    is_network: ClassVar[bool] = False
+    """Whether the method trains a network with gates of its own rather than a policy on the environment: it cannot skip
+    everything, its floor is what it always computes, and full execution of the backbone is not among its choices."""
+    seeded: ClassVar[bool] = True
+    """Whether the result depends on the seed."""
+    revision: ClassVar[int] = 0
+    """Raised when a change of the code changes what the method gives with the same configuration, and other methods do
+    not change: results of other revisions are not reused."""
+    ranges: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {}
+    """Options that tuning may choose, each from a range or from some values."""
+
+    budget: float = 0.04
+    """Mean cost to stay within, as a fraction of full execution (paper cost)."""
+    num_images: int = 30_000
+    """Images shown to the learner, repetitions counted."""
+    seed: int = 0
+    """Seed of everything random."""
+    checks: int = 10
+    """How often the policy is validated; the best of these is kept."""
+
+    @property
+    def holds_budget(self) -> bool:
+        """Whether training aims at the budget. If not, it only says what policies see, and the most accurate is
+        kept."""
+        return True
+
+    @property
+    def serves_many(self) -> bool:
+        """Whether one run serves many budgets, which an experiment then sets as its `eval_budgets`."""
+        return False
+
+    @property
+    def validation_budgets(self) -> tuple[float, ...]:
+        """The budgets at which the policy is validated while it is trained."""
+        return (self.budget,)
+
+    @property
+    def role(self) -> str:
+        """What a result line is of: a "baseline", a "bound", a "network" (whose weights are its own), a "cotrained"
+        backbone under a policy, or a "policy" on the frozen one."""
+        kinds = (("baseline", self.is_baseline), ("bound", self.is_bound), ("network", self.is_network))
+        cotrained = ("cotrained", bool(getattr(self, "cotrain", False)))
+        return next((name for name, is_so in (*kinds, cotrained) if is_so), "policy")
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget)
+        for name in ("num_images", "checks", "batch_size", "num_envs", "n_epochs", "search_images"):
+            if getattr(self, name, 1) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
