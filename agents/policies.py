@@ -9,20 +9,15 @@ policy that wants another observation than the task's has a `process` of its own
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.gates import macs_of_an_episode, make_gate, position, sight
-from agents.sb3 import ARCHIVE, SB3Policy
-from backbone.checkpoint import load_tensors, save_tensors
-from backbone.names import resolve
+from agents.gates import macs_of_an_episode, position
+from backbone.checkpoint import save_tensors
 from dfs_env.process import SkippingProcess
-
-if TYPE_CHECKING:
-    from agents.evaluation import SelfMeasured
 
 FILE = "policy.safetensors"
 Array = np.ndarray[Any, Any]
@@ -39,7 +34,7 @@ class Policy(Protocol):
         """Actions [B] for observations [B, D]."""
 
     def save(self, folder: Path) -> None:
-        """Write the policy into `folder`, whence `load_policy` reads it."""
+        """Write the policy into `folder`, whence `agents.saved.load_policy` reads it."""
 
 
 class GatePolicy:
@@ -113,33 +108,3 @@ class RandomPolicy:
     def save(self, folder: Path) -> None:
         """Write the distribution."""
         save_tensors(folder / FILE, {"probabilities": self.probabilities}, {"kind": "random", "seed": self.seed})
-
-
-def load_policy(folder: Path, process: SkippingProcess) -> Policy | SelfMeasured:
-    """The policy that was saved in `folder`, for use on `process`.
-
-    A file of another kind than this module's names its loader as its "kind": a "module:function" of the tensors, of
-    what else was saved, and of the process.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, it is damaged, or it does not fit the process.
-    """
-    for archive in folder.glob(ARCHIVE):
-        return SB3Policy.load(archive, process)
-    tensors, about = load_tensors(folder / FILE)
-    kind = about.get("kind")
-    if kind == "gate":
-        process = sight(about["gate"], process)
-        gate = make_gate(about["gate"], process)
-        try:
-            gate.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"the gate in {folder} does not fit this backbone and its bitwidths: {error}") from error
-        return GatePolicy(gate.to(process.device).eval(), about["gate"], process)
-    if kind == "assignment":
-        return AssignmentPolicy(tensors["actions"])
-    if kind == "random":
-        return RandomPolicy(tensors["probabilities"], about["seed"])
-    load = resolve("policy loader", str(kind), {})
-    policy: Policy | SelfMeasured = load(tensors, about, process)
-    return policy

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from agents.decisions import write_decisions
 from agents.evaluation import SelfMeasured, evaluate
 from agents.method_config import MethodConfig
 from agents.methods import method
-from agents.policies import Policy, load_policy
-from agents.recorder import BACKBONE, Recorder
+from agents.policies import Policy
+from agents.recorder import Recorder
 from agents.results import read_line
-from agents.run_config import RunConfig, TaskConfig
+from agents.run_config import RunConfig
 from agents.run_folders import CONFIG, ERROR, RESULT, finish, finished_folders, is_whole, partial_folder
 from backbone.checkpoint import write_atomically
 from dfs_env.task import Task, make_task
@@ -186,31 +186,3 @@ def _result(
         "checkpoint": config.task.checkpoint,
         "config": config.resolved(),
     }
-
-
-def load_run(
-    folder: Path, device: str = "cpu", data: str | None = None
-) -> tuple[Policy | SelfMeasured, Task, dict[str, Any]]:
-    """The policy of a finished run, the task that it was trained on (with its co-trained backbone), and its result
-    line.
-
-    Raises:
-        FileNotFoundError: there is no finished run, or no backbone.
-        ValueError: a file is damaged, or the backbone is not the one that the run was made with.
-    """
-    if not (folder / RESULT).is_file():
-        raise FileNotFoundError(f"{folder} holds no finished run: there is no {RESULT}")
-    result = read_line(folder / RESULT)
-    arguments = {**result["config"]["task"], "checkpoint": result["checkpoint"], "device": device, "data": data}
-    digest = arguments.pop("backbone")
-    if arguments["bitwidths"]:
-        arguments["bitwidths"] = tuple(arguments["bitwidths"])
-    config = TaskConfig(**arguments)
-    if config.backbone_digest() != digest:
-        raise ValueError(f"{folder} was made with another backbone than the one that is found now; name it again")
-    task = make_task(**asdict(config))
-    if (folder / BACKBONE).is_file():
-        heads = task.process.heads  # as they were before the backbone was co-trained
-        task = make_task(**asdict(replace(config, checkpoint=str(folder / BACKBONE))))
-        task.process.heads = heads
-    return load_policy(folder, task.process), task, result

@@ -9,8 +9,8 @@ import torch
 from agents.evaluation import SelfMeasured, evaluate
 from agents.methods import default_config, labels, method
 from agents.network_training import start_from
-from agents.policies import load_policy
 from agents.recorder import Recorder
+from agents.saved import load_policy
 from backbone.channel_gating import ChannelGating, base_path
 from backbone.cost import gated_cost
 from backbone.gated import BitsConvNorm, GatedResNet, gate

@@ -14,7 +14,8 @@ from agents.learning import GateLearner
 from agents.methods import a2c, default_config, dqn, maskable_ppo, ppo, qrdqn, skipnet
 from agents.recorder import Recorder
 from agents.run_config import RunConfig, TaskConfig
-from agents.runs import load_run, run
+from agents.runs import run
+from agents.saved import load_run
 from dfs_env import DFSVectorEnv
 from scripts.evaluate import Evaluate
 from scripts.evaluate import main as evaluate_again

@@ -22,7 +22,8 @@ from agents.policies import AssignmentPolicy
 from agents.recorder import Recorder
 from agents.run_config import RunConfig, TaskConfig
 from agents.run_folders import CONFIG, ERROR, RESULT
-from agents.runs import load_run, run
+from agents.runs import run
+from agents.saved import load_run
 from agents.sweep import finished, sweep
 from backbone.checkpoint import save_backbone
 from backbone.resnet import ResNet

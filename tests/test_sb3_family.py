@@ -16,10 +16,10 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from agents.evaluation import evaluate
 from agents.methods import dqn, maskable_ppo, method, ppo, qrdqn, recurrent_ppo
 from agents.off_policy import DQN, PricedReplayBuffer
-from agents.policies import load_policy
 from agents.recorder import Recorder
 from agents.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO
 from agents.run_config import RunConfig
+from agents.saved import load_policy
 from agents.sb3 import SB3Policy, SB3VecEnv
 from backbone.cost import TOLERANCE, count_macs
 from backbone.training import TrainingDivergedError

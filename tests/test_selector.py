@@ -8,8 +8,8 @@ from agents.assignments import best_assignment
 from agents.evaluation import evaluate
 from agents.methods import method, static
 from agents.methods.selector import Config, _shares, continuations
-from agents.policies import load_policy
 from agents.recorder import Recorder
+from agents.saved import load_policy
 from agents.selection import Selector, forks_of
 from agents.selection_training import fit, set_price
 

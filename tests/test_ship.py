@@ -6,7 +6,8 @@ import pytest
 
 from agents.evaluation import evaluate
 from agents.run_folders import RESULT, finished_folders
-from agents.runs import load_run, run
+from agents.runs import run
+from agents.saved import load_run
 from scripts.ship import Ship, ship
 from tests.test_methods import tiny_run
 
