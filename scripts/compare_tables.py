@@ -8,8 +8,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from agents.comparison.statistics import summarise
 from agents.results import expanded
-from agents.statistics import summarise
 from scripts.report_data import starred
 from scripts.report_tables import METHOD_COLUMNS, worded
 

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from agents.fronts import pareto_front
+from agents.comparison.fronts import pareto_front
+from agents.comparison.statistics import NOTHING_LEARNED, Row
 from agents.results import Line, registered
-from agents.statistics import NOTHING_LEARNED, Row
 
 STYLES = {
     "baseline": [("-", "black"), ("--", "0.45"), (":", "0.45"), ("-.", "0.45")],

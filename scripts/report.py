@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from agents.fronts import FAR, NEAR
+from agents.comparison.fronts import FAR, NEAR
 from agents.results import EXPERIMENT, labelled
 from backbone.checkpoint import write_atomically
 from scripts import report_decisions, report_figures, report_tables

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.bootstrap import Estimate, Sample
-from agents.decisions import Decisions, read_decisions
-from agents.experiment import read_experiment
-from agents.matched import (
+from agents.comparison.bootstrap import Estimate, Sample
+from agents.comparison.matched import (
     Scores,
     Standing,
     asked_budgets,
@@ -26,9 +24,11 @@ from agents.matched import (
     reference_point,
     standings,
 )
+from agents.comparison.statistics import NOTHING_LEARNED, Row, summarise
+from agents.decisions import Decisions, read_decisions
+from agents.experiment import read_experiment
 from agents.planning import plan
 from agents.results import EXPERIMENT, Line, expanded, read_lines
-from agents.statistics import NOTHING_LEARNED, Row, summarise
 
 CURVE = ("time/images", "validation/accuracy", "validation/cost")
 """Columns of progress.csv that make a learning curve."""
@@ -57,7 +57,7 @@ class Material:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The table of `agents.statistics`.
+        """The table of `agents.comparison.statistics`.
 
         Raises:
             ValueError: the lines cannot be compared.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agents.bootstrap import interquartile_mean, sample
+from agents.comparison.bootstrap import interquartile_mean, sample
 from agents.decisions import Decisions
 from agents.results import labelled, registered
 from backbone.data import load_dataset

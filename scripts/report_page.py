@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 from matplotlib.figure import Figure
 
-from agents.bootstrap import verdict
+from agents.comparison.bootstrap import verdict
 from scripts.report_data import Material
 from scripts.report_figures import picture
 from scripts.report_tables import SOON, TENTATIVE, Table, escaped, interval, points

@@ -8,9 +8,9 @@ from html import escape
 
 import numpy as np
 
-from agents import statistics
-from agents.bootstrap import Estimate, verdict
-from agents.matched import Standing
+from agents.comparison import statistics
+from agents.comparison.bootstrap import Estimate, verdict
+from agents.comparison.matched import Standing
 from agents.results import labelled
 from scripts.report_data import Material
 

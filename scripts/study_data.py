@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.fronts import Curve, pareto_front
+from agents.comparison.fronts import Curve, pareto_front
+from agents.comparison.statistics import COMPARED_WITH, NOTHING_LEARNED, Baseline, Row
 from agents.parts import read_parts
 from agents.results import EXPERIMENT, Line, labelled
 from agents.runs import RESULTS
-from agents.statistics import COMPARED_WITH, NOTHING_LEARNED, Baseline, Row
 from backbone.cost import at_full_precision
 from scripts.published import DATASET
 from scripts.report_data import Material

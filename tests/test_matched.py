@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from agents.bootstrap import RESAMPLES
-from agents.fronts import Curve, hypervolume, interpolate, reaches, shares
-from agents.matched import (
+from agents.comparison.bootstrap import RESAMPLES
+from agents.comparison.fronts import Curve, hypervolume, interpolate, reaches, shares
+from agents.comparison.matched import (
     Standing,
     asked_budgets,
     hypervolumes,

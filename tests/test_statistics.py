@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from agents.bootstrap import (
+from agents.comparison.bootstrap import (
     RESAMPLES,
     bootstrap_interval,
     interquartile_mean,
@@ -15,9 +15,9 @@ from agents.bootstrap import (
     sample,
     verdict,
 )
-from agents.fronts import accuracy_at_cost, pareto_front
+from agents.comparison.fronts import accuracy_at_cost, pareto_front
+from agents.comparison.statistics import UNSEEDED, summarise, varies
 from agents.methods import method, method_names
-from agents.statistics import UNSEEDED, summarise, varies
 
 
 def line(method: str, budget: float, accuracy: float, cost: float | None = None, seed: int = 0, **others) -> dict:

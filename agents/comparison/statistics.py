@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.bootstrap import bootstrap_interval, interquartile_mean, sample
-from agents.fronts import Curve, interpolate
+from agents.comparison.bootstrap import bootstrap_interval, interquartile_mean, sample
+from agents.comparison.fronts import Curve, interpolate
 from agents.results import Line, expanded, labelled, registered
 
 SETTING = ("dataset", "depth", "bitwidths")

@@ -17,10 +17,10 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.bootstrap import Estimate, Sample, probability_of_improvement, sample, verdict
-from agents.fronts import averaged, hypervolume, interpolate, reaches, shares
+from agents.comparison.bootstrap import Estimate, Sample, probability_of_improvement, sample, verdict
+from agents.comparison.fronts import averaged, hypervolume, interpolate, reaches, shares
+from agents.comparison.statistics import BASELINES, NOTHING_LEARNED, Baseline, varies
 from agents.results import Line, expanded
-from agents.statistics import BASELINES, NOTHING_LEARNED, Baseline, varies
 
 SKIPPED = 1e-6
 """A lower cost is that of skipping everything."""
@@ -33,7 +33,7 @@ class Scores:
     """A method's accuracies at matched costs."""
 
     values: NDArray[np.float64]
-    """[seeds, costs]; nan where a seed's front does not reach, see `agents.fronts.reaches`."""
+    """[seeds, costs]; nan where a seed's front does not reach, see `agents.comparison.fronts.reaches`."""
     draws: NDArray[np.float64]
     """[costs, RESAMPLES, seeds], the same on each resample of the baseline."""
     varies: bool

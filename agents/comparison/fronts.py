@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agents.bootstrap import resamples
+from agents.comparison.bootstrap import resamples
 
 ROUNDING = 1e-6  # costs are sums of float32 numbers: a smaller difference is none
 NEAR = 0.15
