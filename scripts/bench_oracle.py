@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from agents.oracle import Search, find_routes
+from agents.search.oracle import Search, find_routes
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env.process import SkippingProcess
 

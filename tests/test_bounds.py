@@ -5,16 +5,16 @@ import itertools
 import pytest
 import torch
 
-from agents import oracle
 from agents.evaluation import evaluate
 from agents.gates import make_gate
 from agents.methods import method
 from agents.methods.imitation import PRICES, meet_budget
-from agents.oracle import Routes, Search, find_routes, within_budget
 from agents.policies import AssignmentPolicy, GatePolicy
 from agents.recorder import Recorder
-from agents.route_search import search
 from agents.saved import load_policy
+from agents.search import oracle
+from agents.search.oracle import Routes, Search, find_routes, within_budget
+from agents.search.routes import search
 from dfs_env import SkippingProcess, Task
 from scripts.bench_oracle import OracleSearch
 

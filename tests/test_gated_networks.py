@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from agents.evaluation import SelfMeasured, evaluate
+from agents.gated.training import start_from
 from agents.methods import default_config, labels, method
-from agents.network_training import start_from
 from agents.recorder import Recorder
 from agents.saved import load_policy
 from backbone.channel_gating import ChannelGating, base_path

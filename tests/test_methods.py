@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.assignments import FOUND, Search, best_assignment, descend, descent, exchange
 from agents.checkpoints import CHECKPOINT
 from agents.engines import Processes
 from agents.evaluation import evaluate
@@ -24,6 +23,7 @@ from agents.run_config import RunConfig, TaskConfig
 from agents.run_folders import CONFIG, ERROR, RESULT
 from agents.runs import run
 from agents.saved import load_run
+from agents.search.assignments import FOUND, Search, best_assignment, descend, descent, exchange
 from agents.sweep import finished, sweep
 from backbone.checkpoint import save_backbone
 from backbone.resnet import ResNet

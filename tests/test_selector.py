@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from agents.assignments import best_assignment
 from agents.evaluation import evaluate
 from agents.methods import method, static
 from agents.methods.selector import Config, _shares, continuations
 from agents.recorder import Recorder
 from agents.saved import load_policy
-from agents.selection import Selector, forks_of
-from agents.selection_training import fit, set_price
+from agents.search.assignments import best_assignment
+from agents.search.selection import Selector, forks_of
+from agents.search.selection_training import fit, set_price
 
 COSTS = torch.tensor([0.0, 1.0])
 SMALL = {"num_images": 2000, "batch_size": 32, "search_images": 32}

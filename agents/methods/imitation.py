@@ -1,11 +1,11 @@
 """Distillation: a gate imitates the routes of the per-image oracle, and may go on by RL from there.
 
-The oracle (`agents.oracle`) is asked for routes of some training images. The cheapest good routes make bad targets: by
-luck one of very many routes is right, another one for each image, and nothing that a gate sees tells which. So the
-targets are, among the good routes, those of least cost + loss_price * cross-entropy, with the `loss_price` at which the
-mean cost meets the budget; images that are dearer than the budget allows have the cheapest route of all as theirs. At
-each block, in the state that the target's own route has led to, the gate's scores are trained by cross-entropy to name
-the target's action (behavioural cloning).
+The oracle (`agents.search.oracle`) is asked for routes of some training images. The cheapest good routes make bad
+targets: by luck one of very many routes is right, another one for each image, and nothing that a gate sees tells which.
+So the targets are, among the good routes, those of least cost + loss_price * cross-entropy, with the `loss_price` at
+which the mean cost meets the budget; images that are dearer than the budget allows have the cheapest route of all as
+theirs. At each block, in the state that the target's own route has led to, the gate's scores are trained by
+cross-entropy to name the target's action (behavioural cloning).
 
 Argmax decisions of a gate that is not sure do not cost what its targets cost. So, before each validation, a price is
 taken off the scores in proportion to the actions' costs; it is found by bisection, so that the mean cost of the gate's
@@ -24,9 +24,9 @@ from torch.nn import functional as F
 from agents.gates import score_layers
 from agents.learning import Batch, GateConfig, GateLearner, Stream, image_stream
 from agents.methods import skipnet
-from agents.oracle import Search, find_routes, within_budget
 from agents.policies import Policy
 from agents.recorder import Recorder
+from agents.search.oracle import Search, find_routes, within_budget
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 

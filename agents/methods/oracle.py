@@ -1,6 +1,6 @@
 """Bound: the most images that can be right at a mean cost, if each image's cheapest good route were known beforehand.
 
-Every image of the split is searched for its cheapest route to the right answer (`agents.route_search`). At a budget,
+Every image of the split is searched for its cheapest route to the right answer (`agents.search.routes`). At a budget,
 images take these routes in ascending order of cost as long as the mean cost stays within it; all others take the
 cheapest route of all. Each image counts the same, so this fills the knapsack best: with exact enumeration no choice of
 routes at that mean paper cost, on the same backbone, has more right answers. With beam search ("auto" takes it beyond
@@ -24,10 +24,10 @@ from torch import Tensor
 
 from agents.evaluation import Evaluation, summary
 from agents.method_config import MethodConfig
-from agents.oracle import Routes, Search, find_routes, within_budget
 from agents.policies import FILE
 from agents.recorder import Recorder
-from agents.search_digest import digest
+from agents.search.digest import digest
+from agents.search.oracle import Routes, Search, find_routes, within_budget
 from backbone.checkpoint import save_tensors
 from dfs_env.budgets import check_budget
 from dfs_env.execution import CHUNK
@@ -78,7 +78,7 @@ class Oracle:
     def __init__(self, how: Search, workers: int = 1, known: Mapping[str, Routes] | None = None) -> None:
         self.how, self.workers = how, workers
         self.known = dict(known or {})
-        """The routes that were found, by what was searched: see `agents.search_digest.digest`."""
+        """The routes that were found, by what was searched: see `agents.search.digest.digest`."""
 
     def measure(
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None

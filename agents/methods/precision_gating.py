@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from agents.network_training import train_network
-from agents.networks import GatedNetwork, NetworkConfig, load_network
+from agents.gated.networks import GatedNetwork, NetworkConfig, load_network
+from agents.gated.training import train_network
 from agents.recorder import Recorder
 from backbone.precision_gating import PrecisionGating
 from backbone.resnet import ResNetConfig

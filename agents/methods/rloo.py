@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.assignments import SearchConfig, best_assignment
 from agents.dual import DualAscent
 from agents.gates import score_layers
 from agents.learning import GateConfig, GateLearner, image_stream
@@ -32,6 +31,7 @@ from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout
+from agents.search.assignments import SearchConfig, best_assignment
 from backbone.schedules import make_schedule
 from dfs_env.task import Task
 

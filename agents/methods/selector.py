@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.assignments import SearchConfig, best_assignment, descent
 from agents.checkpoints import Variables
 from agents.learning import BackboneLearner, image_stream
 from agents.methods.rloo import ANSWERS
 from agents.recorder import Recorder
-from agents.selection import Hindsight, Selector
-from agents.selection_training import Regression, fit
+from agents.search.assignments import SearchConfig, best_assignment, descent
+from agents.search.selection import Hindsight, Selector
+from agents.search.selection_training import Regression, fit
 from dfs_env.task import Task
 
 REFITS = 8

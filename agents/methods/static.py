@@ -1,6 +1,6 @@
 """Baseline: the best assignment of bitwidths to blocks, the same for all images: what a dynamic policy must beat.
 
-How it is searched: `agents.assignments`.
+How it is searched: `agents.search.assignments`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from agents.assignments import SearchConfig, best_assignment
 from agents.policies import AssignmentPolicy, Policy
 from agents.recorder import Recorder
+from agents.search.assignments import SearchConfig, best_assignment
 from dfs_env.task import Task
 
 

@@ -11,10 +11,10 @@ from typing import ClassVar
 
 from torch.nn import functional as F
 
-from agents.assignments import SearchConfig, best_assignment
 from agents.learning import BackboneLearner, image_stream
 from agents.policies import AssignmentPolicy, Policy
 from agents.recorder import Recorder
+from agents.search.assignments import SearchConfig, best_assignment
 from backbone.schedules import make_schedule
 from dfs_env.task import Task
 

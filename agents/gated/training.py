@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.dual import DualAscent
+from agents.gated.networks import GatedNetwork, NetworkConfig
 from agents.learning import image_stream
-from agents.networks import GatedNetwork, NetworkConfig
 from agents.recorder import TOLERANCE, Recorder
 from backbone.gated import GatedResNet
 from backbone.quantization import FLOAT_BITS

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.route_search import search
-from agents.search_digest import digest
+from agents.search.digest import digest
+from agents.search.routes import search
 from agents.workers import start_worker
 from dfs_env.process import SkippingProcess
 

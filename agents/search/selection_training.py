@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.selection import Selector
+from agents.search.selection import Selector
 
 TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the predicted differences between images that are tried; with 0, all images take one route."""

@@ -11,10 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from agents.assignments import Trials
 from agents.evaluation import Evaluation, summary
 from agents.gates import position
 from agents.policies import FILE, Array
+from agents.search.assignments import Trials
 from backbone.checkpoint import save_tensors
 from backbone.data import batches
 from dfs_env.process import SkippingProcess
@@ -131,7 +131,7 @@ class Selector(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write routes and regressions."""
-        about = {"kind": "agents.selection:load", "budget": self.budget, "class": type(self).__name__}
+        about = {"kind": "agents.search.selection:load", "budget": self.budget, "class": type(self).__name__}
         save_tensors(folder / FILE, self.state_dict(), about)
 
     @classmethod

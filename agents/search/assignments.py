@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from agents.learning import image_stream
 from agents.method_config import MethodConfig
 from agents.recorder import Recorder
-from agents.search_digest import digest
+from agents.search.digest import digest
 from dfs_env.process import SkippingProcess, State
 from dfs_env.task import Task
 
