@@ -77,7 +77,7 @@ class SelfMeasured(Protocol):
         """Every image of `split` once, in the task's units of cost."""
 
     def save(self, folder: Path) -> None:
-        """Write what `agents.saved.load_policy` reads again."""
+        """Write what `agents.runs.saved.load_policy` reads again."""
 
 
 def evaluate(

@@ -34,7 +34,7 @@ class Policy(Protocol):
         """Actions [B] for observations [B, D]."""
 
     def save(self, folder: Path) -> None:
-        """Write the policy into `folder`, whence `agents.saved.load_policy` reads it."""
+        """Write the policy into `folder`, whence `agents.runs.saved.load_policy` reads it."""
 
 
 class GatePolicy:

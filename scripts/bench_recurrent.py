@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from sb3_contrib import RecurrentPPO
 
-from agents.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO, check_aligned
 from agents.sb3 import SB3VecEnv
+from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO, check_aligned
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env.env import DFSVectorEnv
 from dfs_env.process import SkippingProcess

@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.engines import Processes
 from agents.methods import default_config
 from agents.options import with_options
-from agents.run_config import RunConfig, TaskConfig
-from agents.sweep import sweep
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.engines import Processes
+from agents.runs.sweep import sweep
 
 GOAL = 1.8
 """How many times as many runs two workers should do."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from agents.engines import disk_is_full
+from agents.runs.engines import disk_is_full
 from backbone.training import TrainingDivergedError
 
 

@@ -3,10 +3,10 @@
     python -m scripts.compare ablation.toml
     python -m scripts.compare --methods dfs ppo static random --budgets 0.05 0.1 --dataset cifar10 --depth 20
 
-The experiment is described by a file (see agents/experiment.py) or by flags; either way the results' folder gets an
-experiment.toml. Runs that are there already are not run again, so a killed comparison goes on where it was, and a file
-may be changed and run again. The parts of a file (see agents/parts.py) are run one after another, each into a folder of
-its own in the results' folder; python -m scripts.study puts them on one page.
+The experiment is described by a file (see agents/runs/experiment.py) or by flags; either way the results' folder gets
+an experiment.toml. Runs that are there already are not run again, so a killed comparison goes on where it was, and a
+file may be changed and run again. The parts of a file (see agents/runs/parts.py) are run one after another, each into a
+folder of its own in the results' folder; python -m scripts.study puts them on one page.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ import tyro
 from rich.console import Console
 from tqdm import tqdm
 
-from agents.engines import Engine, Processes, work
-from agents.experiment import Arm, Experiment, as_toml
 from agents.methods import method_names
-from agents.parts import plan_parts, read_parts
-from agents.ray_engine import Ray
-from agents.results import EXPERIMENT
-from agents.run_config import RunConfig, TaskConfig
-from agents.runs import RESULTS
-from agents.sweep import Sweep, finished, locked, sweep
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.engines import Engine, Processes, work
+from agents.runs.experiment import Arm, Experiment, as_toml
+from agents.runs.parts import plan_parts, read_parts
+from agents.runs.ray_engine import Ray
+from agents.runs.results import EXPERIMENT
+from agents.runs.run import RESULTS
+from agents.runs.sweep import Sweep, finished, locked, sweep
 from backbone.checkpoint import write_atomically
 from backbone.names import literal, nearest
 from dfs_env.task import make_task
@@ -45,7 +45,7 @@ MANY = 100
 
 @dataclass(frozen=True)
 class Flags:
-    """An experiment without a file: see `agents.experiment.Experiment`."""
+    """An experiment without a file: see `agents.runs.experiment.Experiment`."""
 
     methods: tuple[str, ...] = tuple(method_names())
     """Names of methods, or METHOD-PRESET."""

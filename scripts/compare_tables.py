@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.comparison.statistics import summarise
-from agents.results import expanded
+from agents.runs.results import expanded
 from scripts.report_data import starred
 from scripts.report_tables import METHOD_COLUMNS, worded
 

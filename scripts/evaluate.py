@@ -17,7 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from agents.evaluation import evaluate
-from agents.saved import load_run
+from agents.runs.saved import load_run
 from dfs_env.budgets import check_budget
 from scripts.cli import clear_errors
 

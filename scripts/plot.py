@@ -17,7 +17,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from agents.comparison.statistics import Row, summarise
-from agents.results import Line, expanded, read_lines
+from agents.runs.results import Line, expanded, read_lines
 from backbone.checkpoint import replacing
 from scripts.cli import clear_errors
 from scripts.plot_blocks import draw_histograms

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from matplotlib.patches import Patch
 
-from agents.results import Line
+from agents.runs.results import Line
 from dfs_env.render import bit_colour
 
 

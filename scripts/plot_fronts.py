@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from agents.comparison.fronts import pareto_front
 from agents.comparison.statistics import NOTHING_LEARNED, Row
-from agents.results import Line, registered
+from agents.runs.results import Line, registered
 
 STYLES = {
     "baseline": [("-", "black"), ("--", "0.45"), (":", "0.45"), ("-.", "0.45")],

@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from agents.comparison.fronts import FAR, NEAR
-from agents.results import EXPERIMENT, labelled
+from agents.runs.results import EXPERIMENT, labelled
 from backbone.checkpoint import write_atomically
 from scripts import report_decisions, report_figures, report_tables
 from scripts.cli import clear_errors

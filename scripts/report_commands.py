@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from agents.methods import default_config
-from agents.results import Line
-from agents.run_config import TaskConfig
+from agents.runs.config import TaskConfig
+from agents.runs.results import Line
 
 LOOPED = ("budget", "seed")
 

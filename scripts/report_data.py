@@ -25,10 +25,10 @@ from agents.comparison.matched import (
     standings,
 )
 from agents.comparison.statistics import NOTHING_LEARNED, Row, summarise
-from agents.decisions import Decisions, read_decisions
-from agents.experiment import read_experiment
-from agents.planning import plan
-from agents.results import EXPERIMENT, Line, expanded, read_lines
+from agents.runs.decisions import Decisions, read_decisions
+from agents.runs.experiment import read_experiment
+from agents.runs.planning import plan
+from agents.runs.results import EXPERIMENT, Line, expanded, read_lines
 
 CURVE = ("time/images", "validation/accuracy", "validation/cost")
 """Columns of progress.csv that make a learning curve."""

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agents.comparison.bootstrap import interquartile_mean, sample
-from agents.decisions import Decisions
-from agents.results import labelled, registered
+from agents.runs.decisions import Decisions
+from agents.runs.results import labelled, registered
 from backbone.data import load_dataset
 from scripts.plot_blocks import colour_of
 from scripts.report_data import Material

@@ -11,7 +11,7 @@ import numpy as np
 from agents.comparison import statistics
 from agents.comparison.bootstrap import Estimate, verdict
 from agents.comparison.matched import Standing
-from agents.results import labelled
+from agents.runs.results import labelled
 from scripts.report_data import Material
 
 SOON = 5

@@ -15,9 +15,9 @@ import tyro
 
 from agents.policies import FILE
 from agents.recorder import BACKBONE
-from agents.results import expanded, read_line
-from agents.run_folders import CONFIG, PARTIAL, RESULT, finished_folders
-from agents.sb3 import ARCHIVE
+from agents.runs.folders import CONFIG, PARTIAL, RESULT, finished_folders
+from agents.runs.results import expanded, read_line
+from agents.sb3.policy import ARCHIVE
 from scripts.cli import clear_errors
 
 KEPT = (RESULT, CONFIG, FILE, ARCHIVE, BACKBONE)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from agents.comparison.fronts import Curve, pareto_front
 from agents.comparison.statistics import COMPARED_WITH, NOTHING_LEARNED, Baseline, Row
-from agents.parts import read_parts
-from agents.results import EXPERIMENT, Line, labelled
-from agents.runs import RESULTS
+from agents.runs.parts import read_parts
+from agents.runs.results import EXPERIMENT, Line, labelled
+from agents.runs.run import RESULTS
 from backbone.cost import at_full_precision
 from scripts.published import DATASET
 from scripts.report_data import Material

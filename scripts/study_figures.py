@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from agents.results import labelled
+from agents.runs.results import labelled
 from scripts.plot import WIDTH
 from scripts.plot_fronts import COLOURS, constant_points, legible
 from scripts.published import PUBLISHED

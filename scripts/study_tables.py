@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agents.comparison.statistics import Row as Summary
-from agents.results import labelled
+from agents.runs.results import labelled
 from scripts.published import PUBLISHED, Published, targets
 from scripts.report_figures import entropy, mean_values
 from scripts.report_tables import SOON, TENTATIVE, Cell, Row, Table, interval, over_baseline, points

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from agents.method_config import MethodConfig
 from agents.methods import default_config, labels, method
-from agents.run_config import RunConfig, TaskConfig
-from agents.runs import run
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.run import run
 from scripts.cli import clear_errors
 
 

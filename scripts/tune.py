@@ -22,8 +22,8 @@ from tqdm import tqdm
 from agents.method_config import MethodConfig
 from agents.methods import PRESET_FILES, default_config, labels
 from agents.options import toml_table
-from agents.run_config import TaskConfig
-from agents.tuning import Trial, options_of_preset, tune
+from agents.runs.config import TaskConfig
+from agents.runs.tuning import Trial, options_of_preset, tune
 from backbone.checkpoint import write_atomically
 from scripts.cli import clear_errors
 

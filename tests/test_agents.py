@@ -14,7 +14,7 @@ from agents.methods.random import cost_matched_distribution
 from agents.policies import AssignmentPolicy, GatePolicy, RandomPolicy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout, straight_through_rollout
-from agents.saved import load_policy
+from agents.runs.saved import load_policy
 from agents.sb3 import SB3VecEnv
 from backbone.training import TrainingDivergedError
 from dfs_env import DFSVectorEnv

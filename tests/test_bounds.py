@@ -11,7 +11,7 @@ from agents.methods import method
 from agents.methods.imitation import PRICES, meet_budget
 from agents.policies import AssignmentPolicy, GatePolicy
 from agents.recorder import Recorder
-from agents.saved import load_policy
+from agents.runs.saved import load_policy
 from agents.search import oracle
 from agents.search.oracle import Routes, Search, find_routes, within_budget
 from agents.search.routes import search

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from agents.decisions import FILE, read_decisions, write_decisions
 from agents.evaluation import evaluate
 from agents.methods import method
-from agents.results import expanded
-from agents.run_config import RunConfig, TaskConfig
-from agents.runs import run
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.decisions import FILE, read_decisions, write_decisions
+from agents.runs.results import expanded
+from agents.runs.run import run
 from tests.test_statistics import line
 
 

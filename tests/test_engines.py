@@ -16,13 +16,13 @@ import pytest
 import torch
 
 from agents.checkpoints import write_checkpoint
-from agents.engines import Processes, attempt, disk_is_full
 from agents.methods import method
-from agents.ray_engine import Ray
-from agents.run_config import RunConfig, TaskConfig
-from agents.run_folders import RESULT
-from agents.runs import RESULTS, run
-from agents.sweep import sweep
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.engines import Processes, attempt, disk_is_full
+from agents.runs.folders import RESULT
+from agents.runs.ray_engine import Ray
+from agents.runs.run import RESULTS, run
+from agents.runs.sweep import sweep
 from backbone.checkpoint import save_state, write_atomically
 from scripts.cli import clear_errors
 from scripts.compare import Compare, Progress
@@ -109,7 +109,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_is_finished(where, tmp_path, 
 
     def engine(configs, root, report):
         if where == "a run":
-            monkeypatch.setattr("agents.run_folders.os.replace", no_space)
+            monkeypatch.setattr("agents.runs.folders.os.replace", no_space)
         for config, ok in here(configs, root, report):
             monkeypatch.setattr("backbone.checkpoint.os.replace", no_space)
             yield config, ok
@@ -266,8 +266,8 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
     (tmp_path / "main.py").write_text(
         "import sys, pathlib\n"
         "if __name__ == '__main__':\n"
-        "    from agents.engines import Processes\n    from agents.experiment import read_experiment\n"
-        "    from agents.planning import plan\n    from agents.sweep import sweep\n"
+        "    from agents.runs.engines import Processes\n    from agents.runs.experiment import read_experiment\n"
+        "    from agents.runs.planning import plan\n    from agents.runs.sweep import sweep\n"
         f"    here = pathlib.Path(r'{tmp_path}')\n"
         "    sweep(plan(read_experiment(here / 'small.toml')), here / 'killed', Processes(1))\n"
     )
@@ -297,8 +297,8 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
     subprocess.run(command, env=environment, check=True, timeout=300)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished run was done again"
 
-    from agents.experiment import read_experiment
-    from agents.planning import plan
+    from agents.runs.experiment import read_experiment
+    from agents.runs.planning import plan
 
     monkeypatch.syspath_prepend(str(tmp_path))
     whole = sweep(plan(read_experiment(tmp_path / "small.toml")), tmp_path / "whole", here)

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, replace
 import pytest
 from rich.console import Console
 
-from agents.experiment import Arm, Experiment, as_toml, experiment_of, read_experiment
 from agents.methods import default_config, method_names
 from agents.options import read_toml, toml_table, with_options
-from agents.planning import plan
-from agents.run_config import VERSION, RunConfig, TaskConfig
-from agents.run_folders import RESULT
-from agents.runs import RESULTS
-from agents.sweep import finished, locked
+from agents.runs.config import VERSION, RunConfig, TaskConfig
+from agents.runs.experiment import Arm, Experiment, as_toml, experiment_of, read_experiment
+from agents.runs.folders import RESULT
+from agents.runs.planning import plan
+from agents.runs.run import RESULTS
+from agents.runs.sweep import finished, locked
 from scripts import compare
 from scripts.compare import Compare, Flags
 from scripts.compare_tables import table_of_runs
@@ -112,7 +112,7 @@ def test_a_label_names_the_folder_and_is_no_part_of_what_tells_runs_apart():
 
 
 def test_a_method_that_serves_many_budgets_is_planned_once_for_each_seed(monkeypatch):
-    from agents import experiment
+    from agents.runs import experiment
 
     @experiment.dataclass(frozen=True)
     class Conditioned(experiment.MethodConfig):

@@ -10,7 +10,7 @@ from agents.evaluation import SelfMeasured, evaluate
 from agents.gated.training import start_from
 from agents.methods import default_config, labels, method
 from agents.recorder import Recorder
-from agents.saved import load_policy
+from agents.runs.saved import load_policy
 from backbone.channel_gating import ChannelGating, base_path
 from backbone.cost import gated_cost
 from backbone.gated import BitsConvNorm, GatedResNet, gate

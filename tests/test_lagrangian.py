@@ -13,9 +13,9 @@ from agents.evaluation import Evaluation, evaluate
 from agents.learning import GateLearner
 from agents.methods import a2c, default_config, dqn, maskable_ppo, ppo, qrdqn, skipnet
 from agents.recorder import Recorder
-from agents.run_config import RunConfig, TaskConfig
-from agents.runs import run
-from agents.saved import load_run
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.run import run
+from agents.runs.saved import load_run
 from dfs_env import DFSVectorEnv
 from scripts.evaluate import Evaluate
 from scripts.evaluate import main as evaluate_again

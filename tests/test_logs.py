@@ -11,8 +11,8 @@ from agents.budget_losses import hinge, price_of_cost, sign
 from agents.logs import SCALARS, TABLE, Table
 from agents.methods import method, method_names
 from agents.rollouts import straight_through_rollout
-from agents.run_config import RunConfig, TaskConfig
-from agents.runs import run
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.run import run
 
 LEARNED = [name for name in method_names() if not (method(name).Config.is_baseline or method(name).Config.is_bound)]
 SMALL = {"num_images": 48, "batch_size": 12, "num_envs": 8, "assignments": 1, "oracle_images": 24, "beam": 2}

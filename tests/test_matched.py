@@ -16,7 +16,7 @@ from agents.comparison.matched import (
     reference_point,
     standings,
 )
-from agents.results import Line
+from agents.runs.results import Line
 from tests.test_statistics import line
 
 BUDGETS = (0.2, 0.4)

@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from agents.checkpoints import CHECKPOINT
-from agents.engines import Processes
 from agents.evaluation import evaluate
 from agents.methods import default_config, labels, method, method_names
 from agents.policies import AssignmentPolicy
 from agents.recorder import Recorder
-from agents.run_config import RunConfig, TaskConfig
-from agents.run_folders import CONFIG, ERROR, RESULT
-from agents.runs import run
-from agents.saved import load_run
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.engines import Processes
+from agents.runs.folders import CONFIG, ERROR, RESULT
+from agents.runs.run import run
+from agents.runs.saved import load_run
+from agents.runs.sweep import finished, sweep
 from agents.search.assignments import FOUND, Search, best_assignment, descend, descent, exchange
-from agents.sweep import finished, sweep
 from backbone.checkpoint import save_backbone
 from backbone.resnet import ResNet
 from backbone.training import TrainingDivergedError
@@ -246,7 +246,7 @@ def test_a_run_that_was_killed_before_its_folder_was_renamed_is_only_renamed(tin
     for name in (CHECKPOINT, ERROR):
         (partial / name).write_text("left behind")
     files = {path.name for path in partial.iterdir()} - {CHECKPOINT, ERROR}
-    monkeypatch.setattr("agents.runs.make_task", None)  # nothing is done again
+    monkeypatch.setattr("agents.runs.run.make_task", None)  # nothing is done again
     renamed = replace(config, label=label)
     assert run(renamed, tmp_path) == {**line, "run": renamed.name, "method": label}
     assert {path.name for path in (tmp_path / renamed.name).iterdir()} == files
@@ -307,8 +307,8 @@ def test_workers_die_with_a_killed_sweep(tmp_path):
         f"    pathlib.Path(r'{tmp_path}', 'survived').touch()\n"
     )
     code = (
-        "import sys, pathlib; from agents.methods import method; from agents.run_config import RunConfig, TaskConfig\n"
-        "from agents.engines import Processes; from agents.sweep import sweep\n"
+        "import sys, pathlib; from agents.methods import method; from agents.runs.config import RunConfig, TaskConfig\n"
+        "from agents.runs.engines import Processes; from agents.runs.sweep import sweep\n"
         "if __name__ == '__main__':\n"
         f"    sys.path.insert(0, r'{tmp_path}')\n"
         "    task = TaskConfig(dataset='slow:load', checkpoint='random', depth=8)\n"

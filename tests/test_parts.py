@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from agents.engines import attempt
-from agents.experiment import as_toml, experiment_of, read_experiment
-from agents.parts import parts_of, plan_parts, read_parts
-from agents.planning import plan
-from agents.results import EXPERIMENT
-from agents.run_folders import RESULT
-from agents.runs import RESULTS
-from agents.sweep import locked
+from agents.runs.engines import attempt
+from agents.runs.experiment import as_toml, experiment_of, read_experiment
+from agents.runs.folders import RESULT
+from agents.runs.parts import parts_of, plan_parts, read_parts
+from agents.runs.planning import plan
+from agents.runs.results import EXPERIMENT
+from agents.runs.run import RESULTS
+from agents.runs.sweep import locked
 from scripts import compare
 from scripts.compare import Compare, Flags
 

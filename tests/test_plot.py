@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agents.comparison.statistics import summarise
-from agents.results import read_lines
+from agents.runs.results import read_lines
 from scripts.plot import Plot, front_figure, main, plot
 
 BITWIDTHS, BLOCKS = [0, 2, 4, 8], 6

@@ -17,10 +17,10 @@ import pytest
 import tyro
 from PIL import Image
 
-from agents.experiment import as_toml, experiment_of
 from agents.methods import default_config, method_names
-from agents.planning import plan
-from agents.run_config import RunConfig, TaskConfig
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.experiment import as_toml, experiment_of
+from agents.runs.planning import plan
 from scripts import train
 from scripts.report import Report, main, page
 from scripts.report_commands import command, flags

@@ -17,9 +17,9 @@ from agents.learning import Stream
 from agents.logs import TABLE
 from agents.methods import method, method_names
 from agents.recorder import Recorder
-from agents.run_config import RunConfig, TaskConfig
-from agents.run_folders import CONFIG, ERROR
-from agents.runs import run
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.folders import CONFIG, ERROR
+from agents.runs.run import run
 from dfs_env import DFSVectorEnv
 from scripts.train import train
 
@@ -140,7 +140,7 @@ def test_a_process_that_is_killed_by_the_system_is_resumed_by_another(tmp_path):
     code = (
         "import os, pathlib, signal, sys, torch\n"
         "from agents.methods import method\n"
-        "from agents.run_config import RunConfig, TaskConfig\nfrom agents.runs import run\n"
+        "from agents.runs.config import RunConfig, TaskConfig\nfrom agents.runs.run import run\n"
         "torch.set_num_threads(1)\n"
         "config = method('dfs').Config(budget=0.3, num_images=144, batch_size=12)\n"
         "seen = 0\n"

@@ -15,12 +15,13 @@ from stable_baselines3.common.buffers import ReplayBuffer
 
 from agents.evaluation import evaluate
 from agents.methods import dqn, maskable_ppo, method, ppo, qrdqn, recurrent_ppo
-from agents.off_policy import DQN, PricedReplayBuffer
 from agents.recorder import Recorder
-from agents.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO
-from agents.run_config import RunConfig
-from agents.saved import load_policy
-from agents.sb3 import SB3Policy, SB3VecEnv
+from agents.runs.config import RunConfig
+from agents.runs.saved import load_policy
+from agents.sb3 import SB3VecEnv
+from agents.sb3.off_policy import DQN, PricedReplayBuffer
+from agents.sb3.policy import SB3Policy
+from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO
 from backbone.cost import TOLERANCE, count_macs
 from backbone.training import TrainingDivergedError
 from dfs_env import DFSEnv, DFSVectorEnv, SkippingProcess, Task

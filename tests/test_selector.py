@@ -8,7 +8,7 @@ from agents.evaluation import evaluate
 from agents.methods import method, static
 from agents.methods.selector import Config, _shares, continuations
 from agents.recorder import Recorder
-from agents.saved import load_policy
+from agents.runs.saved import load_policy
 from agents.search.assignments import best_assignment
 from agents.search.selection import Selector, forks_of
 from agents.search.selection_training import fit, set_price

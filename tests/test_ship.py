@@ -5,9 +5,9 @@ import json
 import pytest
 
 from agents.evaluation import evaluate
-from agents.run_folders import RESULT, finished_folders
-from agents.runs import run
-from agents.saved import load_run
+from agents.runs.folders import RESULT, finished_folders
+from agents.runs.run import run
+from agents.runs.saved import load_run
 from scripts.ship import Ship, ship
 from tests.test_methods import tiny_run
 

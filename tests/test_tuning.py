@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from agents import methods, tuning
+from agents import methods
 from agents.method_config import MethodConfig
 from agents.methods import default_config, labels, method, method_names
 from agents.options import Range
-from agents.run_config import TaskConfig
-from agents.tuning import Trial, score, tune, without_test
+from agents.runs import tuning
+from agents.runs.config import TaskConfig
+from agents.runs.tuning import Trial, score, tune, without_test
 from backbone.training import TrainingDivergedError
 from scripts import tune as command
 

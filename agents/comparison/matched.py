@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from agents.comparison.bootstrap import Estimate, Sample, probability_of_improvement, sample, verdict
 from agents.comparison.fronts import averaged, hypervolume, interpolate, reaches, shares
 from agents.comparison.statistics import BASELINES, NOTHING_LEARNED, Baseline, varies
-from agents.results import Line, expanded
+from agents.runs.results import Line, expanded
 
 SKIPPED = 1e-6
 """A lower cost is that of skipping everything."""

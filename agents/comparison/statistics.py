@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agents.comparison.bootstrap import bootstrap_interval, interquartile_mean, sample
 from agents.comparison.fronts import Curve, interpolate
-from agents.results import Line, expanded, labelled, registered
+from agents.runs.results import Line, expanded, labelled, registered
 
 SETTING = ("dataset", "depth", "bitwidths")
 """What lines must agree on for their accuracies and costs to be comparable."""

@@ -11,8 +11,8 @@ from stable_baselines3 import A2C
 
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3_config import PricedConfig
-from agents.sb3_training import train_sb3
+from agents.sb3.config import PricedConfig
+from agents.sb3.training import train_sb3
 from dfs_env.task import Task
 
 

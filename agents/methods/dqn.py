@@ -1,8 +1,8 @@
 """Deep Q-learning (DQN, Mnih et al. 2015) by Stable-Baselines3.
 
 The price of cost moves as in `ppo`; the replay buffer counts every reward at the current price (see
-`agents.off_policy`). Exploration decides image by image and ends before training does, so that the search for the price
-sees what the greedy policy costs.
+`agents.sb3.off_policy`). Exploration decides image by image and ends before training does, so that the search for the
+price sees what the greedy policy costs.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import ClassVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.off_policy import DQN
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3_config import PricedConfig
-from agents.sb3_training import train_sb3
+from agents.sb3.config import PricedConfig
+from agents.sb3.off_policy import DQN
+from agents.sb3.training import train_sb3
 from dfs_env.task import Task
 
 

@@ -13,8 +13,8 @@ from sb3_contrib import MaskablePPO
 
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3_config import PPOConfig
-from agents.sb3_training import train_sb3
+from agents.sb3.config import PPOConfig
+from agents.sb3.training import train_sb3
 from dfs_env.rewards import uses_price
 from dfs_env.task import Task
 

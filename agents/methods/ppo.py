@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 
 from stable_baselines3 import PPO
 
-from agents.conditioned import ConditionedConfig
 from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3_config import PPOConfig
-from agents.sb3_training import train_sb3
+from agents.sb3.conditioned import ConditionedConfig
+from agents.sb3.config import PPOConfig
+from agents.sb3.training import train_sb3
 from dfs_env.task import Task
 
 

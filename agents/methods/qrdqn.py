@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from agents.methods import dqn
-from agents.off_policy import QRDQN
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3_training import train_sb3
+from agents.sb3.off_policy import QRDQN
+from agents.sb3.training import train_sb3
 from dfs_env.task import Task
 
 

@@ -1,6 +1,6 @@
 """Recurrent PPO by sb3-contrib: `ppo` with a policy that remembers, as DFS's and SkipNet's gates do.
 
-Its LSTM runs over whole episodes at once (see `agents.recurrent`); the critic has an LSTM of its own, which decides
+Its LSTM runs over whole episodes at once (see `agents.sb3.recurrent`); the critic has an LSTM of its own, which decides
 nothing and so costs nothing.
 """
 
@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO, check_aligned
-from agents.sb3_config import PPOConfig, PricedConfig
-from agents.sb3_training import train_sb3
+from agents.sb3.config import PPOConfig, PricedConfig
+from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO, check_aligned
+from agents.sb3.training import train_sb3
 from dfs_env.task import Task
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from agents.experiment import Arm, Experiment
 from agents.method_config import MethodConfig
 from agents.options import with_options
-from agents.run_config import RunConfig
+from agents.runs.config import RunConfig
+from agents.runs.experiment import Arm, Experiment
 
 
 def plan(experiment: Experiment) -> list[RunConfig]:

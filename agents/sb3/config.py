@@ -17,8 +17,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.dual import DualAscent, FixedPrice, PriceRule
 from agents.method_config import MethodConfig
-from agents.off_policy import PricedReplayBuffer
-from agents.sb3_options import as_settings, names_of, parse_settings
+from agents.sb3.off_policy import PricedReplayBuffer
+from agents.sb3.options import as_settings, names_of, parse_settings
 from backbone.names import check_names
 from backbone.schedules import make_schedule
 from dfs_env.rewards import Shaped, nested, uses_budget, uses_price

@@ -1,6 +1,6 @@
 """A run: from a resolved configuration to a folder with one result line.
 
-The folder appears under its final name only when the run is finished (`agents.run_folders`); until then it is called
+The folder appears under its final name only when the run is finished (`agents.runs.folders`); until then it is called
 NAME.partial, and whoever starts the run again goes on from the checkpoint in it, if there is one: to the same result,
 bit for bit on one thread, as if it had never stopped.
 """
@@ -19,15 +19,15 @@ import numpy as np
 import torch
 
 from agents.checkpoints import CHECKPOINT
-from agents.decisions import write_decisions
 from agents.evaluation import SelfMeasured, evaluate
 from agents.method_config import MethodConfig
 from agents.methods import method
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.results import read_line
-from agents.run_config import RunConfig
-from agents.run_folders import CONFIG, ERROR, RESULT, finish, finished_folders, is_whole, partial_folder
+from agents.runs.config import RunConfig
+from agents.runs.decisions import write_decisions
+from agents.runs.folders import CONFIG, ERROR, RESULT, finish, finished_folders, is_whole, partial_folder
+from agents.runs.results import read_line
 from backbone.checkpoint import write_atomically
 from dfs_env.task import Task, make_task
 

@@ -14,8 +14,8 @@ from agents.method_config import MethodConfig
 from agents.methods import method
 from agents.options import Range
 from agents.recorder import Recorder
-from agents.run_config import TaskConfig
-from agents.runs import check_reachable, seed_everything
+from agents.runs.config import TaskConfig
+from agents.runs.run import check_reachable, seed_everything
 from backbone.data import Split
 from backbone.training import TrainingDivergedError
 from dfs_env.task import Task, make_task

@@ -1,7 +1,7 @@
-"""Where runs are done: by worker processes on this machine, or by Ray (`agents.ray_engine`).
+"""Where runs are done: by worker processes on this machine, or by Ray (`agents.runs.ray_engine`).
 
-An engine does the same pure `agents.runs.run(config, root)` wherever it does it, and yields each configuration as it
-ends, with whether it succeeded. What goes on meanwhile it reports: "started" runs, and "image"s that learners were
+An engine does the same pure `agents.runs.run.run(config, root)` wherever it does it, and yields each configuration as
+it ends, with whether it succeeded. What goes on meanwhile it reports: "started" runs, and "image"s that learners were
 shown.
 """
 
@@ -22,9 +22,9 @@ from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any, Protocol
 
-from agents.run_config import RunConfig
-from agents.run_folders import ERROR
-from agents.runs import run
+from agents.runs.config import RunConfig
+from agents.runs.folders import ERROR
+from agents.runs.run import run
 from agents.workers import start_worker
 from backbone.checkpoint import write_atomically
 

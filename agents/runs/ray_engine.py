@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from agents.engines import DIED, Ended, Report, attempt, write_error
-from agents.run_config import RunConfig
-from agents.run_folders import RESULT
+from agents.runs.config import RunConfig
+from agents.runs.engines import DIED, Ended, Report, attempt, write_error
+from agents.runs.folders import RESULT
 
 STORE = 100 * 2**20
 """Bytes of shared memory for Ray's objects on this machine: runs pass files, not objects."""
@@ -49,7 +49,7 @@ class Ray:
             raise ValueError("Ray is not installed: pip install -e '.[ray]'") from None
 
     def check(self) -> None:
-        """See `agents.engines.Engine`: connect to the cluster, if one is given, and leave it.
+        """See `agents.runs.engines.Engine`: connect to the cluster, if one is given, and leave it.
 
         Raises:
             ConnectionError: no cluster answers at the address.
@@ -60,7 +60,7 @@ class Ray:
                 pass
 
     def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
-        """See `agents.engines.Engine`.
+        """See `agents.runs.engines.Engine`.
 
         Raises:
             ConnectionError: no cluster answers at the address.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.method_config import MethodConfig
-from agents.run_folders import DIGITS
+from agents.runs.folders import DIGITS
 from backbone.checkpoint import find_checkpoint
 from backbone.data import data_folder
 

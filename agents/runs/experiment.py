@@ -23,8 +23,9 @@
 An arm is one method, or METHOD-PRESET, with options of its own. It may also have `budgets` and `seeds` of its own, and
 `task = { observation = "statistics" }`. Every arm is run at every budget with every seed.
 
-A file may also have `[[parts]]`, which `agents.parts` reads and which are run one after another, each into a folder of
-its own. A part has a `name`, and in place of the experiment's it may have its own budgets, seeds, bitwidths and arms.
+A file may also have `[[parts]]`, which `agents.runs.parts` reads and which are run one after another, each into a
+folder of its own. A part has a `name`, and in place of the experiment's it may have its own budgets, seeds, bitwidths
+and arms.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from typing import Any
 from agents.method_config import MethodConfig
 from agents.methods import default_config, labels
 from agents.options import fitting, read_toml, toml_table, with_options
-from agents.run_config import TaskConfig
+from agents.runs.config import TaskConfig
 from backbone.names import check_names
 from dfs_env.budgets import check_budget
 
@@ -156,7 +157,7 @@ def experiment_of(content: Mapping[str, Any]) -> Experiment:
     if "parts" in content:
         raise ValueError(
             "it has several [[parts]], each an experiment: give it to scripts.compare, which leaves each part's own "
-            "experiment.toml, or read it by agents.parts.read_parts"
+            "experiment.toml, or read it by agents.runs.parts.read_parts"
         )
     entries = dict(content)
     arms, task = entries.pop("arms", []), entries.pop("task", {})

@@ -32,10 +32,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from agents.experiment import Experiment, experiment_of
 from agents.options import fitting, read_toml
-from agents.planning import plan
-from agents.run_config import RunConfig, TaskConfig
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.experiment import Experiment, experiment_of
+from agents.runs.planning import plan
 from backbone.names import check_names, nearest
 
 REPLACED = ("budgets", "seeds", "baseline_budgets", "num_images", "checks")
@@ -49,8 +49,8 @@ def read_parts(path: Path) -> dict[str, Experiment]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: see `agents.experiment.read_experiment`; or two parts of one name, a name that can be no folder's,
-            or an arm that there is not. The file and the part are named.
+        ValueError: see `agents.runs.experiment.read_experiment`; or two parts of one name, a name that can be no
+            folder's, or an arm that there is not. The file and the part are named.
     """
     content = read_toml(path)
     try:
@@ -88,7 +88,7 @@ def plan_parts(parts: Mapping[str, Experiment]) -> dict[str, list[RunConfig]]:
     """Every run of each part.
 
     Raises:
-        ValueError: see `agents.planning.plan`; the part is named.
+        ValueError: see `agents.runs.planning.plan`; the part is named.
     """
     runs = {}
     for name, experiment in parts.items():

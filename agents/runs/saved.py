@@ -10,10 +10,10 @@ from agents.evaluation import SelfMeasured
 from agents.gates import make_gate, sight
 from agents.policies import FILE, AssignmentPolicy, GatePolicy, Policy, RandomPolicy
 from agents.recorder import BACKBONE
-from agents.results import read_line
-from agents.run_config import TaskConfig
-from agents.run_folders import RESULT
-from agents.sb3 import ARCHIVE, SB3Policy
+from agents.runs.config import TaskConfig
+from agents.runs.folders import RESULT
+from agents.runs.results import read_line
+from agents.sb3.policy import ARCHIVE, SB3Policy
 from backbone.checkpoint import load_tensors
 from backbone.names import resolve
 from dfs_env.process import SkippingProcess

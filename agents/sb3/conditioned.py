@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
 from agents.dual import PriceCurve, PriceRule
-from agents.sb3_config import PricedConfig
+from agents.sb3.config import PricedConfig
 from backbone.schedules import make_schedule
 from dfs_env.budgets import make_budget
 

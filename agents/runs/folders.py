@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from agents.checkpoints import CHECKPOINT
-from agents.results import read_line
+from agents.runs.results import read_line
 
 CONFIG, RESULT, ERROR = "config.json", "result.json", "error.txt"
 PARTIAL = ".partial"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.engines import Engine, Report, error_file, is_long
-from agents.run_config import VERSION, RunConfig
-from agents.run_folders import RESULT, finished_folders
-from agents.runs import RESULTS, result_line
+from agents.runs.config import VERSION, RunConfig
+from agents.runs.engines import Engine, Report, error_file, is_long
+from agents.runs.folders import RESULT, finished_folders
+from agents.runs.run import RESULTS, result_line
 from backbone.checkpoint import write_atomically
 
 LOCK = ".lock"

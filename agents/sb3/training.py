@@ -18,11 +18,12 @@ from torch.nn import functional as F
 
 from agents.dual import FixedPrice
 from agents.learning import BackboneLearner
-from agents.off_policy import PricedReplayBuffer
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3 import SB3Policy, SB3VecEnv
-from agents.sb3_config import SB3Config, aligned, rollout_steps
+from agents.sb3.config import SB3Config, aligned, rollout_steps
+from agents.sb3.off_policy import PricedReplayBuffer
+from agents.sb3.policy import SB3Policy
+from agents.sb3.vec_env import SB3VecEnv
 from backbone.schedules import make_schedule
 from dfs_env.env import DFSVectorEnv
 from dfs_env.task import Task
