@@ -1,4 +1,4 @@
-"""Arrows point down only: backbone <- dfs_env <- agents <- scripts."""
+"""Arrows point down only: backbone <- dfs_env <- agents <- scripts; and inside of agents."""
 
 import ast
 from pathlib import Path
@@ -13,18 +13,42 @@ ABOVE = {
     "scripts": {"tests"},
 }
 
+GROUPS = {
+    "agents": set(),
+    "agents.sb3": {"agents"},
+    "agents.gated": {"agents"},
+    "agents.search": {"agents"},
+    "agents.methods": {"agents", "agents.sb3", "agents.gated", "agents.search"},
+    "agents.runs": {"agents", "agents.sb3", "agents.methods"},
+    "agents.comparison": {"agents.runs"},
+}
+"""Folders of agents, and which others each may import."""
 
-def imported(source: str) -> set[str]:
-    """Top-level names of every module that the source imports, inside functions too."""
+
+def modules(source: str) -> set[str]:
+    """Every module that the source imports, inside functions too; of `from a import b` both a and a.b, which may be."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            names.add("a relative import")
         elif isinstance(node, ast.ImportFrom):
-            names.add("a relative import" if node.level else str(node.module).split(".")[0])
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "import_module":
-            names |= {str(arg.value).split(".")[0] for arg in node.args if isinstance(arg, ast.Constant)}
+            names |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
     return names
+
+
+def imported(source: str) -> set[str]:
+    """Top-level names of these."""
+    return {name.split(".")[0] for name in modules(source)}
+
+
+def group_of(module: str) -> str:
+    """The folder of agents that a module of it is in."""
+    folder = ".".join(module.split(".")[:2])
+    return folder if folder in GROUPS else "agents"
 
 
 def test_imported_sees_every_kind_of_import():
@@ -50,3 +74,14 @@ def test_layer_imports_nothing_above_it(layer):
 def test_scripts_are_imported_by_nothing_but_scripts():
     for file in [*ROOT.glob("agents/**/*.py"), *ROOT.glob("dfs_env/**/*.py"), *ROOT.glob("backbone/**/*.py")]:
         assert "scripts" not in imported(file.read_text()), file
+
+
+def test_folders_of_agents_import_each_other_one_way_only():
+    assert set(GROUPS) == {".".join(file.parent.relative_to(ROOT).parts) for file in ROOT.glob("agents/**/*.py")}
+    order = list(GROUPS)
+    assert all(order.index(below) < order.index(group) for group, others in GROUPS.items() for below in others)
+    for file in ROOT.glob("agents/**/*.py"):
+        group = ".".join(file.parent.relative_to(ROOT).parts)
+        found = {name for name in modules(file.read_text()) if name.startswith("agents.")}
+        forbidden = {group_of(name) for name in found} - GROUPS[group] - {group}
+        assert not forbidden, f"{file.relative_to(ROOT)} imports {forbidden}"
