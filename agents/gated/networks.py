@@ -132,6 +132,16 @@ class NetworkConfig(MethodConfig):
     family: ClassVar[str] = "networks with gates of their own"
     is_network: ClassVar[bool] = True
 
+    weight_bits: int = 2
+    """Bits of the blocks' weights."""
+    activation_bits: int = 2
+    """Bits of the blocks' input activations."""
+    block: str = "original"
+    """"original": ReLU after the sum with the shortcut; "post_activation": ReLU before it."""
+    gated: str = "both"
+    """"first" (as Precision Gating is published) or "both": which of a block's two convolutions are gated."""
+    sparse_backprop: bool = True
+    """Whether the gate's gradient is zero where the gate is off."""
     batch_size: int = 64
     """Images per update."""
     lr: float = 0.02
@@ -181,6 +191,13 @@ class NetworkConfig(MethodConfig):
     def network(self, backbone: ResNetConfig, widest: int) -> GatedConfig:
         """The network of the shape of `backbone`, with stem, shortcuts and head at `widest` bits."""
         raise NotImplementedError
+
+    def shared(self, backbone: ResNetConfig, widest: int) -> dict[str, Any]:
+        """What the networks of all methods are told."""
+        names = ("weight_bits", "activation_bits", "quantizer", "block", "gated", "sparse_backprop")
+        own = {name: getattr(self, name) for name in names}
+        shape = {name: getattr(backbone, name) for name in ("depth", "num_classes", "width")}
+        return {**shape, "widest": widest, **own}
 
     def penalty(self, threshold: Tensor, target: float) -> Tensor:
         """What pulls the thresholds [C_out] of one convolution to `target`."""

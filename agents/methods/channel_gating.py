@@ -26,10 +26,6 @@ class Config(NetworkConfig):
     """Channel Gating: 1/p of the input channels everywhere, the others where a learned threshold is passed. Its cost
     lies between 1/p and all of weight_bits x activation_bits over widest squared, if both convolutions are gated."""
 
-    weight_bits: int = 2
-    """Bits of the blocks' weights; 32 (full precision) as published."""
-    activation_bits: int = 2
-    """Bits of the blocks' input activations; 32 (full precision) as published."""
     p: int = 4
     """1/p of the input channels are computed everywhere."""
     groups: bool = True
@@ -38,30 +34,10 @@ class Config(NetworkConfig):
     """Whether the parts are every p-th channel rather than neighbours."""
     sigma: float = 1e-4
     """Weight of the pull on the thresholds."""
-    block: str = "original"
-    """"original": ReLU after the sum with the shortcut; "post_activation": ReLU before it."""
-    gated: str = "both"
-    """"first" or "both": which of a block's two convolutions are gated."""
-    sparse_backprop: bool = True
-    """Whether the gate's gradient is zero where the gate is off."""
 
     def network(self, backbone: ResNetConfig, widest: int) -> ChannelGating:
         """The network of the shape of `backbone`."""
-        return ChannelGating(
-            depth=backbone.depth,
-            num_classes=backbone.num_classes,
-            width=backbone.width,
-            widest=widest,
-            weight_bits=self.weight_bits,
-            activation_bits=self.activation_bits,
-            quantizer=self.quantizer,
-            block=self.block,
-            gated=self.gated,
-            sparse_backprop=self.sparse_backprop,
-            p=self.p,
-            groups=self.groups,
-            shuffle=self.shuffle,
-        )
+        return ChannelGating(**self.shared(backbone, widest), p=self.p, groups=self.groups, shuffle=self.shuffle)
 
     def penalty(self, threshold: Tensor, target: float) -> Tensor:
         """sigma * ||threshold - target||^2."""

@@ -27,35 +27,15 @@ class Config(NetworkConfig):
     between weight_bits x prediction_bits and weight_bits x activation_bits over widest squared."""
 
     weight_bits: int = 1
-    """Bits of the blocks' weights."""
     activation_bits: int = 4
-    """Bits of the blocks' input activations."""
     prediction_bits: int = 1
     """Most significant bits of the activations, which are used everywhere."""
     sigma: float = 1e-3
     """Weight of the pull on the thresholds."""
-    block: str = "original"
-    """"original": ReLU after the sum with the shortcut; "post_activation": ReLU before it."""
-    gated: str = "both"
-    """"first" (published) or "both": which of a block's two convolutions are gated."""
-    sparse_backprop: bool = True
-    """Whether the gate's gradient is zero where the gate is off."""
 
     def network(self, backbone: ResNetConfig, widest: int) -> PrecisionGating:
         """The network of the shape of `backbone`."""
-        return PrecisionGating(
-            depth=backbone.depth,
-            num_classes=backbone.num_classes,
-            width=backbone.width,
-            widest=widest,
-            weight_bits=self.weight_bits,
-            activation_bits=self.activation_bits,
-            quantizer=self.quantizer,
-            block=self.block,
-            gated=self.gated,
-            sparse_backprop=self.sparse_backprop,
-            prediction_bits=self.prediction_bits,
-        )
+        return PrecisionGating(**self.shared(backbone, widest), prediction_bits=self.prediction_bits)
 
     def penalty(self, threshold: Tensor, target: float) -> Tensor:
         """sigma * ||threshold - target||."""
