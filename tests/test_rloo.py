@@ -7,10 +7,10 @@ from agents.evaluation import evaluate
 from agents.gates import make_gate
 from agents.learning import image_stream
 from agents.methods import method, static
-from agents.methods.rloo import ANSWERS, Config, leave_one_out, prefer
+from agents.methods.rloo import Config, leave_one_out, prefer
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
-from agents.search.assignments import best_assignment
+from agents.search.assignments import ANSWERS, best_assignment
 
 
 def test_the_baseline_of_a_route_is_the_mean_of_the_images_other_routes():

@@ -15,7 +15,7 @@ learned is where to depart from it for which image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,16 +31,9 @@ from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout
-from agents.search.assignments import SearchConfig, best_assignment
+from agents.search.assignments import ANSWERS, SearchConfig, best_assignment
 from backbone.schedules import make_schedule
 from dfs_env.task import Task
-
-ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "probability": lambda logits, labels: logits.softmax(1).gather(1, labels[:, None]).squeeze(1),
-    "correct": lambda logits, labels: (logits.argmax(1) == labels).float(),
-    "log_probability": lambda logits, labels: -F.cross_entropy(logits, labels, reduction="none"),
-}
-"""Rewards [B] of the answers, from logits [B, K] and labels [B], by name."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +56,6 @@ class Config(GateConfig, SearchConfig):
     routes: int = 8
     """Routes of each image; each counts as an image shown."""
     answer: str = "probability"
-    """Reward of an answer: "probability" of the right class, "correct" (1 or 0), or "log_probability" (minus
-    cross-entropy)."""
     lr: float = 3e-3
     """First learning rate of the gate."""
     price: float = 3.0
@@ -84,8 +75,6 @@ class Config(GateConfig, SearchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         make_schedule(self.ent_schedule)
-        if self.answer not in ANSWERS:
-            raise ValueError(f"unknown answer {self.answer!r}: choose one of {', '.join(ANSWERS)}")
         if self.price < 0 or self.price_rate < 0 or not 0 <= self.price_anneal <= 1:
             raise ValueError(
                 f"price {self.price} and price_rate {self.price_rate} must not be negative, price_anneal "

@@ -29,9 +29,8 @@ from torch.nn import functional as F
 
 from agents.checkpoints import Variables
 from agents.learning import BackboneLearner, image_stream
-from agents.methods.rloo import ANSWERS
 from agents.recorder import Recorder
-from agents.search.assignments import SearchConfig, best_assignment, descent
+from agents.search.assignments import ANSWERS, SearchConfig, best_assignment, descent
 from agents.search.selection import Hindsight, Selector
 from agents.search.selection_training import Regression, fit
 from dfs_env.task import Task
@@ -57,7 +56,6 @@ class Config(SearchConfig):
     hindsight: bool = False
     """Whether the answer at the end of `static`'s route is known to the choice: then a bound, no policy."""
     answer: str = "probability"
-    """Reward of an answer: "probability" of the right class, "correct", or "log_probability"."""
     exchanges: int | None = 64
     batch_size: int = 256
     """Images per update."""
@@ -86,8 +84,6 @@ class Config(SearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.answer not in ANSWERS:
-            raise ValueError(f"unknown answer {self.answer!r}: choose one of {', '.join(ANSWERS)}")
         if self.decide_at < 0 or self.epochs < 1:
             raise ValueError(f"decide_at {self.decide_at} must be at least 0, and epochs {self.epochs} at least 1")
         if self.lr <= 0 or self.backbone_lr <= 0 or self.memory < REFITS:

@@ -2,13 +2,13 @@
 
 Greedy descent from full execution, one block and one bitwidth at a time, always where the loss rises least for the cost
 saved, down to the budget. From there, or from the widest bitwidth that all blocks can afford if that is better,
-exchanges between blocks as long as one helps. The loss is cross-entropy.
+exchanges between blocks as long as one helps. The loss is minus the mean reward of the answers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +25,12 @@ from dfs_env.task import Task
 
 SEARCHED = ("train", "validation")
 """Never the test images."""
+ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "probability": lambda logits, labels: logits.softmax(1).gather(1, labels[:, None]).squeeze(1),
+    "correct": lambda logits, labels: (logits.argmax(1) == labels).float(),
+    "log_probability": lambda logits, labels: -F.cross_entropy(logits, labels, reduction="none"),
+}
+"""Rewards [B] of the answers, from logits [B, K] and labels [B], by name."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,9 @@ class SearchConfig(MethodConfig):
     search_split: str = "train"
     """Of which they are: "train", or "validation" where the backbone knows the training images by heart. There it can
     do without blocks that it needs for others."""
+    answer: str = "log_probability"
+    """Reward of an answer: "log_probability" (minus cross-entropy), "probability" of the right class, which no few
+    confident errors decide, or "correct" (1 or 0)."""
     exchanges: int | None = None
     """How many exchanges are tried in vain before the search ends, those first whose two changes promise most by
     themselves; the descent is then lazy, too. None tries everything, and takes hours on a deep network."""
@@ -46,6 +55,8 @@ class SearchConfig(MethodConfig):
         super().__post_init__()
         if self.search_split not in SEARCHED:
             raise ValueError(f"unknown search_split {self.search_split!r}: choose one of {', '.join(SEARCHED)}")
+        if self.answer not in ANSWERS:
+            raise ValueError(f"unknown answer {self.answer!r}: choose one of {', '.join(ANSWERS)}")
         if self.exchanges is not None and self.exchanges < 0:
             raise ValueError(f"exchanges {self.exchanges} must not be negative")
 
@@ -91,23 +102,35 @@ several budgets try much the same, and so do the methods that begin with a searc
 
 
 class Search(Trials):
-    """Mean cross-entropy of assignments [L] on fixed images with labels [B]; a recorder is told of the time that
-    looking up what another search found has spared."""
+    """Losses of assignments [L] on fixed images.
+
+    Args:
+        process: what runs the images.
+        images: normalised [B, 3, H, W].
+        labels: [B].
+        answer: the reward of an answer, one of `ANSWERS`.
+        recorder: is told of the time that looking up what another search found has spared.
+    """
 
     def __init__(
-        self, process: SkippingProcess, images: Tensor, labels: Tensor, recorder: Recorder | None = None
+        self,
+        process: SkippingProcess,
+        images: Tensor,
+        labels: Tensor,
+        answer: str = "log_probability",
+        recorder: Recorder | None = None,
     ) -> None:
         super().__init__(process, images)
-        self.labels, self.recorder = labels, recorder
+        self.labels, self.recorder, self._reward = labels, recorder, ANSWERS[answer]
         self.seen = 0
         """Images shown so far, a share of an image where only the last blocks are run; those of `FOUND` included, so
         that the count does not depend on what ran before."""
         self._last: tuple[int, ...] = ()
         self._known: dict[tuple[int, ...], float] = {}
-        self._found = FOUND.setdefault(digest(process, images, labels), {})
+        self._found = FOUND.setdefault(digest(process, images, labels, answer), {})
 
     def loss(self, assignment: list[int]) -> float:
-        """Mean cross-entropy in nats."""
+        """Minus the mean reward of the answers."""
         key = tuple(assignment)
         if key not in self._known:
             self.seen += round(self.count * (1 - _in_common(self._last, key) / self.process.num_layers))
@@ -117,7 +140,7 @@ class Search(Trials):
                     self.recorder.count_seconds(self._found[key][1])
             else:
                 start = time.perf_counter()
-                loss = float(F.cross_entropy(self.logits(assignment), self.labels))
+                loss = -float(self._reward(self.logits(assignment), self.labels).mean())
                 self._found[key] = loss, time.perf_counter() - start
             self._known[key] = self._found[key][0]
         return self._known[key]
@@ -232,7 +255,7 @@ def best_assignment(config: SearchConfig, task: Task, recorder: Recorder | None 
         raise ValueError(f"budget {budget} is below the cheapest assignment, which costs {cheapest:.4f}")
     images, labels = next(image_stream(task, config.search_images, config.seed, split=config.search_split))
     with torch.no_grad():
-        search = Search(process, images, labels, recorder)
+        search = Search(process, images, labels, config.answer, recorder)
         widest = [process.num_actions - 1] * process.num_layers
         descended = descend(search, widest, budget, lazy=config.exchanges is not None)
         constants = [[action] * process.num_layers for action in range(process.num_actions)]
