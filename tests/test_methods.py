@@ -24,7 +24,8 @@ from agents.runs.folders import CONFIG, ERROR, RESULT
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from agents.runs.sweep import finished, sweep
-from agents.search.assignments import FOUND, Search, best_assignment, descend, descent, exchange
+from agents.search.assignments import best_assignment, descend, descent, exchange
+from agents.search.trials import FOUND, Search
 from backbone.checkpoint import save_backbone
 from backbone.resnet import ResNet
 from backbone.training import TrainingDivergedError

@@ -10,7 +10,8 @@ from agents.methods import method, static
 from agents.methods.rloo import Config, leave_one_out, prefer
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
-from agents.search.assignments import ANSWERS, best_assignment
+from agents.search.assignments import best_assignment
+from agents.search.trials import ANSWERS
 
 
 def test_the_baseline_of_a_route_is_the_mean_of_the_images_other_routes():

@@ -31,7 +31,8 @@ from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout
-from agents.search.assignments import ANSWERS, SearchConfig, best_assignment
+from agents.search.assignments import SearchConfig, best_assignment
+from agents.search.trials import ANSWERS
 from backbone.schedules import make_schedule
 from dfs_env.task import Task
 

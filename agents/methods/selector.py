@@ -30,9 +30,10 @@ from torch.nn import functional as F
 from agents.checkpoints import Variables
 from agents.learning import BackboneLearner, image_stream
 from agents.recorder import Recorder
-from agents.search.assignments import ANSWERS, SearchConfig, best_assignment, descent
+from agents.search.assignments import SearchConfig, best_assignment, descent
 from agents.search.selection import Hindsight, Selector
 from agents.search.selection_training import Regression, fit
+from agents.search.trials import ANSWERS
 from dfs_env.task import Task
 
 REFITS = 8

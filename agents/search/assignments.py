@@ -7,30 +7,21 @@ exchanges between blocks as long as one helps. The loss is minus the mean reward
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from agents.learning import image_stream
 from agents.method_config import MethodConfig
 from agents.recorder import Recorder
-from agents.search.digest import digest
-from dfs_env.process import SkippingProcess, State
+from agents.search.trials import ANSWERS, Search
 from dfs_env.task import Task
 
 SEARCHED = ("train", "validation")
 """Never the test images."""
-ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "probability": lambda logits, labels: logits.softmax(1).gather(1, labels[:, None]).squeeze(1),
-    "correct": lambda logits, labels: (logits.argmax(1) == labels).float(),
-    "log_probability": lambda logits, labels: -F.cross_entropy(logits, labels, reduction="none"),
-}
-"""Rewards [B] of the answers, from logits [B, K] and labels [B], by name."""
 
 
 @dataclass(frozen=True)
@@ -59,95 +50,6 @@ class SearchConfig(MethodConfig):
             raise ValueError(f"unknown answer {self.answer!r}: choose one of {', '.join(ANSWERS)}")
         if self.exchanges is not None and self.exchanges < 0:
             raise ValueError(f"exchanges {self.exchanges} must not be negative")
-
-
-class Trials:
-    """Fixed images on one assignment after another; the states along the last one are kept and reused.
-
-    Args:
-        process: what runs the images.
-        images: normalised [B, 3, H, W].
-        budget: what is observed as the budget.
-    """
-
-    def __init__(self, process: SkippingProcess, images: Tensor, budget: float = 1.0) -> None:
-        self.process, self.count = process, len(images)
-        self._states: list[State] = [process.initial(images, budget)]
-        self._actions: list[int] = []
-
-    def state(self, actions: Sequence[int]) -> State:
-        """The images after the first blocks took `actions`."""
-        same = _in_common(self._actions, actions)
-        self._states = self._states[: same + 1]
-        for action in actions[same:]:
-            chosen = torch.full((self.count,), action, device=self.process.device)
-            self._states.append(self.process.transition(self._states[-1], chosen))
-        self._actions = list(actions)
-        return self._states[-1]
-
-    def logits(self, assignment: Sequence[int]) -> Tensor:
-        """[B, num_classes] under an assignment [L]."""
-        return self.process.logits(self.state(assignment))
-
-
-def _in_common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many leading actions are the same."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
-
-
-FOUND: dict[str, dict[tuple[int, ...], tuple[float, float]]] = {}
-"""Losses that searches in this process found, and the seconds it took, by what was searched on. Runs of one seed at
-several budgets try much the same, and so do the methods that begin with a search."""
-
-
-class Search(Trials):
-    """Losses of assignments [L] on fixed images.
-
-    Args:
-        process: what runs the images.
-        images: normalised [B, 3, H, W].
-        labels: [B].
-        answer: the reward of an answer, one of `ANSWERS`.
-        recorder: is told of the time that looking up what another search found has spared.
-    """
-
-    def __init__(
-        self,
-        process: SkippingProcess,
-        images: Tensor,
-        labels: Tensor,
-        answer: str = "log_probability",
-        recorder: Recorder | None = None,
-    ) -> None:
-        super().__init__(process, images)
-        self.labels, self.recorder, self._reward = labels, recorder, ANSWERS[answer]
-        self.seen = 0
-        """Images shown so far, a share of an image where only the last blocks are run; those of `FOUND` included, so
-        that the count does not depend on what ran before."""
-        self._last: tuple[int, ...] = ()
-        self._known: dict[tuple[int, ...], float] = {}
-        self._found = FOUND.setdefault(digest(process, images, labels, answer), {})
-
-    def loss(self, assignment: list[int]) -> float:
-        """Minus the mean reward of the answers."""
-        key = tuple(assignment)
-        if key not in self._known:
-            self.seen += round(self.count * (1 - _in_common(self._last, key) / self.process.num_layers))
-            self._last = key
-            if key in self._found:
-                if self.recorder:
-                    self.recorder.count_seconds(self._found[key][1])
-            else:
-                start = time.perf_counter()
-                loss = -float(self._reward(self.logits(assignment), self.labels).mean())
-                self._found[key] = loss, time.perf_counter() - start
-            self._known[key] = self._found[key][0]
-        return self._known[key]
-
-    def cost(self, assignment: list[int]) -> float:
-        """Paper cost."""
-        return float(self.process.cost.route_cost(torch.tensor([assignment], device=self.process.device))[0])
 
 
 def _with(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
@@ -195,16 +97,53 @@ def descend(search: Search, assignment: list[int], budget: float, lazy: bool = F
     return next(trial for trial in descent(search, assignment, lazy=lazy) if search.cost(trial) <= budget + 1e-6)
 
 
-def _exchanges(search: Search, assignment: list[int], budget: float, actions: int) -> Iterator[list[int]]:
-    """One block changed, and a raised one for which another pays, or those that are missed least."""
-    lowered = [(block, down) for block, now in enumerate(assignment) for down in range(now)]
-    yield from (_with(assignment, change) for change in lowered)
-    lowered.sort(key=lambda change: _rise(search, assignment, change))
-    for block, now in enumerate(assignment):
-        for raised in (_with(assignment, (block, up)) for up in range(now + 1, actions)):
-            yield raised
-            yield from (_with(raised, change) for change in lowered if change[0] != block)
-            yield _paid(search, raised, budget, [change for change in lowered if change[0] != block])
+def exchange(search: Search, assignment: list[int], budget: float, actions: int, count: int | None = None) -> list[int]:
+    """Raise one block, and lower others to pay for it where that is needed, or only lower one, as long as the loss
+    falls; of the exchanges, try all, or the `count` most promising.
+
+    If there is a count, what a change of a block did before others were changed stands for what it does now, until
+    nothing that seems promising helps: then all are tried anew.
+    """
+    alone: dict[tuple[int, int], float] = {}
+    while True:
+        fresh, loss = not alone, search.loss(assignment)
+        for change in _changes(assignment, actions):
+            if change not in alone:
+                alone[change] = search.loss(_with(assignment, change)) - loss
+        trials = [
+            trial for trial in _exchanges(search, assignment, budget, alone) if search.cost(trial) <= budget + 1e-6
+        ]
+        if count is not None:
+            trials = sorted(trials, key=lambda trial: _promised(assignment, trial, alone))[:count]
+        better = next((trial for trial in trials if search.loss(trial) < loss - 1e-6), None)
+        if better is None and fresh:
+            return assignment
+        if better is None or count is None:
+            alone = {}
+        else:
+            alone = {change: rise for change, rise in alone.items() if assignment[change[0]] == better[change[0]]}
+        assignment = better or assignment
+
+
+def _changes(assignment: list[int], actions: int) -> list[tuple[int, int]]:
+    """Every block with every action but its own."""
+    return [(block, action) for block, now in enumerate(assignment) for action in range(actions) if action != now]
+
+
+def _exchanges(
+    search: Search, assignment: list[int], budget: float, alone: Mapping[tuple[int, int], float]
+) -> Iterator[list[int]]:
+    """One block changed, and a raised one for which another pays, or those that are missed least: of which the loss
+    rises least `alone`, for the cost saved."""
+    yield from (_with(assignment, change) for change in alone)
+    cost = search.cost(assignment)
+    lowered = [change for change in alone if change[1] < assignment[change[0]]]
+    lowered.sort(key=lambda change: alone[change] / (cost - search.cost(_with(assignment, change))))
+    for block, action in alone:
+        if action > assignment[block]:
+            raised, others = _with(assignment, (block, action)), [change for change in lowered if change[0] != block]
+            yield from (_with(raised, change) for change in others)
+            yield _paid(search, raised, budget, others)
 
 
 def _paid(search: Search, assignment: list[int], budget: float, changes: Iterable[tuple[int, int]]) -> list[int]:
@@ -216,30 +155,9 @@ def _paid(search: Search, assignment: list[int], budget: float, changes: Iterabl
     return assignment
 
 
-def exchange(search: Search, assignment: list[int], budget: float, actions: int, count: int | None = None) -> list[int]:
-    """Raise one block, and lower others to pay for it where that is needed, or only lower one, as long as the loss
-    falls; of the exchanges, try all, or the `count` most promising."""
-    improved = True
-    while improved:
-        improved = False
-        exchanges = _exchanges(search, assignment, budget, actions)
-        trials = (trial for trial in exchanges if search.cost(trial) <= budget + 1e-6)
-        for trial in trials if count is None else _promising(search, assignment, trials)[:count]:
-            if search.loss(trial) < search.loss(assignment) - 1e-6:
-                assignment, improved = trial, True
-                break
-    return assignment
-
-
-def _promising(search: Search, assignment: list[int], trials: Iterable[list[int]]) -> list[list[int]]:
-    """The trials, first that which would lose least if the changes of the loss by each block alone added up."""
-    start = search.loss(assignment)
-
-    def promised(trial: list[int]) -> float:
-        changes = [(block, action) for block, action in enumerate(trial) if action != assignment[block]]
-        return sum(search.loss(_with(assignment, change)) - start for change in changes)
-
-    return sorted(trials, key=promised)
+def _promised(assignment: list[int], trial: list[int], alone: Mapping[tuple[int, int], float]) -> float:
+    """How the loss would change if the changes by each block alone added up."""
+    return sum(alone[change] for change in enumerate(trial) if change[1] != assignment[change[0]])
 
 
 def best_assignment(config: SearchConfig, task: Task, recorder: Recorder | None = None) -> tuple[Tensor, Search]:

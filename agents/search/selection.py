@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from agents.evaluation import Evaluation, summary
 from agents.gates import position
 from agents.policies import FILE, Array
-from agents.search.assignments import Trials
+from agents.search.trials import Trials
 from backbone.checkpoint import save_tensors
 from backbone.data import batches
 from dfs_env.process import SkippingProcess

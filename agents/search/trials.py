@@ -1,0 +1,110 @@
+"""What a search of assignments tries: fixed images on one assignment after another, and what that led to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.recorder import Recorder
+from agents.search.digest import digest
+from dfs_env.process import SkippingProcess, State
+
+ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "probability": lambda logits, labels: logits.softmax(1).gather(1, labels[:, None]).squeeze(1),
+    "correct": lambda logits, labels: (logits.argmax(1) == labels).float(),
+    "log_probability": lambda logits, labels: -F.cross_entropy(logits, labels, reduction="none"),
+}
+"""Rewards [B] of the answers, from logits [B, K] and labels [B], by name."""
+
+
+class Trials:
+    """Fixed images on one assignment after another; the states along the last one are kept and reused.
+
+    Args:
+        process: what runs the images.
+        images: normalised [B, 3, H, W].
+        budget: what is observed as the budget.
+    """
+
+    def __init__(self, process: SkippingProcess, images: Tensor, budget: float = 1.0) -> None:
+        self.process, self.count = process, len(images)
+        self._states: list[State] = [process.initial(images, budget)]
+        self._actions: list[int] = []
+
+    def state(self, actions: Sequence[int]) -> State:
+        """The images after the first blocks took `actions`."""
+        same = _in_common(self._actions, actions)
+        self._states = self._states[: same + 1]
+        for action in actions[same:]:
+            chosen = torch.full((self.count,), action, device=self.process.device)
+            self._states.append(self.process.transition(self._states[-1], chosen))
+        self._actions = list(actions)
+        return self._states[-1]
+
+    def logits(self, assignment: Sequence[int]) -> Tensor:
+        """[B, num_classes] under an assignment [L]."""
+        return self.process.logits(self.state(assignment))
+
+
+def _in_common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading actions are the same."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
+
+
+FOUND: dict[str, dict[tuple[int, ...], tuple[float, float]]] = {}
+"""Losses that searches in this process found, and the seconds it took, by what was searched on. Runs of one seed at
+several budgets try much the same, and so do the methods that begin with a search."""
+
+
+class Search(Trials):
+    """Losses of assignments [L] on fixed images.
+
+    Args:
+        process: what runs the images.
+        images: normalised [B, 3, H, W].
+        labels: [B].
+        answer: the reward of an answer, one of `ANSWERS`.
+        recorder: is told of the time that looking up what another search found has spared.
+    """
+
+    def __init__(
+        self,
+        process: SkippingProcess,
+        images: Tensor,
+        labels: Tensor,
+        answer: str = "log_probability",
+        recorder: Recorder | None = None,
+    ) -> None:
+        super().__init__(process, images)
+        self.labels, self.recorder, self._reward = labels, recorder, ANSWERS[answer]
+        self.seen = 0
+        """Images shown so far, a share of an image where only the last blocks are run; those of `FOUND` included, so
+        that the count does not depend on what ran before."""
+        self._last: tuple[int, ...] = ()
+        self._known: dict[tuple[int, ...], float] = {}
+        self._found = FOUND.setdefault(digest(process, images, labels, answer), {})
+
+    def loss(self, assignment: list[int]) -> float:
+        """Minus the mean reward of the answers."""
+        key = tuple(assignment)
+        if key not in self._known:
+            self.seen += round(self.count * (1 - _in_common(self._last, key) / self.process.num_layers))
+            self._last = key
+            if key in self._found:
+                if self.recorder:
+                    self.recorder.count_seconds(self._found[key][1])
+            else:
+                start = time.perf_counter()
+                loss = -float(self._reward(self.logits(assignment), self.labels).mean())
+                self._found[key] = loss, time.perf_counter() - start
+            self._known[key] = self._found[key][0]
+        return self._known[key]
+
+    def cost(self, assignment: list[int]) -> float:
+        """Paper cost."""
+        return float(self.process.cost.route_cost(torch.tensor([assignment], device=self.process.device))[0])
