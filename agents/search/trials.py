@@ -61,7 +61,11 @@ FOUND: dict[str, dict[tuple[int, ...], tuple[float, float]]] = {}
 several budgets try much the same, and so do the methods that begin with a search."""
 
 
-class Search(Trials):
+PART = 128
+"""Images that are tried together: the features of more do not stay in a processor's cache."""
+
+
+class Search:
     """Losses of assignments [L] on fixed images.
 
     Args:
@@ -80,8 +84,8 @@ class Search(Trials):
         answer: str = "log_probability",
         recorder: Recorder | None = None,
     ) -> None:
-        super().__init__(process, images)
-        self.labels, self.recorder, self._reward = labels, recorder, ANSWERS[answer]
+        self.process, self.labels, self.recorder, self._reward = process, labels, recorder, ANSWERS[answer]
+        self._parts = [Trials(process, part) for part in images.split(PART)]
         self.seen = 0
         """Images shown so far, a share of an image where only the last blocks are run; those of `FOUND` included, so
         that the count does not depend on what ran before."""
@@ -93,14 +97,15 @@ class Search(Trials):
         """Minus the mean reward of the answers."""
         key = tuple(assignment)
         if key not in self._known:
-            self.seen += round(self.count * (1 - _in_common(self._last, key) / self.process.num_layers))
+            self.seen += round(len(self.labels) * (1 - _in_common(self._last, key) / self.process.num_layers))
             self._last = key
             if key in self._found:
                 if self.recorder:
                     self.recorder.count_seconds(self._found[key][1])
             else:
                 start = time.perf_counter()
-                loss = -float(self._reward(self.logits(assignment), self.labels).mean())
+                logits = torch.cat([part.logits(assignment) for part in self._parts])
+                loss = -float(self._reward(logits, self.labels).mean())
                 self._found[key] = loss, time.perf_counter() - start
             self._known[key] = self._found[key][0]
         return self._known[key]
