@@ -160,6 +160,11 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], always_on: int = 0) ->
     )
 
 
+def cheapest_cost(bitwidths: Sequence[int]) -> float:
+    """Paper cost of running every gated block at the narrowest of `bitwidths`."""
+    return (min(bitwidths) / max(bitwidths)) ** 2
+
+
 def at_full_precision(cost: float, bitwidths: Sequence[int]) -> float:
     """A paper cost over `bitwidths`, a fraction of their widest, as a fraction of running every gated block at 32 bits:
     what costs over other tuples, and published ones, are in."""

@@ -69,7 +69,7 @@ def work(config: RunConfig) -> int:
     return 1000 if config.config.is_baseline or config.config.is_bound else config.config.num_images
 
 
-def is_long(config: RunConfig) -> tuple[bool, int]:
+def expected_length(config: RunConfig) -> tuple[bool, int]:
     """Key that orders runs by how long they may take: a bound's search of all test images is the longest."""
     return config.config.is_bound, work(config)
 

@@ -10,6 +10,7 @@ from agents.method_config import MethodConfig
 from agents.options import with_options
 from agents.runs.config import RunConfig
 from agents.runs.experiment import Arm, Experiment
+from backbone.cost import cheapest_cost
 
 
 def plan(experiment: Experiment) -> list[RunConfig]:
@@ -37,11 +38,8 @@ def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
     base = replace(base, **changes)
     task = with_options(experiment.task, arm.task, f"task of arm {arm.name!r}")
     seeds = arm.seeds or experiment.seeds
-    bitwidths = task.bitwidths or (0,)
-    cheapest = min(bitwidths) / max(*bitwidths, 1)
-    further = [
-        budget for budget in experiment.baseline_budgets if budget >= cheapest**2
-    ]  # what no route meets, left out
+    cheapest = cheapest_cost(task.bitwidths) if task.bitwidths else 0.0
+    further = [budget for budget in experiment.baseline_budgets if budget >= cheapest]  # what no route meets, left out
     return [
         RunConfig(arm.method, replace(config, seed=seed), task, arm.label)
         for config in _at_budgets(base, arm.budgets or experiment.budgets, further)

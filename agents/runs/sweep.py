@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.config import VERSION, RunConfig
-from agents.runs.engines import Engine, Report, error_file, is_long
+from agents.runs.engines import Engine, Report, error_file, expected_length
 from agents.runs.folders import RESULT, finished_folders
 from agents.runs.run import RESULTS, result_line
 from backbone.checkpoint import write_atomically
@@ -49,7 +49,7 @@ def sweep(configs: Sequence[RunConfig], root: Path, engine: Engine, report: Repo
     order = [config.name for config in configs]
     lines = finished(configs, root)
     results, failed = _write_results(order, lines, root), []
-    waiting = sorted((config for config in configs if config.name not in lines), key=is_long, reverse=True)
+    waiting = sorted((config for config in configs if config.name not in lines), key=expected_length, reverse=True)
     with closing(engine(waiting, root, report)) as ended:  # if this fails, no more are begun
         for config, ok in ended:
             report("done" if ok else "failed", 1)
