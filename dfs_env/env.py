@@ -10,13 +10,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
-from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbone.data import shift_and_flip
 from dfs_env.budgets import make_budget
 from dfs_env.checks import (
     Array,
@@ -28,8 +26,8 @@ from dfs_env.checks import (
     checked_autoreset_mode,
     checked_budgets,
     checked_indices,
-    checked_seeds,
 )
+from dfs_env.draws import Draws
 from dfs_env.observations import OBSERVATION_BOUND
 from dfs_env.process import State
 from dfs_env.render import RENDER_MODES, Picture, draw, line
@@ -139,8 +137,9 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         self.reward_shape: tuple[int, ...] = ()
         """Of one image's reward; not empty in environments with vector rewards."""
         self.split = split
-        self.images = task.dataset.split(split)
         self.augment = augment
+        self._draws = Draws(task.dataset, split, num_envs, augment)
+        self.images = self._draws.images
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = spaces.Box(
@@ -152,7 +151,6 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         self.last_played: tuple[Tensor, Tensor] | None = None
         """Images [N, 3, H, W], normalised and augmented as they were played, and labels [N] of the episodes before the
         current ones: what a learner that trains the backbone too needs beside their routes."""
-        self._generators: list[np.random.Generator] = []
         self._state: State | None = None
         self._logits: Tensor | None = None
         self._playing: tuple[Tensor, Tensor] | None = None
@@ -209,7 +207,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
                 check_reachable(float(budgets.min()), self.process)
         if options:
             raise ValueError(f"unknown reset option {min(options)!r}: there are 'budget', 'indices' and 'reset_mask'")
-        self._seed(seed)
+        self._draws.seed(seed)
         self._begin(indices, budgets)
         return self._observation(), self._with_masks(self._standing())
 
@@ -274,7 +272,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         if self._state is None or self._playing is None:
             raise ResetNeeded("call reset() before state_dict()")
         return {
-            "generators": [generator.bit_generator.state for generator in self._generators],
+            "generators": self._draws.state_dict(),
             "rows": self._rows.copy(),
             "route": self._route.copy(),
             "images": self._playing[0].clone(),
@@ -288,9 +286,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`. What was played before the episodes under way is forgotten, and so is what a
         reward with a memory (a placement, a shaping) has seen of them: with such a one, go on where episodes begin."""
-        self._generators = [np.random.default_rng(0) for _ in range(self.num_envs)]
-        for generator, position in zip(self._generators, state["generators"], strict=True):
-            generator.bit_generator.state = position
+        self._draws.load_state_dict(state["generators"])
         device = self.process.device
         self._rows, self._route, self.price = state["rows"].copy(), state["route"].copy(), state["price"]
         self.budget, self.budgets = state.get("budget", self.budget), state["budgets"].copy()
@@ -325,38 +321,19 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             raise ResetNeeded("every episode is over; call reset() before step()")
         return self._state
 
-    def _seed(self, seed: int | list[int | None] | None) -> None:
-        if seed is None and self._generators:
-            return
-        seeds = checked_seeds(seed, self.num_envs)
-        kept: list[np.random.Generator | None] = [*self._generators] or [None] * self.num_envs
-        self._generators = [
-            old if old is not None and new is None else seeding.np_random(new)[0]
-            for new, old in zip(seeds, kept, strict=True)
-        ]
-
     def _begin(self, indices: Array | None, budgets: Array | None = None) -> None:
-        size = len(self.images)
-        if indices is None:
-            indices = np.array([generator.integers(size) for generator in self._generators])
-        self._rows = indices
-        rows = torch.from_numpy(indices)
-        images = self.task.dataset.normalize(self.images.images[rows])
-        if self.augment:
-            pad = self.task.dataset.pad
-            draws = np.array([generator.integers((2 * pad + 1, 2 * pad + 1, 2)) for generator in self._generators])
-            moves = torch.from_numpy(draws)
-            images = shift_and_flip(images, moves[:, :2] - pad, (moves[:, 2] == 1) & self.task.dataset.flip)
-        if budgets is None:
-            budgets = np.array([self._budget.draw(generator) for generator in self._generators])
-        self.budgets = budgets
+        self._rows = self._draws.rows() if indices is None else indices
+        images = self._draws.normalized(self._rows)
+        self.budgets = self._draws.budgets(self._budget) if budgets is None else budgets
         self.last_played = self._playing
-        self._labels = self.images.labels[rows].to(self.process.device)
+        self._labels = self.images.labels[torch.from_numpy(self._rows)].to(self.process.device)
         self._playing = images.to(self.process.device), self._labels
         self._route = np.full((self.num_envs, self.process.num_layers), -1)
         self._logits = None
         with torch.no_grad():
-            self._state = self.process.initial(self._playing[0], torch.from_numpy(budgets), reuse=self._stem_features)
+            self._state = self.process.initial(
+                self._playing[0], torch.from_numpy(self.budgets), reuse=self._stem_features
+            )
             begin(self.reward, self.process, self._state)
         self._stem_features = self._state.features
 

@@ -1,0 +1,77 @@
+"""What episodes begin with: an image, perhaps moved, and a budget, drawn for each sub-environment on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.utils import seeding
+from torch import Tensor
+
+from backbone.data import Dataset, shift_and_flip
+from dfs_env.budgets import Budget
+from dfs_env.checks import Array, checked_seeds
+
+
+class Draws:
+    """N generators, one for each sub-environment, so that N of them seeded with s draw as N environments would that
+    are seeded with s, s + 1, ...
+
+    An episode asks for its image, for the image's move, and for its budget, in this order.
+
+    Args:
+        dataset: where the images are from.
+        split: its "train", "validation" or "test".
+        num_envs: N.
+        augment: whether images are moved and mirrored as the data set allows.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, num_envs: int, augment: bool) -> None:
+        self.dataset, self.images = dataset, dataset.split(split)
+        self.num_envs, self.augment = num_envs, augment
+        self._generators: list[np.random.Generator] = []
+
+    def seed(self, seed: int | Sequence[int | None] | None) -> None:
+        """Begin anew: an integer s seeds the generators with s, s + 1, ...; a list seeds each; those given None go on.
+
+        Raises:
+            ValueError: a list of another length than N.
+        """
+        if seed is None and self._generators:
+            return
+        seeds = checked_seeds(seed, self.num_envs)
+        kept: list[np.random.Generator | None] = [*self._generators] or [None] * self.num_envs
+        self._generators = [
+            old if old is not None and new is None else seeding.np_random(new)[0]
+            for new, old in zip(seeds, kept, strict=True)
+        ]
+
+    def rows(self) -> Array:
+        """Indices [N] into the split."""
+        return np.array([generator.integers(len(self.images)) for generator in self._generators])
+
+    def normalized(self, rows: Array) -> Tensor:
+        """The images [N, 3, H, W] of these indices as a network takes them, moved where images are."""
+        images = self.dataset.normalize(self.images.images[torch.from_numpy(rows)])
+        if not self.augment:
+            return images
+        pad = self.dataset.pad
+        draws = np.array([generator.integers((2 * pad + 1, 2 * pad + 1, 2)) for generator in self._generators])
+        moves = torch.from_numpy(draws)
+        return shift_and_flip(images, moves[:, :2] - pad, (moves[:, 2] == 1) & self.dataset.flip)
+
+    def budgets(self, budget: Budget) -> Array:
+        """Budgets [N]."""
+        return np.array([budget.draw(generator) for generator in self._generators])
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Where the generators are."""
+        return [dict(generator.bit_generator.state) for generator in self._generators]
+
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on from where generators were."""
+        self._generators = [np.random.default_rng(0) for _ in range(self.num_envs)]
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.bit_generator.state = state
