@@ -36,8 +36,8 @@ from backbone.checkpoint import write_atomically
 from backbone.names import literal, nearest
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
-from scripts.compare_tables import table_of_methods, table_of_runs
-from scripts.plot import plot
+from scripts.reporting.comparison_figure import plot
+from scripts.reporting.run_tables import table_of_methods, table_of_runs
 
 MANY = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""

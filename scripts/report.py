@@ -17,11 +17,11 @@ import tyro
 from agents.comparison.fronts import FAR, NEAR
 from agents.runs.results import EXPERIMENT, labelled
 from backbone.checkpoint import write_atomically
-from scripts import report_decisions, report_figures, report_tables
 from scripts.cli import clear_errors
-from scripts.report_commands import command
-from scripts.report_data import Material
-from scripts.report_page import Page, about, summary
+from scripts.reporting import decisions, figures, tables
+from scripts.reporting.commands import command
+from scripts.reporting.material import Material
+from scripts.reporting.page import Page, about, summary
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,20 @@ def page(material: Material, title: str = "", data: str | None = None) -> Page:
 
 def _results(made: Page, material: Material) -> None:
     made.section("Who wins")
-    made.table(report_tables.winners(material), "winners")
+    made.table(tables.winners(material), "winners")
     made.figure(
-        lambda: report_figures.fronts(material),
+        lambda: figures.fronts(material),
         "Accuracy over cost on test images, in paper cost (left) and in total cost, with the gate's own work in it "
         "(right). Up and left is better; lines in black and grey are baselines on the frozen backbone.",
         "",
     )
     made.section("Every method")
-    made.table(report_tables.methods(material))
+    made.table(tables.methods(material))
     made.section("Over all budgets")
     if material.improvements:
-        made.table(report_tables.improvement(material))
+        made.table(tables.improvement(material))
     if material.hypervolumes:
-        made.table(report_tables.hypervolume(material))
+        made.table(tables.hypervolume(material))
     if not (material.improvements or material.hypervolumes):
         made.text("There is one method only, or no method has all of the budgets.")
 
@@ -81,7 +81,7 @@ def _learning(made: Page, material: Material) -> None:
         "and the same in each column."
     )
     made.figure(
-        lambda: report_figures.learning_curves(material),
+        lambda: figures.learning_curves(material),
         "Accuracy and cost on validation images over the images that a learner was shown: mean over seeds, shaded from "
         "the least to the greatest. Dotted: the budget." + several * bool(material.conditioned),
         "No run has left a progress.csv with validations.",
@@ -94,34 +94,32 @@ def _decisions(made: Page, material: Material, data: str | None) -> None:
     made.section("Which block runs at how many bits")
     missing = "No method has left a histogram of its decisions."
     made.figure(
-        lambda: report_figures.heat_maps(material, report_figures.mean_bits(bitwidths), "mean bits", ordered),
+        lambda: figures.heat_maps(material, figures.mean_bits(bitwidths), "mean bits", ordered),
         "Mean bits of each block over images and seeds; a skipped block has 0. Equal columns mean that methods agree "
         "on which blocks matter.",
         missing,
     )
-    made.figure(
-        lambda: report_figures.blocks(material), "Share of the test images at each bitwidth, block by block.", missing
-    )
+    made.figure(lambda: figures.blocks(material), "Share of the test images at each bitwidth, block by block.", missing)
     made.section("How decisions differ between images")
     made.figure(
-        lambda: report_figures.heat_maps(material, report_figures.entropy, "entropy (bits)", ordered),
+        lambda: figures.heat_maps(material, figures.entropy, "entropy (bits)", ordered),
         "Entropy of the actions over the images at each block: 0 where every image is treated alike, the more the more "
         "the decision depends on the image (or, for random, on chance).",
         missing,
     )
-    hard = report_decisions.hardness(material)
+    hard = decisions.hardness(material)
     if hard is None:
         made.text("No run has left its decisions (decisions.npz); runs of earlier versions did not.")
         return
-    made.table(report_decisions.differences(material, hard))
+    made.table(decisions.differences(material, hard))
     made.figure(
-        lambda: report_figures.cost_by_confidence(material, report_decisions.costs_by_confidence(material)),
+        lambda: figures.cost_by_confidence(material, decisions.costs_by_confidence(material)),
         "Cost against confidence: mean paper cost of the images by tenths of the answer's probability, averaged over "
         "seeds. A curve that falls spends more on images of which the network remains unsure. Dotted: the budget.",
         "No run at these budgets has left its decisions.",
     )
     try:
-        made.add("<h3>Easy and hard images</h3>" + report_decisions.gallery(material, hard, data))
+        made.add("<h3>Easy and hard images</h3>" + decisions.gallery(material, hard, data))
     except (ValueError, OSError) as error:
         made.add(f'<p class="caption">Pictures are left out: {escape(str(error))}</p>')
 

@@ -16,13 +16,13 @@ import matplotlib
 import tyro
 
 from backbone.checkpoint import write_atomically
-from scripts import report_decisions, study_tables
 from scripts.cli import clear_errors
-from scripts.plot import TEXT, save
-from scripts.report_page import Page, about
-from scripts.report_tables import Table, escaped, points
-from scripts.study_data import Study
-from scripts.study_figures import fronts
+from scripts.reporting import decisions, study_tables
+from scripts.reporting.comparison_figure import TEXT, save
+from scripts.reporting.page import Page, about
+from scripts.reporting.study_data import Study
+from scripts.reporting.study_figures import fronts
+from scripts.reporting.tables import Table, escaped, points
 
 FIGURE, PAGE = "fronts.png", "study.md"
 
@@ -103,9 +103,9 @@ def _differences(made: Page, study: Study) -> None:
     made.section("How decisions differ between images")
     for part in study.parts:
         _add(made, study_tables.entropies(part), f"{part.name}: no learned method has left a histogram of decisions.")
-        hard = report_decisions.hardness(part.material)
+        hard = decisions.hardness(part.material)
         if hard is not None:
-            found = report_decisions.differences(part.material, hard)
+            found = decisions.differences(part.material, hard)
             made.table(Table(found.heads, found.rows, f"{part.name}. {found.caption}"))
 
 

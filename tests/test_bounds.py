@@ -16,7 +16,7 @@ from agents.search import oracle
 from agents.search.oracle import Routes, Search, find_routes, within_budget
 from agents.search.routes import search
 from dfs_env import SkippingProcess, Task
-from scripts.bench_oracle import OracleSearch
+from scripts.benchmarks.oracle import OracleSearch
 
 
 @pytest.fixture

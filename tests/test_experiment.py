@@ -19,7 +19,7 @@ from agents.runs.run import RESULTS
 from agents.runs.sweep import finished, locked
 from scripts import compare
 from scripts.compare import Compare, Flags
-from scripts.compare_tables import table_of_runs
+from scripts.reporting.run_tables import table_of_runs
 
 FILE = """
 description = "gates"

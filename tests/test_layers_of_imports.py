@@ -1,4 +1,4 @@
-"""Arrows point down only: backbone <- dfs_env <- agents <- scripts; and inside of agents."""
+"""Arrows point down only: backbone <- dfs_env <- agents <- scripts; and inside of agents and scripts."""
 
 import ast
 from pathlib import Path
@@ -74,6 +74,15 @@ def test_layer_imports_nothing_above_it(layer):
 def test_scripts_are_imported_by_nothing_but_scripts():
     for file in [*ROOT.glob("agents/**/*.py"), *ROOT.glob("dfs_env/**/*.py"), *ROOT.glob("backbone/**/*.py")]:
         assert "scripts" not in imported(file.read_text()), file
+
+
+@pytest.mark.parametrize("folder", ["reporting", "benchmarks"])
+def test_folders_of_scripts_import_no_command(folder):
+    files = list((ROOT / "scripts" / folder).glob("*.py"))
+    assert files
+    for file in files:
+        found = {name for name in modules(file.read_text()) if name.startswith("scripts.")}
+        assert all(name.startswith(f"scripts.{folder}") for name in found), f"{file.relative_to(ROOT)} imports {found}"
 
 
 def test_folders_of_agents_import_each_other_one_way_only():

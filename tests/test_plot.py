@@ -9,7 +9,8 @@ import pytest
 
 from agents.comparison.statistics import summarise
 from agents.runs.results import read_lines
-from scripts.plot import Plot, front_figure, main, plot
+from scripts.plot import Plot, main
+from scripts.reporting.comparison_figure import front_figure, plot
 
 BITWIDTHS, BLOCKS = [0, 2, 4, 8], 6
 

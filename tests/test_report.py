@@ -23,11 +23,11 @@ from agents.runs.experiment import as_toml, experiment_of
 from agents.runs.planning import plan
 from scripts import train
 from scripts.report import Report, main, page
-from scripts.report_commands import command, flags
-from scripts.report_data import Material
-from scripts.report_decisions import differences, hardness
-from scripts.report_figures import entropy
-from scripts.report_tables import Cell, Table
+from scripts.reporting.commands import command, flags
+from scripts.reporting.decisions import differences, hardness
+from scripts.reporting.figures import entropy
+from scripts.reporting.material import Material
+from scripts.reporting.tables import Cell, Table
 from tests.test_plot import line, write
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")

@@ -8,11 +8,11 @@ import pytest
 
 from backbone.cost import at_full_precision
 from scripts import study
-from scripts.plot import TEXT
-from scripts.published import PUBLISHED, targets
+from scripts.reporting.comparison_figure import TEXT
+from scripts.reporting.published import PUBLISHED, targets
+from scripts.reporting.study_data import Study, settled
+from scripts.reporting.study_figures import APART, fronts, spread
 from scripts.study import Options, main, write
-from scripts.study_data import Study, settled
-from scripts.study_figures import APART, fronts, spread
 from tests.test_plot import line
 from tests.test_report import leave
 

@@ -12,7 +12,7 @@ from agents.comparison import statistics
 from agents.comparison.bootstrap import Estimate, verdict
 from agents.comparison.matched import Standing
 from agents.runs.results import labelled
-from scripts.report_data import Material
+from scripts.reporting.material import Material
 
 SOON = 5
 """Seeds below which what is said is tentative."""

@@ -16,10 +16,10 @@ from agents.comparison.bootstrap import interquartile_mean, sample
 from agents.runs.decisions import Decisions
 from agents.runs.results import labelled, registered
 from backbone.data import load_dataset
-from scripts.plot_blocks import colour_of
-from scripts.report_data import Material
-from scripts.report_figures import entropy
-from scripts.report_tables import Row, Table, interval, points
+from scripts.reporting.blocks import colour_of
+from scripts.reporting.figures import entropy
+from scripts.reporting.material import Material
+from scripts.reporting.tables import Row, Table, interval, points
 
 SHOWN = 8
 """Easy images, and as many hard ones, that are shown."""

@@ -8,10 +8,10 @@ import numpy as np
 
 from agents.comparison.statistics import Row as Summary
 from agents.runs.results import labelled
-from scripts.published import PUBLISHED, Published, targets
-from scripts.report_figures import entropy, mean_values
-from scripts.report_tables import SOON, TENTATIVE, Cell, Row, Table, interval, over_baseline, points
-from scripts.study_data import FINETUNED, OVERSPENT, SETTLED, Part, settled
+from scripts.reporting.figures import entropy, mean_values
+from scripts.reporting.published import PUBLISHED, Published, targets
+from scripts.reporting.study_data import FINETUNED, OVERSPENT, SETTLED, Part, settled
+from scripts.reporting.tables import SOON, TENTATIVE, Cell, Row, Table, interval, over_baseline, points
 
 MARKED = (
     "Interquartile mean over seeds with 95 % bootstrap intervals; differences, in points, at each run's own paper "

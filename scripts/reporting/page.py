@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from agents.comparison.bootstrap import verdict
-from scripts.report_data import Material
-from scripts.report_figures import picture
-from scripts.report_tables import SOON, TENTATIVE, Table, escaped, interval, points
+from scripts.reporting.figures import picture
+from scripts.reporting.material import Material
+from scripts.reporting.tables import SOON, TENTATIVE, Table, escaped, interval, points
 
 STYLE = """
 :root { --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --blue: #0072b2; --orange: #b34d00; }

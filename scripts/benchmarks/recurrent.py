@@ -19,7 +19,7 @@ from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO, check_a
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env.env import DFSVectorEnv
 from dfs_env.process import SkippingProcess
-from scripts.bench_ppo import noise_task
+from scripts.benchmarks.ppo import noise_task
 
 OWN, ALIGNED = "sb3-contrib", "whole episodes"
 GOAL = 2.0

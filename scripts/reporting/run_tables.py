@@ -10,8 +10,8 @@ from rich.table import Table
 
 from agents.comparison.statistics import summarise
 from agents.runs.results import expanded
-from scripts.report_data import starred
-from scripts.report_tables import METHOD_COLUMNS, worded
+from scripts.reporting.material import starred
+from scripts.reporting.tables import METHOD_COLUMNS, worded
 
 
 def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> Table:

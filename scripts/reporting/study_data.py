@@ -15,8 +15,8 @@ from agents.runs.parts import read_parts
 from agents.runs.results import EXPERIMENT, Line, labelled
 from agents.runs.run import RESULTS
 from backbone.cost import at_full_precision
-from scripts.published import DATASET
-from scripts.report_data import Material
+from scripts.reporting.material import Material
+from scripts.reporting.published import DATASET
 
 FINETUNED = COMPARED_WITH[-1]
 ORACLE = "oracle"

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from scripts.plot import TEXT, WIDTH, block_figure, front_figure
-from scripts.plot_fronts import COLOURS, MARKERS, legible
-from scripts.report_data import Material
+from scripts.reporting.comparison_figure import TEXT, WIDTH, block_figure, front_figure
+from scripts.reporting.fronts import COLOURS, MARKERS, legible
+from scripts.reporting.material import Material
 
 DASHES = ("-", "--", ":", "-.")
 LOOK = TEXT | {"svg.fonttype": "path", "font.size": 9}

@@ -13,10 +13,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from numpy.typing import NDArray
 
 from agents.runs.results import labelled
-from scripts.plot import WIDTH
-from scripts.plot_fronts import COLOURS, constant_points, legible
-from scripts.published import PUBLISHED
-from scripts.study_data import FINETUNED, Part, Study
+from scripts.reporting.comparison_figure import WIDTH
+from scripts.reporting.fronts import COLOURS, constant_points, legible
+from scripts.reporting.published import PUBLISHED
+from scripts.reporting.study_data import FINETUNED, Part, Study
 
 KINDS: dict[str, dict[str, Any]] = {
     "static": {"marker": "", "linestyle": "-", "linewidth": 1.6},

@@ -1,0 +1,1 @@
+"""The measurements of `python -m scripts.bench`; they import no command."""
