@@ -19,7 +19,8 @@ class Draws:
     """N generators, one for each sub-environment, so that N of them seeded with s draw as N environments would that
     are seeded with s, s + 1, ...
 
-    An episode asks for its image, for the image's move, and for its budget, in this order.
+    An episode asks for its image, for the image's move, and for its budget, in this order. Before the first, generators
+    must be seeded or loaded.
 
     Args:
         dataset: where the images are from.
@@ -29,12 +30,13 @@ class Draws:
     """
 
     def __init__(self, dataset: Dataset, split: str, num_envs: int, augment: bool) -> None:
-        self.dataset, self.images = dataset, dataset.split(split)
+        self.dataset, self.split = dataset, dataset.split(split)
         self.num_envs, self.augment = num_envs, augment
         self._generators: list[np.random.Generator] = []
 
     def seed(self, seed: int | Sequence[int | None] | None) -> None:
-        """Begin anew: an integer s seeds the generators with s, s + 1, ...; a list seeds each; those given None go on.
+        """Begin anew: an integer s seeds the generators with s, s + 1, ...; a list seeds each; those given None go on
+        if they have begun.
 
         Raises:
             ValueError: a list of another length than N.
@@ -50,11 +52,11 @@ class Draws:
 
     def rows(self) -> Array:
         """Indices [N] into the split."""
-        return np.array([generator.integers(len(self.images)) for generator in self._generators])
+        return np.array([generator.integers(len(self.split)) for generator in self._generators])
 
-    def normalized(self, rows: Array) -> Tensor:
-        """The images [N, 3, H, W] of these indices as a network takes them, moved where images are."""
-        images = self.dataset.normalize(self.images.images[torch.from_numpy(rows)])
+    def images(self, rows: Array) -> Tensor:
+        """The images [N, 3, H, W] of these indices as a network takes them, moved by new draws with `augment`."""
+        images = self.dataset.normalize(self.split.images[torch.from_numpy(rows)])
         if not self.augment:
             return images
         pad = self.dataset.pad

@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbone.data import Split
 from dfs_env.budgets import make_budget
 from dfs_env.checks import (
     Array,
@@ -137,9 +138,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         self.reward_shape: tuple[int, ...] = ()
         """Of one image's reward; not empty in environments with vector rewards."""
         self.split = split
-        self.augment = augment
         self._draws = Draws(task.dataset, split, num_envs, augment)
-        self.images = self._draws.images
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = spaces.Box(
@@ -172,6 +171,16 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         if self.hard_budget:
             check_reachable(drawn.low, self.process)
         self._given_budget, self._budget = budget, drawn
+
+    @property
+    def images(self) -> Split:
+        """The images of the split, and their labels."""
+        return self._draws.split
+
+    @property
+    def augment(self) -> bool:
+        """Whether images are moved and mirrored at random."""
+        return self._draws.augment
 
     @property
     def episode_over(self) -> bool:
@@ -323,7 +332,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _begin(self, indices: Array | None, budgets: Array | None = None) -> None:
         self._rows = self._draws.rows() if indices is None else indices
-        images = self._draws.normalized(self._rows)
+        images = self._draws.images(self._rows)
         self.budgets = self._draws.budgets(self._budget) if budgets is None else budgets
         self.last_played = self._playing
         self._labels = self.images.labels[torch.from_numpy(self._rows)].to(self.process.device)

@@ -1,7 +1,5 @@
 """The selector: routes that share static's beginning, and a choice that pays exactly where images can be told apart."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -93,21 +91,6 @@ def test_with_a_spread_only_continuations_near_the_budget_remain_but_one_at_leas
     assert not torch.equal(*nearest)
 
 
-def test_early_exits_leave_out_the_last_blocks_of_a_dearer_assignment_one_after_another(learned):
-    config = Config(budget=0.3, decide_at=1, search_images=64, spread=0.5, early_exit=True)
-    routes = continuations(config, learned)
-    dearest, _ = best_assignment(static.Config(0.45, search_images=64, exchanges=64), learned)
-    assert torch.equal(routes[-1], dearest)
-    costs = learned.process.cost.route_cost(routes)[0]
-    assert (costs.diff() > 0).all()
-    assert (costs[1:] >= 0.15 - 1e-6).all()
-    assert costs[0] <= 0.3 + 1e-6, "one is within the budget, however far"
-    for shorter, longer in pairwise(routes):
-        (changed,) = (shorter != longer).nonzero().flatten().tolist()
-        assert changed >= 1
-        assert shorter[changed:].tolist() == [0] * (3 - changed)
-
-
 def test_the_backbone_learns_each_route_mostly_from_the_images_that_take_it():
     selector, looks = selector_of_two(), torch.randn(6, 1, 1)
     chosen = selector.walk(selector.predictions(looks))
@@ -169,10 +152,6 @@ def test_only_with_hindsight_it_is_a_bound():
 def test_options_that_cannot_be_are_refused(learned):
     with pytest.raises(ValueError, match="no block"):
         continuations(Config(budget=0.2, decide_at=3), learned)
-    with pytest.raises(ValueError, match="nothing to leave out"):
-        continuations(Config(budget=1e-6, spread=0.1, early_exit=True, search_images=8), learned)
-    with pytest.raises(ValueError, match="needs a spread"):
-        Config(early_exit=True)
     with pytest.raises(ValueError, match="unknown answer"):
         Config(answer="luck")
     with pytest.raises(ValueError, match="memory 0"):

@@ -16,16 +16,11 @@ With `cotrain`, the backbone learns at the same time, each continuation mostly f
 uneven budget has its price: static assignments gain less and less with cost, so that a dear and a cheap one are
 together worse than one of their mean cost. That loss grows with the square of the distance between them, and what the
 choice gains with the distance itself. So only continuations whose costs are near the budget take part (`spread`).
-
-With `early_exit`, routes part by where they end, as in BranchyNet (Teerapittayanon et al. 2016): a dearer assignment of
-`static`, of which the last blocks are left out once the image is sure. What is known is then known in time, but what is
-left out is not what is missed least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -58,10 +53,7 @@ class Config(SearchConfig):
     """First block at which continuations may part."""
     spread: float | None = None
     """How far the costs of continuations may be from the budget, as a share of it; by default any distance. The nearest
-    one within the budget takes part in any case."""
-    early_exit: bool = False
-    """Whether the continuations are no searched ones, but `static`'s assignment at the dearest cost within `spread`,
-    and the same with its last blocks left out, from `decide_at` on."""
+    one takes part in any case."""
     hindsight: bool = False
     """Whether the answer at the end of `static`'s route is known to the choice: then a bound, no policy."""
     answer: str = "probability"
@@ -104,8 +96,6 @@ class Config(SearchConfig):
             raise ValueError(f"shared {self.shared} is not in [0, 1]")
         if self.spread is not None and self.spread <= 0:
             raise ValueError(f"spread {self.spread} must be above 0")
-        if self.early_exit and self.spread is None:
-            raise ValueError("early_exit needs a spread: how much dearer than the budget the longest route may be")
         if self.cotrain and self.hindsight:
             raise ValueError("hindsight is for a frozen backbone: what is known in hindsight changes as it learns")
 
@@ -117,49 +107,34 @@ PRESETS = {
 
 
 def continuations(config: Config, task: Task, recorder: Recorder | None = None) -> Tensor:
-    """Routes [K, L] that share the first blocks of an assignment of `static`, by ascending cost, and as the last that
-    one.
+    """Routes [K, L] that share `static`'s first blocks, by ascending cost, and as the last `static`'s own.
 
     Raises:
-        ValueError: `decide_at` is no block, nothing can be decided from there on, or the budget is below the cheapest
-            assignment.
+        ValueError: `decide_at` is no block, or the budget is below the cheapest assignment.
     """
-    process, first = task.process, config.decide_at
-    if first >= process.num_layers:
-        raise ValueError(f"decide_at {first} is no block: there are {process.num_layers}, from 0")
-    if config.early_exit and config.spread is not None:
-        dearest = replace(config, budget=min(config.budget * (1 + config.spread), 1.0))
-        assignment, search = best_assignment(dearest, task, recorder)
-        own = assignment.tolist()
-        found = list(_exits(own, first))
-    else:
-        assignment, search = best_assignment(config, task, recorder)
-        own = assignment.tolist()
-        widest = [process.num_actions - 1] * (process.num_layers - first)
-        with torch.no_grad():
-            found = [each for each in descent(search, [*own[:first], *widest], first, lazy=True) if each != own]
-    if not found:
-        raise ValueError(f"from block {first} on there is nothing to leave out of {own}: lower decide_at")
-    costs = [search.cost(route) for route in found]
+    process = task.process
+    if config.decide_at >= process.num_layers:
+        raise ValueError(f"decide_at {config.decide_at} is no block: there are {process.num_layers}, from 0")
+    own, search = best_assignment(config, task, recorder)
+    widest = [process.num_actions - 1] * (process.num_layers - config.decide_at)
+    with torch.no_grad():
+        found = list(descent(search, [*own.tolist()[: config.decide_at], *widest], config.decide_at, lazy=True))
+    found = [route for route in found if route != own.tolist()]
     if config.spread is not None:
-        within = [cost for cost in costs if cost <= config.budget + 1e-6] or costs
-        near = max(config.spread * config.budget, min(abs(cost - config.budget) for cost in within)) + 1e-6
-        found = [route for route, cost in zip(found, costs, strict=True) if abs(cost - config.budget) <= near]
-    return torch.tensor([*found[::-1], own], device=process.device)
-
-
-def _exits(assignment: list[int], first: int) -> Iterator[list[int]]:
-    """Ever cheaper assignments: from `first` on, one more of the last blocks at the narrowest bitwidth, or skipped."""
-    left = list(assignment)
-    for block in reversed(range(first, len(left))):
-        if left[block]:
-            left = [*left[:block], 0, *left[block + 1 :]]
-            yield left
+        distance = {tuple(route): abs(search.cost(route) - config.budget) for route in found}
+        near = max(config.spread * config.budget + 1e-6, min(distance.values()))
+        found = [route for route in found if distance[tuple(route)] <= near]
+    return torch.tensor([*found[::-1], own.tolist()], device=process.device)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Selector:
-    """Search the routes, run images on all of them, learn their rewards, and, if co-trained, the backbone."""
-    process, routes = task.process, continuations(config, task, recorder)
+    """Search the routes, and learn to choose among them."""
+    return learn(config, task, recorder, continuations(config, task, recorder))
+
+
+def learn(config: Config, task: Task, recorder: Recorder, routes: Tensor) -> Selector:
+    """Run images on all routes [K, L], learn their rewards, and, if co-trained, the backbone."""
+    process = task.process
     kind, seen = (Hindsight, 2 * task.dataset.num_classes) if config.hindsight else (Selector, process.observation_dim)
     selector = kind(routes, process.cost.route_cost(routes)[0], seen, config.budget).to(process.device)
     stream = image_stream(task, config.batch_size, config.seed)

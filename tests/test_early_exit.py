@@ -1,0 +1,59 @@
+"""Early exits: every route is the beginning of a longer one, the choice lies around the budget, and what cannot be is
+refused."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from agents.evaluation import evaluate
+from agents.methods import default_config, method, static
+from agents.methods.early_exit import Config, exits, shortened
+from agents.recorder import Recorder
+from agents.runs.saved import load_policy
+from agents.search.assignments import best_assignment
+
+SMALL = {"num_images": 2000, "batch_size": 32, "search_images": 64}
+
+
+def test_the_last_blocks_are_left_out_first():
+    assert list(shortened([2, 0, 1, 3], 0)) == [[2, 0, 1, 3], [2, 0, 1, 0], [2, 0, 0, 0], [0, 0, 0, 0]]
+    assert list(shortened([2, 0, 1, 3], 2)) == [[2, 0, 1, 3], [2, 0, 1, 0], [2, 0, 0, 0]]
+    assert list(shortened([2, 0, 1, 3], 4)) == [[2, 0, 1, 3]]
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5, 0.9])
+def test_exits_lie_around_the_budget_and_one_is_within_it(spread, learned):
+    routes = exits(Config(budget=0.3, spread=spread, search_images=64), learned)
+    longest, _ = best_assignment(static.Config(0.3 * (1 + spread), search_images=64, exchanges=64), learned)
+    assert torch.equal(routes[-1], longest)
+    costs = learned.process.cost.route_cost(routes)[0]
+    assert (costs.diff() > 0).all()
+    assert costs[-1] <= 0.3 * (1 + spread) + 1e-6
+    assert costs[0] <= 0.3 + 1e-6
+    assert len(routes) > 1
+    assert (costs[1:-1] >= 0.3 * (1 - spread) - 1e-6).all(), "only the cheapest may be out of the spread"
+    for shorter, longer in pairwise(routes):
+        assert int((shorter != longer).sum()) == 1
+        changed = int((shorter != longer).nonzero())
+        assert shorter[changed:].tolist() == [0] * (3 - changed)
+
+
+@pytest.mark.parametrize("options", [{}, {"hindsight": True}, {"cotrain": True}])
+def test_it_keeps_to_its_budget_and_is_saved_and_loaded(options, learned, tmp_path):
+    config = Config(budget=0.3, spread=0.5, **SMALL, **options)
+    policy = method("early_exit").train(config, learned, Recorder(learned, 0.3, config.num_images, tmp_path))
+    found = evaluate(policy, learned, "train", 0.3)
+    assert found.cost <= 0.3 * 1.2
+    assert set(map(tuple, found.routes.tolist())) <= set(map(tuple, policy.routes.tolist()))
+    again = evaluate(load_policy(tmp_path, learned.process), learned, "train", 0.3)
+    assert torch.equal(again.routes, found.routes)
+
+
+def test_what_leaves_no_choice_is_refused(learned):
+    for budget, spread in ((0.3, 2.0), (1.0, 0.1)):
+        with pytest.raises(ValueError, match="no cost within the budget"):
+            exits(Config(budget=budget, spread=spread, decide_at=3, search_images=8), learned)
+    with pytest.raises(ValueError, match="spread 0"):
+        Config(spread=0.0)
+    assert default_config("early_exit-cotrained").role == "cotrained"
