@@ -50,10 +50,16 @@ def test_it_keeps_to_its_budget_and_is_saved_and_loaded(options, learned, tmp_pa
     assert torch.equal(again.routes, found.routes)
 
 
-def test_what_leaves_no_choice_is_refused(learned):
-    for budget, spread in ((0.3, 2.0), (1.0, 0.1)):
-        with pytest.raises(ValueError, match="no cost within the budget"):
-            exits(Config(budget=budget, spread=spread, decide_at=3, search_images=8), learned)
+def test_where_nothing_can_be_left_out_one_route_remains(learned, tmp_path):
+    config = Config(budget=0.001, **SMALL)
+    policy = method("early_exit").train(config, learned, Recorder(learned, 0.001, config.num_images, tmp_path))
+    assert policy.routes.tolist() == [[0, 0, 0]]
+    assert evaluate(load_policy(tmp_path, learned.process), learned, "validation", 0.001).cost == 0
+
+
+def test_what_cannot_be_is_refused(learned):
+    with pytest.raises(ValueError, match="no cost within the budget"):
+        exits(Config(budget=0.3, spread=2.0, decide_at=3, search_images=8), learned)
     with pytest.raises(ValueError, match="spread 0"):
         Config(spread=0.0)
     assert default_config("early_exit-cotrained").role == "cotrained"

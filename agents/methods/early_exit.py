@@ -28,7 +28,7 @@ class Config(selector.Config):
 
     spread: float = 0.25
     """How much dearer than the budget the longest route may be, and how much cheaper the others, as shares of it. The
-    dearest of these within the budget takes part in any case."""
+    dearest of these within the budget takes part in any case, if there is one."""
     decide_at: int = 0
     """First block that may be left out."""
 
@@ -42,22 +42,23 @@ def train(config: Config, task: Task, recorder: Recorder) -> Selector:
 
 
 def exits(config: Config, task: Task, recorder: Recorder | None = None) -> Tensor:
-    """Routes [K, L] by ascending cost, each with one block more than the one before.
+    """Routes [K, L] by ascending cost, each with one block more than the one before: a single one, if nothing can be
+    left out of it.
 
     Raises:
-        ValueError: no exit but the longest route's own is within the budget.
+        ValueError: none of them is within the budget.
     """
     dearest = replace(config, budget=min(config.budget * (1 + config.spread), 1.0))
     longest, search = best_assignment(dearest, task, recorder)
     routes = list(shortened(longest.tolist(), config.decide_at))
     costs = [search.cost(route) for route in routes]
-    shorter = [cost for cost in costs[1:] if cost <= config.budget + 1e-6]
-    if not shorter:
+    if costs[-1] > config.budget + 1e-6:
         raise ValueError(
             f"leaving out what {routes[0]} runs from block {config.decide_at} on brings it to no cost within the "
             f"budget {config.budget:g}: lower decide_at, or raise the budget"
         )
-    least = min(max(shorter), config.budget * (1 - config.spread)) - 1e-6
+    shorter = (cost for cost in costs[1:] if cost <= config.budget + 1e-6)
+    least = min(max(shorter, default=costs[0]), config.budget * (1 - config.spread)) - 1e-6
     near = [route for route, cost in zip(routes, costs, strict=True) if cost >= least]
     return torch.tensor(near[::-1], device=task.process.device)
 

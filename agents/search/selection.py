@@ -40,7 +40,7 @@ class Selector(nn.Module):
     """Routes [K, L], and a regression for each block in front of which some of them part.
 
     Args:
-        routes: int64 [K, L].
+        routes: int64 [K, L]; a single one leaves no choice.
         costs: their paper costs [K].
         seen: how many numbers are seen of an image at a fork.
         budget: mean cost to stay within.
@@ -86,7 +86,8 @@ class Selector(nn.Module):
                     looks[fork] = process.observe(trials.state(fork)).detach()
             logits[index] = trials.logits(routes[index])
         answers = torch.stack([logits[index] for index in range(len(routes))], 1)
-        return torch.stack([looks[fork] for fork in self.forks], 1), answers
+        none = images.new_zeros(len(images), 0, process.observation_dim)
+        return torch.stack([looks[fork] for fork in self.forks], 1) if self.forks else none, answers
 
     def predicted(self, layer: int, looks: Tensor) -> Tensor:
         """Rewards [B, K] of the routes by what is seen [B, seen] in front of block `layer`."""
@@ -96,6 +97,8 @@ class Selector(nn.Module):
 
     def predictions(self, looks: Tensor) -> Tensor:
         """Rewards [N, forks, K] by what is seen at every fork [N, forks, seen]."""
+        if not self.forks:
+            return looks.new_zeros(len(looks), 0, len(self.routes))
         return torch.stack([self.predicted(len(fork), looks[:, i]) for i, fork in enumerate(self.forks)], 1)
 
     def choose(self, predicted: Tensor, layer: int, taken: Tensor) -> Tensor:
