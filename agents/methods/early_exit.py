@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.methods import selector
 from agents.recorder import Recorder
-from agents.search.assignments import best_assignment
+from agents.search.assignments import best_assignment, with_changes
 from agents.search.selection import Selector
 from dfs_env.task import Task
 
@@ -52,12 +52,13 @@ def exits(config: Config, task: Task, recorder: Recorder | None = None) -> Tenso
     longest, search = best_assignment(dearest, task, recorder)
     routes = list(shortened(longest.tolist(), config.decide_at))
     costs = [search.cost(route) for route in routes]
-    if costs[-1] > config.budget + 1e-6:
+    limit = config.budget + 1e-6
+    if costs[-1] > limit:
         raise ValueError(
             f"leaving out what {routes[0]} runs from block {config.decide_at} on brings it to no cost within the "
             f"budget {config.budget:g}: lower decide_at, or raise the budget"
         )
-    shorter = (cost for cost in costs[1:] if cost <= config.budget + 1e-6)
+    shorter = (cost for cost in costs[1:] if cost <= limit)
     least = min(max(shorter, default=costs[0]), config.budget * (1 - config.spread)) - 1e-6
     near = [route for route, cost in zip(routes, costs, strict=True) if cost >= least]
     return torch.tensor(near[::-1], device=task.process.device)
@@ -69,5 +70,5 @@ def shortened(assignment: list[int], first: int) -> Iterator[list[int]]:
     yield assignment
     for block in reversed(range(first, len(assignment))):
         if assignment[block]:
-            assignment = [*assignment[:block], 0, *assignment[block + 1 :]]
+            assignment = with_changes(assignment, (block, 0))
             yield assignment

@@ -52,7 +52,8 @@ class SearchConfig(MethodConfig):
             raise ValueError(f"exchanges {self.exchanges} must not be negative")
 
 
-def _with(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
+def with_changes(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
+    """A copy of the assignment in which each change's block has its action."""
     changed = list(assignment)
     for block, action in changes:
         changed[block] = action
@@ -82,13 +83,13 @@ def descent(search: Search, assignment: list[int], first: int = 0, lazy: bool = 
             if best in fresh:
                 break
             del known[best]
-        assignment = _with(assignment, best)
+        assignment = with_changes(assignment, best)
         known = {change: rise for change, rise in known.items() if change[0] != best[0]}
 
 
 def _rise(search: Search, assignment: list[int], change: tuple[int, int]) -> float:
     """Rise of the loss for the cost saved."""
-    before, changed = search.loss(assignment), _with(assignment, change)
+    before, changed = search.loss(assignment), with_changes(assignment, change)
     return (search.loss(changed) - before) / (search.cost(assignment) - search.cost(changed))
 
 
@@ -109,7 +110,7 @@ def exchange(search: Search, assignment: list[int], budget: float, actions: int,
         fresh, loss = not alone, search.loss(assignment)
         for change in _changes(assignment, actions):
             if change not in alone:
-                alone[change] = search.loss(_with(assignment, change)) - loss
+                alone[change] = search.loss(with_changes(assignment, change)) - loss
         trials = [
             trial for trial in _exchanges(search, assignment, budget, alone) if search.cost(trial) <= budget + 1e-6
         ]
@@ -135,14 +136,17 @@ def _exchanges(
 ) -> Iterator[list[int]]:
     """One block changed, and a raised one for which another pays, or those that are missed least: of which the loss
     rises least `alone`, for the cost saved."""
-    yield from (_with(assignment, change) for change in alone)
+    yield from (with_changes(assignment, change) for change in alone)
     cost = search.cost(assignment)
     lowered = [change for change in alone if change[1] < assignment[change[0]]]
-    lowered.sort(key=lambda change: alone[change] / (cost - search.cost(_with(assignment, change))))
+    lowered.sort(key=lambda change: alone[change] / (cost - search.cost(with_changes(assignment, change))))
     for block, action in alone:
         if action > assignment[block]:
-            raised, others = _with(assignment, (block, action)), [change for change in lowered if change[0] != block]
-            yield from (_with(raised, change) for change in others)
+            raised, others = (
+                with_changes(assignment, (block, action)),
+                [change for change in lowered if change[0] != block],
+            )
+            yield from (with_changes(raised, change) for change in others)
             yield _paid(search, raised, budget, others)
 
 
@@ -151,7 +155,7 @@ def _paid(search: Search, assignment: list[int], budget: float, changes: Iterabl
     for block, action in changes:
         if search.cost(assignment) <= budget + 1e-6:
             break
-        assignment = _with(assignment, (block, min(action, assignment[block])))
+        assignment = with_changes(assignment, (block, min(action, assignment[block])))
     return assignment
 
 
