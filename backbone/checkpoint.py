@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +52,14 @@ def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) ->
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(dict(state), file, pickle_protocol=protocol)
+
+
+def digest(tensors: Iterable[Tensor], about: object) -> str:
+    """What tells tensors, and what is said `about` them, apart from all others."""
+    found = hashlib.sha256(repr(about).encode())
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -126,7 +135,12 @@ def load_backbone(
 
 def own_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
     """Where the user's own backbone of that shape is kept: among the weights in the data folder."""
-    return folder / "weights" / f"{dataset}-resnet{depth}.safetensors"
+    return folder / "weights" / shipped_checkpoint(dataset, depth).name
+
+
+def shipped_checkpoint(dataset: str, depth: int) -> Path:
+    """Where the backbone of that shape lies that ships with the package, if one does."""
+    return SHIPPED / f"{dataset}-resnet{depth}.safetensors"
 
 
 def find_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
@@ -134,9 +148,11 @@ def find_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is neither; the message says which command makes it.
+        ValueError: no network has that depth.
     """
+    ResNetConfig(depth)
     own = own_checkpoint(dataset, depth, folder)
-    for path in (own, SHIPPED / own.name):
+    for path in (own, shipped_checkpoint(dataset, depth)):
         if path.is_file():
             return path
     raise FileNotFoundError(

@@ -22,12 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbone.data import IMAGE_SIZE
 from backbone.gated import GatedResNet
-from backbone.layers import QuantizedLayer
+from backbone.layers import QuantizedLayer, QuantLinear
 from backbone.quantization import FLOAT_BITS, check_bitwidths
-
-IMAGE_SIZE = 32
-"""Height and width of an image in pixels: CIFAR's, and that of every data set here."""
 
 TOLERANCE = 1e-5
 """How far a sum of float32 costs may lie above a budget and still count as within it: rounding, not spending."""
@@ -48,7 +46,8 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
                 macs[name] = macs.get(name, 0) + weights * _sequence_length(layer, inputs[0])
             else:
                 outcome = output[0] if isinstance(output, tuple) else output  # a gated layer also says where it was on
-                per_weight = outcome.shape[2:].numel()  # positions that each weight of a convolution serves
+                linear = isinstance(layer, (nn.Linear, QuantLinear))  # [B, ..., F], a convolution [B, C, ...]
+                per_weight = (outcome.shape[1:-1] if linear else outcome.shape[2:]).numel()  # places each weight serves
                 macs[name] = macs.get(name, 0) + layer.weight.numel() * per_weight  # type: ignore[operator]
 
         return record

@@ -17,6 +17,9 @@ from backbone.names import resolve
 
 SPLITS = ("train", "validation", "test")
 
+IMAGE_SIZE = 32
+"""Height and width of an image in pixels: CIFAR's, and that of every data set here."""
+
 LOADERS = {
     "digits": "backbone.digits:load_digits",
     "cifar10": "backbone.cifar:load_cifar10",
@@ -30,7 +33,7 @@ class Split:
     """Images and their labels, in a fixed order. Read-only by convention: data sets are shared within a process.
 
     Attributes:
-        images: uint8 `[N, 3, H, W]`, RGB.
+        images: uint8 `[N, 3, 32, 32]`, RGB.
         labels: int64 `[N]`.
     """
 
@@ -38,8 +41,9 @@ class Split:
     labels: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
-            raise ValueError(f"images must be uint8 [N, 3, H, W], got {self.images.dtype} {list(self.images.shape)}")
+        size = 3, IMAGE_SIZE, IMAGE_SIZE
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1:] != size:
+            raise ValueError(f"images must be uint8 {['N', *size]}, got {self.images.dtype} {list(self.images.shape)}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             raise ValueError(
                 f"labels must be int64 [{len(self.images)}], got {self.labels.dtype} {list(self.labels.shape)}"
@@ -74,6 +78,16 @@ class Dataset:
     test: Split
     flip: bool
     pad: int
+
+    def __post_init__(self) -> None:
+        for name in SPLITS:
+            labels = self.split(name).labels
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+                found = f"{int(labels.min())} to {int(labels.max())}"
+                raise ValueError(
+                    f"{self.name}, {name}: labels must be 0 to {self.num_classes - 1} for {self.num_classes} classes, "
+                    f"got {found}"
+                )
 
     def split(self, name: str) -> Split:
         """Return the split called "train", "validation" or "test".

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from backbone.quantization import FLOAT_BITS, Quantized, Quantizer
 
@@ -53,7 +54,8 @@ class QuantizedLayer(nn.Module):
         sources = (*self.parameters(), *self.buffers())
         if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
             return self._derive(bits)
-        # An in-place change raises a tensor's version; a move to another device changes its address.
+        # An in-place change raises a tensor's version, a move to another device changes its address. What fused
+        # optimizers and changes of `.data` do is seen by neither: after these, `eval()`.
         state = tuple(number for source in sources for number in (source._version, source.data_ptr()))
         cached = self._cache.get(bits)
         if cached is None or cached[0] != state:
@@ -63,6 +65,11 @@ class QuantizedLayer(nn.Module):
 
     def _derive(self, bits: int) -> tuple[Tensor, ...]:
         raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, and so `eval()`; what was derived from the parameters is forgotten."""
+        self._cache.clear()
+        return super().train(mode)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cache": {}}

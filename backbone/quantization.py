@@ -184,6 +184,10 @@ class StatisticalWeights(nn.Module):
         return Quantized(straight_through(weight / half_step, levels), half_step)
 
 
+LEAST_CLIP = 1e-6
+"""Least upper bound of activations, in their own unit."""
+
+
 class LearnedActivations(nn.Module):
     """A learned upper bound per bitwidth (PACT, Choi et al. 2018) that follows LSQ's gradient (Esser et al. 2020).
 
@@ -208,16 +212,17 @@ class LearnedActivations(nn.Module):
         if self.training and not self.started[row]:
             with torch.no_grad():
                 self.clip[row] = 2 * x.abs().mean() * high**0.5
-                self.started[row] = True
+                self.started[row] = self.clip[row] > LEAST_CLIP  # nothing is learned from a batch of zeros
         # A copy, because a later batch may start another bitwidth's bound in place before this one's backward pass.
-        scale = self.clip.clone()[row].clamp_min(1e-6) / high
+        clip = self.clip.clone()[row]
+        scale = straight_through(clip, clip.detach().clamp_min(LEAST_CLIP)) / high  # or it could never grow again
         if not torch.is_grad_enabled() or not (x.requires_grad or scale.requires_grad):
             return Quantized(torch.mul(x, 1 / scale).round_().clamp_(low, high), scale)
         return Quantized(_LearnedClip.apply(x, scale, low, high), scale.detach())
 
     def scale(self, bits: int) -> Tensor:
         """The step between two neighbouring levels, a scalar in the unit of the activations."""
-        return self.clip[self.row[bits]].detach().clamp_min(1e-6) / self._bounds(bits)[1]
+        return self.clip[self.row[bits]].detach().clamp_min(LEAST_CLIP) / self._bounds(bits)[1]
 
 
 class Quantizer(NamedTuple):

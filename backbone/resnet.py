@@ -88,8 +88,10 @@ class ResNet(nn.Module):
     """The backbone contract: `stem`, `blocks[i](x, bits, widest)`, `blocks[i].skip(x, widest)`, `head`, `feature_dim`.
 
     A bitwidth is always an argument and never a state of the module. `widest` is the widest bitwidth in use, at which
-    what is always on runs. Another backbone needs the same five names, `skip_is_identity` of each block, `config`, and
-    `feature_mean` and `feature_std`.
+    what is always on runs. Another backbone needs the same five names, `forward(images, bits, widest)`,
+    `skip_is_identity` of each block, `config`, and `feature_mean` and `feature_std`. The cost accountant counts its
+    convolutions, linear and recurrent layers: what is decided must lie in `blocks`, a block's shortcut in its
+    `shortcut`.
     """
 
     feature_mean: Tensor
@@ -135,8 +137,11 @@ class ResNet(nn.Module):
         return self.classifier(x.mean((2, 3)), widest)
 
     def forward(self, images: Tensor, bits: int, widest: int | None = None) -> Tensor:
-        """Normalised images [B, 3, H, W] -> logits [B, num_classes], every block at `bits` (0 skips them all)."""
-        widest = widest or bits or self.config.widest[-1]
+        """Normalised images [B, 3, H, W] -> logits [B, num_classes], every block at `bits` (0 skips them all).
+
+        `widest` is by default the least of the configuration's that is not below `bits`.
+        """
+        widest = widest or min(each for each in self.config.widest if each >= bits)
         x = self.stem(images, widest)
         for block in self.blocks:
             x = block(x, bits, widest) if bits else block.skip(x, widest)  # type: ignore[operator]

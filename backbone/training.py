@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone import schedules
-from backbone.checkpoint import save_state
+from backbone.checkpoint import digest, save_state
 from backbone.data import Dataset, Split, augment, batches, cutout
 
 Runner = Callable[[Tensor, Tensor], Tensor]
@@ -156,7 +156,11 @@ class BackboneTrainer:
             routes.
         dataset: its training part is learned from.
         config: how.
-        state_file: where the state after each epoch is kept; what lies there already is resumed.
+        state_file: where the state after each epoch is kept; what lies there already is resumed, if it began from these
+            weights, on a data set of that name, under the same `config`.
+
+    Raises:
+        ValueError: `state_file` is damaged, or of another training.
     """
 
     def __init__(
@@ -172,6 +176,8 @@ class BackboneTrainer:
         self.optimizer = make_optimizer(backbone, config.lr, config.momentum, config.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
+        start = digest(backbone.state_dict().values(), backbone.config)
+        self.identity = {"config": asdict(config), "dataset": dataset.name, "start": start}
         if state_file.is_file():
             self._restore()
 
@@ -231,15 +237,15 @@ class BackboneTrainer:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
-            "config": asdict(self.config),
+            "identity": self.identity,
         }
         save_state(self.state_file, state)
 
     def _restore(self) -> None:
         try:
             state = torch.load(self.state_file, weights_only=True)
-            if state["config"] != asdict(self.config):
-                raise ValueError(f"it was trained under {state['config']}")
+            if state["identity"] != self.identity:
+                raise ValueError(f"it is of {state['identity']}, this is {self.identity}")
             self.backbone.load_state_dict(state["backbone"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode
 
 from backbone.cost import TOLERANCE
@@ -85,6 +86,19 @@ def checked_actions(actions: Any, num_envs: int, bitwidths: tuple[int, ...]) -> 
         wrong = array[(array < 0) | (array >= count)][0]
         raise ValueError(f"action {wrong} is outside the space: 0 to {count - 1}, for bitwidths {bitwidths}")
     return array.astype(np.int64)
+
+
+def checked_components(components: Any, shape: torch.Size) -> Mapping[str, torch.Tensor]:
+    """What a reward, which may be a user's own, returned: by name, a tensor of this shape [N] each."""
+    if not isinstance(components, Mapping) or not components:
+        raise ValueError(f'a reward must return components by name, such as {{"accuracy": ...}}, got {components!r}')
+    for name, part in components.items():
+        if not isinstance(part, torch.Tensor) or part.shape != shape:
+            found = f"shape {list(part.shape)}" if isinstance(part, torch.Tensor) else repr(part)
+            raise ValueError(
+                f"reward component {name!r} must be a tensor {list(shape)}, one number for each image, got {found}"
+            )
+    return components
 
 
 def check_fit(actions: Array, fits: Array, budgets: Array, state: State) -> None:

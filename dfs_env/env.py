@@ -26,6 +26,7 @@ from dfs_env.checks import (
     checked_actions,
     checked_autoreset_mode,
     checked_budgets,
+    checked_components,
     checked_indices,
 )
 from dfs_env.draws import Draws
@@ -108,6 +109,9 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         "render_fps": 2,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
+    reward_shape: tuple[int, ...] = ()
+    """Of one image's reward; not empty in environments with vector rewards."""
+    reward_dtype: type = np.float64
 
     def __init__(
         self,
@@ -135,8 +139,6 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         steps."""
         self.reward = make_reward(reward)
         prepare(self.reward, task)
-        self.reward_shape: tuple[int, ...] = ()
-        """Of one image's reward; not empty in environments with vector rewards."""
         self.split = split
         self._draws = Draws(task.dataset, split, num_envs, augment)
         self.render_mode = render_mode
@@ -235,8 +237,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         no, yes = np.zeros(self.num_envs, np.bool_), np.ones(self.num_envs, np.bool_)
         if self.episode_over:  # only in mode NEXT_STEP: this step begins the next episodes, whatever the actions
             self._begin(None)
-            info = self._with_masks(self._standing())
-            return self._observation(), np.zeros((self.num_envs, *self.reward_shape)), no, no.copy(), info
+            nothing: Array = np.zeros((self.num_envs, *self.reward_shape), self.reward_dtype)
+            return self._observation(), nothing, no, no.copy(), self._with_masks(self._standing())
         actions = checked_actions(actions, self.num_envs, self.process.bitwidths)
         if self.hard_budget:
             check_fit(actions, self.action_masks(), self.budgets, state)
@@ -294,7 +296,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`. What was played before the episodes under way is forgotten, and so is what a
-        reward with a memory (a placement, a shaping) has seen of them: with such a one, go on where episodes begin."""
+        reward with a memory (a placement, cost by MACs) has seen of them: with such
+        a one, go on where episodes begin."""
         self._draws.load_state_dict(state["generators"])
         device = self.process.device
         self._rows, self._route, self.price = state["rows"].copy(), state["route"].copy(), state["price"]
@@ -367,7 +370,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             state=after,
             process=self.process,
         )
-        components = {name: _numpy(part) for name, part in self.reward(transition).items()}
+        parts = checked_components(self.reward(transition), after.cost.shape)
+        components = {name: _numpy(part) for name, part in parts.items()}
         info = self._standing()
         info.update({f"reward_{name}": part for name, part in components.items()})
         if done:
@@ -378,7 +382,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _combined(self, components: Mapping[str, Array]) -> Array:
         """Rewards [N] from their components, each [N]."""
-        return np.asarray(sum(part.astype(np.float64) for part in components.values()))
+        return np.asarray(sum(part.astype(self.reward_dtype) for part in components.values()))
 
     def _price(self) -> float | Tensor:
         """The price as a reward takes it: a number, or [N]."""

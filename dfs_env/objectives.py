@@ -72,6 +72,8 @@ class MODFSVectorEnv(DFSVectorEnv):
     sub-environment, as MO-Gymnasium's own vector environments have it; `info` holds `reward_NAME`.
     """
 
+    reward_dtype = np.float32
+
     def __init__(
         self, task: Task, num_envs: int = 1, *, objectives: tuple[str, ...] = ("accuracy", "cost"), **kwargs: Any
     ) -> None:
@@ -88,7 +90,7 @@ class MODFSVectorEnv(DFSVectorEnv):
         return {name: each.function(t) for name, each in self.objectives.items()}
 
     def _combined(self, components: Mapping[str, Array]) -> Array:
-        return np.stack([part.astype(np.float32) for part in components.values()], 1)
+        return np.stack([part.astype(self.reward_dtype) for part in components.values()], 1)
 
     def pareto_front(self, gamma: float = 1.0) -> list[Array]:
         """The discounted mean returns over the split's images of all policies that none dominates, each [K].

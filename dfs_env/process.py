@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.confidence import MEASURES, LinearHeads, confidence
-from backbone.cost import IMAGE_SIZE, cost_table
+from backbone.cost import cost_table
+from backbone.data import IMAGE_SIZE
 from backbone.names import resolve
 from backbone.quantization import check_bitwidths
 from dfs_env.execution import GroupedBlock, in_chunks, take

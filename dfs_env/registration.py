@@ -80,6 +80,10 @@ def make_safe_vec_env(num_envs: int = 1, **kwargs: Any) -> SafeDFSVectorEnv:
     return _vector(SafeDFSVectorEnv, num_envs, kwargs)
 
 
+for _maker in (make_env, make_mo_env, make_safe_env):  # where Gymnasium looks whether it can show and collect frames
+    _maker.metadata = DFSEnv.metadata  # type: ignore[attr-defined]
+
+
 def register() -> None:
     """Register every id of `ENVIRONMENTS`, and its two variants, with Gymnasium.
 

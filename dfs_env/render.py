@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from backbone.cost import TOLERANCE
+
 RENDER_MODES = ["rgb_array", "ansi"]
 
 WIDTH, HEIGHT, SIDE = 640, 240, 192
@@ -91,7 +93,7 @@ def _draw_route(pen: ImageDraw.ImageDraw, picture: Picture, left: int, top: int,
 
 def _draw_cost(pen: ImageDraw.ImageDraw, picture: Picture, left: int, top: int, width: int) -> None:
     _text(pen, (left, top - 16), f"cost {picture.cost:.3f}, budget {picture.budget:.3f}")
-    over = picture.cost > picture.budget + 1e-6
+    over = picture.cost > picture.budget + TOLERANCE
     pen.rectangle((left, top, left + width, top + 14), fill=UNDECIDED, outline=INK)
     pen.rectangle(
         (left, top, left + width * min(picture.cost, 1), top + 14), fill=(200, 60, 50) if over else (70, 150, 90)

@@ -1,6 +1,6 @@
 """Train a backbone, plainly or on any route, and keep it where the environments find it.
 
-    python -m scripts.pretrain --dataset digits --depth 14 --width 12
+    python -m scripts.pretrain --dataset digits --depth 14
     python -m scripts.pretrain --dataset cifar10 --depth 20 --training.epochs 30
 
 A killed run goes on where it was when the same command is given again.
@@ -19,7 +19,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from backbone.checkpoint import load_backbone, own_checkpoint, save_backbone, write_atomically
+from backbone.checkpoint import load_backbone, own_checkpoint, save_backbone, shipped_checkpoint, write_atomically
 from backbone.data import Dataset, Split, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import BackboneTrainer, TrainingConfig, accuracy, random_routes
@@ -37,8 +37,8 @@ class Pretrain:
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
     depth: int = 14
     """Layers: 6n + 2."""
-    width: int = 16
-    """Channels of the first stage."""
+    width: int | None = None
+    """Channels of the first stage; by default those of the shipped backbone of that data set and depth, or 16."""
     bitwidths: tuple[int, ...] = (0, 2, 4, 8)
     """Bitwidths that the backbone can run at; 0 is skip, 32 full precision."""
     widest: tuple[int, ...] = ()
@@ -76,6 +76,13 @@ def report(process: SkippingProcess, dataset: Dataset, split: Split) -> dict[str
     return {name: round(accuracy(process.run, dataset, split, route), 4) for name, route in routes.items()}
 
 
+def usual_width(dataset: str, depth: int) -> int:
+    """Channels of the first stage of the shipped backbone, lest another shape takes its place; those of the papers
+    where there is none."""
+    shipped = shipped_checkpoint(dataset, depth)
+    return load_backbone(shipped).config.width if shipped.is_file() else ResNetConfig.width
+
+
 def log(file: Path, line: dict[str, Any]) -> None:
     """Add the line of an epoch to those of the epochs before it; lines of an earlier training are dropped."""
     before = file.read_text().splitlines()[: line["epoch"] - 1] if file.is_file() else []
@@ -88,7 +95,8 @@ def main(args: Pretrain) -> None:
     torch.manual_seed(args.training.seed)
     dataset = load_dataset(args.dataset, args.data)
     output = args.output or own_checkpoint(args.dataset, args.depth, data_folder(args.data))
-    config = ResNetConfig(args.depth, dataset.num_classes, args.width, args.bitwidths, args.widest, args.quantizer)
+    width = usual_width(args.dataset, args.depth) if args.width is None else args.width
+    config = ResNetConfig(args.depth, dataset.num_classes, width, args.bitwidths, args.widest, args.quantizer)
     backbone = ResNet(config)
     if args.start is not None:
         backbone.start_from(load_backbone(args.start, dataset=args.dataset))

@@ -94,7 +94,13 @@ def test_cached_weights_follow_load_state_dict_training_and_optimizer_steps():
         layer(x, 8).square().sum().backward()
         optimizer.step()
 
-    for change in (lambda: layer.load_state_dict(other), train, step):
+    def fused_step() -> None:
+        optimizer = torch.optim.SGD(layer.parameters(), 0.1, fused=True)
+        layer(x, 8).square().sum().backward()
+        optimizer.step()
+        layer.eval()  # nothing else tells of what a fused step did
+
+    for change in (lambda: layer.load_state_dict(other), train, step, fused_step):
         with torch.no_grad():
             before = layer(x, 8)
         change()
@@ -297,6 +303,14 @@ def test_count_macs_of_plain_modules_and_gates():
     macs = count_macs(gate, lambda: gate["out"](gate["lstm"](gate["conv"](torch.zeros(1, 16, 1, 1)).flatten(1))[0]))
     assert macs == {"conv": 160, "lstm": 800, "out": 40}
     assert gate_bitops(1000) == 1000 * 32 * 32
+    tokens = nn.Linear(5, 7)
+    assert count_macs(tokens, lambda: tokens(torch.zeros(1, 3, 5))) == {"": 3 * 5 * 7}
+
+
+def test_by_default_what_is_always_on_runs_at_the_least_bitwidth_that_suffices(images):
+    network = ResNet(ResNetConfig(8, width=4, bitwidths=(0, 2, 8, 32), widest=(8, 32))).eval()
+    for bits, widest in ((0, 8), (2, 8), (8, 8), (32, 32)):
+        assert torch.equal(network(images, bits), network(images, bits, widest))
 
 
 def test_counting_leaves_the_network_as_it_was(backbone):

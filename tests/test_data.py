@@ -50,10 +50,16 @@ def test_split_refuses_wrong_types_and_shapes():
     good = random_split(3)
     with pytest.raises(ValueError, match="images must be uint8"):
         Split(good.images.float(), good.labels)
-    with pytest.raises(ValueError, match=r"images must be uint8 \[N, 3, H, W\]"):
-        Split(good.images[:, :1], good.labels)
+    for wrong in (good.images[:, :1], good.images[..., :28]):
+        with pytest.raises(ValueError, match=r"images must be uint8 \['N', 3, 32, 32\]"):
+            Split(wrong, good.labels)
     with pytest.raises(ValueError, match=r"labels must be int64 \[3\]"):
         Split(good.images, good.labels[:2])
+
+
+def test_dataset_refuses_labels_of_no_class():
+    with pytest.raises(ValueError, match="x, train: labels must be 0 to 4 for 5 classes, got 0 to 5"):
+        replace(make_dataset(Path("x")), num_classes=5)
 
 
 def test_dataset_split_by_name():

@@ -93,6 +93,15 @@ def test_every_render_mode_passes_gymnasiums_check(tiny_data):
 # --- one against many
 
 
+def test_gymnasium_collects_frames_of_every_variant(tiny_data):
+    for variant in ("", "MO-"):
+        kwargs = {"dataset": tiny_data, "depth": 8, "checkpoint": "random", "render_mode": "rgb_array_list"}
+        env = gym.make(f"DFS/{variant}Digits-v0", **kwargs)
+        env.reset(seed=0)
+        env.step(0)
+        assert len(env.render()) == 2
+
+
 @pytest.mark.parametrize("augment", [False, True])
 def test_vector_environment_equals_single_environments(task, augment):
     vector = DFSVectorEnv(task, N, augment=augment, autoreset_mode="Disabled", budget=0.4)

@@ -86,6 +86,7 @@ def test_vector_rewards_in_every_autoreset_mode(task, mode):
         _, reward, *_ = env.step(actions(1)[0])
         assert reward.shape == (N, 3)
         assert not reward.any()
+        assert env.reward_space.contains(reward[0])
 
 
 def test_own_objectives_are_named(task, tiny_data):

@@ -138,6 +138,17 @@ def test_learned_bound_starts_from_the_first_training_batch_only():
     assert quantizer.clip[0].item() == pytest.approx(2 * 1.5 * 3**0.5)
 
 
+def test_learned_bound_does_not_die():
+    quantizer = LearnedActivations((2,), signed=False)
+    quantizer(torch.zeros(2, 2), 2)  # a batch of zeros says nothing about the range
+    quantizer(torch.ones(2, 2), 2)
+    assert quantizer.clip.item() == pytest.approx(2 * 3**0.5)
+    with torch.no_grad():
+        quantizer.clip.fill_(-0.01)
+    dequantized(quantizer(torch.ones(2, 2), 2)).sum().backward()
+    assert quantizer.clip.grad.item() > 0  # a larger bound would let more through
+
+
 # --- both
 
 

@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from backbone.cost import cost_table
+from backbone.resnet import ResNet, ResNetConfig
 from dfs_env import DFSEnv, DFSVectorEnv, Transition, make_reward
 from dfs_env.rewards import PLACEMENTS, REWARDS, begin, uses_budget, uses_price
 
@@ -82,6 +84,30 @@ def test_cross_entropy_minus_cost_at_the_price_is_priced():
     assert paid("cross_entropy_minus_cost(weight=3)", steps) == pytest.approx([-0.75, -2 - 1.5])
     for spec in ("priced", "cross_entropy_minus_cost(weight=price)"):
         assert paid(spec, steps) == pytest.approx([-0.5, -2 - 1])
+
+
+def test_a_route_that_costs_exactly_its_budget_is_within_it_however_its_cost_is_summed():
+    backbone = ResNet(ResNetConfig(38, width=2))
+    costs = cost_table(backbone, backbone.config.bitwidths).paper[0]
+    spent = sum((costs[2] for _ in range(18)), torch.zeros(()))  # 18 blocks at 4 bits, in float32
+    assert spent > 0.25
+    end = replace(transition(float(costs[2]), 0.0, True), cost=spent[None], budget=torch.tensor([0.25]))
+    assert make_reward("dfs(weight=1)")(end)["cost"].item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda t: t.correct, "must return components by name"),
+        (lambda t: {}, "must return components by name"),
+        (lambda t: {"cost": 1.0}, r"'cost' must be a tensor \[6\], one number for each image, got 1.0"),
+        (lambda t: {"cost": t.cost[:, None]}, r"'cost' must be a tensor \[6\].*, got shape \[6, 1\]"),
+        (lambda t: {"cost": t.cost.sum()}, r"'cost' must be a tensor \[6\].*, got shape \[\]"),
+    ],
+)
+def test_what_a_reward_must_not_return_is_named(task, returned, message):
+    with pytest.raises(ValueError, match=message):
+        play(task, returned)
 
 
 # --- placements

@@ -296,6 +296,20 @@ def test_states_that_cannot_be_resumed_are_one_error_that_names_the_file(dataset
         make_trainer(dataset, file)
 
 
+@pytest.mark.parametrize("other", ["start", "data set", "options"])
+def test_a_state_of_another_training_is_not_resumed(dataset, tmp_path, other):
+    file = tmp_path / "run.state"
+    next(make_trainer(dataset, file).epochs())
+    trainer = make_trainer(dataset, tmp_path / "another.state")
+    if other == "start":
+        trainer.backbone.classifier.bias.data.add_(1)
+    images = replace(dataset, name="another") if other == "data set" else dataset
+    config = replace(CONFIG, lr=0.01) if other == "options" else CONFIG
+    runners = dict(trainer.runners)
+    with pytest.raises(ValueError, match=r"run\.state cannot be resumed"):
+        BackboneTrainer(trainer.backbone, runners, images, config, file)
+
+
 def test_mixed_precision_trains_too(dataset, tmp_path):
     trainer = make_trainer(dataset, tmp_path / "state", replace(CONFIG, epochs=1, precision="bfloat16"))
     assert math.isfinite(next(trainer.epochs())[1])

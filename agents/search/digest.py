@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from torch import Tensor
 
+from backbone import checkpoint
 from dfs_env.process import SkippingProcess
 
 
 def digest(process: SkippingProcess, images: Tensor, labels: Tensor, how: object = None) -> str:
     """What tells a search apart from every other: weights, what is decided, images, labels, options."""
-    text = hashlib.sha256(repr((process.bitwidths, process.always_on, how)).encode())
-    for tensor in (*process.backbone.state_dict().values(), images, labels):
-        text.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return text.hexdigest()
+    tensors = (*process.backbone.state_dict().values(), images, labels)
+    return checkpoint.digest(tensors, (process.bitwidths, process.always_on, how))

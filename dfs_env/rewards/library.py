@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from backbone.cost import TOLERANCE
 from dfs_env.rewards.transition import Components, Reward, Transition
 
 
@@ -36,7 +37,7 @@ def dfs(t: Transition, weight: float = 0.045) -> Components:
     alpha = 1e-5 multiplies a sum over a batch of 128 images and 35 blocks; per image and fraction of full execution
     that is 128 * 35 * 1e-5 = 0.045. The original takes the sign from the batch; here each image has its own.
     """
-    sign = (t.cost > t.budget).to(t.cost.dtype) * 2 - 1
+    sign = (t.cost > t.budget + TOLERANCE).to(t.cost.dtype) * 2 - 1
     return {"loss": -t.loss, "cost": -weight * sign * t.cost * t.done}
 
 
