@@ -26,6 +26,8 @@ TOLERANCE = 1.02
 """A policy counts as within its budget up to this multiple of it, as measured on validation."""
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written after every validation, and whenever that much time has passed since the last."""
+PATIENCE = 1000
+"""How often a method may ask to go on without having shown an image since."""
 
 
 class Recorder:
@@ -83,7 +85,8 @@ class Recorder:
         self._kept: dict[str, Stateful] = {"recorder": self, "randomness": Randomness()}
         self._before = 0.0
         self._start = self._saved = self._logged = time.monotonic()
-        self._seen_logged = self.seen
+        self._seen_logged = self._asked = self.seen
+        self._idle = 0
         self._checked = False
 
     @property
@@ -117,10 +120,17 @@ class Recorder:
         To be asked between two updates, where nothing is under way: here checkpoints are written and resumed.
 
         Raises:
-            ValueError: a checkpoint that is not of this method.
+            ValueError: a checkpoint that is not of this method; a loop that never reports what it has shown.
         """
         if self.seen >= (self.num_images if until is None else until):
             return False
+        self._idle = self._idle + 1 if self.seen == self._asked else 0
+        self._asked = self.seen
+        if self._idle >= PATIENCE:
+            raise ValueError(
+                f"goes_on() was asked {PATIENCE} times at {self.seen} images, and would be for ever: report what each "
+                "update shows by recorder.step(images)"
+            )
         if self._pending is not None:
             assert self.folder
             states, self._pending = self._pending, None

@@ -56,14 +56,20 @@ def ship(args: Ship) -> list[Path]:
     """Copy each run under a temporary name and rename it; those that are there already stay as they are.
 
     Raises:
-        FileNotFoundError: there is no such run.
-        ValueError: a damaged result line, or a run on a backbone that was named by its file, which others do not have.
+        FileNotFoundError: there is no finished run.
+        ValueError: none of those that are there is wanted; a damaged result line; a run on a backbone that was named by
+            its file, which others do not have.
     """
     found = sorted(finished_folders(args.source).values()) if args.source.is_dir() else []
     lines = {folder: read_line(folder / RESULT) for folder in found}
     wanted = [folder for folder, line in lines.items() if args.wants(folder, line)]
+    if not lines:
+        raise FileNotFoundError(f"{args.source} holds no finished run: give a folder that has RUN/{RESULT}")
     if not wanted:
-        raise FileNotFoundError(f"{args.source} holds no finished run of these: give a folder that has RUN/{RESULT}")
+        there = {name: {str(line[name]) for line in lines.values()} for name in ("method", "seed")}
+        there["budget"] = {f"{each['budget']:g}" for each in expanded(lines.values())}
+        choices = "; ".join(f"{name}s {', '.join(sorted(values))}" for name, values in there.items())
+        raise ValueError(f"{args.source} has no such run: there are {choices}")
     for folder in wanted:
         if (checkpoint := lines[folder]["checkpoint"]) not in (None, "random"):
             raise ValueError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def command(name: str) -> Callable[..., None]:
 if __name__ == "__main__":
     commands = {name: command(name) for name in labels()}
     with clear_errors():
+        if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+            default_config(sys.argv[1])  # says what is meant, where there is no such method
         tyro.extras.subcommand_cli_from_dict(
             commands, description=__doc__, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
         )

@@ -277,6 +277,7 @@ def test_a_run_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_
     [
         (["-m", "scripts.compare", "--set", "ppo.nonsense=1"], "no option 'nonsense'"),
         (["-m", "scripts.compare", "--methods", "nonsense"], "unknown method 'nonsense'"),
+        (["-m", "scripts.train", "dsf", "--budget", "0.1"], "unknown method 'dsf'; did you mean 'dfs'?"),
         (["-m", "scripts.train", "constant", "--budget", "1.5"], "budget 1.5"),
         (["-m", "scripts.train", "constant", "--checkpoint", "missing.safetensors"], "missing.safetensors"),
         (["-m", "scripts.evaluate", "nowhere"], "nowhere holds no finished run"),

@@ -222,6 +222,9 @@ def test_only_planned_runs_count_as_failed(tmp_path, tiny_data):
     assert len(Material.read(folder).failed) == 2
     (folder / "experiment.toml").write_text(as_toml(experiment))
     assert [each.name for each in Material.read(folder).failed] == [f"{names[0]}.partial"]
+    assert "1 method; budgets 0.1; 1 seed; 1 run; 1 failed" in page(Material.read(folder)).about
+    (folder / "experiment.toml").write_text(as_toml(replace(experiment, seeds=(0, 1, 2))))
+    assert "1 of 3 planned runs" in page(Material.read(folder)).about
 
 
 def test_a_run_for_several_budgets_has_a_remark_on_its_curve(tmp_path, tiny_data):

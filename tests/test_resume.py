@@ -181,6 +181,14 @@ def partial(tiny_data, tmp_path):
     return config, folder
 
 
+def test_a_method_that_never_reports_what_it_shows_is_told_so(task):
+    recorder = Recorder(task, 0.1, 100)
+    with pytest.raises(ValueError, match=r"report what each update shows by recorder\.step"):
+        list(iter(recorder.goes_on, False))
+    recorder.step(100)
+    assert not recorder.goes_on()
+
+
 def test_a_run_begins_anew_if_asked_to_or_if_the_checkpoint_is_of_another_configuration(partial, tmp_path):
     config, folder = partial
     progress, calls = killed_at(36)

@@ -52,6 +52,7 @@ def test_only_those_are_copied_that_are_wanted_and_none_twice(runs, tmp_path):
     before = {file: file.stat().st_mtime_ns for file in one.iterdir()}
     assert ship(Ship(runs, tmp_path / "shipped", methods=("ppo",))) == [one]
     assert {file: file.stat().st_mtime_ns for file in one.iterdir()} == before
-    for wrong in (Ship(runs, tmp_path / "shipped", seeds=(7,)), Ship(tmp_path / "nowhere", tmp_path / "shipped")):
-        with pytest.raises(FileNotFoundError, match="no finished run of these"):
-            ship(wrong)
+    with pytest.raises(FileNotFoundError, match="nowhere holds no finished run"):
+        ship(Ship(tmp_path / "nowhere", tmp_path / "shipped"))
+    with pytest.raises(ValueError, match=r"has no such run: there are methods .*dfs.*; seeds 0; budgets .*0\.3"):
+        ship(Ship(runs, tmp_path / "shipped", seeds=(7,)))

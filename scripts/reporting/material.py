@@ -124,10 +124,10 @@ class Material:
     def failed(self) -> list[Path]:
         """Folders of runs that left a traceback; of an experiment whose file is there, only of those it still has."""
         found = sorted(file.parent for file in self.folder.glob("*.partial/error.txt"))
-        planned = self._planned() if found else None
-        return [folder for folder in found if planned is None or folder.stem in planned]
+        return [folder for folder in found if self.planned is None or folder.stem in self.planned]
 
-    def _planned(self) -> set[str] | None:
+    @cached_property
+    def planned(self) -> set[str] | None:
         """Names of the experiment's runs; None if they cannot be told: no file, or one that this version or this
         machine (which may lack the checkpoint) cannot plan."""
         try:

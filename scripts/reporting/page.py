@@ -117,11 +117,13 @@ def about(material: Material) -> str:
     runs = len({line.get("run", number) for number, line in enumerate(material.lines)})
     words = [
         f"{first['dataset']}, ResNet-{first['depth']}, bitwidths {', '.join(map(str, first['bitwidths']))}",
-        f"{len(material.roles)} methods",
+        f"{len(material.roles)} method{'s' * (len(material.roles) != 1)}",
         f"budgets {', '.join(f'{budget:g}' for budget in material.budgets)}",
         f"{len(seeds)} seed{'s' * (len(seeds) != 1)}" if seeds else "nothing learned",
-        f"{runs} runs",
+        f"{runs} run{'s' * (runs != 1)}",
     ]
+    if material.planned is not None and runs < len(material.planned):
+        words[-1] = f"{runs} of {len(material.planned)} planned runs"
     return "; ".join(words + ([f"{len(material.failed)} failed"] if material.failed else [])) + "."
 
 
