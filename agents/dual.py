@@ -80,7 +80,7 @@ class DualAscent:
         schedule: factor on the budget over training, above 0; the target is at most 1.
 
     Raises:
-        ValueError: an unknown form.
+        ValueError: an unknown form, or a number that is impossible.
     """
 
     def __init__(
@@ -94,6 +94,12 @@ class DualAscent:
     ) -> None:
         if form not in FORMS:
             raise ValueError(f"unknown form of dual ascent {form!r}: choose one of {', '.join(FORMS)}")
+        if not 0 < rate < math.inf:
+            raise ValueError(f"price_rate {rate} must be a finite number above 0; a fixed price has none")
+        if not 0 <= anneal <= 1:
+            raise ValueError(f"price_anneal {anneal} must be a share of training, in [0, 1]")
+        if not 0 <= price < math.inf:
+            raise ValueError(f"price {price} must be a finite number of at least 0")
         self.budget, self.rate, self.anneal, self.price = budget, rate, anneal, price
         self.form, self.schedule = form, schedule
         self._first: float | None = None

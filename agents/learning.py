@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agents.checkpoints import Variables
 from agents.gates import make_gate, score_layers, sight
-from agents.method_config import MethodConfig
+from agents.method_config import MethodConfig, check_not_negative
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
 from backbone.data import augment
@@ -40,14 +40,15 @@ class Stream(Iterator[Batch]):
     ) -> None:
         self.count, self.batch_size, self.batch_of = count, min(batch_size, count), batch_of
         self._generator = torch.Generator().manual_seed(seed)
-        self._left = torch.empty(0, dtype=torch.int64)
+        self._left = self.rows = torch.empty(0, dtype=torch.int64)
+        """[B], those of the last batch."""
 
     def __next__(self) -> Batch:
         """The next batch."""
         if len(self._left) < self.batch_size:
             self._left = torch.randperm(self.count, generator=self._generator)
-        rows, self._left = self._left[: self.batch_size], self._left[self.batch_size :]
-        return self.batch_of(rows, self._generator)
+        self.rows, self._left = self._left[: self.batch_size], self._left[self.batch_size :]
+        return self.batch_of(self.rows, self._generator)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The generator, and what is left of this pass."""
@@ -146,6 +147,7 @@ class GateConfig(MethodConfig):
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
         make_schedule(self.schedule)
+        check_not_negative(self, "lr", "backbone_lr")
 
 
 class GateLearner:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from agents.options import Range
 from dfs_env.budgets import check_budget
+
+
+def check_not_negative(config: MethodConfig, *names: str) -> None:
+    """Make sure that these options are finite numbers of at least 0, or None.
+
+    Raises:
+        ValueError: names the one that is not.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,13 @@ def test_the_random_baselines_distribution_costs_the_budget(budget, process):
     assert (p >= 0).all()
 
 
+@pytest.mark.parametrize("off", [-1e-7, 1e-7])
+def test_the_random_baseline_takes_budgets_at_the_ends_however_costs_are_summed(off):
+    costs = torch.tensor([0.0625 - off, 0.25, 1 + off], dtype=torch.float64)
+    for action, budget in ((0, 0.0625), (2, 1.0)):
+        assert float(cost_matched_distribution(costs, budget)[action]) == pytest.approx(1)
+
+
 def test_dual_ascent_settles_where_the_cost_meets_the_budget():
     dual = DualAscent(0.2, rate=0.1)
     for step in range(500):
@@ -174,6 +181,18 @@ def test_sb3_plays_the_images_and_the_budgets_that_it_is_asked_for(task):
         env.set_options(options)
         with pytest.raises(ValueError, match="for every sub-environment, or for none"):
             env.reset()
+
+
+def test_runs_with_neighbouring_seeds_see_images_of_their_own(task):
+    def indices(seed):
+        env = SB3VecEnv(DFSVectorEnv(task, 64, reward="accuracy_minus_cost", autoreset_mode="SameStep"))
+        env.seed(seed)
+        env.reset()
+        return [info["index"] for info in env.reset_infos]
+
+    first, second = indices(0), indices(1)
+    assert indices(0) == first
+    assert sum(a == b for a, b in zip(first[1:], second, strict=False)) < 16, "24 images: 2.6 by chance"
 
 
 def test_sb3_sees_whole_episodes(task):

@@ -57,9 +57,13 @@ def test_where_nothing_can_be_left_out_one_route_remains(learned, tmp_path):
     assert evaluate(load_policy(tmp_path, learned.process), learned, "validation", 0.001).cost == 0
 
 
-def test_what_cannot_be_is_refused(learned):
+def test_what_cannot_be_is_refused(learned, monkeypatch):
+    with pytest.raises(ValueError, match="decide_at 3 is no block: there are 3, from 0"):
+        exits(Config(budget=0.3, decide_at=3, search_images=64), learned)
+    _, search = best_assignment(static.Config(0.3, search_images=8), learned)
+    monkeypatch.setattr("agents.methods.early_exit.best_assignment", lambda *_: (torch.tensor([2, 2, 1]), search))
     with pytest.raises(ValueError, match="no cost within the budget"):
-        exits(Config(budget=0.3, spread=2.0, decide_at=3, search_images=8), learned)
+        exits(Config(budget=0.3, decide_at=2, search_images=8), learned)
     with pytest.raises(ValueError, match="spread 0"):
         Config(spread=0.0)
     assert default_config("early_exit-cotrained").role == "cotrained"

@@ -266,7 +266,7 @@ def test_a_conditioned_policy_spends_more_when_it_may(learned):
     tight, generous = (evaluate(policy, learned, "test", budget) for budget in (0.02, 0.4))
     assert tight.cost < 0.05
     assert generous.cost > 2 * tight.cost
-    assert generous.accuracy > tight.accuracy
+    assert generous.loss < tight.loss
 
 
 def test_a_conditioned_run_reports_every_budget_and_traces_its_front(tiny_data, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -270,6 +271,31 @@ def test_a_run_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_
     outcome = sweep([bad, good], tmp_path, Processes(1))
     assert [line["run"] for line in outcome.results] == [good.name]
     assert "bits 7 is not among the bitwidths" in outcome.failed[0].read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("skipnet", {"price_rate": -1.0}),
+        ("skipnet", {"price_anneal": 5.0}),
+        ("skipnet", {"price_rate": math.nan}),
+        ("skipnet", {"ent_coef": -3.0}),
+        ("blockdrop", {"price_rate": 0.0}),
+        ("blockdrop", {"power": -2.0}),
+        ("blockdrop", {"gamma": -1.0}),
+        ("imitation", {"price_rate": -1.0}),
+        ("rloo", {"price_rate": -1.0}),
+        ("dfs", {"cost_weight": -1.0}),
+        ("dfs", {"lr": -1.0}),
+        ("gumbel", {"backbone_lr": math.inf}),
+        ("static_rl", {"lr": -1.0}),
+        ("static_rl", {"baseline_rate": 7.0}),
+    ],
+)
+def test_numbers_that_would_teach_the_wrong_thing_are_refused(name, options):
+    (option,) = options
+    with pytest.raises(ValueError, match=f"^{option}"):
+        method(name).Config(**options)
 
 
 @pytest.mark.parametrize(

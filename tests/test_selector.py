@@ -11,7 +11,7 @@ from agents.recorder import Recorder
 from agents.runs.saved import load_policy
 from agents.search.assignments import best_assignment
 from agents.search.selection import Selector, forks_of
-from agents.search.selection_training import fit, set_price
+from agents.search.selection_training import fit, held_out, set_price
 
 COSTS = torch.tensor([0.0, 1.0])
 SMALL = {"num_images": 2000, "batch_size": 32, "search_images": 32}
@@ -38,16 +38,27 @@ def rewards_reached(selector, looks, rewards):
 
 def test_it_spends_where_images_are_told_apart():
     selector, (looks, rewards) = selector_of_two(budget=0.56), problem(told=True)
-    fit(selector, looks, rewards, Config().regression)
+    fit(selector, torch.arange(len(looks)), looks, rewards, Config().regression)
     assert rewards_reached(selector, looks, rewards) == (1.0, pytest.approx(0.5, abs=0.02))
 
 
 def test_where_nothing_is_told_it_gains_no_more_than_chance():
     selector, (looks, rewards) = selector_of_two(), problem(told=False)
-    fit(selector, looks, rewards, Config().regression)
+    fit(selector, torch.arange(len(looks)), looks, rewards, Config().regression)
     reward, cost = rewards_reached(selector, *problem(told=False))
     assert cost <= 0.6
     assert reward <= 0.5 + 0.5 * cost + 0.03, "more than chance would give"
+
+
+def test_no_image_is_on_both_sides_however_often_it_was_shown():
+    images = torch.randint(50, (600,), generator=torch.Generator().manual_seed(2))
+    most, rest = held_out(images, torch.Generator().manual_seed(0))
+    assert sorted([*most.tolist(), *rest.tolist()]) == list(range(600))
+    assert set(images[most].tolist()).isdisjoint(images[rest].tolist())
+    assert len(set(images[rest].tolist())) == 10
+    most, rest = held_out(torch.arange(100, 110), torch.Generator().manual_seed(0))
+    assert [*most, *rest] == torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
+    assert len(rest) == 2
 
 
 def test_the_price_meets_the_budget():

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from agents.dual import DualAscent
 from agents.learning import GateConfig, GateLearner
+from agents.method_config import check_not_negative
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import Decision, Rollout, Rule, unroll
@@ -62,8 +63,15 @@ class Config(GateConfig):
         """Not with a fixed price."""
         return self.price is None
 
+    def dual(self) -> DualAscent:
+        """The search for the price; a fixed one is its first. By default, the budget itself costs 1 at first."""
+        first = self.budget**-self.power if self.price is None else self.price
+        return DualAscent(self.budget, self.price_rate, anneal=0.0, price=first)
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_not_negative(self, "power", "gamma", "ent_coef", "joint_gamma", "joint_lr")
+        self.dual()
         if not 0.5 <= self.bound <= 1:
             raise ValueError(f"bound {self.bound} must be a probability in [0.5, 1]")
         stages = self.curriculum + (self.joint if self.cotrain else 0)
@@ -129,9 +137,7 @@ class SelfCritical:
 
     def __init__(self, learner: GateLearner, config: Config) -> None:
         self.learner, self.config, self.gamma = learner, config, config.gamma
-        # By default, the budget itself costs 1 at first.
-        first = config.budget**-config.power if config.price is None else config.price
-        self.dual = DualAscent(config.budget, config.price_rate, anneal=0.0, price=first)
+        self.dual = config.dual()
         learner.recorder.keep(dual=self.dual)
 
     def _rewards(self, rollout: Rollout, labels: Tensor) -> Tensor:

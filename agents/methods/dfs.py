@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from agents.budget_losses import make_budget_loss, price_of_cost
 from agents.learning import GateConfig, GateLearner
+from agents.method_config import check_not_negative
 from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
@@ -50,6 +51,7 @@ class Config(GateConfig):
             raise ValueError(f"warmup {self.warmup} must be a share of the images in [0, 1)")
         if not 0 <= self.ignore < 1:
             raise ValueError(f"ignore {self.ignore} must be a probability in [0, 1)")
+        check_not_negative(self, "cost_weight")
         make_budget_loss(self.budget_loss, {"weight": self.cost_weight})
 
 

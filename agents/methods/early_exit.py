@@ -46,8 +46,9 @@ def exits(config: Config, task: Task, recorder: Recorder | None = None) -> Tenso
     left out of it.
 
     Raises:
-        ValueError: none of them is within the budget.
+        ValueError: `decide_at` is no block, or none of the routes is within the budget.
     """
+    selector.check_block(config, task)
     dearest = replace(config, budget=min(config.budget * (1 + config.spread), 1.0))
     longest, search = best_assignment(dearest, task, recorder)
     routes = list(shortened(longest.tolist(), config.decide_at))

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agents.dual import DualAscent
 from agents.gates import score_layers
 from agents.learning import Batch, GateConfig, GateLearner, Stream, image_stream
+from agents.method_config import check_not_negative
 from agents.methods import skipnet
 from agents.policies import Policy
 from agents.recorder import Recorder
@@ -69,6 +71,8 @@ class Config(GateConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         Search(self.labels, self.search, self.beam, self.loss_price or 0.0)
+        DualAscent(self.budget, self.price_rate)  # refuses an impossible rate
+        check_not_negative(self, "ent_coef", "loss_price")
         if self.oracle_images < 1:
             raise ValueError(f"oracle_images must be at least 1, got {self.oracle_images}")
         if not 0 <= self.reinforce < 1:

@@ -10,6 +10,7 @@ from torch import Tensor
 from agents.method_config import MethodConfig
 from agents.policies import Policy, RandomPolicy
 from agents.recorder import Recorder
+from backbone.cost import TOLERANCE
 from dfs_env.task import Task
 
 
@@ -29,7 +30,7 @@ def cost_matched_distribution(costs: Tensor, budget: float) -> Tensor:
         ValueError: no distribution has that mean cost.
     """
     costs = costs.double()
-    if not float(costs.min()) <= budget <= float(costs.max()) + 1e-9:
+    if not float(costs.min()) - TOLERANCE <= budget <= float(costs.max()) + TOLERANCE:
         raise ValueError(f"no mixture of actions costs {budget}: they cost {costs.tolist()}")
     low, high = -1e4, 1e4
     for _ in range(100):

@@ -76,11 +76,7 @@ class Config(GateConfig, SearchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         make_schedule(self.ent_schedule)
-        if self.price < 0 or self.price_rate < 0 or not 0 <= self.price_anneal <= 1:
-            raise ValueError(
-                f"price {self.price} and price_rate {self.price_rate} must not be negative, price_anneal "
-                f"{self.price_anneal} must be in [0, 1]"
-            )
+        DualAscent(self.budget, self.price_rate, self.price_anneal, self.price)  # refuses what is impossible
         if self.routes < 2:
             raise ValueError(f"routes {self.routes}: each route is compared with others of its image, so at least 2")
         if not 0 <= self.start_static < 1:

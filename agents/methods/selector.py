@@ -106,6 +106,12 @@ PRESETS = {
 }
 
 
+def check_block(config: Config, task: Task) -> None:
+    """Make sure that the task has a block to decide at."""
+    if config.decide_at >= task.process.num_layers:
+        raise ValueError(f"decide_at {config.decide_at} is no block: there are {task.process.num_layers}, from 0")
+
+
 def continuations(config: Config, task: Task, recorder: Recorder | None = None) -> Tensor:
     """Routes [K, L] that share `static`'s first blocks, by ascending cost, and as the last `static`'s own.
 
@@ -113,8 +119,7 @@ def continuations(config: Config, task: Task, recorder: Recorder | None = None) 
         ValueError: `decide_at` is no block, or the budget is below the cheapest assignment.
     """
     process = task.process
-    if config.decide_at >= process.num_layers:
-        raise ValueError(f"decide_at {config.decide_at} is no block: there are {process.num_layers}, from 0")
+    check_block(config, task)
     own, search = best_assignment(config, task, recorder)
     widest = [process.num_actions - 1] * (process.num_layers - config.decide_at)
     with torch.no_grad():
@@ -135,10 +140,10 @@ def train(config: Config, task: Task, recorder: Recorder) -> Selector:
 def learn(config: Config, task: Task, recorder: Recorder, routes: Tensor) -> Selector:
     """Run images on all routes [K, L], learn their rewards, and, if co-trained, the backbone."""
     process = task.process
-    kind, seen = (Hindsight, 2 * task.dataset.num_classes) if config.hindsight else (Selector, process.observation_dim)
-    selector = kind(routes, process.cost.route_cost(routes)[0], seen, config.budget).to(process.device)
+    kind, dim = (Hindsight, 2 * task.dataset.num_classes) if config.hindsight else (Selector, process.observation_dim)
+    selector = kind(routes, process.cost.route_cost(routes)[0], dim, config.budget).to(process.device)
     stream = image_stream(task, config.batch_size, config.seed)
-    found = Variables(looks=[], rewards=[], new=0, fitted=False)
+    found = Variables(rows=[], looks=[], rewards=[], new=0, fitted=False)
     learner = BackboneLearner(process.backbone, config.backbone_lr) if config.cotrain else None
     recorder.watch(selector, *([process.backbone] if learner else []))
     recorder.keep(stream=stream, experience=found, selector=selector, **({"backbone": learner} if learner else {}))
@@ -146,14 +151,15 @@ def learn(config: Config, task: Task, recorder: Recorder, routes: Tensor) -> Sel
         images, labels = next(stream)
         with torch.set_grad_enabled(config.cotrain):
             looks, logits = selector.outcomes(process, images)
-        loss, scalars = _learn(config, selector, found, looks, logits, labels)
+        loss, scalars = _learn(config, selector, found, stream.rows, looks, logits, labels)
         recorder.step(len(images) * len(routes), **scalars)
         if learner:
             loss.backward()
             learner.apply(1 - min(recorder.seen / config.num_images, 1.0))
         due = recorder.check_due()
         if due or (learner and found.new >= config.memory // REFITS):
-            fit(selector, torch.cat(found.looks), torch.cat(found.rewards), config.regression)
+            rows, seen, rewards = map(torch.cat, (found.rows, found.looks, found.rewards))
+            fit(selector, rows, seen, rewards, config.regression)
             found.new, found.fitted = 0, True
         if due:
             recorder.consider(selector)
@@ -162,14 +168,21 @@ def learn(config: Config, task: Task, recorder: Recorder, routes: Tensor) -> Sel
 
 
 def _learn(
-    config: Config, selector: Selector, found: Variables, looks: Tensor, logits: Tensor, labels: Tensor
+    config: Config,
+    selector: Selector,
+    found: Variables,
+    rows: Tensor,
+    looks: Tensor,
+    logits: Tensor,
+    labels: Tensor,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Remember what was seen [B, forks, seen] and the rewards of the answers [B, K, classes] to images with labels [B];
-    returns the backbone's loss, and what is logged."""
+    """Remember which images [B] were shown, what was seen [B, forks, seen] and the rewards of the answers
+    [B, K, classes] where the labels are [B]; returns the backbone's loss, and what is logged."""
     answers, asked = logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1])
     rewards = ANSWERS[config.answer](answers.detach(), asked).view(logits.shape[:2])
     share = _shares(config, selector, looks, found.fitted)
     keep = -(-config.memory // config.batch_size) if config.cotrain else 0
+    found.rows = [*found.rows, rows][-keep:]
     found.looks = [*found.looks, looks.cpu()][-keep:]
     found.rewards = [*found.rewards, rewards.cpu()][-keep:]
     found.new += len(looks)

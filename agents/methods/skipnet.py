@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from agents.dual import DualAscent
 from agents.learning import GateConfig, GateLearner
+from agents.method_config import check_not_negative
 from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
@@ -74,10 +75,17 @@ class Config(GateConfig):
         """Not with a fixed price, and not in supervised pre-training, which knows no cost."""
         return self.alpha is None and self.pretraining < 1
 
+    def dual(self) -> DualAscent:
+        """The search for the price; a fixed one is its first."""
+        price = 1.0 if self.alpha is None else self.alpha
+        return DualAscent(self.budget, self.price_rate, self.price_anneal, price)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         make_schedule(self.rl_schedule)
         make_schedule(self.ent_schedule)
+        self.dual()
+        check_not_negative(self, "rl_weight", "rl_lr", "ent_coef")
         if not 0 <= self.pretraining <= 1:
             raise ValueError(f"pretraining {self.pretraining} must be a share of the images in [0, 1]")
         if not self.supervised and (self.pretraining or not self.cotrain):
@@ -131,8 +139,7 @@ class HybridReinforce:
 
     def __init__(self, learner: GateLearner, config: Config, begin: int) -> None:
         self.learner, self.config, self.begin = learner, config, begin
-        price = 1.0 if config.alpha is None else config.alpha
-        self.dual = DualAscent(config.budget, config.price_rate, config.price_anneal, price)
+        self.dual = config.dual()
         learner.recorder.keep(dual=self.dual)
         self.entropy_factor = make_schedule(config.ent_schedule)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agents.checkpoints import Variables
 from agents.learning import image_stream
-from agents.method_config import MethodConfig
+from agents.method_config import MethodConfig, check_not_negative
 from agents.policies import AssignmentPolicy, Policy
 from agents.recorder import Recorder
 from backbone.cost import CostTable
@@ -48,6 +48,9 @@ class Config(MethodConfig):
         super().__post_init__()
         if self.assignments < 1:
             raise ValueError(f"assignments must be at least 1, got {self.assignments}")
+        check_not_negative(self, "lr", "reward_scale", "ent_coef")
+        if not 0 <= self.baseline_rate <= 1:
+            raise ValueError(f"baseline_rate {self.baseline_rate} must be a share in [0, 1]")
 
 
 def fit(assignment: list[int], costs: CostTable, budget: float) -> list[int]:

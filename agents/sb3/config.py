@@ -34,6 +34,7 @@ class SB3Config(MethodConfig):
     """
 
     family: ClassVar[str] = "Stable-Baselines3"
+    revision: ClassVar[int] = 1
     algorithm: ClassVar[type[BaseAlgorithm]]
     """The class whose constructor takes the hyper-parameters."""
     policy: ClassVar[Any] = "MlpPolicy"
@@ -150,11 +151,7 @@ class PricedConfig(SB3Config):
             raise ValueError(f"reward {self.reward!r} charges no price: leave price {self.price} out, or use 'priced'")
         if self.price_schedule != "constant" and not uses_price(self.reward):
             raise ValueError(f"reward {self.reward!r} charges no price: leave price_schedule out, or use 'priced'")
-        if not 0 < self.price_rate < math.inf:
-            raise ValueError(f"price_rate {self.price_rate} must be a finite number above 0; price= fixes the price")
-        if not 0 <= self.price_anneal <= 1:
-            raise ValueError(f"price_anneal {self.price_anneal} must be a share of training, in [0, 1]")
-        DualAscent(self.budget, self.price_rate, form=self.dual)  # refuses an unknown form
+        DualAscent(self.budget, self.price_rate, self.price_anneal, form=self.dual)  # refuses what is impossible
 
     def price_rule(self) -> PriceRule | None:
         """Fixed, or by dual ascent."""

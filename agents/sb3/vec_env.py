@@ -45,6 +45,16 @@ class SB3VecEnv(VecEnv):
         self._start = time.time()
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seeds for the sub-environments at the next reset, drawn from `seed`.
+
+        By SB3's own rule (s, s + 1, ...) two runs with neighbouring seeds would see the same images in all
+        sub-environments but one.
+        """
+        first = super().seed(seed)[0]
+        self._seeds = [int(drawn) for drawn in np.random.SeedSequence(first).generate_state(self.num_envs, np.uint64)]
+        return self._seeds
+
     def reset(self) -> VecEnvObs:
         """Observations [N, D]."""
         seeds = [None if seed is None else int(seed) for seed in self._seeds]

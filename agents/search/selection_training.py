@@ -33,13 +33,13 @@ class Regression:
     """Seed of weights and order."""
 
 
-def fit(selector: Selector, looks: Tensor, rewards: Tensor, how: Regression) -> None:
-    """Learn the rewards [N, K] from looks [N, forks, seen]: by least squares on most of the images; on the rest, the
-    price at which the budget is met, and how far differences between images are to be trusted."""
+def fit(selector: Selector, images: Tensor, looks: Tensor, rewards: Tensor, how: Regression) -> None:
+    """Learn the rewards [N, K] from looks [N, forks, seen] at `images` [N], any of which may have been shown more than
+    once: by least squares on most of the images; on the rest, the price at which the budget is met, and how far
+    differences between images are to be trusted."""
     looks, rewards = looks.to(selector.routes.device), rewards.to(selector.routes.device)
     generator = torch.Generator().manual_seed(how.seed)
-    order = torch.randperm(len(looks), generator=generator)
-    most, rest = order.split([len(order) - len(order) // HELD_OUT, len(order) // HELD_OUT])
+    most, rest = held_out(images, generator)
     selector.average.copy_(rewards[most].mean(0))
     for place, layer in enumerate(selector.layers):
         forks = [number for number, fork in enumerate(selector.forks) if len(fork) == layer]
@@ -52,6 +52,15 @@ def fit(selector: Selector, looks: Tensor, rewards: Tensor, how: Regression) -> 
         rest = most
     with torch.no_grad():
         _set_price_and_trust(selector, looks[rest], rewards[rest])
+
+
+def held_out(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices into `images` [N], at random: those of most images, and those of one in `HELD_OUT`, each with all its
+    occurrences on one side."""
+    number = {image: first for first, image in enumerate(dict.fromkeys(images.tolist()))}
+    place = torch.randperm(len(number), generator=generator).argsort()[[number[each] for each in images.tolist()]]
+    order = place.argsort(stable=True)
+    return order.split([count := int((place < len(number) - len(number) // HELD_OUT).sum()), len(order) - count])
 
 
 def _regress(network: nn.Module, inputs: Tensor, rewards: Tensor, how: Regression, generator: torch.Generator) -> None:
