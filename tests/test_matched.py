@@ -78,7 +78,8 @@ def test_a_seed_counts_once_where_points_of_the_same_cost_are_merged():
     skipping = [(budget, 0, 0.0, 0.2) for budget in (1e-6, 0.1)]
     curve = Curve.of([*again, *runs, *skipping])
     np.testing.assert_allclose(curve.costs, [[0, 0.4], [np.nan, 0.4]])
-    np.testing.assert_allclose(curve.at([0.0, 0.2, 0.4, 0.5]), [0.2, 0.525, 0.85, np.nan])
+    np.testing.assert_allclose(curve.at([0.0, 0.4, 0.5]), [0.2, 0.85, np.nan])
+    assert np.isnan(curve.at([0.1])), "nothing was measured between skipping everything and 0.4"
     costs, accuracies = curve.resampled((0,))
     assert costs.shape == accuracies.shape == (RESAMPLES, 2)
     assert set(np.unique(accuracies[:, 1].round(6))) == {0.8, 0.85, 0.9}

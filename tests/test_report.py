@@ -201,13 +201,32 @@ def test_few_seeds_and_what_cannot_be_ranked_are_said(tmp_path, tiny_data):
     assert any(f"It has {IMAGES} images" in words for words in made.summary)
     (against,) = (words for words in made.summary if words.startswith("Against static"))
     assert "better at budget 0.1: dfs and ppo†" in against
-    assert "Not known, for want of seeds or of static runs around their costs: at budget 0.1: " in against
+    assert "Not known, for want of seeds or of its runs around their costs: at budget 0.1: " in against
     assert "reinforce and skipnet" in against
     markdown = made.markdown()
     winner = next(text for text in markdown.splitlines() if text.startswith("| 0.1 |"))
     assert "| **ppo†** | ppo | 3 |" in winner
     assert winner.endswith("| - | skipnet (95.00) | reinforce (0 of 1 seeds do) |")
     assert "†" not in page(Material.read(leave(tmp_path / "b", lines[3:8]))).summary[0]
+
+
+def test_methods_that_train_the_backbone_are_held_against_fine_tuning_where_it_was_run(tmp_path, tiny_data):
+    costs = (0.05, 0.1, 0.2)
+    lines = [finished("ppo", 0.1, s, accuracy=0.7 + 0.001 * s) for s in range(5)]
+    lines += [finished("gumbel", 0.1, s, accuracy=0.8 + 0.001 * s, role="cotrained") for s in range(5)]
+    lines += [finished("static", b, s, accuracy=0.6, role="baseline") for b in costs for s in range(5)]
+    tuned = [finished("static_finetuned", b, s, accuracy=0.9, role="cotrained") for b in costs for s in range(5)]
+    frozen_only = page(Material.read(leave(tmp_path / "a", lines)))
+    both = page(Material.read(leave(tmp_path / "b", lines + tuned)))
+    (against,) = (words for words in frozen_only.summary if words.startswith("Against "))
+    assert "better at budget 0.1: gumbel* and ppo" in against
+    frozen, co_trained = (words for words in both.summary if words.startswith("Against "))
+    assert "Against static," in frozen
+    assert "better at budget 0.1: ppo." in frozen
+    assert "Against static_finetuned," in co_trained
+    assert "worse at budget 0.1: gumbel*." in co_trained
+    assert "over static_finetuned" in both.markdown()
+    assert "over static_finetuned" not in frozen_only.markdown()
 
 
 def test_only_planned_runs_count_as_failed(tmp_path, tiny_data):

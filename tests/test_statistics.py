@@ -130,15 +130,15 @@ def test_summary_of_one_method_over_seeds():
 
 
 def test_summary_compares_each_run_at_its_own_cost():
-    static = [line("static", budget, budget, seed=seed) for budget in (0.2, 1.0) for seed in (0, 1)]
-    noisy = [line("random", 0.2, 0.0), line("random", 0.2, 0.2, seed=1), line("random", 1.0, 0.9)]
+    static = [line("static", budget, budget, seed=seed) for budget in (0.3, 0.7) for seed in (0, 1)]
+    noisy = [line("random", 0.3, 0.0), line("random", 0.3, 0.2, seed=1), line("random", 0.7, 0.9)]
     learned = [line("dfs", 0.5, 0.5, 0.4), line("dfs", 0.5, 0.8, 0.6, seed=1)]
     rows = {(row.method, row.budget): row for row in summarise([*learned, *static, *noisy])}
     row = rows["dfs", 0.5]
     assert row.over_static == pytest.approx((0.1 + 0.2) / 2)
     assert (row.over_static_low, row.over_static_high) == pytest.approx((0.1, 0.2))
-    assert row.over_random == pytest.approx((0.5 - 0.3 + 0.8 - 0.5) / 2)
-    assert rows["static", 0.2].over_static == pytest.approx(0)
+    assert row.over_random == pytest.approx((0.5 - 0.3 + 0.8 - 0.7) / 2)
+    assert rows["static", 0.3].over_static == pytest.approx(0)
     assert list(rows) == sorted(rows)
 
 
@@ -148,6 +148,20 @@ def test_summary_leaves_out_runs_beyond_the_baseline():
     certain = [{**each, "seeded": False} for each in static]
     row = summarise([*certain, *inside, line("dfs", 0.4, 0.9, 0.45, seed=2)])[0]
     assert (row.runs, row.over_static, row.over_static_low) == pytest.approx((3, 0.2, 0.2))
+
+
+def test_between_points_of_the_baseline_that_are_far_apart_nothing_is_compared():
+    static = [line("static", budget, budget, seed=seed) for budget in (0.0, 0.1, 0.2, 0.9) for seed in (0, 1)]
+    learned = [line("dfs", budget, 0.9, budget, seed) for budget in (0.02, 0.15, 0.5, 0.95) for seed in (0, 1)]
+    found = [row.over_static for row in summarise([*learned, *static]) if row.method == "dfs"]
+    assert [math.isnan(over) for over in found] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(("seeds", "least", "most"), [(3, 0.68, 0.82), (5, 0.84, 0.95)])
+def test_intervals_over_few_seeds_cover_as_little_as_is_said(seeds, least, most):
+    values = np.random.default_rng(0).normal(size=(600, seeds))
+    covered = [low <= 0 <= high for low, high in (bootstrap_interval(each, seed=i) for i, each in enumerate(values))]
+    assert least <= np.mean(covered) <= most
 
 
 def test_the_baselines_own_seeds_widen_the_interval():

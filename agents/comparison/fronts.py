@@ -17,6 +17,8 @@ ROUNDING = 1e-6  # costs are sums of float32 numbers: a smaller difference is no
 NEAR = 0.15
 """How far from a cost, as a share of it, a front's nearest point may be that alone stands for the accuracy there:
 policies meet a budget to within some per cent."""
+NOTHING = 1e-4
+"""Costs no further apart than this are near each other: far less than a block at the fewest bits."""
 FAR = 2.0
 """Points on both sides of a cost may be as far as this factor from it. A front with a wider gap says nothing there."""
 
@@ -61,7 +63,7 @@ def reaches(costs: ArrayLike, cost: float) -> bool:
     """Whether some points of a front tell its accuracy at `cost`: one is near, see `NEAR`, or there is one on either
     side of it, neither too far, see `FAR`."""
     x = np.asarray(costs, float)
-    near = np.abs(x - cost) <= NEAR * cost + ROUNDING
+    near = np.abs(x - cost) <= NEAR * cost + NOTHING
     below, above = (x <= cost) & (x * FAR >= cost), (x >= cost) & (x <= FAR * cost)
     return bool(near.any() or (below.any() and above.any()))
 
@@ -129,8 +131,11 @@ class Curve:
         return np.nanmean(self.costs, 0), np.nanmean(self.accuracies, 0)
 
     def at(self, costs: ArrayLike) -> NDArray[np.float64]:
-        """Accuracies [Q] at `costs` [Q]; nan where it was not measured."""
-        return np.array([accuracy_at_cost(*self.points(), float(cost)) for cost in np.asarray(costs, float)])
+        """Accuracies [Q] at `costs` [Q]; nan where nothing near was measured, see `reaches`."""
+        x, y = self.points()
+        return np.array(
+            [accuracy_at_cost(x, y, cost) if reaches(x, cost) else np.nan for cost in np.asarray(costs, float)]
+        )
 
     def resampled(self, stream: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean costs and accuracies [RESAMPLES, points] on `resamples` of the seeds, each of which counts at all points

@@ -11,12 +11,12 @@ from agents.runs.results import labelled
 from scripts.reporting.figures import entropy, mean_values
 from scripts.reporting.published import PUBLISHED, Published, targets
 from scripts.reporting.study_data import FINETUNED, OVERSPENT, SETTLED, Part, settled
-from scripts.reporting.tables import SOON, TENTATIVE, Cell, Row, Table, interval, over_baseline, points
+from scripts.reporting.tables import FEW, TENTATIVE, Cell, Row, Table, interval, over_baseline, points
 
 MARKED = (
     "Interquartile mean over seeds with 95 % bootstrap intervals; differences, in points, at each run's own paper "
     "cost. ▲ better, ▼ worse, = not told apart (the interval includes zero), ? one seed on a side, and so no interval; "
-    f"{TENTATIVE} tentative, fewer than {SOON} seeds on a side. *: weights of its own; static has the frozen backbone, "
+    f"{TENTATIVE} {FEW}. *: weights of its own; static has the frozen backbone, "
     "and static_finetuned is what methods that co-train it are to be compared with. The oracle's headroom is what it "
     "has, on the frozen backbone, over static at that cost; where it was searched by beam, it may have more. Bold: on "
     "the part's front of learned methods, as drawn."

@@ -17,6 +17,11 @@ from scripts.reporting.material import Material
 SOON = 5
 """Seeds below which what is said is tentative."""
 TENTATIVE = "†"
+FEW = (
+    f"tentative, fewer than {SOON} seeds on a side: over three, an interval from the least to the greatest, which "
+    "covers 75 %, not 95 %"
+)
+"""What the mark says."""
 MARKS = {"better": "▲", "worse": "▼", "not told apart": "=", "unknown": "?"}
 """What stands beside a difference, for those who do not see its colour."""
 
@@ -152,7 +157,7 @@ def winners(material: Material) -> Table:
         [_winner(material, standing) for standing in material.standings],
         "The winner at each budget, at matched cost. A method wins only if the 95 % interval of its lead over every "
         "other one excludes zero. Ranked are those of which all seeds reach the cost and that have more than one seed, "
-        f"unless no seed changes them. {TENTATIVE}: tentative, fewer than {SOON} seeds on a side.",
+        f"unless no seed changes them. {TENTATIVE}: {FEW}.",
     )
 
 
@@ -179,6 +184,8 @@ def _winner(material: Material, standing: Standing) -> Row:
 def methods(material: Material) -> Table:
     """Every method at every budget, and its differences to the baselines."""
     leaders = {(name, each.cost) for each in material.standings if each.winner for name in [each.winner]}
+    finetuned = not all(np.isnan(row.over_static_finetuned) for row in material.rows)
+    compared = statistics.COMPARED_WITH if finetuned else statistics.BASELINES
     rows: list[Row] = [
         [
             Cell(material.shown(row.method), strong=(row.method, row.budget) in leaders),
@@ -187,19 +194,19 @@ def methods(material: Material) -> Table:
             points(row.accuracy) + (interval(row.accuracy_low, row.accuracy_high) if row.runs > 1 else ""),
             f"{row.cost:.4f}",
             f"{row.total_cost:.4f}",
-            *(over_baseline(row, name) for name in statistics.BASELINES),
+            *(over_baseline(row, name) for name in compared),
             "-" if np.isnan(row.seconds_per_thousand_images) else f"{row.seconds_per_thousand_images:.2f}",
         ]
         for row in sorted(material.rows, key=lambda row: (row.budget, -row.accuracy))
         if row.budget in material.budgets
     ]
     return Table(
-        (*METHOD_COLUMNS, "s/1000 images"),
+        (*METHOD_COLUMNS, *["over static_finetuned"] * finetuned, "s/1000 images"),
         rows,
         "Interquartile mean over seeds with 95 % bootstrap intervals. Differences, in points, are to the baseline at "
         "each run's own paper cost, and their intervals have the baseline's uncertainty in them. "
         "▲ better, ▼ worse, = not told apart (the interval includes zero), ? one seed on a side, and so no interval; "
-        f"{TENTATIVE} tentative, fewer than {SOON} seeds on a side. "
+        f"{TENTATIVE} {FEW}. "
         "*: weights of its own. Bold: the winner at that budget.",
     )
 
