@@ -59,8 +59,8 @@ class MethodConfig:
 
     @property
     def holds_budget(self) -> bool:
-        """Whether training aims at the budget. If not, it only says what policies see, and the most accurate is
-        kept."""
+        """Whether training aims at the budget. If not, it only says what policies see, and the most accurate is kept
+        (of networks with gates of their own, the last)."""
         return True
 
     @property
