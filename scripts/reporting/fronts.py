@@ -83,15 +83,13 @@ def _lines_of(rows: Sequence[Row], bounds: bool) -> dict[str, tuple[str, str]]:
 
 
 def _cheapest(rows: Sequence[Row], cost: str) -> float:
-    """Where the cost axis begins: below the learned methods; baselines also run far cheaper, which may leave the
-    frame."""
-    costs = [getattr(row, cost) for row in learned(rows) or rows]
-    return 0.6 * min((c for c in costs if c > 0), default=0.0)
+    """Below the costs of the rows, or 0 if they cost nothing."""
+    return 0.6 * min((c for row in rows if (c := getattr(row, cost)) > 0), default=0.0)
 
 
 def _accuracy_range(rows: Sequence[Row]) -> tuple[float, float]:
     """Around the learned points and the static ones of such costs; the others may leave the frame."""
-    begin = _cheapest(rows, "cost")
+    begin = _cheapest(learned(rows) or rows, "cost")
     static = [row for row in rows if row.registered == FIRST[0] and row.cost >= begin]
     shown = learned(rows) + static or list(rows)
     low, high = min(row.accuracy_low for row in shown), max(row.accuracy_high for row in rows)
@@ -108,6 +106,7 @@ def _draw_baseline(axes: Axes, rows: Sequence[Row], cost: str, style: str, colou
         costs,
         [row.accuracy for row in rows],
         style,
+        marker="d" if costs[0] == costs[-1] else None,  # a line of one point would not be seen
         color=colour,
         linewidth=1.4,
         label=legible(rows[0].method),
@@ -180,8 +179,10 @@ def _draw_front(axes: Axes, rows: Sequence[Row], cost: str) -> None:
 
 def _scale_costs(axes: Axes, rows: Sequence[Row], cost: str) -> None:
     """A logarithmic axis where costs span more than a factor of five; linear near zero if a learned method costs
-    nothing."""
-    begin, end = _cheapest(rows, cost), 1.15 * max(getattr(row, cost) for row in rows)
+    nothing. It begins below the learned methods, and the bounds where these are drawn; baselines also run far cheaper,
+    which may leave the frame."""
+    bounds = [row for row in rows if row.role == "bound" and cost == "cost"]
+    begin, end = _cheapest([*learned(rows), *bounds] or rows, cost), 1.15 * max(getattr(row, cost) for row in rows)
     if end < 5 * begin or not begin:
         return
     if min(getattr(row, cost) for row in learned(rows) or rows) > 0:

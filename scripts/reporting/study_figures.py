@@ -76,9 +76,8 @@ def _draw_part(axes: Axes, part: Part, colour: str) -> None:
         if bits:
             at = (part.cost(cost), accuracy)
             axes.plot(*at, color=colour, zorder=5, **KINDS["constant bitwidth"])
-            axes.annotate(
-                f"{bits} bit", at, (4, -11), textcoords="offset points", fontsize=8, color=colour, annotation_clip=True
-            )
+            style: dict[str, Any] = {"fontsize": 8, "color": colour, "ha": "right", "annotation_clip": True}
+            axes.annotate(f"{bits} bit", at, (-4, 4), textcoords="offset points", **style)
 
 
 def _front_style() -> dict[str, Any]:
