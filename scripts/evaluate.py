@@ -7,6 +7,7 @@ python -m scripts.evaluate runs/ppo-conditioned-budget0.04-seed0-1a2b3c4d --budg
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ def main(args: Evaluate) -> None:
     torch.set_num_threads(args.threads)
     policy, task, result = load_run(args.folder, data=args.data)
     _check_range(args.budgets, result["config"]["config"].get("budget_range"))
+    if set(args.budgets) - {result["budget"]} and not result.get("at_budgets"):
+        alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
+        print(f"{alone}: shown another, it need not spend that", file=sys.stderr)
     images = task.dataset.split(args.split)
     budgets = [check_budget(budget) for budget in args.budgets] or [result["budget"]]
     found = []

@@ -8,6 +8,8 @@ from agents.evaluation import evaluate
 from agents.runs.folders import RESULT, finished_folders
 from agents.runs.run import run
 from agents.runs.saved import load_run
+from scripts.evaluate import Evaluate
+from scripts.evaluate import main as evaluate_again
 from scripts.ship import Ship, ship
 from tests.test_methods import tiny_run
 
@@ -26,6 +28,13 @@ def test_what_is_copied_evaluates_to_the_same_numbers(runs, tmp_path):
         assert not list(folder.glob("events*"))
         policy, task, result = load_run(folder)
         assert evaluate(policy, task, "test", 0.3).line().items() <= result.items()
+
+
+def test_a_policy_of_one_budget_that_is_shown_another_is_said_to_be_so(runs, capsys):
+    (folder,) = (folder for folder in runs.iterdir() if folder.name.startswith("ppo"))
+    for budgets, told in (((), False), ((0.3,), False), ((0.3, 0.1), True)):
+        evaluate_again(Evaluate(folder, budgets=budgets))
+        assert ("was trained at budget 0.3 alone" in capsys.readouterr().err) == told
 
 
 def test_a_copy_that_was_killed_is_no_finished_run_and_is_made_anew(runs, tmp_path, monkeypatch):
