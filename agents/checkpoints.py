@@ -36,7 +36,13 @@ class Variables(SimpleNamespace):
         return dict(vars(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Change them back."""
+        """Change them back.
+
+        Raises:
+            KeyError: the state is of other variables.
+        """
+        if state.keys() != vars(self).keys():
+            raise KeyError(", ".join(sorted(state.keys() ^ vars(self).keys())))
         vars(self).update(state)
 
 

@@ -95,7 +95,7 @@ class DualAscent:
         if form not in FORMS:
             raise ValueError(f"unknown form of dual ascent {form!r}: choose one of {', '.join(FORMS)}")
         if not 0 < rate < math.inf:
-            raise ValueError(f"price_rate {rate} must be a finite number above 0; a fixed price has none")
+            raise ValueError(f"price_rate {rate} must be a finite number above 0")
         if not 0 <= anneal <= 1:
             raise ValueError(f"price_anneal {anneal} must be a share of training, in [0, 1]")
         if not 0 <= price < math.inf:

@@ -140,8 +140,15 @@ class ResNet(nn.Module):
         """Normalised images [B, 3, H, W] -> logits [B, num_classes], every block at `bits` (0 skips them all).
 
         `widest` is by default the least of the configuration's that is not below `bits`.
+
+        Raises:
+            ValueError: there is none.
         """
-        widest = widest or min(each for each in self.config.widest if each >= bits)
+        if widest is None:
+            enough = [each for each in self.config.widest if each >= bits]
+            if not enough:
+                raise ValueError(f"what is always on runs at {self.config.widest} bits, not at {bits} or more")
+            widest = min(enough)
         x = self.stem(images, widest)
         for block in self.blocks:
             x = block(x, bits, widest) if bits else block.skip(x, widest)  # type: ignore[operator]

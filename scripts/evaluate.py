@@ -44,8 +44,9 @@ def main(args: Evaluate) -> None:
     """Load, evaluate, print accuracy, costs, BitOps and the histogram of actions."""
     torch.set_num_threads(args.threads)
     policy, task, result = load_run(args.folder, data=args.data)
-    _check_range(args.budgets, result["config"]["config"].get("budget_range"))
-    if set(args.budgets) - {result["budget"]} and not result.get("at_budgets"):
+    trained = result["config"]["config"].get("budget_range")
+    _check_range(args.budgets, trained)
+    if set(args.budgets) - {result["budget"]} and not trained:
         alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
         print(f"{alone}: shown another, it need not spend that", file=sys.stderr)
     images = task.dataset.split(args.split)

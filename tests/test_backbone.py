@@ -311,6 +311,9 @@ def test_by_default_what_is_always_on_runs_at_the_least_bitwidth_that_suffices(i
     network = ResNet(ResNetConfig(8, width=4, bitwidths=(0, 2, 8, 32), widest=(8, 32))).eval()
     for bits, widest in ((0, 8), (2, 8), (8, 8), (32, 32)):
         assert torch.equal(network(images, bits), network(images, bits, widest))
+    narrow = ResNet(ResNetConfig(8, width=4, bitwidths=(0, 2, 8, 32), widest=(8,))).eval()
+    with pytest.raises(ValueError, match=r"runs at \(8,\) bits, not at 32 or more"):
+        narrow(images, 32)
 
 
 def test_counting_leaves_the_network_as_it_was(backbone):

@@ -80,6 +80,7 @@ def test_a_seed_counts_once_where_points_of_the_same_cost_are_merged():
     np.testing.assert_allclose(curve.costs, [[0, 0.4], [np.nan, 0.4]])
     np.testing.assert_allclose(curve.at([0.0, 0.4, 0.5]), [0.2, 0.85, np.nan])
     assert np.isnan(curve.at([0.1])), "nothing was measured between skipping everything and 0.4"
+    assert curve.at([0.36]) == pytest.approx([0.85]), "a little dearer, rather too good: nobody is flattered"
     costs, accuracies = curve.resampled((0,))
     assert costs.shape == accuracies.shape == (RESAMPLES, 2)
     assert set(np.unique(accuracies[:, 1].round(6))) == {0.8, 0.85, 0.9}

@@ -283,6 +283,8 @@ def test_a_run_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_
         ("blockdrop", {"price_rate": 0.0}),
         ("blockdrop", {"power": -2.0}),
         ("blockdrop", {"gamma": -1.0}),
+        ("blockdrop", {"power": 400.0}),
+        ("skipnet", {"alpha": -1.0}),
         ("imitation", {"price_rate": -1.0}),
         ("rloo", {"price_rate": -1.0}),
         ("dfs", {"cost_weight": -1.0}),

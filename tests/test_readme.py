@@ -39,7 +39,7 @@ def test_the_method_of_ones_own_trades_accuracy_for_cost(learned, tmp_path, monk
     method, costs = importlib.import_module("priced_gate"), []
     for price in (0.0, 30.0):
         config = method.Config(price=price, num_images=2000)
-        policy = method.train(config, learned, Recorder(learned, 1.0, config.num_images))
+        policy = method.train(config, learned, Recorder(learned, config.budget, 2000, holds_budget=config.holds_budget))
         costs.append(evaluate(policy, learned, "validation", 1.0).cost)
     assert costs[0] > costs[1]
 

@@ -220,9 +220,13 @@ def test_methods_that_train_the_backbone_are_held_against_fine_tuning_where_it_w
     both = page(Material.read(leave(tmp_path / "b", lines + tuned)))
     (against,) = (words for words in frozen_only.summary if words.startswith("Against "))
     assert "better at budget 0.1: gumbel* and ppo" in against
+    level = [{**each, "accuracy": 0.9} if each["method"] == "gumbel" else each for each in lines]
+    said = page(Material.read(leave(tmp_path / "c", level + tuned))).summary
+    assert any(words.startswith("Against static_finetuned,") and "none is told apart" in words for words in said)
+    assert any(words.startswith("Against static,") and "ppo and static_finetuned*" in words for words in said)
     frozen, co_trained = (words for words in both.summary if words.startswith("Against "))
     assert "Against static," in frozen
-    assert "better at budget 0.1: ppo." in frozen
+    assert "better at budget 0.1: ppo and static_finetuned*;" in frozen
     assert "Against static_finetuned," in co_trained
     assert "worse at budget 0.1: gumbel*." in co_trained
     assert "over static_finetuned" in both.markdown()

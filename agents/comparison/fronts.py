@@ -131,11 +131,22 @@ class Curve:
         return np.nanmean(self.costs, 0), np.nanmean(self.accuracies, 0)
 
     def at(self, costs: ArrayLike) -> NDArray[np.float64]:
-        """Accuracies [Q] at `costs` [Q]; nan where nothing near was measured, see `reaches`."""
+        """Accuracies [Q] at `costs` [Q]; nan where nothing near was measured, see `places`."""
         x, y = self.points()
-        return np.array(
-            [accuracy_at_cost(x, y, cost) if reaches(x, cost) else np.nan for cost in np.asarray(costs, float)]
-        )
+        return np.array([accuracy_at_cost(x, y, place) for place in self.places(costs)])
+
+    def places(self, costs: ArrayLike) -> NDArray[np.float64]:
+        """At which costs [Q] the curve tells the accuracy at `costs` [Q]: at these, between points on both sides of
+        which neither is further than `FAR`; else at a point a little dearer, see `NEAR`, so that nothing is flattered
+        that is held against the curve; else nan."""
+        return np.array([self._place(float(cost)) for cost in np.asarray(costs, float)])
+
+    def _place(self, cost: float) -> float:
+        x, _ = self.points()
+        above = int(np.searchsorted(x, cost - NOTHING))
+        if above < len(x) and above and x[above - 1] * FAR >= cost and cost <= x[above] <= FAR * cost:
+            return cost
+        return float(x[above]) if above < len(x) and x[above] <= (1 + NEAR) * cost + NOTHING else float("nan")
 
     def resampled(self, stream: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean costs and accuracies [RESAMPLES, points] on `resamples` of the seeds, each of which counts at all points

@@ -52,9 +52,10 @@ class Row:
     seconds_per_thousand_images: float
     """Mean time of training, checks on validation included; nan if the lines do not say."""
     over_random: float
-    """Interquartile mean, over the runs, of accuracy minus that of the method `random` at the run's own paper cost.
-    Runs around whose cost the baseline was not measured are left out; nan if that is all of them. The interval has the
-    baseline's own uncertainty over its seeds, too; it is nan if either side has but one run and would vary."""
+    """Interquartile mean, over the runs, of accuracy minus that of the method `random` at the run's own paper cost; nan
+    if the baseline was not measured around the cost of every run, for which runs count must not depend on how they
+    turned out. The interval has the baseline's own uncertainty over its seeds, too; it is nan if either side has but
+    one run and would vary."""
     over_random_low: float
     over_random_high: float
     over_random_seeds: int
@@ -184,11 +185,9 @@ def _over(lines: Sequence[Line], baseline: Baseline, stream: Sequence[int]) -> t
     baseline are resampled both, and the seeds of the side that has fewer."""
     costs, accuracies = (np.array([line[key] for line in lines], float) for key in ("cost", "accuracy"))
     differences = accuracies - baseline.curve.at(costs)
-    measured = ~np.isnan(differences)
-    count = int(measured.sum())
-    if not count:
+    if np.isnan(differences).any():
         return float("nan"), float("nan"), float("nan"), 0
-    drawn = accuracies[measured] - interpolate(*baseline.draws, costs[measured])
-    found = sample(differences[measured], stream, varies(lines), drawn).estimate()
-    seeds = min(filter(None, (count if varies(lines) else 0, baseline.seeds)), default=0)
+    drawn = accuracies - interpolate(*baseline.draws, baseline.curve.places(costs))
+    found = sample(differences, stream, varies(lines), drawn).estimate()
+    seeds = min(filter(None, (len(lines) if varies(lines) else 0, baseline.seeds)), default=0)
     return (*found, seeds) if baseline.certain else (found.value, float("nan"), float("nan"), seeds)

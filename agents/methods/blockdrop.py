@@ -28,6 +28,9 @@ from agents.recorder import Recorder
 from agents.rollouts import Decision, Rollout, Rule, unroll
 from dfs_env.task import Task
 
+MOST_POWER = 16.0
+"""Of the cost in the reward: beyond, the first price, budget to the minus power, is more than a number can be."""
+
 
 @dataclass(frozen=True)
 class Config(GateConfig):
@@ -71,7 +74,9 @@ class Config(GateConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(self, "power", "gamma", "ent_coef", "joint_gamma", "joint_lr")
-        self.dual()
+        if self.power > MOST_POWER:
+            raise ValueError(f"power {self.power} is above {MOST_POWER:g}")
+        self.dual()  # refuses what is impossible
         if not 0.5 <= self.bound <= 1:
             raise ValueError(f"bound {self.bound} must be a probability in [0.5, 1]")
         stages = self.curriculum + (self.joint if self.cotrain else 0)

@@ -84,8 +84,8 @@ class Config(GateConfig):
         super().__post_init__()
         make_schedule(self.rl_schedule)
         make_schedule(self.ent_schedule)
-        self.dual()
-        check_not_negative(self, "rl_weight", "rl_lr", "ent_coef")
+        check_not_negative(self, "alpha", "rl_weight", "rl_lr", "ent_coef")
+        self.dual()  # refuses what is impossible
         if not 0 <= self.pretraining <= 1:
             raise ValueError(f"pretraining {self.pretraining} must be a share of the images in [0, 1]")
         if not self.supervised and (self.pretraining or not self.cotrain):

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from agents.comparison.bootstrap import verdict
 from agents.comparison.statistics import Row
+from agents.runs.results import labelled
 from scripts.reporting.figures import picture
 from scripts.reporting.material import Material
 from scripts.reporting.tables import FEW, SOON, TENTATIVE, Table, escaped, interval, points
@@ -52,8 +53,8 @@ details summary { cursor: pointer; color: var(--blue); }
 
 
 MEANING = {
-    "static": "the best assignment that is the same for all images, on the frozen backbone",
-    "static_finetuned": "the same with the backbone fine-tuned on it, as theirs learned, too",
+    "static": "the best assignment found that is the same for all images, on the frozen backbone",
+    "static_finetuned": "the same with the backbone fine-tuned on it, as in the methods that co-train it",
 }
 """What methods are held against."""
 
@@ -193,8 +194,8 @@ def _intervals(material: Material) -> list[str]:
         )
     if low < 10:
         said += (
-            " Percentile intervals of so few seeds are narrower than they claim (over three they cover 75 %, over five "
-            "some 90 %): take a difference that barely excludes zero with care."
+            " Percentile intervals of so few seeds are narrower than they claim (over three they cover 75 to 80 %, "
+            "over five some 90 %): take a difference that barely excludes zero with care."
         )
     return [said]
 
@@ -202,13 +203,13 @@ def _intervals(material: Material) -> list[str]:
 def _against(material: Material, name: str, rows: Sequence[Row]) -> list[str]:
     """Which of the rows are ahead of the baseline that is registered as `name`, which behind, and which cannot be
     judged."""
-    found: dict[str, dict[float, list[str]]] = {"better": {}, "worse": {}, "unknown": {}}
+    found: dict[str, dict[float, list[str]]] = {"better": {}, "worse": {}, "unknown": {}, "not told apart": {}}
     for row in rows:
         low, high, seeds = (getattr(row, f"over_{name}_{end}") for end in ("low", "high", "seeds"))
         judged = verdict(low, high)
         few = TENTATIVE if judged != "unknown" and seeds < SOON else ""
-        found.get(judged, {}).setdefault(row.budget, []).append(material.shown(row.method) + few)
-    if not (found["better"] or found["worse"]):
+        found[judged].setdefault(row.budget, []).append(material.shown(row.method) + few)
+    if not (found["better"] or found["worse"] or found["not told apart"]):
         return []
     parts = [
         f"{word} at budget {budget:g}: {_listed(names)}"
@@ -216,21 +217,23 @@ def _against(material: Material, name: str, rows: Sequence[Row]) -> list[str]:
         for budget, names in sorted(found[word].items())
     ]
     unknown = [f"at budget {budget:g}: {_listed(names)}" for budget, names in sorted(found["unknown"].items())]
-    return [
-        f"Against {name}, {MEANING[name]}, each run at its own cost: {'; '.join(parts)}. "
-        + (f"Not known, for want of seeds or of its runs around their costs: {'; '.join(unknown)}. " * bool(unknown))
-        + "All others are not told apart from it."
-        + f" ({TENTATIVE}: {FEW}.)" * any(TENTATIVE in part for part in parts)
-    ]
+    said = f"Against {name}, {MEANING[name]}, each run at its own cost: {'; '.join(parts) or 'none is told apart'}. "
+    if unknown:
+        said += f"Not known, for want of seeds or of its runs around their costs: {'; '.join(unknown)}. "
+    if parts and found["not told apart"]:
+        said += "The others that were held against it are not told apart from it. "
+    return [said + f"({TENTATIVE}: {FEW}.)" if any(TENTATIVE in part for part in parts) else said.strip()]
 
 
 def _against_baselines(material: Material) -> list[str]:
-    """Methods that co-train the backbone against fine-tuning it on a static assignment, where that was run; all others
-    against static."""
+    """Methods that co-train the backbone against fine-tuning it on a static assignment, where that was run; all others,
+    and this itself, against static."""
     rows = [row for row in material.rows if row.method in material.learned and row.budget in material.budgets]
-    measured = [row for row in rows if not np.isnan(row.over_static_finetuned)]
-    others = [row for row in rows if row not in measured and row.registered not in MEANING]
-    return _against(material, "static", others) + _against(material, "static_finetuned", measured)
+    tuned = [row for row in rows if row.role == "cotrained" and row.registered != "static_finetuned"]
+    if not labelled(material.lines, "static_finetuned"):
+        return _against(material, "static", rows)
+    others = [row for row in rows if row not in tuned]
+    return _against(material, "static", others) + _against(material, "static_finetuned", tuned)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -15,17 +15,19 @@ from scripts.reporting.tables import METHOD_COLUMNS, worded
 
 
 def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> Table:
-    """One row for each run at one of the budgets; what is chosen, is to be chosen by accuracy on validation."""
+    """One row for each run at one of the budgets; options are to be chosen by accuracy on validation, which a run that
+    serves several budgets has as a mean only."""
     table = Table(title="every run, on test images; choose among options by the column of validation images")
     for column in ("method", "budget", "seed", "validation %", "accuracy %", "paper cost", "total cost", "M BitOps"):
         table.add_column(column, justify="left" if column == "method" else "right")
-    for line in expanded(results):
-        if line["budget"] in budgets:
+    for result in results:
+        for line in (each for each in expanded([result]) if each["budget"] in budgets):
+            chosen = None if result.get("at_budgets") else line.get("validation_accuracy")
             table.add_row(
                 escape(line["method"]),
                 f"{line['budget']:g}",
                 str(line["seed"]),
-                "-" if (chosen := line.get("validation_accuracy")) is None else f"{100 * chosen:.2f}",
+                "-" if chosen is None else f"{100 * chosen:.2f}",
                 f"{100 * line['accuracy']:.2f}",
                 f"{line['cost']:.4f}",
                 f"{line['total_cost']:.4f}",

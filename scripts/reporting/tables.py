@@ -18,8 +18,8 @@ SOON = 5
 """Seeds below which what is said is tentative."""
 TENTATIVE = "†"
 FEW = (
-    f"tentative, fewer than {SOON} seeds on a side: over three, an interval from the least to the greatest, which "
-    "covers 75 %, not 95 %"
+    f"tentative, fewer than {SOON} seeds on a side: over three, a 95 % interval is at most from the least to the "
+    "greatest, and covers some 75 to 80 %"
 )
 """What the mark says."""
 MARKS = {"better": "▲", "worse": "▼", "not told apart": "=", "unknown": "?"}
