@@ -57,6 +57,9 @@ def page(study: Study) -> Page:
     made.add("", "\n".join(escaped(f"- {part.name}: {about(part.material)}") for part in study.parts))
     if study.missing:
         made.text(f"Without results yet: {', '.join(study.missing)}.")
+    made.section("At a glance")
+    for number, part in enumerate(study.parts):
+        made.table(study_tables.glance(part, f"{part.name}." + f" {study_tables.BRIEF}" * (not number)))
     made.section("Every method")
     for number, part in enumerate(study.parts):
         caption = f"{part.name}." + f" {study_tables.MARKED}" * (not number)

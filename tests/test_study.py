@@ -12,6 +12,7 @@ from scripts.reporting.comparison_figure import TEXT
 from scripts.reporting.published import PUBLISHED, targets
 from scripts.reporting.study_data import Study, settled
 from scripts.reporting.study_figures import APART, fronts, spread
+from scripts.reporting.study_tables import glance
 from scripts.study import Options, main, write
 from tests.test_plot import line
 from tests.test_report import leave
@@ -109,7 +110,7 @@ def test_the_first_cost_of_each_accuracy_is_in_the_unit_of_the_published_ones(pa
 
 
 def test_each_part_has_its_methods_with_costs_differences_and_verdicts(page):
-    low, other = page.index("\nlow. Interquartile mean"), page.index("\ndfs.\n")
+    low, other = page.index("\nlow. Interquartile mean"), page.rindex("\ndfs.\n")
     assert low < other
     accuracy, cost, at_32, over, over_finetuned, realised = row(page[low:], "**ppo**", "0.4", "2")
     assert (accuracy, cost, at_32) == ("92.80 [92.70, 92.90]", "0.4000", "0.025")
@@ -147,6 +148,25 @@ def test_fine_tuning_alone_is_no_part_of_the_front_of_those_that_tell_images_apa
     (over,) = [each.over_static_finetuned for each in found.rows("gumbel") if each.budget == 0.4]
     assert over == pytest.approx(0.01)
     assert all(np.isnan(each.over_static_finetuned) for each in found.rows("ppo"))
+
+
+def test_at_a_glance_each_method_stands_beside_its_own_baseline(tmp_path):
+    lines = part(EIGHT, {0.1: 0.8, 0.4: 0.9})
+    for method, more in (("static_finetuned", 0.02), ("gumbel", 0.03)):
+        lines += [
+            {**each, "method": method, "role": "cotrained", "accuracy": each["accuracy"] + more}
+            for each in lines
+            if each["method"] == "static"
+        ]
+    (tmp_path / "only").mkdir()
+    leave(tmp_path / "only", lines, decided=False)
+    table = glance(Study.read(tmp_path).parts[0], "")
+    found = {tuple(cells[:2]): cells for cells in table.rows}
+    at = table.heads.index("budget 0.4")
+    assert found["gumbel*", "backbone learns, too"][at].text.endswith(", +1.00")
+    assert found["static_finetuned*", "backbone learns, too"][at].text.endswith(", +2.00")
+    assert found["ppo", "on the frozen backbone"][at].text.endswith(f", {100 * 0.004:+.2f}")
+    assert found["static", "nothing learned"][at].text == "90.00 at 0.4000"
 
 
 def test_what_it_took_and_how_decisions_differ(page):

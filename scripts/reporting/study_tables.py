@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,12 @@ from scripts.reporting.published import PUBLISHED, Published, targets
 from scripts.reporting.study_data import FINETUNED, OVERSPENT, SETTLED, Part, settled
 from scripts.reporting.tables import FEW, TENTATIVE, Cell, Row, Table, interval, over_baseline, points
 
+BRIEF = (
+    "Accuracy in per cent at the mean paper cost that was reached, and the difference in points to static at that "
+    "cost; for methods that co-train the backbone, to static_finetuned where that was measured. ▲ better, ▼ worse, = "
+    f"not told apart, ? one seed on a side; {TENTATIVE} {FEW}. No difference: the baseline was not measured around "
+    "that cost."
+)
 MARKED = (
     "Interquartile mean over seeds with 95 % bootstrap intervals; differences, in points, at each run's own paper "
     "cost. ▲ better, ▼ worse, = not told apart (the interval includes zero), ? one seed on a side, and so no interval; "
@@ -21,6 +28,39 @@ MARKED = (
     "has, on the frozen backbone, over static at that cost; where it was searched by beam, it may have more. Bold: on "
     "the part's front of learned methods, as drawn."
 )
+
+
+GROUPS = {
+    "baseline": "nothing learned",
+    "policy": "on the frozen backbone",
+    "cotrained": "backbone learns, too",
+    "network": "network with gates of its own",
+    "bound": "bound",
+}
+"""What the roles of methods are, in the order in which a table has them."""
+
+
+def glance(part: Part, caption: str) -> Table:
+    """A row for each method, a column for each budget: accuracy, the cost that was reached, and the difference to what
+    a method of its kind is to be compared with."""
+    budgets = part.material.budgets
+    rows: list[Row] = []
+    for role, group in GROUPS.items():
+        for method in sorted(name for name, own in part.material.roles.items() if own == role):
+            found = {row.budget: row for row in part.rows(method)}
+            cells = [_briefly(found[budget]) if budget in found else "" for budget in budgets]
+            rows += [[part.material.shown(method), group, *cells]] if any(cells) else []
+    return Table(("method", "kind", *(f"budget {budget:g}" for budget in budgets)), rows, caption)
+
+
+def _briefly(row: Summary) -> Cell:
+    tuned = not np.isnan(row.over_static_finetuned) and row.registered != FINETUNED
+    over = over_baseline(row, FINETUNED if tuned else "static")
+    judged = row.over_static_finetuned if tuned else row.over_static
+    text = f"{points(row.accuracy)} at {row.cost:.4f}"
+    if row.role == "bound" or row.registered == "static" or np.isnan(judged):
+        return Cell(text)
+    return replace(over, text=f"{text}, {points(judged, sign=True)}")
 
 
 def methods(part: Part, caption: str) -> Table:
