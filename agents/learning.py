@@ -40,7 +40,8 @@ class Stream(Iterator[Batch]):
     ) -> None:
         self.count, self.batch_size, self.batch_of = count, min(batch_size, count), batch_of
         self._generator = torch.Generator().manual_seed(seed)
-        self._left = self.rows = torch.empty(0, dtype=torch.int64)
+        self._left = torch.empty(0, dtype=torch.int64)
+        self.rows = self._left
         """[B], those of the last batch."""
 
     def __next__(self) -> Batch:

@@ -296,8 +296,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`. What was played before the episodes under way is forgotten, and so is what a
-        reward with a memory (a placement, cost by MACs) has seen of them: with such
-        a one, go on where episodes begin."""
+        reward with a memory (a placement, cost by MACs) has seen of them: with such a one, go on where episodes
+        begin."""
         self._draws.load_state_dict(state["generators"])
         device = self.process.device
         self._rows, self._route, self.price = state["rows"].copy(), state["route"].copy(), state["price"]
