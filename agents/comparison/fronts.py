@@ -139,10 +139,11 @@ class Curve:
         """At which costs [Q] the curve tells the accuracy at `costs` [Q]: at these, between points on both sides of
         which neither is further than `FAR`; else at a point a little dearer, see `NEAR`, so that nothing is flattered
         that is held against the curve; else nan."""
-        return np.array([self._place(float(cost)) for cost in np.asarray(costs, float)])
-
-    def _place(self, cost: float) -> float:
         x, _ = self.points()
+        return np.array([self._place(x, float(cost)) for cost in np.asarray(costs, float)])
+
+    @staticmethod
+    def _place(x: NDArray[np.float64], cost: float) -> float:
         above = int(np.searchsorted(x, cost - NOTHING))
         if above < len(x) and above and x[above - 1] * FAR >= cost and cost <= x[above] <= FAR * cost:
             return cost

@@ -17,7 +17,8 @@ SETTING = ("dataset", "depth", "bitwidths")
 """What lines must agree on for their accuracies and costs to be comparable."""
 BASELINES = ("random", "static")
 """Methods that every other is compared with at its own cost, as they are registered."""
-COMPARED_WITH = (*BASELINES, "static_finetuned")
+FINETUNED = "static_finetuned"
+COMPARED_WITH = (*BASELINES, FINETUNED)
 """The same, and what methods that co-train the backbone are to be compared with: fine-tuning by itself gains, too."""
 NOTHING_LEARNED = ("baseline", "bound")
 """Roles of what nothing is learned by."""

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from agents.comparison.bootstrap import verdict
-from agents.comparison.statistics import Row
+from agents.comparison.statistics import FINETUNED, Row
 from agents.runs.results import labelled
 from scripts.reporting.figures import picture
 from scripts.reporting.material import Material
@@ -54,7 +54,7 @@ details summary { cursor: pointer; color: var(--blue); }
 
 MEANING = {
     "static": "the best assignment found that is the same for all images, on the frozen backbone",
-    "static_finetuned": "the same with the backbone fine-tuned on it, as in the methods that co-train it",
+    FINETUNED: "the same with the backbone fine-tuned on it, as in the methods that co-train it",
 }
 """What methods are held against."""
 
@@ -229,11 +229,11 @@ def _against_baselines(material: Material) -> list[str]:
     """Methods that co-train the backbone against fine-tuning it on a static assignment, where that was run; all others,
     and this itself, against static."""
     rows = [row for row in material.rows if row.method in material.learned and row.budget in material.budgets]
-    tuned = [row for row in rows if row.role == "cotrained" and row.registered != "static_finetuned"]
-    if not labelled(material.lines, "static_finetuned"):
+    tuned = [row for row in rows if row.role == "cotrained" and row.registered != FINETUNED]
+    if not labelled(material.lines, FINETUNED):
         return _against(material, "static", rows)
     others = [row for row in rows if row not in tuned]
-    return _against(material, "static", others) + _against(material, "static_finetuned", tuned)
+    return _against(material, "static", others) + _against(material, FINETUNED, tuned)
 
 
 def _listed(names: Sequence[str]) -> str:

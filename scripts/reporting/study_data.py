@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.comparison.fronts import Curve, pareto_front
-from agents.comparison.statistics import COMPARED_WITH, NOTHING_LEARNED, Baseline, Row
+from agents.comparison.statistics import FINETUNED, NOTHING_LEARNED, Baseline, Row
 from agents.runs.parts import read_parts
 from agents.runs.results import EXPERIMENT, Line, labelled
 from agents.runs.run import RESULTS
@@ -18,7 +18,6 @@ from backbone.cost import at_full_precision
 from scripts.reporting.material import Material
 from scripts.reporting.published import DATASET
 
-FINETUNED = COMPARED_WITH[-1]
 ORACLE = "oracle"
 SETTLED = 0.005
 """How far, as a fraction of the images, validation accuracy may be below its final value and still have settled."""

@@ -12,11 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from agents.comparison.statistics import FINETUNED
 from agents.runs.results import labelled
 from scripts.reporting.comparison_figure import WIDTH
 from scripts.reporting.fronts import COLOURS, constant_points, legible
 from scripts.reporting.published import PUBLISHED
-from scripts.reporting.study_data import FINETUNED, Part, Study
+from scripts.reporting.study_data import Part, Study
 
 KINDS: dict[str, dict[str, Any]] = {
     "static": {"marker": "", "linestyle": "-", "linewidth": 1.6},

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from agents.comparison.statistics import FINETUNED
 from agents.comparison.statistics import Row as Summary
 from agents.runs.results import labelled
 from scripts.reporting.figures import entropy, mean_values
 from scripts.reporting.published import PUBLISHED, Published, targets
-from scripts.reporting.study_data import FINETUNED, OVERSPENT, SETTLED, Part, settled
+from scripts.reporting.study_data import OVERSPENT, SETTLED, Part, settled
 from scripts.reporting.tables import FEW, TENTATIVE, Cell, Row, Table, interval, over_baseline, points
 
 BRIEF = (

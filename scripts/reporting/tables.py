@@ -201,7 +201,7 @@ def methods(material: Material) -> Table:
         if row.budget in material.budgets
     ]
     return Table(
-        (*METHOD_COLUMNS, *["over static_finetuned"] * finetuned, "s/1000 images"),
+        (*METHOD_COLUMNS, *[f"over {statistics.FINETUNED}"] * finetuned, "s/1000 images"),
         rows,
         "Interquartile mean over seeds with 95 % bootstrap intervals. Differences, in points, are to the baseline at "
         "each run's own paper cost, and their intervals have the baseline's uncertainty in them. "
