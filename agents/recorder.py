@@ -22,7 +22,7 @@ from backbone.training import TrainingDivergedError
 from dfs_env.task import Task
 
 BACKBONE = "backbone.safetensors"
-TOLERANCE = 1.02
+LEEWAY = 1.02
 """A policy counts as within its budget up to this multiple of it, as measured on validation."""
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written after every validation, and whenever that much time has passed since the last."""
@@ -260,5 +260,5 @@ class Recorder:
 
     def _rank(self, results: list[Evaluation]) -> tuple[bool, float]:
         excess = max(result.cost / budget for result, budget in zip(results, self.budgets, strict=True))
-        within = excess <= TOLERANCE or not self.holds_budget
+        within = excess <= LEEWAY or not self.holds_budget
         return within, average(results).accuracy if within else -excess

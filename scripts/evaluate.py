@@ -1,6 +1,7 @@
 """Evaluate a finished run again: every image of a split once, with deterministic decisions.
 
 python -m scripts.evaluate runs/dfs-budget0.04-seed0-1a2b3c4d
+
 python -m scripts.evaluate runs/ppo-conditioned-budget0.04-seed0-1a2b3c4d --budgets 0.02 0.03 0.05
 """
 

@@ -1,6 +1,7 @@
 """Copy finished runs without their logs: what it takes to evaluate them elsewhere, small enough for a repository.
 
 python -m scripts.ship runs/study/2-4-8 docs/results/runs --seeds 0
+
 python -m scripts.evaluate docs/results/runs/RUN
 """
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from agents.dual import DualAscent
 from agents.gated.networks import GatedNetwork, NetworkConfig
 from agents.learning import image_stream
-from agents.recorder import TOLERANCE, Recorder
+from agents.recorder import LEEWAY, Recorder
 from backbone.gated import GatedResNet
 from backbone.quantization import FLOAT_BITS
 from backbone.resnet import ResNet
@@ -131,7 +131,7 @@ def train_network(config: NetworkConfig, task: Task, recorder: Recorder, loader:
     if config.start == "backbone":
         start_from(network, task.process.backbone)
     contestant = GatedNetwork(network, task.process, loader)
-    if config.target is None and contestant.floor > config.budget * TOLERANCE:
+    if config.target is None and contestant.floor > config.budget * LEEWAY:
         raise ValueError(
             f"budget {config.budget} is below what this network always computes, {contestant.floor:.4g}; choose fewer "
             "bits, gate both convolutions, or give a target"

@@ -10,6 +10,7 @@ import torch
 from agents.method_config import MethodConfig
 from agents.policies import AssignmentPolicy, Policy
 from agents.recorder import Recorder
+from backbone.cost import TOLERANCE
 from dfs_env.task import Task
 
 
@@ -34,7 +35,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     if config.bits is not None and config.bits not in process.bitwidths:
         raise ValueError(f"bits {config.bits} is not among the bitwidths {process.bitwidths}")
     costs = process.cost.paper.sum(0).tolist()
-    affordable = [action for action, cost in enumerate(costs) if cost <= config.budget + 1e-6]
+    affordable = [action for action, cost in enumerate(costs) if cost <= config.budget + TOLERANCE]
     if config.bits is None and not affordable:
         raise ValueError(
             f"budget {config.budget} is below the cheapest constant bitwidth, which costs {min(costs):.4f}"

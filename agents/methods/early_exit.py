@@ -19,6 +19,7 @@ from agents.methods import selector
 from agents.recorder import Recorder
 from agents.search.assignments import best_assignment, with_changes
 from agents.search.selection import Selector
+from backbone.cost import TOLERANCE
 from dfs_env.task import Task
 
 
@@ -53,14 +54,14 @@ def exits(config: Config, task: Task, recorder: Recorder | None = None) -> Tenso
     longest, search = best_assignment(dearest, task, recorder)
     routes = list(shortened(longest.tolist(), config.decide_at))
     costs = [search.cost(route) for route in routes]
-    limit = config.budget + 1e-6
+    limit = config.budget + TOLERANCE
     if costs[-1] > limit:
         raise ValueError(
             f"leaving out what {routes[0]} runs from block {config.decide_at} on brings it to no cost within the "
             f"budget {config.budget:g}: lower decide_at, or raise the budget"
         )
     shorter = (cost for cost in costs[1:] if cost <= limit)
-    least = min(max(shorter, default=costs[0]), config.budget * (1 - config.spread)) - 1e-6
+    least = min(max(shorter, default=costs[0]), config.budget * (1 - config.spread)) - TOLERANCE
     near = [route for route, cost in zip(routes, costs, strict=True) if cost >= least]
     return torch.tensor(near[::-1], device=task.process.device)
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from agents.method_config import MethodConfig
 from agents.policies import AssignmentPolicy, Policy
 from agents.recorder import Recorder
+from backbone.cost import TOLERANCE
 from dfs_env.task import Task
 
 
@@ -35,7 +36,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     prices = process.cost.paper.double().cpu()
     running, least = prices[:, process.bitwidths.index(bits)], prices.min(1).values
     costs = [float(running[:k].sum() + least[k:].sum()) for k in range(process.num_layers + 1)]
-    affordable = [k for k, cost in enumerate(costs) if cost <= config.budget + 1e-6]
+    affordable = [k for k, cost in enumerate(costs) if cost <= config.budget + TOLERANCE]
     if not affordable:
         raise ValueError(
             f"budget {config.budget} is below the cheapest route, which costs {costs[0]:.4f}; choose a larger budget"

@@ -34,6 +34,7 @@ from agents.search.assignments import SearchConfig, best_assignment, descent
 from agents.search.selection import Hindsight, Selector
 from agents.search.selection_training import Regression, fit
 from agents.search.trials import ANSWERS
+from backbone.cost import TOLERANCE
 from dfs_env.task import Task
 
 REFITS = 8
@@ -127,7 +128,7 @@ def continuations(config: Config, task: Task, recorder: Recorder | None = None) 
     found = [route for route in found if route != own.tolist()]
     if config.spread is not None:
         distance = {tuple(route): abs(search.cost(route) - config.budget) for route in found}
-        near = max(config.spread * config.budget + 1e-6, min(distance.values()))
+        near = max(config.spread * config.budget + TOLERANCE, min(distance.values()))
         found = [route for route in found if distance[tuple(route)] <= near]
     return torch.tensor([*found[::-1], own.tolist()], device=process.device)
 

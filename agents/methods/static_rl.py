@@ -20,7 +20,7 @@ from agents.learning import image_stream
 from agents.method_config import MethodConfig, check_not_negative
 from agents.policies import AssignmentPolicy, Policy
 from agents.recorder import Recorder
-from backbone.cost import CostTable
+from backbone.cost import TOLERANCE, CostTable
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
@@ -61,7 +61,7 @@ def fit(assignment: list[int], costs: CostTable, budget: float) -> list[int]:
         ValueError: not even the cheapest assignment is.
     """
     lowered, block = list(assignment), len(assignment)
-    while float(costs.route_cost(torch.tensor([lowered], device=costs.paper.device))[0]) > budget + 1e-6:
+    while float(costs.route_cost(torch.tensor([lowered], device=costs.paper.device))[0]) > budget + TOLERANCE:
         if not any(lowered):
             raise ValueError(f"budget {budget} is below the cheapest assignment")
         block = (block or len(lowered)) - 1

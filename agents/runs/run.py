@@ -29,6 +29,7 @@ from agents.runs.decisions import write_decisions
 from agents.runs.folders import CONFIG, ERROR, RESULT, finish, finished_folders, is_whole, partial_folder
 from agents.runs.results import read_line
 from backbone.checkpoint import write_atomically
+from backbone.cost import TOLERANCE
 from dfs_env.task import Task, make_task
 
 RESULTS = "results.jsonl"
@@ -135,7 +136,7 @@ def check_reachable(config: MethodConfig, task: Task) -> None:
     """
     budgets = (config.budget, *config.validation_budgets, *getattr(config, "eval_budgets", ()))
     cheapest, budget = float(task.process.cost.cheapest[0]), min(budgets)
-    if config.holds_budget and not config.is_network and budget < cheapest - 1e-6:
+    if config.holds_budget and not config.is_network and budget < cheapest - TOLERANCE:
         raise ValueError(
             f"budget {budget} is below the cheapest route, which costs {cheapest:.4f} with bitwidths "
             f"{task.process.bitwidths}; raise it, or let blocks be skipped"

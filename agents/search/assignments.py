@@ -18,6 +18,7 @@ from agents.learning import image_stream
 from agents.method_config import MethodConfig
 from agents.recorder import Recorder
 from agents.search.trials import ANSWERS, Search
+from backbone.cost import TOLERANCE
 from dfs_env.task import Task
 
 SEARCHED = ("train", "validation")
@@ -95,7 +96,7 @@ def _rise(search: Search, assignment: list[int], change: tuple[int, int]) -> flo
 
 def descend(search: Search, assignment: list[int], budget: float, lazy: bool = False) -> list[int]:
     """Lower one block at a time until the cost is within the budget."""
-    return next(trial for trial in descent(search, assignment, lazy=lazy) if search.cost(trial) <= budget + 1e-6)
+    return next(trial for trial in descent(search, assignment, lazy=lazy) if search.cost(trial) <= budget + TOLERANCE)
 
 
 def exchange(search: Search, assignment: list[int], budget: float, actions: int, count: int | None = None) -> list[int]:
@@ -112,7 +113,7 @@ def exchange(search: Search, assignment: list[int], budget: float, actions: int,
             if change not in alone:
                 alone[change] = search.loss(with_changes(assignment, change)) - loss
         trials = [
-            trial for trial in _exchanges(search, assignment, budget, alone) if search.cost(trial) <= budget + 1e-6
+            trial for trial in _exchanges(search, assignment, budget, alone) if search.cost(trial) <= budget + TOLERANCE
         ]
         if count is not None:
             trials = sorted(trials, key=lambda trial: _promised(assignment, trial, alone))[:count]
@@ -153,7 +154,7 @@ def _exchanges(
 def _paid(search: Search, assignment: list[int], budget: float, changes: Iterable[tuple[int, int]]) -> list[int]:
     """The assignment after as many of the changes, in their order, as the budget takes."""
     for block, action in changes:
-        if search.cost(assignment) <= budget + 1e-6:
+        if search.cost(assignment) <= budget + TOLERANCE:
             break
         assignment = with_changes(assignment, (block, min(action, assignment[block])))
     return assignment
@@ -173,7 +174,7 @@ def best_assignment(config: SearchConfig, task: Task, recorder: Recorder | None 
     """
     process, budget = task.process, config.budget
     cheapest = float(process.cost.cheapest[0])
-    if budget < cheapest - 1e-6:
+    if budget < cheapest - TOLERANCE:
         raise ValueError(f"budget {budget} is below the cheapest assignment, which costs {cheapest:.4f}")
     images, labels = next(image_stream(task, config.search_images, config.seed, split=config.search_split))
     with torch.no_grad():
@@ -181,7 +182,7 @@ def best_assignment(config: SearchConfig, task: Task, recorder: Recorder | None 
         widest = [process.num_actions - 1] * process.num_layers
         descended = descend(search, widest, budget, lazy=config.exchanges is not None)
         constants = [[action] * process.num_layers for action in range(process.num_actions)]
-        affordable = [constant for constant in constants if search.cost(constant) <= budget + 1e-6]
+        affordable = [constant for constant in constants if search.cost(constant) <= budget + TOLERANCE]
         start = min([descended, *affordable[-1:]], key=search.loss)
         assignment = exchange(search, start, budget, process.num_actions, config.exchanges)
     return torch.tensor(assignment), search

@@ -20,6 +20,7 @@ from torch import Tensor
 from agents.search.digest import digest
 from agents.search.routes import search
 from agents.workers import start_worker
+from backbone.cost import TOLERANCE
 from dfs_env.process import SkippingProcess
 
 MAX_ROUTES = 20_000
@@ -142,7 +143,7 @@ def within_budget(process: SkippingProcess, found: Routes, budget: float) -> Ten
     """
     prices = process.cost.paper.double().cpu()
     least, cheapest = prices.min(1)
-    if float(least.sum()) > budget + 1e-6:
+    if float(least.sum()) > budget + TOLERANCE:
         raise ValueError(
             f"budget {budget} is below the cheapest route, which costs {float(least.sum()):.4f}; choose a larger budget"
         )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.search.selection import Selector
+from backbone.cost import TOLERANCE
 
 TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the predicted differences between images that are tried; with 0, all images take one route."""
@@ -96,7 +97,7 @@ def set_price(selector: Selector, predicted: Tensor) -> None:
     low, high = PRICES
     for _ in range(BISECTIONS):
         selector.price.fill_((low * high) ** 0.5)
-        if float(selector.costs[selector.walk(predicted)].double().mean()) > selector.budget + 1e-6:
+        if float(selector.costs[selector.walk(predicted)].double().mean()) > selector.budget + TOLERANCE:
             low = float(selector.price)
         else:
             high = float(selector.price)
