@@ -24,11 +24,11 @@ from agents.comparison.matched import (
     reference_point,
     standings,
 )
-from agents.comparison.statistics import NOTHING_LEARNED, Row, summarise
+from agents.comparison.statistics import FINETUNED, NOTHING_LEARNED, Row, summarise
 from agents.runs.decisions import Decisions, read_decisions
 from agents.runs.experiment import read_experiment
 from agents.runs.planning import plan
-from agents.runs.results import EXPERIMENT, Line, expanded, read_lines
+from agents.runs.results import EXPERIMENT, Line, expanded, labelled, read_lines
 
 CURVE = ("time/images", "validation/accuracy", "validation/cost")
 """Columns of progress.csv that make a learning curve."""
@@ -134,6 +134,16 @@ class Material:
             return {run.name for run in plan(read_experiment(self.folder / EXPERIMENT))}
         except (OSError, ValueError):
             return None
+
+    @cached_property
+    def _finetuned(self) -> bool:
+        return bool(labelled(self.lines, FINETUNED))
+
+    def baseline_of(self, row: Row) -> str:
+        """What a row is to be held against: static_finetuned, if it was run, by methods that co-train the backbone;
+        static by all others, and by static_finetuned itself."""
+        tuned = row.role == "cotrained" and row.registered != FINETUNED
+        return FINETUNED if tuned and self._finetuned else "static"
 
     def shown(self, method: str) -> str:
         """A method's name, with a star if it has weights of its own."""

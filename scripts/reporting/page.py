@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from agents.comparison.bootstrap import verdict
 from agents.comparison.statistics import FINETUNED, Row
-from agents.runs.results import labelled
 from scripts.reporting.figures import picture
 from scripts.reporting.material import Material
 from scripts.reporting.tables import FEW, SOON, TENTATIVE, Table, escaped, interval, points
@@ -226,14 +225,13 @@ def _against(material: Material, name: str, rows: Sequence[Row]) -> list[str]:
 
 
 def _against_baselines(material: Material) -> list[str]:
-    """Methods that co-train the backbone against fine-tuning it on a static assignment, where that was run; all others,
-    and this itself, against static."""
+    """Every learned method against the baseline that it is to be held against."""
     rows = [row for row in material.rows if row.method in material.learned and row.budget in material.budgets]
-    tuned = [row for row in rows if row.role == "cotrained" and row.registered != FINETUNED]
-    if not labelled(material.lines, FINETUNED):
-        return _against(material, "static", rows)
-    others = [row for row in rows if row not in tuned]
-    return _against(material, "static", others) + _against(material, FINETUNED, tuned)
+    return [
+        said
+        for name in MEANING
+        for said in _against(material, name, [row for row in rows if material.baseline_of(row) == name])
+    ]
 
 
 def _listed(names: Sequence[str]) -> str:

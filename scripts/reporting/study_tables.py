@@ -17,7 +17,7 @@ from scripts.reporting.tables import FEW, TENTATIVE, Cell, Row, Table, interval,
 
 BRIEF = (
     "Accuracy in per cent at the mean paper cost that was reached, and the difference in points to static at that "
-    "cost; for methods that co-train the backbone, to static_finetuned where that was measured. ▲ better, ▼ worse, = "
+    "cost; for methods that co-train the backbone, to static_finetuned, if that was run. ▲ better, ▼ worse, = "
     f"not told apart, ? one seed on a side; {TENTATIVE} {FEW}. No difference: the baseline was not measured around "
     "that cost."
 )
@@ -49,15 +49,15 @@ def glance(part: Part, caption: str) -> Table:
     for role, group in GROUPS.items():
         for method in sorted(name for name, own in part.material.roles.items() if own == role):
             found = {row.budget: row for row in part.rows(method)}
-            cells = [_briefly(found[budget]) if budget in found else "" for budget in budgets]
+            cells = [_briefly(part, found[budget]) if budget in found else "" for budget in budgets]
             rows += [[part.material.shown(method), group, *cells]] if any(cells) else []
     return Table(("method", "kind", *(f"budget {budget:g}" for budget in budgets)), rows, caption)
 
 
-def _briefly(row: Summary) -> Cell:
-    tuned = not np.isnan(row.over_static_finetuned) and row.registered != FINETUNED
-    over = over_baseline(row, FINETUNED if tuned else "static")
-    judged = row.over_static_finetuned if tuned else row.over_static
+def _briefly(part: Part, row: Summary) -> Cell:
+    baseline = part.material.baseline_of(row)
+    over = over_baseline(row, baseline)
+    judged = getattr(row, f"over_{baseline}")
     text = f"{points(row.accuracy)} at {row.cost:.4f}"
     if row.role == "bound" or row.registered == "static" or np.isnan(judged):
         return Cell(text)
