@@ -71,6 +71,7 @@ def page(study: Study) -> Page:
         made.text(f"Published values are of CIFAR-10, and say nothing of {', '.join(others)}.")
     made.section("What it took")
     made.table(study_tables.took(study.parts))
+    made.text(study_tables.altogether(study.parts))
     _differences(made, study)
     _transition(made, study)
     made.section("Published points")

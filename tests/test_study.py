@@ -9,10 +9,11 @@ import pytest
 from backbone.cost import at_full_precision
 from scripts import study
 from scripts.reporting.comparison_figure import TEXT
+from scripts.reporting.material import Material
 from scripts.reporting.published import PUBLISHED, targets
-from scripts.reporting.study_data import Study, settled
+from scripts.reporting.study_data import Part, Study, settled
 from scripts.reporting.study_figures import APART, fronts, spread
-from scripts.reporting.study_tables import glance
+from scripts.reporting.study_tables import altogether, glance
 from scripts.study import Options, main, write
 from tests.test_plot import line
 from tests.test_report import leave
@@ -175,6 +176,14 @@ def test_what_it_took_and_how_decisions_differ(page):
     assert sum(map(float, shares[1:])) == pytest.approx(100, abs=0.3)
     assert "Without results yet: later" in page
     assert "published as figures only" in page
+
+
+def test_hours_count_every_run_once_whatever_its_budgets_and_baselines_too(tmp_path):
+    both = [line("ppo", budget, 0, run="ppo", seconds=5400.0) for budget in (0.1, 0.2)]
+    lines = [*both, line("static", 0.1, 0, run="static", seconds=1800.0), line("constant", 0.1, 0, run="constant")]
+    said = altogether([Part("one", Material(tmp_path, lines)), Part("two", Material(tmp_path, both))])
+    assert "all 4 runs" in said
+    assert "3.5 hours" in said
 
 
 def test_parts_are_in_the_order_of_the_file_and_without_it_in_the_alphabets(folder, tmp_path):

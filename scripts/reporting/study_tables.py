@@ -162,6 +162,16 @@ def took(parts: Sequence[Part]) -> Table:
     )
 
 
+def altogether(parts: Sequence[Part]) -> str:
+    """What all runs took, those of baselines and bounds among them."""
+    runs = [line for part in parts for method in part.material.roles for line in part.runs(method)]
+    hours = sum(line.get("seconds") or 0.0 for line in runs) / 3600
+    return (
+        f"One after the other, training and search of all {len(runs)} runs took {hours:.1f} hours; evaluation on the "
+        "test images comes on top."
+    )
+
+
 def _mean(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     return f"{np.mean(known):,.0f}" if known else "-"
