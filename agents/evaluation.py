@@ -35,9 +35,9 @@ class Evaluation:
     gate_macs: float
     """The gate's own multiply-accumulates for an image."""
     histogram: list[list[float]]
-    """[L][A] share of the images that chose each action at each block; empty for a network that gates otherwise."""
+    """[L][A] share of the images that chose each action at each block; empty where images take no single route."""
     routes: Tensor
-    """[N, L] int64, the actions taken; [N, 0] for a network that gates otherwise."""
+    """[N, L] int64, the actions taken; [N, 0] where images take no single route."""
     correct: Tensor
     """[N] bool."""
     losses: Tensor
@@ -140,23 +140,39 @@ def judged(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {name: values.cpu() for name, values in found.items()}
 
 
-def summary(task: Task, gate_macs: float, routes: Tensor, logits: Tensor, labels: Tensor) -> Evaluation:
-    """The evaluation of N images from their routes [N, L], the network's logits [N, K] on these, their labels [N], and
-    the gate's own multiply-accumulates for an image."""
-    costs = task.process.cost
-    paper, total = costs.route_cost(routes)
-    total_cost = float(total.double().mean()) + gate_bitops(gate_macs) / costs.full_bitops
-    chosen = F.one_hot(routes, task.process.num_actions).double().mean(0)
-    answers = judged(logits, labels)
+def unrouted(logits: Tensor, labels: Tensor, paper: Tensor, total: Tensor, full_bitops: float) -> Evaluation:
+    """The evaluation of what does not take one route for an image.
+
+    Args:
+        logits: [N, K].
+        labels: [N].
+        paper: [N] paper costs.
+        total: [N] total costs.
+        full_bitops: of full execution.
+    """
+    total_cost, answers = float(total.double().mean()), judged(logits, labels)
     return Evaluation(
         accuracy=float(answers["correct"].double().mean()),
         loss=float(answers["losses"].double().mean()),
         cost=float(paper.double().mean()),
         total_cost=total_cost,
-        bitops=total_cost * costs.full_bitops,
-        gate_macs=gate_macs,
-        histogram=[[round(share, 6) for share in row] for row in chosen.tolist()],
-        routes=routes.cpu(),
-        costs=paper.cpu(),
+        bitops=total_cost * full_bitops,
+        gate_macs=0.0,
+        histogram=[],
+        routes=torch.zeros(len(labels), 0, dtype=torch.long),
+        costs=paper.float().cpu(),
         **answers,
     )
+
+
+def summary(task: Task, gate_macs: float, routes: Tensor, logits: Tensor, labels: Tensor) -> Evaluation:
+    """The evaluation of N images from their routes [N, L], the network's logits [N, K] on these, their labels [N], and
+    the gate's own multiply-accumulates for an image."""
+    costs = task.process.cost
+    paper, total = costs.route_cost(routes)
+    found = unrouted(
+        logits, labels, paper, total.double() + gate_bitops(gate_macs) / costs.full_bitops, costs.full_bitops
+    )
+    chosen = F.one_hot(routes, task.process.num_actions).double().mean(0)
+    histogram = [[round(share, 6) for share in row] for row in chosen.tolist()]
+    return replace(found, gate_macs=gate_macs, histogram=histogram, routes=routes.cpu())

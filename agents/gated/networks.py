@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agents.evaluation import Evaluation, judged
+from agents.evaluation import Evaluation, unrouted
 from agents.method_config import MethodConfig
 from agents.policies import FILE
 from backbone import schedules
@@ -76,19 +76,7 @@ class GatedNetwork:
                 progress(len(rows))
         self.network.train(was_training)
         logits, paper, total = (torch.cat(column) for column in zip(*results, strict=True))
-        total_cost, answers = float(total.mean()), judged(logits, images.labels)
-        return Evaluation(
-            accuracy=float(answers["correct"].double().mean()),
-            loss=float(answers["losses"].double().mean()),
-            cost=float(paper.mean()),
-            total_cost=total_cost,
-            bitops=total_cost * self.cost.full_bitops,
-            gate_macs=0.0,
-            histogram=[],
-            routes=torch.zeros(len(images), 0, dtype=torch.long),
-            costs=paper.float().cpu(),
-            **answers,
-        )
+        return unrouted(logits, images.labels, paper, total, self.cost.full_bitops)
 
     def save(self, folder: Path) -> None:
         """Write the weights and the shape of the network."""

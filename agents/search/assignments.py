@@ -19,6 +19,7 @@ from agents.method_config import MethodConfig
 from agents.recorder import Recorder
 from agents.search.trials import ANSWERS, Search
 from backbone.cost import TOLERANCE
+from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
 SEARCHED = ("train", "validation")
@@ -165,24 +166,37 @@ def _promised(assignment: list[int], trial: list[int], alone: Mapping[tuple[int,
     return sum(alone[change] for change in enumerate(trial) if change[1] != assignment[change[0]])
 
 
-def best_assignment(config: SearchConfig, task: Task, recorder: Recorder | None = None) -> tuple[Tensor, Search]:
-    """The best assignment [L] of actions within the budget on some images, and the search that found it. The recorder
-    is told of the time that it would have taken by itself.
+def make_search(config: SearchConfig, task: Task, recorder: Recorder | None = None) -> Search:
+    """A search on the images that `config` says. The recorder is told of the time that it would have taken by itself.
 
     Raises:
         ValueError: the budget is below the cheapest assignment.
     """
-    process, budget = task.process, config.budget
-    cheapest = float(process.cost.cheapest[0])
-    if budget < cheapest - TOLERANCE:
-        raise ValueError(f"budget {budget} is below the cheapest assignment, which costs {cheapest:.4f}")
+    cheapest = float(task.process.cost.cheapest[0])
+    if config.budget < cheapest - TOLERANCE:
+        raise ValueError(f"budget {config.budget} is below the cheapest assignment, which costs {cheapest:.4f}")
     images, labels = next(image_stream(task, config.search_images, config.seed, split=config.search_split))
     with torch.no_grad():
-        search = Search(process, images, labels, config.answer, recorder)
-        widest = [process.num_actions - 1] * process.num_layers
-        descended = descend(search, widest, budget, lazy=config.exchanges is not None)
-        constants = [[action] * process.num_layers for action in range(process.num_actions)]
-        affordable = [constant for constant in constants if search.cost(constant) <= budget + TOLERANCE]
+        return Search(task.process, images, labels, config.answer, recorder)
+
+
+def constants(process: SkippingProcess) -> list[list[int]]:
+    """Each action everywhere."""
+    return [[action] * process.num_layers for action in range(process.num_actions)]
+
+
+def best_assignment(config: SearchConfig, task: Task, recorder: Recorder | None = None) -> tuple[Tensor, Search]:
+    """The best assignment [L] of actions within the budget on some images, and the search that found it, which
+    `make_search` made.
+
+    Raises:
+        ValueError: the budget is below the cheapest assignment.
+    """
+    process, budget, search = task.process, config.budget, make_search(config, task, recorder)
+    with torch.no_grad():
+        same = constants(process)
+        descended = descend(search, same[-1], budget, lazy=config.exchanges is not None)
+        affordable = [constant for constant in same if search.cost(constant) <= budget + TOLERANCE]
         start = min([descended, *affordable[-1:]], key=search.loss)
         assignment = exchange(search, start, budget, process.num_actions, config.exchanges)
     return torch.tensor(assignment), search

@@ -97,18 +97,26 @@ class Search:
         """Minus the mean reward of the answers."""
         key = tuple(assignment)
         if key not in self._known:
-            self.seen += round(len(self.labels) * (1 - _in_common(self._last, key) / self.process.num_layers))
-            self._last = key
             if key in self._found:
+                self._count(key)
                 if self.recorder:
                     self.recorder.count_seconds(self._found[key][1])
             else:
                 start = time.perf_counter()
-                logits = torch.cat([part.logits(assignment) for part in self._parts])
-                loss = -float(self._reward(logits, self.labels).mean())
+                loss = -float(self.outcomes(assignment)[0].mean())
                 self._found[key] = loss, time.perf_counter() - start
             self._known[key] = self._found[key][0]
         return self._known[key]
+
+    def outcomes(self, assignment: list[int]) -> tuple[Tensor, Tensor]:
+        """Rewards of the answers [N], and logits [N, num_classes]."""
+        self._count(tuple(assignment))
+        logits = torch.cat([part.logits(assignment) for part in self._parts])
+        return self._reward(logits, self.labels), logits
+
+    def _count(self, key: tuple[int, ...]) -> None:
+        self.seen += round(len(self.labels) * (1 - _in_common(self._last, key) / self.process.num_layers))
+        self._last = key
 
     def cost(self, assignment: list[int]) -> float:
         """Paper cost."""
