@@ -1,0 +1,76 @@
+"""The cascade: who is unsure begins anew and pays for both stages, as many as the budget takes and as it helps."""
+
+import pytest
+import torch
+
+from agents.evaluation import evaluate
+from agents.methods.cascade import Cascade, Config, sureness, train, unsure
+from agents.policies import AssignmentPolicy
+from agents.recorder import Recorder
+from agents.runs.saved import load_policy
+
+FIRST, SECOND = [1, 0, 1], [3, 3, 2]
+
+
+def routes(cascade, task):
+    """Paper costs of both stages."""
+    return task.process.cost.route_cost(cascade.actions)[0].tolist()
+
+
+def test_the_least_sure_begin_anew_as_long_as_that_helps_and_can_be_paid():
+    first, second = torch.tensor([0.0, 1.0, 0.2, 0.5]), torch.tensor([1.0, 0.0, 0.9, 0.5])
+    sure = torch.tensor([0.1, 0.9, 0.3, 0.5])
+    assert unsure(first, second, sure, 4) == (2, pytest.approx((1.0 + 1.0 + 0.9 + 0.5) / 4))
+    assert unsure(first, second, sure, 1) == (1, pytest.approx((1.0 + 1.0 + 0.2 + 0.5) / 4))
+    assert unsure(first, second, sure, 0) == (0, pytest.approx(1.7 / 4))
+    assert unsure(second, first, sure, 4) == (0, pytest.approx(2.4 / 4))
+
+
+@pytest.mark.parametrize(("threshold", "last"), [(0.0, FIRST), (1.1, SECOND)])
+def test_at_the_ends_of_the_threshold_all_images_have_the_answer_of_one_stage(threshold, last, task):
+    cascade = Cascade(torch.tensor([FIRST, SECOND]), threshold)
+    found = evaluate(cascade, task, "train")
+    alone = evaluate(AssignmentPolicy(torch.tensor(last)), task, "train")
+    assert torch.equal(found.losses, alone.losses)
+    expected = sum(routes(cascade, task)[: 1 + (last is SECOND)])
+    assert found.costs.tolist() == pytest.approx([expected] * len(found.costs))
+    one, two = (evaluate(AssignmentPolicy(torch.tensor(stage)), task, "train") for stage in (FIRST, SECOND))
+    assert found.total_cost == pytest.approx(one.total_cost + (two.total_cost if last is SECOND else 0))
+
+
+def test_who_begins_anew_pays_for_both_and_nobody_elses_answer_changes(task):
+    inputs = task.dataset.normalize(task.dataset.train.images)
+    sure = sureness(task.process.run(inputs, torch.tensor(FIRST).expand(len(inputs), -1)))
+    threshold = float(sure.median())
+    found = evaluate(Cascade(torch.tensor([FIRST, SECOND]), threshold), task, "train")
+    one, two = (evaluate(AssignmentPolicy(torch.tensor(stage)), task, "train") for stage in (FIRST, SECOND))
+    again = sure < threshold
+    assert 0 < int(again.sum()) < len(again)
+    assert torch.allclose(found.losses, torch.where(again, two.losses, one.losses), atol=1e-5)
+    assert torch.allclose(found.costs, one.costs + again * two.costs)
+    assert found.total_cost == pytest.approx(one.total_cost + float(again.double().mean()) * two.total_cost)
+
+
+@pytest.mark.parametrize("budget", [0.001, 0.05, 0.3, 1.0])
+def test_it_keeps_to_its_budget_where_it_was_searched_and_is_saved_and_loaded(budget, learned, tmp_path):
+    count = len(learned.dataset.validation)
+    config = Config(budget=budget, search_split="validation", search_images=count, exchanges=8)
+    cascade = train(config, learned, Recorder(learned, budget, config.num_images, tmp_path))
+    found = evaluate(cascade, learned, "validation", budget)
+    assert found.cost <= budget + 1e-5
+    assert found.histogram == []
+    first, second = routes(cascade, learned)
+    assert all(cost in (pytest.approx(first), pytest.approx(first + second)) for cost in found.costs.tolist())
+    again = evaluate(load_policy(tmp_path, learned.process), learned, "validation", budget)
+    assert torch.equal(again.losses, found.losses)
+    assert again.cost == found.cost
+
+
+def test_it_is_at_least_as_good_where_it_was_searched_as_the_best_of_the_ladder_alone(learned, tmp_path):
+    count = len(learned.dataset.validation)
+    config = Config(budget=0.3, search_split="validation", search_images=count, answer="correct", exchanges=0)
+    cascade = train(config, learned, Recorder(learned, 0.3, config.num_images, tmp_path))
+    found = evaluate(cascade, learned, "validation")
+    for action in range(learned.process.num_actions):
+        constant = evaluate(AssignmentPolicy(torch.tensor([action] * 3)), learned, "validation")
+        assert constant.cost > 0.3 or found.accuracy >= constant.accuracy
