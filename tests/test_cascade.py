@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from agents.evaluation import evaluate
+from agents.methods import cascade_finetuned
 from agents.methods.cascade import Cascade, Config, sureness, train, unsure
 from agents.policies import AssignmentPolicy
 from agents.recorder import Recorder
@@ -74,3 +75,15 @@ def test_it_is_at_least_as_good_where_it_was_searched_as_the_best_of_the_ladder_
     for action in range(learned.process.num_actions):
         constant = evaluate(AssignmentPolicy(torch.tensor([action] * 3)), learned, "validation")
         assert constant.cost > 0.3 or found.accuracy >= constant.accuracy
+
+
+def test_fine_tuned_on_both_stages_it_still_keeps_to_its_budget_as_the_threshold_moves(learned, tmp_path):
+    count, budget = len(learned.dataset.validation), 0.2
+    options = {"num_images": 1024, "checks": 2, "search_split": "validation", "search_images": count}
+    config = cascade_finetuned.Config(budget=budget, backbone_lr=0.01, **options)
+    before = learned.process.backbone.stem_conv.weight.clone()
+    recorder = Recorder(learned, budget, config.num_images, tmp_path)
+    cascade = cascade_finetuned.train(config, learned, recorder)
+    assert not torch.equal(learned.process.backbone.stem_conv.weight, before)
+    assert evaluate(cascade, learned, "validation").cost <= budget + 1e-5
+    assert recorder.seen == 1024, "each image counts once for each stage"

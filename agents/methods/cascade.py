@@ -143,7 +143,7 @@ class Stages:
         return Cascade(torch.tensor([self.assignments[first], self.assignments[second]]), threshold)
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
+def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Cascade, Search]:
     """Choose both stages out of those on the way from full execution down, and constant ones; improve each by
     exchanges at its cost; set the threshold."""
     process, search = task.process, make_search(config, task, recorder)
@@ -154,7 +154,19 @@ def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
         improved = [
             exchange(search, ladder[k], stages.costs[k], process.num_actions, config.exchanges) for k in stages.best()
         ]
-        cascade = Stages(search, improved, config.budget).cascade(0, 1)
+        return Stages(search, improved, config.budget).cascade(0, 1), search
+
+
+def set_threshold(config: SearchConfig, task: Task, actions: Tensor) -> Cascade:
+    """The cascade of two stages [2, L] with the threshold that is best within the budget, the weights being what they
+    are."""
+    with torch.no_grad():
+        return Stages(make_search(config, task), actions.tolist(), config.budget).cascade(0, 1)
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
+    """Search; the check on validation images only reports."""
+    cascade, search = search_cascade(config, task, recorder)
     recorder.step(search.seen)
     recorder.consider(cascade)
     return cascade

@@ -1,0 +1,77 @@
+"""Fine-tuning a backbone on assignments that are the same for all images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.evaluation import SelfMeasured
+from agents.learning import BackboneLearner, image_stream
+from agents.policies import Policy
+from agents.recorder import Recorder
+from agents.search.assignments import SearchConfig
+from backbone.schedules import make_schedule
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class FineTuningConfig(SearchConfig):
+    """What the methods that search assignments, and then train the backbone on these, have in common. `num_images`
+    counts the images of the fine-tuning, each once for each assignment."""
+
+    family: ClassVar[str] = "assignments"
+    cotrain: ClassVar[bool] = True
+
+    batch_size: int = 64
+    """Images per update."""
+    backbone_lr: float = 3e-3
+    """First learning rate of the backbone (SGD with momentum)."""
+    schedule: str = "linear"
+    """How it falls, see `backbone.schedules`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        make_schedule(self.schedule)
+
+
+def fine_tune(
+    config: FineTuningConfig,
+    task: Task,
+    recorder: Recorder,
+    assignments: Tensor,
+    policy_now: Callable[[], Policy | SelfMeasured],
+) -> None:
+    """Train by the mean cross-entropy of each image under all assignments [K, L]; the weights that were best are put
+    back.
+
+    Args:
+        config: how.
+        task: its backbone is trained.
+        recorder: validates what `policy_now` returns.
+        assignments: actions.
+        policy_now: the policy to validate, given the weights as they are.
+    """
+    process, share = task.process, make_schedule(config.schedule)
+    routes = assignments.to(process.device)
+    cost = float(process.cost.route_cost(routes)[0].mean())
+    stream = image_stream(task, config.batch_size, config.seed)
+    learner = BackboneLearner(process.backbone, config.backbone_lr)
+    recorder.watch(process.backbone)
+    recorder.keep(stream=stream, backbone=learner)
+    while recorder.goes_on():
+        images, labels = next(stream)
+        logits = torch.cat([process.run(images, route.expand(len(images), -1)) for route in routes])
+        labels = labels.repeat(len(routes))
+        loss = F.cross_entropy(logits, labels)
+        scalars = {"loss": float(loss.detach()), "accuracy": float((logits.argmax(1) == labels).float().mean())}
+        recorder.step(len(labels), **scalars, reward_answer=-scalars["loss"], cost=cost, entropy=0.0, price=0.0)
+        loss.backward()
+        learner.apply(share(recorder.seen / config.num_images))
+        if recorder.check_due():
+            recorder.consider(policy_now())
+    recorder.restore_best()
