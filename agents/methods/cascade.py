@@ -9,7 +9,7 @@ What it has over `static` is what it is worth to see an answer first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -103,65 +103,78 @@ def unsure(first: Tensor, second: Tensor, sure: Tensor, most: int) -> tuple[int,
         sure: [N] how sure the first answers are.
         most: images that can be afforded.
     """
-    gains = (second - first)[sure.argsort(stable=True)].double().cumsum(0)[:most]
+    gains = (second - first)[sure.argsort(stable=True)].double().cumsum(0)[: max(most, 0)]
     best = int(gains.argmax()) if len(gains) else 0
     gain = float(gains[best]) if len(gains) else 0.0
     mean = float(first.double().mean())
     return (best + 1, mean + gain / len(first)) if gain > 0 else (0, mean)
 
 
-class Stages:
-    """Assignments, what each answers on the images of a search, and what a cascade of two of them makes of it."""
+class Stage:
+    """An assignment, and what it answers on the images of a search."""
 
-    def __init__(self, search: Search, assignments: Sequence[list[int]], budget: float) -> None:
-        self.assignments, self.budget = assignments, budget
-        self.costs = [search.cost(assignment) for assignment in assignments]
-        found = [search.outcomes(assignment) for assignment in assignments]
-        self.rewards = [reward for reward, _ in found]
-        self.sure = [sureness(logits) for _, logits in found]
+    def __init__(self, search: Search, assignment: list[int]) -> None:
+        self.assignment, self.cost = assignment, search.cost(assignment)
+        self.rewards, logits = search.outcomes(assignment)
+        self.sure = sureness(logits)
 
-    def affords(self, first: int, second: int) -> int:
-        """How many images can begin anew within the budget; less than 0 if not even the first stage is."""
-        left = (self.budget + TOLERANCE - self.costs[first]) / max(self.costs[second], TOLERANCE)
-        return min(int(left * len(self.sure[first]) // 1), len(self.sure[first])) if left >= 0 else -1
+    def before(self, second: Stage, budget: float) -> tuple[int, float]:
+        """`unsure`, if this is the first stage and that the second, within the budget."""
+        share = (budget + TOLERANCE - self.cost) / max(second.cost, TOLERANCE)
+        return unsure(self.rewards, second.rewards, self.sure, int(min(share, 1.0) * len(self.sure)))
 
-    def judged(self, first: int, second: int) -> tuple[int, float]:
-        """`unsure` of a cascade within the budget."""
-        return unsure(self.rewards[first], self.rewards[second], self.sure[first], self.affords(first, second))
-
-    def best(self) -> tuple[int, int]:
-        """The two stages that earn most; the first is the cheaper."""
-        order = sorted(range(len(self.costs)), key=self.costs.__getitem__)
-        pairs = [(one, two) for place, one in enumerate(order) for two in order[place:] if self.affords(one, two) >= 0]
-        return max(pairs, key=lambda pair: self.judged(*pair)[1])
-
-    def cascade(self, first: int, second: int) -> Cascade:
+    def cascade(self, second: Stage, budget: float) -> Cascade:
         """As many images begin anew as is best within the budget; the threshold lies half-way to the next."""
-        count, _ = self.judged(first, second)
-        ascending = torch.cat((torch.tensor([0.0]), self.sure[first].cpu().sort().values, torch.tensor([2.0])))
-        threshold = float(ascending[count : count + 2].mean()) if count else 0.0
-        return Cascade(torch.tensor([self.assignments[first], self.assignments[second]]), threshold)
+        count, _ = self.before(second, budget)
+        ascending = torch.cat((self.sure.cpu().sort().values, torch.tensor([2.0])))
+        threshold = float(ascending[count - 1 : count + 1].mean()) if count else 0.0
+        return Cascade(torch.tensor([self.assignment, second.assignment]), threshold)
+
+
+class FirstStage:
+    """First stages compared by what a cascade makes of them, given the second."""
+
+    def __init__(self, search: Search, second: Stage, budget: float) -> None:
+        self.search, self.second, self.budget = search, second, budget
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def loss(self, assignment: list[int]) -> float:
+        """Minus the mean reward of the cascade."""
+        key = tuple(assignment)
+        if key not in self._known:
+            self._known[key] = -Stage(self.search, assignment).before(self.second, self.budget)[1]
+        return self._known[key]
+
+    def cost(self, assignment: list[int]) -> float:
+        """Paper cost of the first stage alone."""
+        return self.search.cost(assignment)
 
 
 def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Cascade, Search]:
-    """Choose both stages out of those on the way from full execution down, and constant ones; improve each by
-    exchanges at its cost; set the threshold."""
-    process, search = task.process, make_search(config, task, recorder)
+    """Choose both stages out of those on the way from full execution down, and constant ones; improve the first by
+    exchanges; choose the second again, and set the threshold."""
+    process, budget, search = task.process, config.budget, make_search(config, task, recorder)
     with torch.no_grad():
         same = constants(process)
         ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
-        stages = Stages(search, ladder, config.budget)
-        improved = [
-            exchange(search, ladder[k], stages.costs[k], process.num_actions, config.exchanges) for k in stages.best()
-        ]
-        return Stages(search, improved, config.budget).cascade(0, 1), search
+        stages = sorted((Stage(search, assignment) for assignment in ladder), key=lambda stage: stage.cost)
+        cheap = [stage for stage in stages if stage.cost <= budget + TOLERANCE]
+        pairs = ((first, second) for first in cheap for second in stages if second.cost >= first.cost)
+        first, second = max(pairs, key=lambda pair: pair[0].before(pair[1], budget)[1])
+        compared = FirstStage(search, second, budget)
+        improved = exchange(compared, first.assignment, budget, process.num_actions, config.exchanges)
+        first = Stage(search, improved)
+        second = max(stages, key=lambda stage: first.before(stage, budget)[1])
+        return first.cascade(second, budget), search
 
 
 def set_threshold(config: SearchConfig, task: Task, actions: Tensor) -> Cascade:
     """The cascade of two stages [2, L] with the threshold that is best within the budget, the weights being what they
     are."""
     with torch.no_grad():
-        return Stages(make_search(config, task), actions.tolist(), config.budget).cascade(0, 1)
+        search = make_search(config, task)
+        first, second = (Stage(search, assignment) for assignment in actions.tolist())
+        return first.cascade(second, config.budget)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
