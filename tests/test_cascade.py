@@ -5,7 +5,7 @@ import torch
 
 from agents.evaluation import evaluate
 from agents.methods import cascade_finetuned
-from agents.methods.cascade import Cascade, Config, sureness, train, unsure
+from agents.methods.cascade import Cascade, Config, Stages, sureness, train
 from agents.policies import AssignmentPolicy
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
@@ -21,10 +21,23 @@ def routes(cascade, task):
 def test_the_least_sure_begin_anew_as_long_as_that_helps_and_can_be_paid():
     first, second = torch.tensor([0.0, 1.0, 0.2, 0.5]), torch.tensor([1.0, 0.0, 0.9, 0.5])
     sure = torch.tensor([0.1, 0.9, 0.3, 0.5])
-    assert unsure(first, second, sure, 4) == (2, pytest.approx((1.0 + 1.0 + 0.9 + 0.5) / 4))
-    assert unsure(first, second, sure, 1) == (1, pytest.approx((1.0 + 1.0 + 0.2 + 0.5) / 4))
-    assert unsure(first, second, sure, 0) == (0, pytest.approx(1.7 / 4))
-    assert unsure(second, first, sure, 4) == (0, pytest.approx(2.4 / 4))
+
+    def best(budget, first=first, second=second):
+        return Stages(torch.stack((first, second)), torch.tensor([0.1, 0.4]), budget).best(first, sure, 0.1)
+
+    assert best(0.5) == (pytest.approx((1.0 + 1.0 + 0.9 + 0.5) / 4), 1, 2)
+    assert best(0.2) == (pytest.approx((1.0 + 1.0 + 0.2 + 0.5) / 4), 1, 1)
+    for none in (best(0.19), best(0.05), best(0.5, first=second, second=first)):
+        assert none[2] == 0
+    assert best(0.19)[0] == pytest.approx(1.7 / 4)
+
+
+def test_of_two_second_stages_the_one_is_taken_that_earns_more_for_what_it_costs():
+    first, sure = torch.zeros(4), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    seconds = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.9, 0.9, 0.9, 0.9]])
+    stages = Stages(seconds, torch.tensor([0.1, 0.4]), 0.3)
+    assert stages.best(first, sure, 0.2) == (pytest.approx(0.5), 0, 4)
+    assert stages.best(first, sure, 0.0) == (pytest.approx(2.7 / 4), 1, 3)
 
 
 @pytest.mark.parametrize(("threshold", "last"), [(0.0, FIRST), (1.1, SECOND)])

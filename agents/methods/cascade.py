@@ -94,87 +94,91 @@ def sureness(logits: Tensor) -> Tensor:
     return confidence(logits)[:, 1]
 
 
-def unsure(first: Tensor, second: Tensor, sure: Tensor, most: int) -> tuple[int, float]:
-    """How many images should begin anew, those first that are least sure, and the mean reward then.
+class Stages:
+    """Assignments to choose the second stage from, and what they answer on the images of a search.
 
     Args:
-        first: [N] rewards of the first answers.
-        second: [N] rewards of the second ones.
-        sure: [N] how sure the first answers are.
-        most: images that can be afforded.
+        rewards: [K, N].
+        costs: [K] paper costs.
+        budget: what a cascade may cost on average.
     """
-    gains = (second - first)[sure.argsort(stable=True)].double().cumsum(0)[: max(most, 0)]
-    best = int(gains.argmax()) if len(gains) else 0
-    gain = float(gains[best]) if len(gains) else 0.0
-    mean = float(first.double().mean())
-    return (best + 1, mean + gain / len(first)) if gain > 0 else (0, mean)
 
+    def __init__(self, rewards: Tensor, costs: Tensor, budget: float) -> None:
+        self.rewards, self.costs, self.budget = rewards, costs, budget
 
-class Stage:
-    """An assignment, and what it answers on the images of a search."""
+    def best(self, first: Tensor, sure: Tensor, cost: float) -> tuple[float, int, int]:
+        """Which second stage a cascade earns most with, and how many images should begin anew in it, those first that
+        are least sure: the mean reward, the stage in [0, K), the number in [0, N].
 
-    def __init__(self, search: Search, assignment: list[int]) -> None:
-        self.assignment, self.cost = assignment, search.cost(assignment)
-        self.rewards, logits = search.outcomes(assignment)
-        self.sure = sureness(logits)
-
-    def before(self, second: Stage, budget: float) -> tuple[int, float]:
-        """`unsure`, if this is the first stage and that the second, within the budget."""
-        share = (budget + TOLERANCE - self.cost) / max(second.cost, TOLERANCE)
-        return unsure(self.rewards, second.rewards, self.sure, int(min(share, 1.0) * len(self.sure)))
-
-    def cascade(self, second: Stage, budget: float) -> Cascade:
-        """As many images begin anew as is best within the budget; the threshold lies half-way to the next."""
-        count, _ = self.before(second, budget)
-        ascending = torch.cat((self.sure.cpu().sort().values, torch.tensor([2.0])))
-        threshold = float(ascending[count - 1 : count + 1].mean()) if count else 0.0
-        return Cascade(torch.tensor([self.assignment, second.assignment]), threshold)
+        Args:
+            first: [N] rewards of the first stage.
+            sure: [N] how sure its answers are.
+            cost: its paper cost.
+        """
+        share = (self.budget + TOLERANCE - cost) / self.costs.clamp_min(TOLERANCE)
+        most = (share.clamp(0, 1) * len(first)).long()
+        gains = (self.rewards - first)[:, sure.argsort(stable=True)].double().cumsum(1)
+        gains[torch.arange(len(first), device=gains.device) >= most[:, None]] = -1
+        stage, place = divmod(int(gains.argmax()), len(first))
+        gain, mean = float(gains[stage, place]), float(first.double().mean())
+        return (mean + gain / len(first), stage, place + 1) if gain > 0 else (mean, stage, 0)
 
 
 class FirstStage:
-    """First stages compared by what a cascade makes of them, given the second."""
+    """First stages compared by the best that a cascade makes of them."""
 
-    def __init__(self, search: Search, second: Stage, budget: float) -> None:
-        self.search, self.second, self.budget = search, second, budget
-        self._known: dict[tuple[int, ...], float] = {}
-
-    def loss(self, assignment: list[int]) -> float:
-        """Minus the mean reward of the cascade."""
-        key = tuple(assignment)
-        if key not in self._known:
-            self._known[key] = -Stage(self.search, assignment).before(self.second, self.budget)[1]
-        return self._known[key]
+    def __init__(self, search: Search, seconds: Stages) -> None:
+        self.search, self.seconds = search, seconds
+        self._known: dict[tuple[int, ...], tuple[float, int, float]] = {}
 
     def cost(self, assignment: list[int]) -> float:
         """Paper cost of the first stage alone."""
         return self.search.cost(assignment)
 
+    def loss(self, assignment: list[int]) -> float:
+        """Minus the mean reward of the cascade."""
+        return -self.cascade(assignment)[0]
+
+    def cascade(self, assignment: list[int]) -> tuple[float, int, float]:
+        """Of the best cascade: its mean reward, the second stage, the threshold, half-way to the next image."""
+        key = tuple(assignment)
+        if key not in self._known:
+            rewards, logits = self.search.outcomes(assignment)
+            sure = sureness(logits)
+            reward, stage, count = self.seconds.best(rewards, sure, self.cost(assignment))
+            ascending = torch.cat((sure.sort().values, sure.new_tensor([2.0])))
+            threshold = float(ascending[count - 1 : count + 1].mean()) if count else 0.0
+            self._known[key] = reward, stage, threshold
+        return self._known[key]
+
 
 def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Cascade, Search]:
-    """Choose both stages out of those on the way from full execution down, and constant ones; improve the first by
-    exchanges; choose the second again, and set the threshold."""
-    process, budget, search = task.process, config.budget, make_search(config, task, recorder)
+    """The second stage is one of those on the way from full execution down, or a constant one; so is the first, before
+    it is improved by exchanges, for each of which the second and the threshold are chosen anew."""
+    process, search = task.process, make_search(config, task, recorder)
     with torch.no_grad():
         same = constants(process)
         ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
-        stages = sorted((Stage(search, assignment) for assignment in ladder), key=lambda stage: stage.cost)
-        cheap = [stage for stage in stages if stage.cost <= budget + TOLERANCE]
-        pairs = ((first, second) for first in cheap for second in stages if second.cost >= first.cost)
-        first, second = max(pairs, key=lambda pair: pair[0].before(pair[1], budget)[1])
-        compared = FirstStage(search, second, budget)
-        improved = exchange(compared, first.assignment, budget, process.num_actions, config.exchanges)
-        first = Stage(search, improved)
-        second = max(stages, key=lambda stage: first.before(stage, budget)[1])
-        return first.cascade(second, budget), search
+        compared = FirstStage(search, _stages(search, ladder, config.budget))
+        start = min((rung for rung in ladder if search.cost(rung) <= config.budget + TOLERANCE), key=compared.loss)
+        first = exchange(compared, start, config.budget, process.num_actions, config.exchanges)
+        _, second, threshold = compared.cascade(first)
+    return Cascade(torch.tensor([first, ladder[second]]), threshold), search
+
+
+def _stages(search: Search, assignments: list[list[int]], budget: float) -> Stages:
+    rewards = torch.stack([search.outcomes(assignment)[0] for assignment in assignments])
+    return Stages(rewards, rewards.new_tensor([search.cost(assignment) for assignment in assignments]), budget)
 
 
 def set_threshold(config: SearchConfig, task: Task, actions: Tensor) -> Cascade:
     """The cascade of two stages [2, L] with the threshold that is best within the budget, the weights being what they
     are."""
+    first, second = actions.tolist()
     with torch.no_grad():
         search = make_search(config, task)
-        first, second = (Stage(search, assignment) for assignment in actions.tolist())
-        return first.cascade(second, config.budget)
+        _, _, threshold = FirstStage(search, _stages(search, [second], config.budget)).cascade(first)
+    return Cascade(actions, threshold)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
