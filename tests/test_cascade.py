@@ -1,5 +1,7 @@
 """The cascade: who is unsure begins anew and pays for both stages, as many as the budget takes and as it helps."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -18,26 +20,44 @@ def routes(cascade, task):
     return task.process.cost.route_cost(cascade.actions)[0].tolist()
 
 
+def stages_of(*correct, costs):
+    """Stages whose answers are right so; all are surest of the last image."""
+    sure = torch.linspace(0.1, 0.9, len(correct[0])).expand(len(correct), -1)
+    return Stages(torch.tensor(correct), sure, torch.tensor(costs))
+
+
 def test_the_least_sure_begin_anew_as_long_as_that_helps_and_can_be_paid():
-    first, second = torch.tensor([0.0, 1.0, 0.2, 0.5]), torch.tensor([1.0, 0.0, 0.9, 0.5])
-    sure = torch.tensor([0.1, 0.9, 0.3, 0.5])
-
-    def best(budget, first=first, second=second):
-        return Stages(torch.stack((first, second)), torch.tensor([0.1, 0.4]), budget).best(first, sure, 0.1)
-
-    assert best(0.5) == (pytest.approx((1.0 + 1.0 + 0.9 + 0.5) / 4), 1, 2)
-    assert best(0.2) == (pytest.approx((1.0 + 1.0 + 0.2 + 0.5) / 4), 1, 1)
-    for none in (best(0.19), best(0.05), best(0.5, first=second, second=first)):
-        assert none[2] == 0
-    assert best(0.19)[0] == pytest.approx(1.7 / 4)
+    stages = stages_of([0, 0, 0, 1, 1], [1, 0, 1, 0, 1], costs=[0.1, 0.5])
+    assert stages.second(0, budget=0.6) == (0.8, 1, 3)
+    assert stages.second(0, budget=0.2) == (0.6, 1, 1)
+    assert stages.second(0, budget=0.3) == (0.6, 1, 1), "the second image is not helped"
+    for poor in (0.19, 0.1, 0.05):
+        assert stages.second(0, poor)[::2] == (0.4, 0), "not one can be paid for"
+    assert stages.threshold(0, 0.6) == pytest.approx(0.6), "half-way from 0.5 to 0.7"
+    assert stages.threshold(0, 0.05) == 0
 
 
 def test_of_two_second_stages_the_one_is_taken_that_earns_more_for_what_it_costs():
-    first, sure = torch.zeros(4), torch.tensor([0.1, 0.2, 0.3, 0.4])
-    seconds = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.9, 0.9, 0.9, 0.9]])
-    stages = Stages(seconds, torch.tensor([0.1, 0.4]), 0.3)
-    assert stages.best(first, sure, 0.2) == (pytest.approx(0.5), 0, 4)
-    assert stages.best(first, sure, 0.0) == (pytest.approx(2.7 / 4), 1, 3)
+    stages = stages_of([0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], costs=[0.1, 0.1, 0.4])
+    assert stages.second(0, budget=0.2) == (0.5, 1, 2)
+    assert stages.second(0, budget=0.5) == (1.0, 2, 4)
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.12, 0.3, 0.55, 1.0])
+def test_no_cascade_within_the_budget_is_more_accurate(budget):
+    generator = torch.Generator().manual_seed(0)
+    costs, count = [0.0, 0.1, 0.25, 0.5, 1.0], 12
+    chance = torch.tensor(costs)[:, None].expand(-1, count) * 0.5 + 0.4
+    correct, sure = torch.bernoulli(chance, generator=generator), torch.rand(5, count, generator=generator)
+    stages, reached = Stages(correct, sure, torch.tensor(costs)), []
+    for first, second in product(range(5), repeat=2):
+        answers = correct[first].clone()
+        for number, image in enumerate([-1, *sure[first].argsort().tolist()]):
+            if number:
+                answers[image] = correct[second, image]
+            if costs[first] + costs[second] * number / count <= budget + 1e-6:
+                reached.append(float(answers.mean()))
+    assert stages.second(stages.best(budget)[0], budget)[0] == pytest.approx(max(reached))
 
 
 @pytest.mark.parametrize(("threshold", "last"), [(0.0, FIRST), (1.1, SECOND)])

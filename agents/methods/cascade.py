@@ -9,7 +9,7 @@ What it has over `static` is what it is worth to see an answer first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from torch import Tensor
 from agents.evaluation import Evaluation, unrouted
 from agents.policies import FILE
 from agents.recorder import Recorder
-from agents.search.assignments import SearchConfig, constants, descent, exchange, make_search
+from agents.search.assignments import SearchConfig, constants, descent, make_search
 from agents.search.trials import Search
 from backbone.checkpoint import save_tensors
 from backbone.confidence import confidence
@@ -32,7 +32,8 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class Config(SearchConfig):
-    """Two assignments, the same for all images, and how sure an answer must be to stand."""
+    """Two assignments, the same for all images, and how sure an answer must be to stand. Of `exchanges` only None
+    matters: then the descent is not lazy."""
 
     family: ClassVar[str] = "assignments"
 
@@ -95,90 +96,71 @@ def sureness(logits: Tensor) -> Tensor:
 
 
 class Stages:
-    """Assignments to choose the second stage from, and what they answer on the images of a search.
+    """Assignments that can be stages of a cascade, by what they answer on the images of a search.
 
     Args:
-        rewards: [K, N].
+        correct: [K, N] 1 where an answer is right, else 0.
+        sure: [K, N] how sure it is.
         costs: [K] paper costs.
-        budget: what a cascade may cost on average.
     """
 
-    def __init__(self, rewards: Tensor, costs: Tensor, budget: float) -> None:
-        self.rewards, self.costs, self.budget = rewards, costs, budget
+    def __init__(self, correct: Tensor, sure: Tensor, costs: Tensor) -> None:
+        self.correct, self.sure, self.costs = correct.double(), sure, costs.double()
 
-    def best(self, first: Tensor, sure: Tensor, cost: float) -> tuple[float, int, int]:
-        """Which second stage a cascade earns most with, and how many images should begin anew in it, those first that
-        are least sure: the mean reward, the stage in [0, K), the number in [0, N].
+    @classmethod
+    def of(cls, search: Search, assignments: Sequence[list[int]]) -> Stages:
+        """Run them."""
+        correct, sure = [], []
+        for assignment in assignments:
+            logits = search.logits(assignment)
+            correct.append(logits.argmax(1) == search.labels)
+            sure.append(sureness(logits))
+        costs = [search.cost(assignment) for assignment in assignments]
+        return cls(torch.stack(correct), torch.stack(sure), sure[0].new_tensor(costs))
 
-        Args:
-            first: [N] rewards of the first stage.
-            sure: [N] how sure its answers are.
-            cost: its paper cost.
-        """
-        share = (self.budget + TOLERANCE - cost) / self.costs.clamp_min(TOLERANCE)
-        most = (share.clamp(0, 1) * len(first)).long()
-        gains = (self.rewards - first)[:, sure.argsort(stable=True)].double().cumsum(1)
-        gains[torch.arange(len(first), device=gains.device) >= most[:, None]] = -1
-        stage, place = divmod(int(gains.argmax()), len(first))
-        gain, mean = float(gains[stage, place]), float(first.double().mean())
-        return (mean + gain / len(first), stage, place + 1) if gain > 0 else (mean, stage, 0)
+    def second(self, first: int, budget: float) -> tuple[float, int, int]:
+        """What to put behind a first stage: the accuracy of the cascade, its second stage, and how many images begin
+        anew, those that are least sure first: as many as helps, if the mean cost stays within the budget."""
+        share = (budget + TOLERANCE - self.costs[first]) / self.costs.clamp_min(TOLERANCE)
+        count = self.correct.shape[1]
+        most = (share.clamp(0, 1) * count).long()
+        order = self.sure[first].argsort(stable=True)
+        gains = (self.correct - self.correct[first])[:, order].cumsum(1)
+        gains[torch.arange(count, device=gains.device) >= most[:, None]] = 0
+        second, place = divmod(int(gains.argmax()), count)
+        gain = float(gains[second, place])
+        return float(self.correct[first].sum() + gain) / count, second, place + 1 if gain > 0 else 0
 
+    def best(self, budget: float) -> tuple[int, int]:
+        """First and second stage of the most accurate cascade within the budget; one of them at least is within it."""
+        affordable = (self.costs <= budget + TOLERANCE).nonzero().flatten().tolist()
+        first = max(affordable, key=lambda stage: self.second(stage, budget)[0])
+        return first, self.second(first, budget)[1]
 
-class FirstStage:
-    """First stages compared by the best that a cascade makes of them."""
-
-    def __init__(self, search: Search, seconds: Stages) -> None:
-        self.search, self.seconds = search, seconds
-        self._known: dict[tuple[int, ...], tuple[float, int, float]] = {}
-
-    def cost(self, assignment: list[int]) -> float:
-        """Paper cost of the first stage alone."""
-        return self.search.cost(assignment)
-
-    def loss(self, assignment: list[int]) -> float:
-        """Minus the mean reward of the cascade."""
-        return -self.cascade(assignment)[0]
-
-    def cascade(self, assignment: list[int]) -> tuple[float, int, float]:
-        """Of the best cascade: its mean reward, the second stage, the threshold, half-way to the next image."""
-        key = tuple(assignment)
-        if key not in self._known:
-            rewards, logits = self.search.outcomes(assignment)
-            sure = sureness(logits)
-            reward, stage, count = self.seconds.best(rewards, sure, self.cost(assignment))
-            ascending = torch.cat((sure.sort().values, sure.new_tensor([2.0])))
-            threshold = float(ascending[count - 1 : count + 1].mean()) if count else 0.0
-            self._known[key] = reward, stage, threshold
-        return self._known[key]
+    def threshold(self, first: int, budget: float) -> float:
+        """Half-way between the last image that begins anew and the next; 0 if none does."""
+        count = self.second(first, budget)[2]
+        ascending = torch.cat((self.sure[first].sort().values, self.sure.new_tensor([2.0])))
+        return float(ascending[count - 1 : count + 1].mean()) if count else 0.0
 
 
 def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Cascade, Search]:
-    """The second stage is one of those on the way from full execution down, or a constant one; so is the first, before
-    it is improved by exchanges, for each of which the second and the threshold are chosen anew."""
-    process, search = task.process, make_search(config, task, recorder)
+    """The best two of the assignments on the way from full execution down, and of the constant ones."""
+    search = make_search(config, task, recorder)
     with torch.no_grad():
-        same = constants(process)
+        same = constants(task.process)
         ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
-        compared = FirstStage(search, _stages(search, ladder, config.budget))
-        start = min((rung for rung in ladder if search.cost(rung) <= config.budget + TOLERANCE), key=compared.loss)
-        first = exchange(compared, start, config.budget, process.num_actions, config.exchanges)
-        _, second, threshold = compared.cascade(first)
-    return Cascade(torch.tensor([first, ladder[second]]), threshold), search
-
-
-def _stages(search: Search, assignments: list[list[int]], budget: float) -> Stages:
-    rewards = torch.stack([search.outcomes(assignment)[0] for assignment in assignments])
-    return Stages(rewards, rewards.new_tensor([search.cost(assignment) for assignment in assignments]), budget)
+        stages = Stages.of(search, ladder)
+        first, second = stages.best(config.budget)
+        return Cascade(torch.tensor([ladder[first], ladder[second]]), stages.threshold(first, config.budget)), search
 
 
 def set_threshold(config: SearchConfig, task: Task, actions: Tensor) -> Cascade:
     """The cascade of two stages [2, L] with the threshold that is best within the budget, the weights being what they
     are."""
-    first, second = actions.tolist()
     with torch.no_grad():
-        search = make_search(config, task)
-        _, _, threshold = FirstStage(search, _stages(search, [second], config.budget)).cascade(first)
-    return Cascade(actions, threshold)
+        stages = Stages.of(make_search(config, task), actions.tolist())
+    return Cascade(actions, stages.threshold(0, config.budget))
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -54,16 +54,6 @@ class SearchConfig(MethodConfig):
             raise ValueError(f"exchanges {self.exchanges} must not be negative")
 
 
-class Compared(Protocol):
-    """What tells assignments [L] apart."""
-
-    def loss(self, assignment: list[int]) -> float:
-        """The less, the better."""
-
-    def cost(self, assignment: list[int]) -> float:
-        """Paper cost."""
-
-
 def with_changes(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
     """A copy of the assignment in which each change's block has its action."""
     changed = list(assignment)
@@ -72,7 +62,7 @@ def with_changes(assignment: list[int], *changes: tuple[int, int]) -> list[int]:
     return changed
 
 
-def descent(search: Compared, assignment: list[int], first: int = 0, lazy: bool = False) -> Iterator[list[int]]:
+def descent(search: Search, assignment: list[int], first: int = 0, lazy: bool = False) -> Iterator[list[int]]:
     """The assignment, and ever cheaper ones: one block from `first` on is lowered at a time, where the loss rises least
     for the cost saved.
 
@@ -99,20 +89,18 @@ def descent(search: Compared, assignment: list[int], first: int = 0, lazy: bool 
         known = {change: rise for change, rise in known.items() if change[0] != best[0]}
 
 
-def _rise(search: Compared, assignment: list[int], change: tuple[int, int]) -> float:
+def _rise(search: Search, assignment: list[int], change: tuple[int, int]) -> float:
     """Rise of the loss for the cost saved."""
     before, changed = search.loss(assignment), with_changes(assignment, change)
     return (search.loss(changed) - before) / (search.cost(assignment) - search.cost(changed))
 
 
-def descend(search: Compared, assignment: list[int], budget: float, lazy: bool = False) -> list[int]:
+def descend(search: Search, assignment: list[int], budget: float, lazy: bool = False) -> list[int]:
     """Lower one block at a time until the cost is within the budget."""
     return next(trial for trial in descent(search, assignment, lazy=lazy) if search.cost(trial) <= budget + TOLERANCE)
 
 
-def exchange(
-    search: Compared, assignment: list[int], budget: float, actions: int, count: int | None = None
-) -> list[int]:
+def exchange(search: Search, assignment: list[int], budget: float, actions: int, count: int | None = None) -> list[int]:
     """Raise one block, and lower others to pay for it where that is needed, or only lower one, as long as the loss
     falls; of the exchanges, try all, or the `count` most promising.
 
@@ -146,7 +134,7 @@ def _changes(assignment: list[int], actions: int) -> list[tuple[int, int]]:
 
 
 def _exchanges(
-    search: Compared, assignment: list[int], budget: float, alone: Mapping[tuple[int, int], float]
+    search: Search, assignment: list[int], budget: float, alone: Mapping[tuple[int, int], float]
 ) -> Iterator[list[int]]:
     """One block changed, and a raised one for which another pays, or those that are missed least: of which the loss
     rises least `alone`, for the cost saved."""
@@ -164,7 +152,7 @@ def _exchanges(
             yield _paid(search, raised, budget, others)
 
 
-def _paid(search: Compared, assignment: list[int], budget: float, changes: Iterable[tuple[int, int]]) -> list[int]:
+def _paid(search: Search, assignment: list[int], budget: float, changes: Iterable[tuple[int, int]]) -> list[int]:
     """The assignment after as many of the changes, in their order, as the budget takes."""
     for block, action in changes:
         if search.cost(assignment) <= budget + TOLERANCE:

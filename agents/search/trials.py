@@ -103,16 +103,15 @@ class Search:
                     self.recorder.count_seconds(self._found[key][1])
             else:
                 start = time.perf_counter()
-                loss = -float(self.outcomes(assignment)[0].mean())
+                loss = -float(self._reward(self.logits(assignment), self.labels).mean())
                 self._found[key] = loss, time.perf_counter() - start
             self._known[key] = self._found[key][0]
         return self._known[key]
 
-    def outcomes(self, assignment: list[int]) -> tuple[Tensor, Tensor]:
-        """Rewards of the answers [N], and logits [N, num_classes]."""
+    def logits(self, assignment: list[int]) -> Tensor:
+        """[N, num_classes]."""
         self._count(tuple(assignment))
-        logits = torch.cat([part.logits(assignment) for part in self._parts])
-        return self._reward(logits, self.labels), logits
+        return torch.cat([part.logits(assignment) for part in self._parts])
 
     def _count(self, key: tuple[int, ...]) -> None:
         self.seen += round(len(self.labels) * (1 - _in_common(self._last, key) / self.process.num_layers))
