@@ -140,8 +140,8 @@ def judged(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return {name: values.cpu() for name, values in found.items()}
 
 
-def unrouted(logits: Tensor, labels: Tensor, paper: Tensor, total: Tensor, full_bitops: float) -> Evaluation:
-    """The evaluation of what does not take one route for an image.
+def from_answers(logits: Tensor, labels: Tensor, paper: Tensor, total: Tensor, full_bitops: float) -> Evaluation:
+    """An evaluation of N images by what was answered and what it cost, without routes and histogram.
 
     Args:
         logits: [N, K].
@@ -170,7 +170,7 @@ def summary(task: Task, gate_macs: float, routes: Tensor, logits: Tensor, labels
     the gate's own multiply-accumulates for an image."""
     costs = task.process.cost
     paper, total = costs.route_cost(routes)
-    found = unrouted(
+    found = from_answers(
         logits, labels, paper, total.double() + gate_bitops(gate_macs) / costs.full_bitops, costs.full_bitops
     )
     chosen = F.one_hot(routes, task.process.num_actions).double().mean(0)

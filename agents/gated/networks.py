@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agents.evaluation import Evaluation, unrouted
+from agents.evaluation import Evaluation, from_answers
 from agents.method_config import MethodConfig
 from agents.policies import FILE
 from backbone import schedules
@@ -76,7 +76,7 @@ class GatedNetwork:
                 progress(len(rows))
         self.network.train(was_training)
         logits, paper, total = (torch.cat(column) for column in zip(*results, strict=True))
-        return unrouted(logits, images.labels, paper, total, self.cost.full_bitops)
+        return from_answers(logits, images.labels, paper, total, self.cost.full_bitops)
 
     def save(self, folder: Path) -> None:
         """Write the weights and the shape of the network."""

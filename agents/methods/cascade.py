@@ -1,7 +1,8 @@
 """A cascade: all images take a cheap assignment; those whose answer is unsure begin anew, and take a dear one.
 
 IDK cascades (Wang et al., UAI 2018, arXiv 1706.00885) with a threshold on confidence, the margin between the two
-largest probabilities. Both stages are the same network, and who takes both pays for both.
+largest probabilities. Both stages are the same network, and who takes both pays for both. Paper cost does not count
+what is always on, which runs twice then; total cost does.
 
 It is no policy of the decision process, in which every block is decided once, and before anything has been answered.
 What it has over `static` is what it is worth to see an answer first.
@@ -10,14 +11,14 @@ What it has over `static` is what it is worth to see an answer first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from agents.evaluation import Evaluation, unrouted
+from agents.evaluation import Evaluation, from_answers
 from agents.policies import FILE
 from agents.recorder import Recorder
 from agents.search.assignments import SearchConfig, constants, descent, make_search
@@ -32,10 +33,13 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class Config(SearchConfig):
-    """Two assignments, the same for all images, and how sure an answer must be to stand. Of `exchanges` only None
-    matters: then the descent is not lazy."""
+    """Two assignments, the same for all images, and how sure an answer must be to stand. `answer` and `exchanges` only
+    say how the descent is made, of `exchanges` only whether it is None."""
 
     family: ClassVar[str] = "assignments"
+
+    search_split: str = "validation"
+    """Of which the images are, "validation" or "train": of those that it knows by heart the network is too sure."""
 
 
 class Cascade:
@@ -62,7 +66,7 @@ class Cascade:
                 progress(len(rows))
         logits, again = (torch.cat(column) for column in zip(*results, strict=True))
         paper, total = process.cost.route_cost(self.actions.to(process.device))
-        return unrouted(
+        return from_answers(
             logits,
             images.labels,
             paper[0] + again * paper[1],
@@ -95,6 +99,21 @@ def sureness(logits: Tensor) -> Tensor:
     return confidence(logits)[:, 1]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A cascade of two of several stages."""
+
+    accuracy: float
+    """Of its answers, on the images of a search."""
+    cost: float
+    """Mean paper cost."""
+    first: int
+    second: int
+    """Which stages; the same twice if no image begins anew."""
+    threshold: float
+    """See `Cascade`."""
+
+
 class Stages:
     """Assignments that can be stages of a cascade, by what they answer on the images of a search.
 
@@ -118,54 +137,61 @@ class Stages:
         costs = [search.cost(assignment) for assignment in assignments]
         return cls(torch.stack(correct), torch.stack(sure), sure[0].new_tensor(costs))
 
-    def second(self, first: int, budget: float) -> tuple[float, int, int]:
-        """What to put behind a first stage: the accuracy of the cascade, its second stage, and how many images begin
-        anew, those that are least sure first: as many as helps, if the mean cost stays within the budget."""
-        share = (budget + TOLERANCE - self.costs[first]) / self.costs.clamp_min(TOLERANCE)
+    def after(self, first: int, budget: float) -> Choice:
+        """The most accurate cascade within the budget that has this first stage, the cheapest of several.
+
+        Those images begin anew that are least sure; images that are equally sure cannot be told apart.
+        """
         count = self.correct.shape[1]
-        most = (share.clamp(0, 1) * count).long()
-        order = self.sure[first].argsort(stable=True)
+        sure, order = self.sure[first].sort(stable=True)
         gains = (self.correct - self.correct[first])[:, order].cumsum(1)
-        gains[torch.arange(count, device=gains.device) >= most[:, None]] = 0
-        second, place = divmod(int(gains.argmax()), count)
-        gain = float(gains[second, place])
-        return float(self.correct[first].sum() + gain) / count, second, place + 1 if gain > 0 else 0
+        spent = self.costs[first] + self.costs[:, None] * torch.arange(1, count + 1, device=gains.device) / count
+        apart = torch.cat((sure[1:] > sure[:-1], sure.new_ones(1, dtype=torch.bool)))
+        gains[(spent > budget + TOLERANCE) | ~apart] = 0
+        right, gain = float(self.correct[first].sum()), float(gains.max())
+        if gain <= 0:
+            return Choice(right / count, float(self.costs[first]), first, first, 0.0)
+        spent[gains < gain] = torch.inf
+        second, place = divmod(int(spent.argmin()), count)
+        ends = torch.cat((sure, sure.new_tensor([2.0])))  # the threshold lies half-way to the next image
+        return Choice(
+            (right + gain) / count,
+            float(spent[second, place]),
+            first,
+            second,
+            float(ends[place : place + 2].mean()),
+        )
 
-    def best(self, budget: float) -> tuple[int, int]:
-        """First and second stage of the most accurate cascade within the budget; one of them at least is within it."""
+    def best(self, budget: float) -> Choice:
+        """The most accurate cascade within the budget, which the cheapest assignment is; the cheapest of several."""
         affordable = (self.costs <= budget + TOLERANCE).nonzero().flatten().tolist()
-        first = max(affordable, key=lambda stage: self.second(stage, budget)[0])
-        return first, self.second(first, budget)[1]
-
-    def threshold(self, first: int, budget: float) -> float:
-        """Half-way between the last image that begins anew and the next; 0 if none does."""
-        count = self.second(first, budget)[2]
-        ascending = torch.cat((self.sure[first].sort().values, self.sure.new_tensor([2.0])))
-        return float(ascending[count - 1 : count + 1].mean()) if count else 0.0
+        return max((self.after(first, budget) for first in affordable), key=lambda each: (each.accuracy, -each.cost))
 
 
-def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Cascade, Search]:
-    """The best two of the assignments on the way from full execution down, and of the constant ones."""
+def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Tensor, Search]:
+    """The best two [2, L] of the assignments on the way from full execution down and of the constant ones, twice the
+    same if one alone is as good; and the search that found them."""
     search = make_search(config, task, recorder)
     with torch.no_grad():
         same = constants(task.process)
         ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
-        stages = Stages.of(search, ladder)
-        first, second = stages.best(config.budget)
-        return Cascade(torch.tensor([ladder[first], ladder[second]]), stages.threshold(first, config.budget)), search
+        chosen = Stages.of(search, ladder).best(config.budget)
+    return torch.tensor([ladder[chosen.first], ladder[chosen.second]]), search
 
 
 def set_threshold(config: SearchConfig, task: Task, actions: Tensor) -> Cascade:
-    """The cascade of two stages [2, L] with the threshold that is best within the budget, the weights being what they
-    are."""
+    """The cascade of two stages [2, L] with the threshold that is best within the budget on all validation images, the
+    weights being what they are."""
+    every = replace(config, search_split="validation", search_images=len(task.dataset.validation))
     with torch.no_grad():
-        stages = Stages.of(make_search(config, task), actions.tolist())
-    return Cascade(actions, stages.threshold(0, config.budget))
+        stages = Stages.of(make_search(every, task), actions.tolist())
+    return Cascade(actions, stages.after(0, config.budget).threshold)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
     """Search; the check on validation images only reports."""
-    cascade, search = search_cascade(config, task, recorder)
+    actions, search = search_cascade(config, task, recorder)
+    cascade = set_threshold(config, task, actions)
     recorder.step(search.seen)
     recorder.consider(cascade)
     return cascade

@@ -20,7 +20,7 @@ class Decisions:
     """A policy's decisions for N images of the test split, in the split's order, and what came of them."""
 
     routes: NDArray[np.uint8]
-    """[N, L] actions; [N, 0] for a network that gates otherwise than block by block."""
+    """[N, L] actions; [N, 0] where images take no single route."""
     correct: NDArray[np.bool_]
     """[N] whether the image was classified correctly."""
     loss: NDArray[np.float32]

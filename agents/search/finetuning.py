@@ -47,7 +47,7 @@ def fine_tune(
     policy_now: Callable[[], Policy | SelfMeasured],
 ) -> None:
     """Train by the mean cross-entropy of each image under all assignments [K, L]; the weights that were best are put
-    back.
+    back. What is logged as the cost is the assignments' mean.
 
     Args:
         config: how.

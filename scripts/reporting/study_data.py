@@ -28,6 +28,10 @@ ENOUGH = 3
 ROUNDING = 1e-9
 
 
+BY_THEMSELVES = {FINETUNED: "static, fine-tuned", "cascade": "cascade", "cascade_finetuned": "cascade, fine-tuned"}
+"""Methods that are no policies of the decision process: what each is called in a figure, where it has its own line."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One comparison of a study."""
@@ -71,9 +75,10 @@ class Part:
 
     @cached_property
     def learned_front(self) -> list[Row]:
-        """Of all learned methods but static_finetuned, at all budgets, those rows to which no other is preferable,
-        by ascending cost."""
-        rows = [row for row in self.material.rows if row.role not in NOTHING_LEARNED and row.registered != FINETUNED]
+        """Of all learned methods that decide in one run, at all budgets, those rows to which no other is preferable, by
+        ascending cost."""
+        learned = [row for row in self.material.rows if row.role not in NOTHING_LEARNED]
+        rows = [row for row in learned if row.registered not in BY_THEMSELVES]
         return [rows[i] for i in pareto_front([row.cost for row in rows], [row.accuracy for row in rows])]
 
     def first(self, accuracy: float, method: str | None = None) -> Row | None:
@@ -88,7 +93,7 @@ class Part:
         budgets, the one with the most over static on average, else the most accurate."""
         deciding = {line["method"] for line in self.material.lines if line["histogram"]}
         rows = {name: self.rows(name) for name in self.material.learned if name in deciding}
-        rows = {name: own for name, own in rows.items() if own[0].registered != FINETUNED}
+        rows = {name: own for name, own in rows.items() if own[0].registered not in BY_THEMSELVES}
         rows = {name: own for name, own in rows.items() if own[0].role == "policy"} or rows
         enough = min(ENOUGH, max(map(len, rows.values()), default=0))
 

@@ -12,16 +12,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from agents.comparison.statistics import FINETUNED
 from agents.runs.results import labelled
 from scripts.reporting.comparison_figure import WIDTH
 from scripts.reporting.fronts import COLOURS, constant_points, legible
 from scripts.reporting.published import PUBLISHED
-from scripts.reporting.study_data import Part, Study
+from scripts.reporting.study_data import BY_THEMSELVES, Part, Study
 
 KINDS: dict[str, dict[str, Any]] = {
     "static": {"marker": "", "linestyle": "-", "linewidth": 1.6},
     "static, fine-tuned": {"marker": "", "linestyle": ":", "linewidth": 1.6},
+    "cascade": {"marker": "^", "linestyle": "-", "linewidth": 0.9, "markersize": 5},
+    "cascade, fine-tuned": {"marker": "^", "linestyle": ":", "linewidth": 0.9, "markersize": 5},
     "learned, best of all methods": {"marker": "o", "linestyle": "--", "linewidth": 0.9, "markersize": 6},
     "learned, others": {"marker": ".", "linestyle": "", "markersize": 5, "alpha": 0.45},
     "constant bitwidth": {"marker": "x", "linestyle": "", "markersize": 7, "markeredgewidth": 1.6},
@@ -64,12 +65,13 @@ def _draw_part(axes: Axes, part: Part, colour: str) -> None:
     x, y, low, high = _columns(part, rows)
     axes.plot(x, y, color=colour, zorder=2, **KINDS["static"])
     axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-    finetuned = labelled(part.material.lines, FINETUNED)
-    x, y, *_ = _columns(part, part.rows(finetuned) if finetuned else [])
-    axes.plot(x, y, color=colour, zorder=2, **KINDS["static, fine-tuned"])
+    apart = {kind: labelled(part.material.lines, name) for name, kind in BY_THEMSELVES.items()}
+    for kind, name in apart.items():
+        x, y, *_ = _columns(part, part.rows(name) if name else [])
+        axes.plot(x, y, color=colour, zorder=3, **KINDS[kind])
     x, y, low, high = _columns(part, part.learned_front)
     axes.errorbar(x, y, np.abs([low - y, high - y]), color=colour, capsize=2, elinewidth=1, zorder=4, **_front_style())
-    learned = [name for name in part.material.learned if name != finetuned]
+    learned = [name for name in part.material.learned if name not in apart.values()]
     others = [r for name in learned for r in part.rows(name) if r not in part.learned_front]
     x, y, *_ = _columns(part, others)
     axes.plot(x, y, color=colour, zorder=1, **KINDS["learned, others"])

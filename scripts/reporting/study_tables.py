@@ -167,8 +167,8 @@ def altogether(parts: Sequence[Part]) -> str:
     runs = [line for part in parts for method in part.material.roles for line in part.runs(method)]
     hours = sum(line.get("seconds") or 0.0 for line in runs) / 3600
     return (
-        f"One after the other, training and search of all {len(runs)} runs took {hours:.1f} hours; evaluation on the "
-        "test images comes on top."
+        f"Each by itself and one after the other, all {len(runs)} runs take {hours:.1f} hours (a search that several "
+        "of them share was made once, and counts for each), without evaluation on test images but for bounds."
     )
 
 
