@@ -168,15 +168,15 @@ class Stages:
         return max((self.after(first, budget) for first in affordable), key=lambda each: (each.accuracy, -each.cost))
 
 
-def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Tensor, Search]:
+def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Tensor, Choice, Search]:
     """The best two [2, L] of the assignments on the way from full execution down and of the constant ones, twice the
-    same if one alone is as good; and the search that found them."""
+    same if one alone is as good; why these; and the search that found them."""
     search = make_search(config, task, recorder)
     with torch.no_grad():
         same = constants(task.process)
         ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
         chosen = Stages.of(search, ladder).best(config.budget)
-    return torch.tensor([ladder[chosen.first], ladder[chosen.second]]), search
+    return torch.tensor([ladder[chosen.first], ladder[chosen.second]]), chosen, search
 
 
 def set_threshold(config: SearchConfig, task: Task, actions: Tensor) -> Cascade:
@@ -190,8 +190,9 @@ def set_threshold(config: SearchConfig, task: Task, actions: Tensor) -> Cascade:
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
     """Search; the check on validation images only reports."""
-    actions, search = search_cascade(config, task, recorder)
+    actions, chosen, search = search_cascade(config, task, recorder)
     cascade = set_threshold(config, task, actions)
-    recorder.step(search.seen)
+    scalars = {"accuracy": chosen.accuracy, "reward_answer": chosen.accuracy, "cost": chosen.cost}
+    recorder.step(search.seen, loss=-chosen.accuracy, **scalars, entropy=0.0, price=0.0)
     recorder.consider(cascade)
     return cascade

@@ -21,6 +21,6 @@ class Config(FineTuningConfig):
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
     """Search, then fine-tune; as the weights change, so does the threshold."""
-    actions, _ = search_cascade(config, task, recorder)
+    actions, *_ = search_cascade(config, task, recorder)
     fine_tune(config, task, recorder, actions.unique(dim=0), lambda: set_threshold(config, task, actions))
     return set_threshold(config, task, actions)
