@@ -1,8 +1,9 @@
-"""Copy finished runs without their logs: what it takes to evaluate them elsewhere, small enough for a repository.
+"""Copy finished runs without their event files: what it takes to evaluate and to report them elsewhere, small enough for
+a repository.
 
-python -m scripts.ship runs/study/2-4-8 docs/results/runs --seeds 0
+python -m scripts.ship runs/study/2-4-8 docs/results/2-4-8 --seeds 0
 
-python -m scripts.evaluate docs/results/runs/RUN
+python -m scripts.evaluate docs/results/2-4-8/RUN
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from typing import Annotated, Any
 
 import tyro
 
+from agents.logs import TABLE
 from agents.policies import FILE
 from agents.recorder import BACKBONE
+from agents.runs import decisions
 from agents.runs.folders import CONFIG, PARTIAL, RESULT, finished_folders
 from agents.runs.results import expanded, read_line
 from agents.sb3.policy import ARCHIVE
 from scripts.cli import clear_errors
 
-KEPT = (RESULT, CONFIG, FILE, ARCHIVE, BACKBONE)
+KEPT = (RESULT, CONFIG, FILE, ARCHIVE, BACKBONE, decisions.FILE, TABLE)
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,14 @@ from agents.comparison.matched import (
     standings,
 )
 from agents.comparison.statistics import FINETUNED, NOTHING_LEARNED, Row, summarise
+from agents.logs import TABLE
 from agents.runs.decisions import Decisions, read_decisions
 from agents.runs.experiment import read_experiment
 from agents.runs.planning import plan
 from agents.runs.results import EXPERIMENT, Line, expanded, labelled, read_lines
 
 CURVE = ("time/images", "validation/accuracy", "validation/cost")
-"""Columns of progress.csv that make a learning curve."""
+"""Columns of `TABLE` that make a learning curve."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Material:
 
     def curve(self, line: Line) -> NDArray[np.float64] | None:
         """Images, validation accuracy and validation cost [n, 3] while the run was trained, or None."""
-        file = self.folder / str(line.get("run")) / "progress.csv"
+        file = self.folder / str(line.get("run")) / TABLE
         if not file.is_file():
             return None
         with file.open(newline="") as text:
