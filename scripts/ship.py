@@ -22,6 +22,7 @@ from agents.runs import decisions
 from agents.runs.folders import CONFIG, PARTIAL, RESULT, finished_folders
 from agents.runs.results import expanded, read_line
 from agents.sb3.policy import ARCHIVE
+from backbone.checkpoint import SHIPPED
 from scripts.cli import clear_errors
 
 KEPT = (RESULT, CONFIG, FILE, ARCHIVE, BACKBONE, decisions.FILE, TABLE)
@@ -61,8 +62,8 @@ def ship(args: Ship) -> list[Path]:
 
     Raises:
         FileNotFoundError: there is no finished run.
-        ValueError: none of those that are there is wanted; a damaged result line; a run on a backbone that was named by
-            its file, which others do not have.
+        ValueError: none of those that are there is wanted; a damaged result line; a run on a backbone file that others
+            do not have.
     """
     found = sorted(finished_folders(args.source).values()) if args.source.is_dir() else []
     lines = {folder: read_line(folder / RESULT) for folder in found}
@@ -75,10 +76,9 @@ def ship(args: Ship) -> list[Path]:
         choices = "; ".join(f"{name}s {', '.join(sorted(values))}" for name, values in there.items())
         raise ValueError(f"{args.source} has no such run: there are {choices}")
     for folder in wanted:
-        if (checkpoint := lines[folder]["checkpoint"]) not in (None, "random"):
-            raise ValueError(
-                f"{folder} needs {checkpoint}: only runs on the backbones that are found by name are shipped"
-            )
+        checkpoint = lines[folder]["checkpoint"]
+        if checkpoint not in (None, "random") and Path(checkpoint).resolve().parent != SHIPPED.resolve():
+            raise ValueError(f"{folder} needs {checkpoint}: only runs on backbones of {SHIPPED} are shipped")
         target, partial = args.target / folder.name, args.target / f"{folder.name}{PARTIAL}"
         if target.is_dir():
             continue
