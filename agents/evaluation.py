@@ -124,6 +124,32 @@ def evaluate(
     return summary(task, policy.macs_per_image + looks, torch.cat(routes), torch.cat(answers), images.labels)
 
 
+def answered(
+    task: Task,
+    split: str,
+    answer: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    progress: Callable[[int], None] | None = None,
+    batch_size: int = 256,
+) -> Evaluation:
+    """Every image of `split` once, by what answers without deciding block by block.
+
+    Args:
+        task: backbone, bitwidths and data set.
+        split: "train", "validation" or "test".
+        answer: normalised images [B, 3, H, W] -> logits [B, K], paper costs [B], total costs [B].
+        progress: called with the number of images of each batch that is done.
+        batch_size: images at once.
+    """
+    images, results = task.dataset.split(split), []
+    for rows in batches(images, batch_size):
+        with torch.no_grad():
+            results.append(answer(task.dataset.normalize(images.images[rows]).to(task.process.device)))
+        if progress:
+            progress(len(rows))
+    logits, paper, total = (torch.cat(column) for column in zip(*results, strict=True))
+    return from_answers(logits, images.labels, paper, total, task.process.cost.full_bitops)
+
+
 def judged(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """What an evaluation says of each image, on the CPU: whether the answer is right, its loss, its confidence.
 

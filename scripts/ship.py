@@ -1,5 +1,4 @@
-"""Copy finished runs without their event files: what it takes to evaluate and to report them elsewhere, small enough for
-a repository.
+"""Copy finished runs without their event files: what it takes to evaluate and to report them elsewhere.
 
 python -m scripts.ship runs/study/2-4-8 docs/results/2-4-8 --seeds 0
 

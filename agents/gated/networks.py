@@ -12,16 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from agents.evaluation import Evaluation, from_answers
+from agents.evaluation import Evaluation, answered
 from agents.method_config import MethodConfig
 from agents.policies import FILE
 from backbone import schedules
 from backbone.checkpoint import save_tensors
 from backbone.cost import gated_cost
-from backbone.data import batches
 from backbone.gated import GatedConfig, GatedResNet
 from backbone.quantization import make_quantizer
 from backbone.resnet import ResNetConfig
@@ -65,18 +63,17 @@ class GatedNetwork:
     ) -> Evaluation:
         """Every image of `split` once. The result depends neither on `budget`, which a trained network no longer sees,
         nor on which images are computed together."""
-        images, was_training = task.dataset.split(split), self.network.training
-        device, results = task.process.device, []
+
+        def answer(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            logits, densities = self.network(images)
+            paper, total = self.cost.image_cost(densities)
+            return logits, paper, total
+
+        was_training = self.network.training
         self.network.eval()
-        for rows in batches(images, 128):
-            with torch.no_grad():
-                logits, densities = self.network(task.dataset.normalize(images.images[rows]).to(device))
-            results.append((logits, *self.cost.image_cost(densities)))
-            if progress:
-                progress(len(rows))
+        found = answered(task, split, answer, progress, batch_size=128)
         self.network.train(was_training)
-        logits, paper, total = (torch.cat(column) for column in zip(*results, strict=True))
-        return from_answers(logits, images.labels, paper, total, self.cost.full_bitops)
+        return found
 
     def save(self, folder: Path) -> None:
         """Write the weights and the shape of the network."""

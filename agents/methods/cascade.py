@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agents.evaluation import Evaluation, from_answers
+from agents.evaluation import Evaluation, answered
 from agents.policies import FILE
 from agents.recorder import Recorder
 from agents.search.assignments import SearchConfig, constants, descent, make_search
@@ -26,7 +26,6 @@ from agents.search.trials import Search
 from backbone.checkpoint import save_tensors
 from backbone.confidence import confidence
 from backbone.cost import TOLERANCE
-from backbone.data import batches
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
@@ -57,30 +56,21 @@ class Cascade:
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
     ) -> Evaluation:
         """Every image of `split` once. The result does not depend on `budget`, which the threshold has in it."""
-        process, images, results = task.process, task.dataset.split(split), []
-        for rows in batches(images, 256):
-            inputs = task.dataset.normalize(images.images[rows]).to(process.device)
-            with torch.no_grad():
-                results.append(self._answers(process, inputs))
-            if progress:
-                progress(len(rows))
-        logits, again = (torch.cat(column) for column in zip(*results, strict=True))
-        paper, total = process.cost.route_cost(self.actions.to(process.device))
-        return from_answers(
-            logits,
-            images.labels,
-            paper[0] + again * paper[1],
-            total[0] + again * total[1],
-            process.cost.full_bitops,
-        )
+        paper, total = task.process.cost.route_cost(self.actions.to(task.process.device))
 
-    def _answers(self, process: SkippingProcess, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        def answer(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            logits, again = self._answers(task.process, images)
+            return logits, paper[0] + again * paper[1], total[0] + again * total[1]
+
+        return answered(task, split, answer, progress)
+
+    def _answers(self, process: SkippingProcess, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K], and whether images began anew [B]."""
         first, second = (stage.to(process.device) for stage in self.actions)
-        logits = process.run(inputs, first.expand(len(inputs), -1))
+        logits = process.run(images, first.expand(len(images), -1))
         again = sureness(logits) < self.threshold
         if again.any():
-            logits[again] = process.run(inputs[again], second.expand(int(again.sum()), -1))
+            logits[again] = process.run(images[again], second.expand(int(again.sum()), -1))
         return logits, again
 
     def save(self, folder: Path) -> None:
