@@ -15,17 +15,16 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from tqdm import tqdm
 
 from agents.methods import method_names
 from agents.runs.config import RunConfig, TaskConfig
-from agents.runs.engines import Engine, Processes, work
+from agents.runs.engines import Engine, Processes
 from agents.runs.experiment import Arm, Experiment, as_toml
 from agents.runs.parts import plan_parts, read_parts
 from agents.runs.ray_engine import Ray
@@ -37,6 +36,7 @@ from backbone.names import literal, nearest
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
 from scripts.reporting.comparison_figure import plot
+from scripts.reporting.progress import Progress
 from scripts.reporting.run_tables import table_of_methods, table_of_runs
 
 MANY = 100
@@ -96,6 +96,9 @@ class Compare:
     output: Path | None = None
     """Folder of the runs, the result lines, the table and the figure, or of the parts' folders; by default runs/NAME
     for NAME.toml, else runs/compare."""
+    only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Of the runs that are not finished, do only those whose name fits this pattern with * and ?, such as
+    "ppo-budget0.05-*" or "*-seed0"; may be given several times."""
     collect: bool = False
     """Run nothing: only write result lines, table and figure of the runs that are finished."""
     engine: Literal["processes", "ray"] = "processes"
@@ -127,6 +130,35 @@ class Compare:
             if name not in parts:
                 raise ValueError(f"{self.file} has no part {name!r}{nearest(name, parts)} It has {', '.join(parts)}")
         return {name: each for name, each in parts.items() if not self.part or name in self.part}
+
+    def chosen(
+        self, plans: Mapping[str, list[RunConfig]], known: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, list[RunConfig]]:
+        """Of the planned runs, by the names of the parts, those that are finished and those that are to be done.
+
+        Raises:
+            ValueError: there is none, or it is to be chosen in two ways.
+        """
+        if self.collect and self.only:
+            raise ValueError("--collect runs nothing, --only some runs: leave one of them out")
+        if not (self.collect or self.only):
+            return dict(plans)
+        wanted = {run.name for runs in plans.values() for run in runs if self._fits(run)}
+        found = {
+            name: [run for run in runs if run.name in wanted or run.name in known[name]] for name, runs in plans.items()
+        }
+        if self.only and not wanted:
+            names = sorted({run.readable for runs in plans.values() for run in runs})
+            patterns = " --only ".join(self.only)
+            raise ValueError(f"no run of this experiment fits --only {patterns}{nearest(self.only[0], names)}")
+        if not any(found.values()):
+            raise ValueError(
+                f"nothing to collect: {self.folder()} has no finished run of this experiment; leave out --collect"
+            )
+        return {name: runs for name, runs in found.items() if runs}
+
+    def _fits(self, run: RunConfig) -> bool:
+        return any(fnmatchcase(run.readable, pattern) for pattern in self.only)
 
     def folder(self) -> Path:
         """Where the results go."""
@@ -161,46 +193,6 @@ def overrides(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     return found
 
 
-class Progress:
-    """A bar of the images that are still to be shown, with the time left, and how many runs are in which state.
-
-    Args:
-        runs: all runs.
-        known: the names of those that are finished already.
-    """
-
-    def __init__(self, runs: list[RunConfig], known: Mapping[str, Any]) -> None:
-        self._total, self._counts = len(runs), {"started": 0, "done": len(known), "failed": 0}
-        self._found = len(known)
-        self._bar = tqdm(
-            total=sum(work(run) for run in runs if run.name not in known),
-            unit="image",
-            unit_scale=True,
-            smoothing=0,  # the time left is told by the whole sweep's speed: runs differ
-            mininterval=2 if sys.stderr.isatty() else 30,
-        )
-        self("started", 0)
-
-    def __call__(self, kind: str, count: int) -> None:
-        """What a sweep reports."""
-        if kind == "image":
-            self._bar.update(count)
-            return
-        self._counts[kind] += count
-        self._bar.set_description_str(str(self))
-
-    def __str__(self) -> str:
-        done, failed = self._counts["done"], self._counts["failed"]
-        running = max(self._counts["started"] - (done - self._found) - failed, 0)
-        return f"{done} of {self._total} runs done, {running} running, {failed} failed"
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bar.close()
-
-
 def main(args: Compare) -> int:
     """Run what is missing, print the tables, write result lines, tables and figure, part by part. Returns the exit
     status."""
@@ -209,12 +201,7 @@ def main(args: Compare) -> int:
     # what is wrong with what is there, or with the engine, is said before anything is written
     known = {name: finished(runs, folder / name) for name, runs in plans.items()}
     engine.check()
-    if args.collect:
-        plans = {name: [run for run in runs if run.name in known[name]] for name, runs in plans.items() if known[name]}
-        if not plans:
-            raise ValueError(
-                f"nothing to collect: {folder} has no finished run of this experiment; leave out --collect"
-            )
+    plans = args.chosen(plans, known)
     with ExitStack() as locks:
         if not args.collect:  # that may look on while another comparison is running
             for name in plans:

@@ -25,7 +25,8 @@ from agents.runs.run import RESULTS, run
 from agents.runs.sweep import sweep
 from backbone.checkpoint import save_state, write_atomically
 from scripts.cli import clear_errors
-from scripts.compare import Compare, Progress
+from scripts.compare import Compare
+from scripts.reporting.progress import Progress
 
 TINY = """
 import torch

@@ -209,6 +209,21 @@ def test_what_is_finished_can_be_collected_without_running_the_rest(study, tmp_p
     assert not (folder / "dear").exists()
 
 
+def test_some_runs_can_be_done_alone_and_what_is_finished_stays_in_the_tables(study, tmp_path):
+    folder = tmp_path / "results"
+    with pytest.raises(ValueError, match=r"fits --only rando-\*; did you mean 'random-"):
+        compare.main(Compare(study, output=folder, only=("rando-*",)))
+    with pytest.raises(ValueError, match="leave one of them out"):
+        compare.main(Compare(study, output=folder, only=("*",), collect=True))
+    assert not folder.exists()
+    assert compare.main(Compare(study, output=folder, part=("cheap",), only=("constant-*", "*-budget0.3-seed0"))) == 0
+    names = {line["run"].rpartition("-")[0] for line in untimed(folder / "cheap")}
+    assert names == {"constant-budget0.3-seed0", "constant-budget1-seed0", "random-budget0.3-seed0"}
+    assert compare.main(Compare(study, output=folder, part=("cheap",), only=("random-budget1-*",))) == 0
+    assert len(untimed(folder / "cheap")) == 4
+    assert not (folder / "dear").exists()
+
+
 def test_what_is_wrong_with_the_last_part_is_said_before_anything_is_written(study, tmp_path):
     text = study.read_text()
     for last in ('arms = ["randon"]', 'task = { checkpoint = "missing.safetensors" }'):

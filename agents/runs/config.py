@@ -89,7 +89,12 @@ class RunConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
     @property
+    def readable(self) -> str:
+        """What people call the run, such as ppo-budget0.05-seed0; others of the experiment may be called the same."""
+        label = re.sub(r"[^\w.-]+", "_", self.display, flags=re.ASCII)[:60]
+        return f"{label}-budget{self.config.budget:g}-seed{self.config.seed}"
+
+    @property
     def name(self) -> str:
         """The run's folder name: readable, and its digest."""
-        readable = re.sub(r"[^\w.-]+", "_", self.display, flags=re.ASCII)[:60]
-        return f"{readable}-budget{self.config.budget:g}-seed{self.config.seed}-{self.digest}"
+        return f"{self.readable}-{self.digest}"
