@@ -70,6 +70,8 @@ def _results(made: Page, material: Material) -> None:
         made.table(tables.improvement(material))
     if material.hypervolumes:
         made.table(tables.hypervolume(material))
+    elif material.improvements:
+        made.text("No method has all of the budgets that most have, which a hypervolume needs.")
     if not (material.improvements or material.hypervolumes):
         made.text("There is one method only, or no method has all of the budgets.")
 
@@ -142,8 +144,8 @@ def _how(made: Page, material: Material) -> None:
         "is added. Without a baseline, accuracy itself is interpolated. A seed reaches a cost if it has a point within "
         f"{100 * NEAR:g} % of it, or one on either side within a factor of {FAR:g}; methods are ranked where all their "
         "seeds do. Intervals are percentile intervals of a bootstrap over seeds (Agarwal et al., NeurIPS 2021), of "
-        "which one draw counts at all budgets; differences resample both sides, and the baseline. They say nothing of "
-        "other test images, and are not corrected for the number of comparisons."
+        "which one draw counts at all budgets; differences resample both sides, and the baseline if it has several "
+        "seeds. They say nothing of other test images, and are not corrected for the number of comparisons."
     )
 
 

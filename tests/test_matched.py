@@ -8,6 +8,7 @@ from agents.comparison.fronts import Curve, hypervolume, interpolate, reaches, s
 from agents.comparison.matched import (
     Standing,
     asked_budgets,
+    common_budgets,
     hypervolumes,
     improvements,
     matched_samples,
@@ -226,6 +227,19 @@ def test_one_draw_of_seeds_counts_at_all_budgets():
     assert found == pytest.approx(improvements(matched_scores(once, (0.2,)))["dfs", "ppo"])
     low, high = matched_samples(matched_scores(twice, BUDGETS))
     np.testing.assert_allclose(low["ppo"].draws, high["ppo"].draws)
+
+
+def test_the_budgets_that_most_learned_methods_were_given():
+    lines = runs("ppo", {0.2: [0.6], 0.4: [0.8], 0.5: [0.8]}) + runs("dfs", {0.2: [0.7], 0.4: [0.7]})
+    lines += runs("dqn", {0.2: [0.7]}) + runs("gumbel", {0.2: [0.6]})
+    assert common_budgets(lines) == (0.2, 0.4)
+    assert common_budgets([{**each, "role": "baseline"} for each in lines]) == (0.2, 0.4, 0.5)
+
+
+def test_a_curve_tells_nothing_of_what_is_cheaper_by_more_than_rounding():
+    curve = Curve.of([(cost, 0, cost, cost) for cost in (0.1, 0.2, 0.9)])
+    np.testing.assert_allclose(curve.places([0.1 + 5e-5, 0.2, 0.2 + 5e-5, 0.19, 0.095]), [0.10005, 0.2, 0.2, 0.19, 0.1])
+    assert np.isnan(curve.places([0.05, 0.3, 0.95])).all()
 
 
 def test_hypervolumes_are_of_whole_fronts():

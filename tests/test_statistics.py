@@ -125,8 +125,8 @@ def test_summary_of_one_method_over_seeds():
     assert row.accuracy == pytest.approx(0.85)
     assert (row.accuracy_low, row.accuracy_high) == pytest.approx((0.8, 0.9))
     assert (row.cost, row.total_cost, row.bitops) == pytest.approx((0.5, 0.55, 5e8))
-    assert math.isnan(row.over_static)
-    assert math.isnan(row.over_random_high)
+    assert math.isnan(row.over["static"].value)
+    assert math.isnan(row.over["random"].high)
 
 
 def test_summary_compares_each_run_at_its_own_cost():
@@ -135,10 +135,10 @@ def test_summary_compares_each_run_at_its_own_cost():
     learned = [line("dfs", 0.5, 0.5, 0.4), line("dfs", 0.5, 0.8, 0.6, seed=1)]
     rows = {(row.method, row.budget): row for row in summarise([*learned, *static, *noisy])}
     row = rows["dfs", 0.5]
-    assert row.over_static == pytest.approx((0.1 + 0.2) / 2)
-    assert (row.over_static_low, row.over_static_high) == pytest.approx((0.1, 0.2))
-    assert row.over_random == pytest.approx((0.5 - 0.3 + 0.8 - 0.7) / 2)
-    assert rows["static", 0.3].over_static == pytest.approx(0)
+    assert row.over["static"].value == pytest.approx((0.1 + 0.2) / 2)
+    assert (row.over["static"].low, row.over["static"].high) == pytest.approx((0.1, 0.2))
+    assert row.over["random"].value == pytest.approx((0.5 - 0.3 + 0.8 - 0.7) / 2)
+    assert rows["static", 0.3].over["static"].value == pytest.approx(0)
     assert list(rows) == sorted(rows)
 
 
@@ -147,15 +147,15 @@ def test_summary_judges_no_method_that_has_a_run_beyond_the_baseline():
     inside = [line("dfs", 0.4, 0.8, 0.3, seed) for seed in (0, 1)]
     certain = [{**each, "seeded": False} for each in static]
     row = summarise([*certain, *inside])[0]
-    assert (row.runs, row.over_static, row.over_static_low) == pytest.approx((2, 0.2, 0.2))
+    assert (row.runs, row.over["static"].value, row.over["static"].low) == pytest.approx((2, 0.2, 0.2))
     row = summarise([*certain, *inside, line("dfs", 0.4, 0.9, 0.45, seed=2)])[0]
-    assert math.isnan(row.over_static), "which runs count must not depend on how they turned out"
+    assert math.isnan(row.over["static"].value), "which runs count must not depend on how they turned out"
 
 
 def test_between_points_of_the_baseline_that_are_far_apart_nothing_is_compared():
     static = [line("static", budget, budget, seed=seed) for budget in (0.0, 0.1, 0.2, 0.9) for seed in (0, 1)]
     learned = [line("dfs", budget, 0.9, budget, seed) for budget in (0.02, 0.15, 0.5, 0.95) for seed in (0, 1)]
-    found = [row.over_static for row in summarise([*learned, *static]) if row.method == "dfs"]
+    found = [row.over["static"].value for row in summarise([*learned, *static]) if row.method == "dfs"]
     assert [math.isnan(over) for over in found] == [True, False, True, True]
 
 
@@ -176,11 +176,15 @@ def test_the_baselines_own_seeds_widen_the_interval():
         return summarise([*learned, *static])[0]
 
     exact, noisy, noisier = row(0.0), row(0.05), row(0.25)
-    assert exact.over_static == pytest.approx(noisy.over_static) == pytest.approx(noisier.over_static)
-    widths = [each.over_static_high - each.over_static_low for each in (exact, noisy, noisier)]
+    assert (
+        exact.over["static"].value
+        == pytest.approx(noisy.over["static"].value)
+        == pytest.approx(noisier.over["static"].value)
+    )
+    widths = [each.over["static"].high - each.over["static"].low for each in (exact, noisy, noisier)]
     assert widths[0] < 0.6 * widths[1] < 0.6 * widths[2]
-    assert verdict(exact.over_static_low, exact.over_static_high) == "better"
-    assert verdict(noisier.over_static_low, noisier.over_static_high) == "not told apart"
+    assert verdict(exact.over["static"].low, exact.over["static"].high) == "better"
+    assert verdict(noisier.over["static"].low, noisier.over["static"].high) == "not told apart"
 
 
 def test_the_difference_to_a_baseline_equals_scipys_two_sample_bootstrap():
@@ -196,7 +200,7 @@ def test_the_difference_to_a_baseline_equals_scipys_two_sample_bootstrap():
         n_resamples=20_000,
         random_state=np.random.default_rng(0),
     ).confidence_interval
-    assert (row.over_random_low, row.over_random_high) == pytest.approx(
+    assert (row.over["random"].low, row.over["random"].high) == pytest.approx(
         (found.low, found.high), abs=4e-3
     )  # of random draws
 
@@ -206,22 +210,51 @@ def test_one_seed_of_what_varies_has_no_interval(alone):
     counts = {"dfs": 3, "static": 3, alone: 1}
     lines = [line(name, 0.4, 0.7 + 0.01 * seed, 0.4, seed) for name, n in counts.items() for seed in range(n)]
     row = summarise(lines)[0]
-    assert not math.isnan(row.over_static)
-    assert math.isnan(row.over_static_low)
-    assert verdict(row.over_static_low, row.over_static_high) == "unknown"
+    assert not math.isnan(row.over["static"].value)
+    assert math.isnan(row.over["static"].low)
+    assert verdict(row.over["static"].low, row.over["static"].high) == "unknown"
     exact = summarise([{**each, "seeded": each["method"] != alone} for each in lines])[0]
-    assert not math.isnan(exact.over_static_low)
+    assert not math.isnan(exact.over["static"].low)
 
 
 def test_one_seed_at_one_point_of_a_baseline_leaves_no_interval():
     lines = [line("dfs", 0.3, 0.7 + 0.01 * seed, 0.3, seed) for seed in range(3)]
     lines += [line("static", 0.2, 0.5 + 0.01 * seed, seed=seed) for seed in range(5)] + [line("static", 0.4, 0.6)]
     row = summarise(lines)[0]
-    assert row.over_static == pytest.approx(0.71 - 0.56)
-    assert math.isnan(row.over_static_low)
+    assert row.over["static"].value == pytest.approx(0.71 - 0.56)
+    assert math.isnan(row.over["static"].low)
     sure = summarise([*lines, line("static", 0.4, 0.6, seed=1)])[0]
-    assert not math.isnan(sure.over_static_low)
-    assert (row.over_static_seeds, sure.over_static_seeds, sure.over_random_seeds) == (1, 2, 0)
+    assert not math.isnan(sure.over["static"].low)
+    assert (row.over["static"].seeds, sure.over["static"].seeds, sure.over["random"].seeds) == (1, 2, 0)
+
+
+def test_differences_at_equal_total_cost_count_the_gate():
+    """A gate that costs a tenth of full execution is held against what the baseline has for a tenth more."""
+    static = [line("static", budget, budget) for budget in (0.2, 0.4, 0.6)]
+    row = summarise([line("dfs", 0.3, 0.5, total_cost=0.1 + 0.9 * 0.3 + 0.09), *static])[0]
+    assert row.over["static"].value == pytest.approx(0.5 - 0.3)
+    assert row.over_in_total["static"].value == pytest.approx(0.5 - 0.4)
+
+
+@pytest.mark.parametrize(("accuracy", "judged"), [(0.9, "better"), (0.5, "unknown"), (0.1, "unknown")])
+def test_what_is_held_against_something_dearer_is_never_called_worse(accuracy, judged):
+    static = [line("static", 0.4, 0.5 + 0.001 * seed, seed=seed) for seed in range(3)]
+    cheaper = [line("dfs", 0.4, accuracy + 0.001 * seed, 0.36, seed) for seed in range(3)]
+    over = summarise([*cheaper, *static])[0].over["static"]
+    assert over.value == pytest.approx(accuracy - 0.5)
+    assert verdict(over.low, over.high) == judged
+
+
+def test_runs_of_two_revisions_or_two_of_one_seed_are_not_mixed():
+    def revised(revision: int, seed: int) -> dict:
+        config = {"method": "dfs", "task": {}, "config": {}, "version": 3, "revision": revision}
+        return line("dfs", 0.4, 0.8, seed=seed, config=config)
+
+    assert len(summarise([revised(1, 0), revised(1, 1)])) == 1
+    with pytest.raises(ValueError, match="differ in revision"):
+        summarise([revised(1, 0), revised(2, 1)])
+    with pytest.raises(ValueError, match=r"two runs of dfs at budget 0\.4 with seed 0"):
+        summarise([revised(1, 0), revised(1, 0)])
 
 
 def test_baselines_are_found_under_any_label():
@@ -231,7 +264,7 @@ def test_baselines_are_found_under_any_label():
     lines = [labelled("mine", "ppo", 0.4, 0.8 + 0.01 * s, seed=s) for s in (0, 1)]
     lines += [labelled("best of all", "static", 0.4, 0.7, seed=s) for s in (0, 1)]
     rows = {row.method: row for row in summarise(lines)}
-    assert rows["mine"].over_static == pytest.approx(0.105)
+    assert rows["mine"].over["static"].value == pytest.approx(0.105)
     assert rows["best of all"].registered == "static"
 
 
@@ -292,6 +325,6 @@ def test_summary_of_nothing_and_independence_of_order():
     lines = [line(method, 0.5, 0.1 * seed, seed=seed) for method in ("a", "b") for seed in range(3)]
     forward, backward = ([asdict(row) for row in summarise(part)] for part in (lines, lines[::-1]))
     for one, other in zip(forward, backward, strict=True):
-        for key in ("method", "role", "budget", "registered", "runs"):
-            assert one.pop(key) == other.pop(key)
+        for key in ("method", "role", "budget", "registered", "runs", "over", "over_in_total"):
+            assert str(one.pop(key)) == str(other.pop(key))  # as nan does not equal nan
         np.testing.assert_allclose(list(one.values()), list(other.values()), atol=0.01)

@@ -138,16 +138,18 @@ class Curve:
     def places(self, costs: ArrayLike) -> NDArray[np.float64]:
         """At which costs [Q] the curve tells the accuracy at `costs` [Q]: at these, between points on both sides of
         which neither is further than `FAR`; else at a point a little dearer, see `NEAR`, so that nothing is flattered
-        that is held against the curve; else nan."""
+        that is held against the curve; else at one that costs as good as the same, see `NOTHING`; else nan."""
         x, _ = self.points()
         return np.array([self._place(x, float(cost)) for cost in np.asarray(costs, float)])
 
     @staticmethod
     def _place(x: NDArray[np.float64], cost: float) -> float:
-        above = int(np.searchsorted(x, cost - NOTHING))
-        if above < len(x) and above and x[above - 1] * FAR >= cost and cost <= x[above] <= FAR * cost:
+        above = int(np.searchsorted(x, cost))
+        if above < len(x) and above and x[above - 1] * FAR >= cost and x[above] <= FAR * cost:
             return cost
-        return float(x[above]) if above < len(x) and x[above] <= (1 + NEAR) * cost + NOTHING else float("nan")
+        if above < len(x) and x[above] <= (1 + NEAR) * cost + NOTHING:
+            return float(x[above])
+        return float(x[above - 1]) if above and x[above - 1] >= cost - NOTHING else float("nan")
 
     def resampled(self, stream: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean costs and accuracies [RESAMPLES, points] on `resamples` of the seeds, each of which counts at all points

@@ -92,6 +92,18 @@ def asked_budgets(lines: Sequence[Line]) -> tuple[float, ...]:
     return tuple(sorted({float(line["budget"]) for line in learned or lines}))
 
 
+def common_budgets(lines: Sequence[Line]) -> tuple[float, ...]:
+    """Of `asked_budgets` those that at least half of the learned methods were given: what needs a method's points at
+    every budget would otherwise say nothing as soon as one method had a budget of its own."""
+    lines = expanded(lines)
+    given = {(line["method"], float(line["budget"])) for line in lines if line["role"] not in NOTHING_LEARNED}
+    methods = {method for method, _ in given}
+    asked = asked_budgets(lines)
+    if not methods:
+        return asked
+    return tuple(budget for budget in asked if 2 * sum((method, budget) in given for method in methods) >= len(methods))
+
+
 def matched_scores(lines: Sequence[Line], costs: Sequence[float]) -> dict[str, Scores]:
     """Accuracies at `costs` of every method but the bounds, by method."""
     lines = expanded(lines)
@@ -99,7 +111,8 @@ def matched_scores(lines: Sequence[Line], costs: Sequence[float]) -> dict[str, S
     for line in lines:
         if line["role"] != "bound":
             fronts.setdefault(line["method"], {}).setdefault(line["seed"], []).append(line)
-    baseline = next(filter(None, (Baseline.of(lines, name) for name in BASELINES[::-1])), None)
+    found_baselines = filter(None, (Baseline.of(lines, name) for name in BASELINES[::-1]))
+    baseline = max(found_baselines, key=lambda each: each.certain, default=None)  # of several the first
     at = np.asarray(costs, float)
     found = {}
     for method, seeds in sorted(fronts.items()):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.comparison.bootstrap import bootstrap_interval, interquartile_mean, sample
-from agents.comparison.fronts import Curve, interpolate
+from agents.comparison.bootstrap import bootstrap_interval, interquartile_mean, sample, verdict
+from agents.comparison.fronts import NOTHING, Curve, interpolate
 from agents.runs.results import Line, expanded, labelled, registered
 
 SETTING = ("dataset", "depth", "bitwidths")
@@ -20,12 +20,30 @@ BASELINES = ("random", "static")
 FINETUNED = "static_finetuned"
 COMPARED_WITH = (*BASELINES, FINETUNED)
 """The same, and what methods that co-train the backbone are to be compared with: fine-tuning by itself gains, too."""
+UNITS = ("cost", "total_cost")
+"""Paper cost and total cost, as lines call them."""
 NOTHING_LEARNED = ("baseline", "bound")
 """Roles of what nothing is learned by."""
 UNSEEDED = ("constant", "early_layers", "oracle")
 """Methods that no seed changes; lines of earlier versions do not say so themselves."""
 
 Resampled = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What the runs of a method have over a baseline at equal cost."""
+
+    value: float = float("nan")
+    """Interquartile mean, over the runs, of accuracy minus that of the baseline at the run's own cost; nan if the
+    baseline was not measured around the cost of every run, for which runs count must not depend on how they turned
+    out."""
+    low: float = float("nan")
+    """End of the interval, which has the baseline's own uncertainty over its seeds, too; nan if either side has but one
+    run and would vary, or if a run was held against what is a little dearer, see `Curve.places`, and is not better."""
+    high: float = float("nan")
+    seeds: int = 0
+    """Seeds on the side that has fewer of them; of the other, if no seed changes one; 0 if none changes either."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +70,11 @@ class Row:
     """Mean BitOps for one image."""
     seconds_per_thousand_images: float
     """Mean time of training, checks on validation included; nan if the lines do not say."""
-    over_random: float
-    """Interquartile mean, over the runs, of accuracy minus that of the method `random` at the run's own paper cost; nan
-    if the baseline was not measured around the cost of every run, for which runs count must not depend on how they
-    turned out. The interval has the baseline's own uncertainty over its seeds, too; it is nan if either side has but
-    one run and would vary."""
-    over_random_low: float
-    over_random_high: float
-    over_random_seeds: int
-    """Seeds on the side that has fewer of them; of the other, if no seed changes one; 0 if none changes either."""
-    over_static: float
-    """The same over the method `static`."""
-    over_static_low: float
-    over_static_high: float
-    over_static_seeds: int
-    over_static_finetuned: float
-    """The same over the method `static_finetuned`, for methods of role "cotrained"; else nan."""
-    over_static_finetuned_low: float
-    over_static_finetuned_high: float
-    over_static_finetuned_seeds: int
+    over: Mapping[str, Difference]
+    """What it has over each of `COMPARED_WITH` at equal paper cost. Over `static_finetuned` only methods of role
+    "cotrained" have anything."""
+    over_in_total: Mapping[str, Difference]
+    """The same at equal total cost."""
 
 
 def summarise(lines: Sequence[Line]) -> list[Row]:
@@ -89,8 +93,8 @@ def summarise(lines: Sequence[Line]) -> list[Row]:
             raise ValueError(f"result lines differ in {key} ({', '.join(found)}): they cannot be compared")
     _check_configurations(lines)
     groups = grouped(lines)
-    baselines = {name: Baseline.of(lines, name) for name in COMPARED_WITH}
-    return [_row(key, groups[key], number, baselines) for number, key in enumerate(sorted(groups))]
+    paper, total = ({name: Baseline.of(lines, name, unit) for name in COMPARED_WITH} for unit in UNITS)
+    return [_row(key, groups[key], number, paper, total) for number, key in enumerate(sorted(groups))]
 
 
 def varies(lines: Sequence[Line]) -> bool:
@@ -107,15 +111,24 @@ def grouped(lines: Sequence[Line]) -> dict[tuple[str, float], list[Line]]:
 
 
 def _check_configurations(lines: Sequence[Line]) -> None:
+    seen: set[tuple[Any, ...]] = set()
     tasks: dict[str, Any] = {}
     options: dict[str, dict[str, Any]] = {}
     for line in lines:
+        one = tuple(line[key] for key in ("method", "budget", "seed"))
+        if one in seen:
+            raise ValueError(
+                f"there are two runs of {one[0]} at budget {one[1]:g} with seed {one[2]}: keep one, or compare them in "
+                "folders of their own"
+            )
+        seen.add(one)
         resolved = line.get("config", {"task": {}, "config": {}})
         tasks.setdefault(line["method"], resolved["task"])
         for method, task in tasks.items():
             but = () if method == line["method"] else ("observation",)
             _same(task, resolved["task"], f"runs of {method} and {line['method']}", but)
         own = {key: value for key, value in resolved["config"].items() if key not in ("budget", "seed")}
+        own |= {key: resolved.get(key) for key in ("version", "revision")}
         _same(options.setdefault(line["method"], own), own, f"runs of {line['method']}")
 
 
@@ -143,21 +156,25 @@ class Baseline:
     """Costs and accuracies [RESAMPLES, points]."""
     seeds: int
     """Seeds at the point that has the fewest; 0 if no seed changes it."""
+    unit: str = "cost"
+    """Which of `UNITS` its costs are in."""
 
     @classmethod
-    def of(cls, lines: Sequence[Line], name: str) -> Baseline | None:
+    def of(cls, lines: Sequence[Line], name: str, unit: str = "cost") -> Baseline | None:
         """The one of `COMPARED_WITH` that is registered as `name`, whatever its label; None if it was not run.
 
         Args:
             lines: one for each run and budget.
             name: how it is registered.
+            unit: one of `UNITS`.
         """
         method = labelled(lines, name)
         own = [line for line in lines if line["method"] == method]
         if method is None:
             return None
-        curve = Curve.of([(float(line["budget"]), line["seed"], line["cost"], line["accuracy"]) for line in own])
-        return cls(method, curve, curve.resampled((1, COMPARED_WITH.index(name))), curve.runs if varies(own) else 0)
+        curve = Curve.of([(float(line["budget"]), line["seed"], line[unit], line["accuracy"]) for line in own])
+        draws, seeds = curve.resampled((1, COMPARED_WITH.index(name))), curve.runs if varies(own) else 0
+        return cls(method, curve, draws, seeds, unit)
 
     @property
     def certain(self) -> bool:
@@ -165,30 +182,48 @@ class Baseline:
         return self.seeds != 1
 
 
-def _row(key: tuple[str, float], lines: Sequence[Line], number: int, baselines: Mapping[str, Baseline | None]) -> Row:
+def _row(
+    key: tuple[str, float],
+    lines: Sequence[Line],
+    number: int,
+    paper: Mapping[str, Baseline | None],
+    total: Mapping[str, Baseline | None],
+) -> Row:
     accuracies = [line["accuracy"] for line in lines]
     low, high = bootstrap_interval(accuracies)
     means: dict[str, Any] = {
         key: _mean(lines, key) for key in ("cost", "total_cost", "bitops", "seconds_per_thousand_images")
     }
-    over: dict[str, Any] = {}
-    for name, baseline in baselines.items():
-        fits = baseline and (name in BASELINES or lines[0]["role"] == "cotrained")
-        numbers = _over(lines, baseline, (2, number)) if baseline and fits else (*(float("nan"),) * 3, 0)
-        ends = ("", "_low", "_high", "_seeds")
-        over |= dict(zip((f"over_{name}{end}" for end in ends), numbers, strict=True))
+    fitting = COMPARED_WITH if lines[0]["role"] == "cotrained" else BASELINES
+    over, in_total = (
+        {name: _over(lines, baselines[name] if name in fitting else None, (2, number)) for name in COMPARED_WITH}
+        for baselines in (paper, total)
+    )
     accuracy, role = interquartile_mean(accuracies), lines[0]["role"]
-    return Row(key[0], role, key[1], registered(lines[0]), len(lines), accuracy, low, high, **means, **over)
+    return Row(
+        key[0],
+        role,
+        key[1],
+        registered(lines[0]),
+        len(lines),
+        accuracy,
+        low,
+        high,
+        **means,
+        over=over,
+        over_in_total=in_total,
+    )
 
 
-def _over(lines: Sequence[Line], baseline: Baseline, stream: Sequence[int]) -> tuple[float, float, float, int]:
-    """Interquartile mean of the differences to the baseline at each run's own cost, its interval, for which runs and
-    baseline are resampled both, and the seeds of the side that has fewer."""
-    costs, accuracies = (np.array([line[key] for line in lines], float) for key in ("cost", "accuracy"))
-    differences = accuracies - baseline.curve.at(costs)
+def _over(lines: Sequence[Line], baseline: Baseline | None, stream: Sequence[int]) -> Difference:
+    """Runs and baseline are resampled both."""
+    if baseline is None:
+        return Difference()
+    costs, accuracies = (np.array([line[key] for line in lines], float) for key in (baseline.unit, "accuracy"))
+    differences, places = accuracies - baseline.curve.at(costs), baseline.curve.places(costs)
     if np.isnan(differences).any():
-        return float("nan"), float("nan"), float("nan"), 0
-    drawn = accuracies - interpolate(*baseline.draws, baseline.curve.places(costs))
-    found = sample(differences, stream, varies(lines), drawn).estimate()
+        return Difference()
+    found = sample(differences, stream, varies(lines), accuracies - interpolate(*baseline.draws, places)).estimate()
     seeds = min(filter(None, (len(lines) if varies(lines) else 0, baseline.seeds)), default=0)
-    return (*found, seeds) if baseline.certain else (found.value, float("nan"), float("nan"), seeds)
+    fair = bool((places <= costs + NOTHING).all()) or verdict(found.low, found.high) == "better"
+    return Difference(*found, seeds) if baseline.certain and fair else Difference(found.value, seeds=seeds)

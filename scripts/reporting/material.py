@@ -16,6 +16,7 @@ from agents.comparison.matched import (
     Scores,
     Standing,
     asked_budgets,
+    common_budgets,
     hypervolumes,
     improvements,
     matched_samples,
@@ -71,6 +72,11 @@ class Material:
         return asked_budgets(self.lines)
 
     @cached_property
+    def common(self) -> tuple[float, ...]:
+        """Those that most learned methods were given."""
+        return common_budgets(self.lines)
+
+    @cached_property
     def roles(self) -> dict[str, str]:
         """Role of each method, in alphabetical order of the methods."""
         return {line["method"]: line["role"] for line in sorted(self.lines, key=lambda line: str(line["method"]))}
@@ -97,8 +103,9 @@ class Material:
 
     @cached_property
     def alike(self) -> list[tuple[str, str, float]]:
-        """Learned methods that are told apart at no budget."""
-        return never_told_apart(self.samples, self.learned)
+        """Learned methods that are told apart at none of the budgets in `common`."""
+        samples = [each for budget, each in zip(self.budgets, self.samples, strict=True) if budget in self.common]
+        return never_told_apart(samples, self.learned)
 
     @cached_property
     def improvements(self) -> dict[tuple[str, str], Estimate]:
@@ -108,12 +115,12 @@ class Material:
     @cached_property
     def hypervolumes(self) -> dict[str, Sample]:
         """Of the fronts over the budgets."""
-        return hypervolumes(self.lines, self.budgets, self.reference)
+        return hypervolumes(self.lines, self.common, self.reference) if self.common else {}
 
     @cached_property
     def reference(self) -> tuple[float, float]:
         """Reference point of the hypervolumes: cost and accuracy."""
-        return reference_point(self.lines, self.budgets)
+        return reference_point(self.lines, self.common)
 
     @cached_property
     def conditioned(self) -> list[str]:

@@ -144,8 +144,9 @@ def summary(material: Material) -> list[str]:
         named = [f"{one} and {other} (within {points(most)} points)" for one, other, most in material.alike[:4]]
         more = len(material.alike) - len(named)
         rest = f", and {more} more pair{'s' * (more > 1)} of methods" if more else ""
+        budgets = ", ".join(f"{budget:g}" for budget in material.common)
         said.append(
-            "What does not matter, as far as these runs tell: no difference was found at any budget between "
+            f"What does not matter, as far as these runs tell: no difference was found at budget {budgets} between "
             + "; ".join(named)
             + rest
             + "."
@@ -204,9 +205,9 @@ def _against(material: Material, name: str, rows: Sequence[Row]) -> list[str]:
     judged."""
     found: dict[str, dict[float, list[str]]] = {"better": {}, "worse": {}, "unknown": {}, "not told apart": {}}
     for row in rows:
-        low, high, seeds = (getattr(row, f"over_{name}_{end}") for end in ("low", "high", "seeds"))
-        judged = verdict(low, high)
-        few = TENTATIVE if judged != "unknown" and seeds < SOON else ""
+        over = row.over[name]
+        judged = verdict(over.low, over.high)
+        few = TENTATIVE if judged != "unknown" and 0 < over.seeds < SOON else ""
         found[judged].setdefault(row.budget, []).append(material.shown(row.method) + few)
     if not (found["better"] or found["worse"] or found["not told apart"]):
         return []

@@ -8,10 +8,10 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from agents.comparison.statistics import summarise
+from agents.comparison.statistics import BASELINES, summarise
 from agents.runs.results import expanded
 from scripts.reporting.material import starred
-from scripts.reporting.tables import METHOD_COLUMNS, worded
+from scripts.reporting.tables import METHOD_COLUMNS, SOON, TENTATIVE, interval, over_baseline, points, worded
 
 
 def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> Table:
@@ -41,8 +41,8 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
     cost."""
     table = Table(
         title="interquartile mean over seeds, 95 % bootstrap interval; differences at equal paper cost, in points, to "
-        "baselines on the frozen backbone\n(*: weights of its own; =: not told apart; ?: one seed); s/1000: seconds of "
-        "training for a thousand images"
+        f"baselines on the frozen backbone\n(*: weights of its own; =: not told apart; ?: no interval; {TENTATIVE}: "
+        f"fewer than {SOON} seeds); s/1000: seconds of training for a thousand images"
     )
     for column in (*METHOD_COLUMNS, "s/1000"):
         table.add_column(column, justify="left" if column == "method" else "right")
@@ -52,11 +52,10 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
                 escape(starred(row.method, row.role)),
                 f"{row.budget:g}",
                 str(row.runs),
-                f"{100 * row.accuracy:.2f} [{100 * row.accuracy_low:.2f}, {100 * row.accuracy_high:.2f}]",
+                points(row.accuracy) + (interval(row.accuracy_low, row.accuracy_high) if row.runs > 1 else ""),
                 f"{row.cost:.4f}",
                 f"{row.total_cost:.4f}",
-                worded(row.over_random, row.over_random_low, row.over_random_high),
-                worded(row.over_static, row.over_static_low, row.over_static_high),
+                *(worded(over_baseline(row, name)) for name in BASELINES),
                 "-" if np.isnan(row.seconds_per_thousand_images) else f"{row.seconds_per_thousand_images:.2f}",
             )
     return table

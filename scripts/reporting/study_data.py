@@ -98,7 +98,7 @@ class Part:
         enough = min(ENOUGH, max(map(len, rows.values()), default=0))
 
         def gain(name: str) -> tuple[float, float]:
-            over = [row.over_static for row in rows[name] if not np.isnan(row.over_static)]
+            over = [row.over["static"].value for row in rows[name] if not np.isnan(row.over["static"].value)]
             return float(np.mean(over)) if over else -np.inf, max(row.accuracy for row in rows[name])
 
         return max(sorted(name for name, own in rows.items() if len(own) >= enough), key=gain, default=None)
@@ -111,7 +111,7 @@ class Part:
             return np.nan
         highest = float(np.interp(row.cost, [other.cost for other in oracle], [other.accuracy for other in oracle]))
         headroom = highest - float(self.static.at(np.array([row.cost]))[0])
-        return row.over_static / headroom if headroom > ROUNDING else np.nan
+        return row.over["static"].value / headroom if headroom > ROUNDING else np.nan
 
     def runs(self, method: str) -> list[Line]:
         """One line for each run of a method, whatever the number of its budgets."""

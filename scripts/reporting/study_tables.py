@@ -13,21 +13,33 @@ from agents.runs.results import labelled
 from scripts.reporting.figures import entropy, mean_values
 from scripts.reporting.published import PUBLISHED, Published, targets
 from scripts.reporting.study_data import OVERSPENT, SETTLED, Part, settled
-from scripts.reporting.tables import FEW, TENTATIVE, Cell, Row, Table, interval, over_baseline, points
+from scripts.reporting.tables import (
+    FEW,
+    HELD,
+    IN_TOTAL,
+    TENTATIVE,
+    VERDICTS,
+    Cell,
+    Row,
+    Table,
+    interval,
+    over_baseline,
+    points,
+)
 
 BRIEF = (
     "Accuracy in per cent at the mean paper cost that was reached, and the difference in points to static at that "
     "cost; for methods that co-train the backbone, to static_finetuned, if that was run. ▲ better, ▼ worse, = "
-    f"not told apart, ? one seed on a side; {TENTATIVE} {FEW}. No difference: the baseline was not measured around "
-    "that cost."
+    f"not told apart, ? no interval (see below); {TENTATIVE} {FEW}. No difference: the baseline was not measured "
+    "around that cost."
 )
 MARKED = (
     "Interquartile mean over seeds with 95 % bootstrap intervals; differences, in points, at each run's own paper "
-    "cost. ▲ better, ▼ worse, = not told apart (the interval includes zero), ? one seed on a side, and so no interval; "
-    f"{TENTATIVE} {FEW}. *: weights of its own; static has the frozen backbone, "
+    f"cost. {HELD} {VERDICTS} {TENTATIVE} {FEW}. *: weights of its own; static has the frozen backbone, "
     "and static_finetuned is what methods that co-train it are to be compared with. The oracle's headroom is what it "
     "has, on the frozen backbone, over static at that cost; where it was searched by beam, it may have more. Bold: on "
-    "the part's front of learned methods, as drawn."
+    "the part's front of learned methods, as drawn, in which fine-tuned assignments and cascades are not; it does not "
+    "mean recommended."
 )
 
 
@@ -57,7 +69,7 @@ def glance(part: Part, caption: str) -> Table:
 def _briefly(part: Part, row: Summary) -> Cell:
     baseline = part.material.baseline_of(row)
     over = over_baseline(row, baseline)
-    judged = getattr(row, f"over_{baseline}")
+    judged = row.over[baseline].value
     text = f"{points(row.accuracy)} at {row.cost:.4f}"
     if row.role == "bound" or row.registered == "static" or np.isnan(judged):
         return Cell(text)
@@ -78,6 +90,8 @@ def methods(part: Part, caption: str) -> Table:
             f"{part.cost(row.cost):.3g}",
             over_baseline(row, "static"),
             over_baseline(row, FINETUNED),
+            f"{row.total_cost:.4f}",
+            over_baseline(row, part.material.baseline_of(row), total=True),
             "-" if np.isnan(share := part.headroom_realised(row)) else f"{100 * share:.0f} %",
         ]
         for row in sorted(part.material.rows, key=lambda row: (row.budget, -row.accuracy))
@@ -92,6 +106,8 @@ def methods(part: Part, caption: str) -> Table:
         "cost at 32 bits",
         "over static",
         "over static_finetuned",
+        "total cost",
+        IN_TOTAL,
         "of the oracle's headroom",
     )
     return Table(heads, rows, caption)

@@ -25,6 +25,16 @@ FEW = (
 MARKS = {"better": "▲", "worse": "▼", "not told apart": "=", "unknown": "?"}
 """What stands beside a difference, for those who do not see its colour."""
 
+# What tables of methods say of their differences.
+VERDICTS = (
+    "▲ better, ▼ worse, = not told apart (the interval includes zero), ? no interval: one seed on a side, or the "
+    "baseline was measured at a little more only, which is enough to be called better and not to be called worse;"
+)
+IN_TOTAL = "at equal total cost"
+HELD = (
+    f"{IN_TOTAL[0].upper()}{IN_TOTAL[1:]}, in which stem, shortcuts, head and the gate's own work in float32 count: "
+    "the difference to static, or, for methods that co-train the backbone, to static_finetuned if that was run."
+)
 METHOD_COLUMNS = ("method", "budget", "runs", "accuracy %", "paper cost", "total cost", "over random", "over static")
 """What a table of methods says of each."""
 
@@ -124,19 +134,19 @@ def difference(value: float, low: float, high: float, seeds: int = 0) -> Cell:
     return Cell(text, judged, tentative=judged != "unknown" and 0 < seeds < SOON)
 
 
-def over_baseline(row: statistics.Row, name: str) -> Cell:
-    """What a row has over one of the baselines at equal cost, and of how many seeds if it is not all that were run; the
-    baseline itself has nothing over it."""
+def over_baseline(row: statistics.Row, name: str, total: bool = False) -> Cell:
+    """What a row has over one of the baselines at equal paper cost, or total cost, and of how many seeds if it is not
+    all that were run; the baseline itself has nothing over it."""
     if row.registered == name:
         return Cell("-")
-    value, low, high, seeds = (getattr(row, f"over_{name}{end}") for end in ("", "_low", "_high", "_seeds"))
-    found = difference(value, low, high, seeds)
-    return replace(found, text=f"{found.text} ({seeds} seeds)") if 1 < seeds < row.runs else found
+    over = (row.over_in_total if total else row.over)[name]
+    found = difference(over.value, over.low, over.high, over.seeds)
+    return replace(found, text=f"{found.text} ({over.seeds} seeds)") if 1 < over.seeds < row.runs else found
 
 
-def worded(value: float, low: float, high: float) -> str:
-    """A difference in points with its interval and the mark of its verdict, as plain text."""
-    return _marked(difference(value, low, high))
+def worded(cell: Cell) -> str:
+    """A cell with the mark of its verdict, as plain text."""
+    return _marked(cell)
 
 
 def winners(material: Material) -> Table:
@@ -184,7 +194,7 @@ def _winner(material: Material, standing: Standing) -> Row:
 def methods(material: Material) -> Table:
     """Every method at every budget, and its differences to the baselines."""
     leaders = {(name, each.cost) for each in material.standings if each.winner for name in [each.winner]}
-    finetuned = not all(np.isnan(row.over_static_finetuned) for row in material.rows)
+    finetuned = not all(np.isnan(row.over[statistics.FINETUNED].value) for row in material.rows)
     compared = statistics.COMPARED_WITH if finetuned else statistics.BASELINES
     rows: list[Row] = [
         [
@@ -195,18 +205,18 @@ def methods(material: Material) -> Table:
             f"{row.cost:.4f}",
             f"{row.total_cost:.4f}",
             *(over_baseline(row, name) for name in compared),
+            over_baseline(row, material.baseline_of(row), total=True),
             "-" if np.isnan(row.seconds_per_thousand_images) else f"{row.seconds_per_thousand_images:.2f}",
         ]
         for row in sorted(material.rows, key=lambda row: (row.budget, -row.accuracy))
         if row.budget in material.budgets
     ]
     return Table(
-        (*METHOD_COLUMNS, *[f"over {statistics.FINETUNED}"] * finetuned, "s/1000 images"),
+        (*METHOD_COLUMNS, *[f"over {statistics.FINETUNED}"] * finetuned, IN_TOTAL, "s/1000 images"),
         rows,
         "Interquartile mean over seeds with 95 % bootstrap intervals. Differences, in points, are to the baseline at "
         "each run's own paper cost, and their intervals have the baseline's uncertainty in them. "
-        "▲ better, ▼ worse, = not told apart (the interval includes zero), ? one seed on a side, and so no interval; "
-        f"{TENTATIVE} {FEW}. "
+        f"{HELD} {VERDICTS} {TENTATIVE} {FEW}. "
         "*: weights of its own. Bold: the winner at that budget.",
     )
 
@@ -224,14 +234,21 @@ def improvement(material: Material) -> Table:
                 continue
             sure = verdict(found.low - 0.5, found.high - 0.5) in ("better", "worse")
             ends = "" if np.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]"
-            row.append(Cell(f"{found.value:.2f}{ends}", shade=2 * found.value - 1, strong=sure))
+            few = TENTATIVE * (sure and _are_few(material, name, other))
+            row.append(Cell(f"{found.value:.2f}{ends}{few}", shade=2 * found.value - 1, strong=sure))
         rows.append(row)
     return Table(
         ("run of \\ beats run of", *(material.shown(name) for name in names)),
         rows,
         "Probability that a run of the row's method is more accurate than one of the column's at matched cost, "
-        "averaged over the budgets that both reach. Bold where the 95 % interval excludes 1/2.",
+        f"averaged over the budgets that both reach. Bold where the 95 % interval excludes 1/2; {TENTATIVE} {FEW}.",
     )
+
+
+def _are_few(material: Material, *methods: str | None) -> bool:
+    """Whether one of the methods has few seeds, and another would change it."""
+    found = [own for name in methods if (own := [line for line in material.lines if line["method"] == name])]
+    return any(len({line["seed"] for line in own}) < SOON for own in found if statistics.varies(own))
 
 
 def hypervolume(material: Material) -> Table:
@@ -248,13 +265,14 @@ def hypervolume(material: Material) -> Table:
             text = f"{change.value:+.4f}" + (
                 "" if np.isnan(change.low) else f" [{change.low:+.4f}, {change.high:+.4f}]"
             )
-            cell = Cell(text, verdict(change.low, change.high))
+            judged = verdict(change.low, change.high)
+            cell = Cell(text, judged, tentative=judged != "unknown" and _are_few(material, name, name_of_static))
         rows.append([material.shown(name), f"{value:.4f}{ends}", cell])
     return Table(
         ("method", "hypervolume", "over static"),
         rows,
-        f"Hypervolume of a seed's points at the budgets {', '.join(f'{b:g}' for b in material.budgets)}, up to the "
+        f"Hypervolume of a seed's points at the budgets {', '.join(f'{b:g}' for b in material.common)}, up to the "
         f"reference point (cost {material.reference[0]:g}, accuracy {material.reference[1]:g}), which is the largest "
-        "budget and a little more, and skipping everything: interquartile mean over the seeds that "
-        "have all budgets.",
+        "of these and a little more, and what skipping everything has, or 0 if that was not measured: interquartile "
+        f"mean over the seeds that have all of these budgets. {TENTATIVE}: {FEW}.",
     )
