@@ -131,34 +131,31 @@ class Compare:
                 raise ValueError(f"{self.file} has no part {name!r}{nearest(name, parts)} It has {', '.join(parts)}")
         return {name: each for name, each in parts.items() if not self.part or name in self.part}
 
-    def chosen(
+    def wanted(
         self, plans: Mapping[str, list[RunConfig]], known: Mapping[str, Mapping[str, Any]]
-    ) -> dict[str, list[RunConfig]]:
-        """Of the planned runs, by the names of the parts, those that are finished and those that are to be done.
+    ) -> dict[str, set[str]]:
+        """By the names of the parts that are to be looked at, the names of the runs that are to be done.
 
         Raises:
-            ValueError: there is none, or it is to be chosen in two ways.
+            ValueError: there is nothing to do, or it is to be chosen in two ways.
         """
         if self.collect and self.only:
             raise ValueError("--collect runs nothing, --only some runs: leave one of them out")
-        if not (self.collect or self.only):
-            return dict(plans)
-        wanted = {run.name for runs in plans.values() for run in runs if self._fits(run)}
-        found = {
-            name: [run for run in runs if run.name in wanted or run.name in known[name]] for name, runs in plans.items()
-        }
-        if self.only and not wanted:
+        if self.collect:
+            if not any(known.values()):
+                raise ValueError(
+                    f"nothing to collect: {self.folder()} has no finished run of this experiment; leave out --collect"
+                )
+            return {name: set() for name in plans if known[name]}
+        found = {name: {run.name for run in runs if self._fits(run)} for name, runs in plans.items()}
+        if not any(found.values()):
             names = sorted({run.readable for runs in plans.values() for run in runs})
             patterns = " --only ".join(self.only)
             raise ValueError(f"no run of this experiment fits --only {patterns}{nearest(self.only[0], names)}")
-        if not any(found.values()):
-            raise ValueError(
-                f"nothing to collect: {self.folder()} has no finished run of this experiment; leave out --collect"
-            )
-        return {name: runs for name, runs in found.items() if runs}
+        return {name: names for name, names in found.items() if names}
 
     def _fits(self, run: RunConfig) -> bool:
-        return any(fnmatchcase(run.readable, pattern) for pattern in self.only)
+        return not self.only or any(fnmatchcase(run.readable, pattern) for pattern in self.only)
 
     def folder(self) -> Path:
         """Where the results go."""
@@ -201,7 +198,8 @@ def main(args: Compare) -> int:
     # what is wrong with what is there, or with the engine, is said before anything is written
     known = {name: finished(runs, folder / name) for name, runs in plans.items()}
     engine.check()
-    plans = args.chosen(plans, known)
+    wanted = args.wanted(plans, known)
+    plans = {name: plans[name] for name in wanted}
     with ExitStack() as locks:
         if not args.collect:  # that may look on while another comparison is running
             for name in plans:
@@ -214,8 +212,8 @@ def main(args: Compare) -> int:
             if name:
                 print(f"\npart {name}, in {folder / name}")
                 write_atomically(folder / name / EXPERIMENT, as_toml(experiments[name]))
-            with Progress(runs, known[name]) as progress:
-                outcome = sweep(runs, folder / name, engine, progress)
+            with Progress([run for run in runs if run.name in {*wanted[name], *known[name]}], known[name]) as progress:
+                outcome = sweep(runs, folder / name, engine, progress, wanted[name])
             statuses.append(_shown(experiments[name], outcome, folder / name))
         return max(statuses)
 

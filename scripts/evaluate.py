@@ -45,9 +45,9 @@ def main(args: Evaluate) -> None:
     """Load, evaluate, print accuracy, costs, BitOps and the histogram of actions."""
     torch.set_num_threads(args.threads)
     policy, task, result = load_run(args.folder, data=args.data)
-    trained = result["config"]["config"].get("budget_range")
+    trained, bound = result["config"]["config"].get("budget_range"), result["role"] == "bound"
     _check_range(args.budgets, trained)
-    if set(args.budgets) - {result["budget"]} and not trained:
+    if set(args.budgets) - {result["budget"]} and not (trained or bound):  # a bound searches for each anew
         alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
         print(f"{alone}: shown another, it need not spend that", file=sys.stderr)
     images = task.dataset.split(args.split)

@@ -18,7 +18,7 @@ from agents.comparison.fronts import FAR, NEAR
 from agents.runs.results import EXPERIMENT, labelled
 from backbone.checkpoint import write_atomically
 from scripts.cli import clear_errors
-from scripts.reporting import decisions, figures, tables
+from scripts.reporting import decisions, figures, overall_tables, tables
 from scripts.reporting.commands import command
 from scripts.reporting.material import Material
 from scripts.reporting.page import Page, about, summary
@@ -67,9 +67,9 @@ def _results(made: Page, material: Material) -> None:
     made.table(tables.methods(material))
     made.section("Over all budgets")
     if material.improvements:
-        made.table(tables.improvement(material))
+        made.table(overall_tables.improvement(material))
     if material.hypervolumes:
-        made.table(tables.hypervolume(material))
+        made.table(overall_tables.hypervolume(material))
     elif material.improvements:
         made.text("No method has all of the budgets that most have, which a hypervolume needs.")
     if not (material.improvements or material.hypervolumes):

@@ -18,10 +18,11 @@ from agents.logs import TABLE
 from agents.policies import FILE
 from agents.recorder import BACKBONE
 from agents.runs import decisions
+from agents.runs.config import TaskConfig
 from agents.runs.folders import CONFIG, PARTIAL, RESULT, finished_folders
 from agents.runs.results import expanded, read_line
 from agents.sb3.policy import ARCHIVE
-from backbone.checkpoint import SHIPPED
+from backbone.checkpoint import SHIPPED, shipped_checkpoint
 from scripts.cli import clear_errors
 
 KEPT = (RESULT, CONFIG, FILE, ARCHIVE, BACKBONE, decisions.FILE, TABLE)
@@ -75,9 +76,7 @@ def ship(args: Ship) -> list[Path]:
         choices = "; ".join(f"{name}s {', '.join(sorted(values))}" for name, values in there.items())
         raise ValueError(f"{args.source} has no such run: there are {choices}")
     for folder in wanted:
-        checkpoint = lines[folder]["checkpoint"]
-        if checkpoint not in (None, "random") and Path(checkpoint).resolve().parent != SHIPPED.resolve():
-            raise ValueError(f"{folder} needs {checkpoint}: only runs on backbones of {SHIPPED} are shipped")
+        _check_backbone(folder, lines[folder])
         target, partial = args.target / folder.name, args.target / f"{folder.name}{PARTIAL}"
         if target.is_dir():
             continue
@@ -87,6 +86,18 @@ def ship(args: Ship) -> list[Path]:
             shutil.copyfile(file, partial / file.name)
         partial.rename(target)
     return [args.target / folder.name for folder in wanted]
+
+
+def _check_backbone(folder: Path, line: dict[str, Any]) -> None:
+    """Refuse a run on a backbone that does not lie in the repository."""
+    task, checkpoint = line["config"]["task"], line["checkpoint"]
+    if checkpoint == "random":
+        return
+    path = Path(checkpoint) if checkpoint else shipped_checkpoint(task["dataset"], task["depth"])
+    there = path.resolve().parent == SHIPPED.resolve() and path.is_file()
+    if not there or TaskConfig(checkpoint=str(path)).backbone_digest() != task["backbone"]:
+        which = checkpoint or "your own backbone"
+        raise ValueError(f"{folder} needs {which}: only runs on backbones of {SHIPPED} are shipped")
 
 
 def main(args: Ship) -> None:

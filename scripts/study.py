@@ -44,8 +44,8 @@ def page(study: Study) -> Page:
         ValueError: lines of a part that cannot be compared, or a damaged file.
     """
     network = study.networks[0] if len(study.networks) == 1 else "several networks"
-    tuples = len({part.bitwidths for part in study.parts})
-    title = f"{study.folder.resolve().name}: {network} under {tuples} tuple{'s' * (tuples > 1)} of bitwidths"
+    parts = len(study.parts)
+    title = f"{study.folder.resolve().name}: {network}, in {parts} part{'s' * (parts > 1)}"
     made = Page(title, _unit(), _summary(study))
     made.section("All parts")
     made.add("", f"![Accuracy over cost at 32 bits](<{FIGURE}>)")
@@ -97,7 +97,7 @@ def _summary(study: Study) -> list[str]:
         if found:
             part, row = min(found, key=lambda pair: pair[0].cost(pair[1].cost))
             cost = study_tables.percent(part.cost(row.cost))
-            said.append(f"{what} is first reached at {cost}, by {part.material.shown(row.method)} in {part.name}.")
+            said.append(f"{what} is first reached at {cost}, by {part.material.shown(row.method)} in part {part.name}.")
         elif any(part.published for part in study.parts):
             said.append(f"{what} is not reached.")
     return said
@@ -105,7 +105,7 @@ def _summary(study: Study) -> list[str]:
 
 def _differences(made: Page, study: Study) -> None:
     made.section("How decisions differ between images")
-    for part in study.parts:
+    for part in study.learning:
         _add(made, study_tables.entropies(part), f"{part.name}: no learned method has left a histogram of decisions.")
         hard = decisions.hardness(part.material)
         if hard is not None:
@@ -117,9 +117,10 @@ def _transition(made: Page, study: Study) -> None:
     made.section("From skipping to bitwidths")
     made.text(
         "Dynamic Fractional Skipping claims a smooth transition from skipping over low bitwidths to full execution as "
-        "the budget grows. Here static stands beside the learned method that has most over it."
+        "the budget grows. Here static stands beside the learned method that does best against it on average, of those "
+        "that decide on the frozen backbone (else on any) and were run at most budgets; it may be below."
     )
-    for part in study.parts:
+    for part in study.learning:
         _add(made, study_tables.transition(part), f"{part.name}: no histograms of decisions.")
 
 

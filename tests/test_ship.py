@@ -63,6 +63,16 @@ def test_a_run_on_a_backbone_that_was_named_by_its_file_is_refused(runs, tmp_pat
         ship(Ship(runs, tmp_path / "shipped", methods=("ppo",)))
 
 
+def test_a_run_on_a_backbone_of_ones_own_that_is_found_by_its_name_is_refused(runs, tmp_path):
+    (folder,) = (folder for folder in runs.iterdir() if folder.name.startswith("ppo"))
+    result = json.loads((folder / RESULT).read_text())
+    task = {**result["config"]["task"], "dataset": "digits", "depth": 14, "backbone": "0123456789abcdef"}
+    result |= {"checkpoint": None, "config": {**result["config"], "task": task}}
+    (folder / RESULT).write_text(json.dumps(result) + "\n")
+    with pytest.raises(ValueError, match="needs your own backbone"):
+        ship(Ship(runs, tmp_path / "shipped", methods=("ppo",)))
+
+
 def test_only_those_are_copied_that_are_wanted_and_none_twice(runs, tmp_path):
     frozen = ship(Ship(runs, tmp_path / "shipped", cotrained=False))
     assert {folder.name.split("-budget")[0] for folder in frozen} == {"ppo", "dfs", "static"}

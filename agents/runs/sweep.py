@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,13 @@ class Sweep:
     """Files with the traceback of each run that failed."""
 
 
-def sweep(configs: Sequence[RunConfig], root: Path, engine: Engine, report: Report | None = None) -> Sweep:
+def sweep(
+    configs: Sequence[RunConfig],
+    root: Path,
+    engine: Engine,
+    report: Report | None = None,
+    wanted: Container[str] | None = None,
+) -> Sweep:
     """Do the runs that are not in `root` yet, and write all result lines to `root`/results.jsonl after each.
 
     The longest begin first, lest one of them is still at work when all others are done. A run that fails leaves its
@@ -40,6 +46,7 @@ def sweep(configs: Sequence[RunConfig], root: Path, engine: Engine, report: Repo
         root: folder of runs.
         engine: where they are done.
         report: called with "started", "done", "failed" or "image", and how many more there are.
+        wanted: the names of the runs that are done if they are not there; by default all.
 
     Raises:
         ValueError: `root` holds results of another version.
@@ -49,7 +56,8 @@ def sweep(configs: Sequence[RunConfig], root: Path, engine: Engine, report: Repo
     order = [config.name for config in configs]
     lines = finished(configs, root)
     results, failed = _write_results(order, lines, root), []
-    waiting = sorted((config for config in configs if config.name not in lines), key=expected_length, reverse=True)
+    missing = (each for each in configs if each.name not in lines and (wanted is None or each.name in wanted))
+    waiting = sorted(missing, key=expected_length, reverse=True)
     with closing(engine(waiting, root, report)) as ended:  # if this fails, no more are begun
         for config, ok in ended:
             report("done" if ok else "failed", 1)

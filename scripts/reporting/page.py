@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -125,6 +126,7 @@ def about(material: Material) -> str:
     runs = len({line.get("run", number) for number, line in enumerate(material.lines)})
     words = [
         f"{first['dataset']}, ResNet-{first['depth']}, bitwidths {', '.join(map(str, first['bitwidths']))}",
+        *([f"weights {Path(first['checkpoint']).stem}"] if first.get("checkpoint") else []),
         f"{len(material.roles)} method{'s' * (len(material.roles) != 1)}",
         f"budgets {', '.join(f'{budget:g}' for budget in material.budgets)}",
         f"{len(seeds)} seed{'s' * (len(seeds) != 1)}" if seeds else "nothing learned",

@@ -90,18 +90,25 @@ class Part:
     @cached_property
     def best(self) -> str | None:
         """Of the learned methods that decide block by block on the frozen backbone (else on any), and were run at most
-        budgets, the one with the most over static on average, else the most accurate."""
+        budgets, the one with the most over static on average over the budgets at which all of these can be held against
+        it, else the most accurate."""
         deciding = {line["method"] for line in self.material.lines if line["histogram"]}
         rows = {name: self.rows(name) for name in self.material.learned if name in deciding}
         rows = {name: own for name, own in rows.items() if own[0].registered not in BY_THEMSELVES}
         rows = {name: own for name, own in rows.items() if own[0].role == "policy"} or rows
         enough = min(ENOUGH, max(map(len, rows.values()), default=0))
+        over = {
+            name: {row.budget: gain for row in own if not np.isnan(gain := row.over["static"].value)}
+            for name, own in rows.items()
+            if len(own) >= enough
+        }
+        shared = sorted(set.intersection(*map(set, over.values()))) if over else []
 
-        def gain(name: str) -> tuple[float, float]:
-            over = [row.over["static"].value for row in rows[name] if not np.isnan(row.over["static"].value)]
-            return float(np.mean(over)) if over else -np.inf, max(row.accuracy for row in rows[name])
+        def rank(name: str) -> tuple[float, float]:
+            mean = float(np.mean([over[name][budget] for budget in shared])) if shared else 0.0
+            return mean, max(row.accuracy for row in rows[name])
 
-        return max(sorted(name for name, own in rows.items() if len(own) >= enough), key=gain, default=None)
+        return max(sorted(over), key=rank, default=None)
 
     def headroom_realised(self, row: Row) -> float:
         """Share of what the oracle has over static at a row's cost that the row has over static; nan if either was not
@@ -126,6 +133,11 @@ class Study:
     folder: Path
     parts: tuple[Part, ...]
     missing: tuple[str, ...] = ()
+
+    @property
+    def learning(self) -> tuple[Part, ...]:
+        """Those in which something is learned."""
+        return tuple(part for part in self.parts if part.material.learned)
 
     @classmethod
     def read(cls, folder: Path) -> Study:
