@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from agents.rollouts import Rollout
 from backbone.cost import TOLERANCE
@@ -97,6 +98,16 @@ def price_of_cost(loss: Tensor, rollout: Rollout) -> float:
         return 0.0
     (slope,) = torch.autograd.grad(loss, rollout.weights, retain_graph=True, allow_unused=True)
     return 0.0 if slope is None else float(slope[..., -1].sum())
+
+
+def budgeted_loss(
+    rollout: Rollout, labels: Tensor, budget_loss: BudgetLoss, target: float
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean cross-entropy plus the budget loss at a target, and what is logged of a rollout that is judged so."""
+    cross_entropy = F.cross_entropy(rollout.logits, labels)
+    penalty = budget_loss(rollout, target, float(cross_entropy.detach()))
+    rewards = {"reward_answer": -float(cross_entropy.detach()), "reward_budget": -float(penalty.detach())}
+    return cross_entropy + penalty, {**rollout.scalars(labels), "price": price_of_cost(penalty, rollout), **rewards}
 
 
 BUDGET_LOSSES: dict[str, BudgetLoss] = {

@@ -14,6 +14,8 @@ from backbone.schedules import Schedule, constant
 Array = np.ndarray[Any, Any]
 
 FORMS = ("multiplicative", "additive", "pid")
+LEAST_PRICE, MOST_PRICE = 1e-4, 1e6
+"""Between which the form "multiplicative" keeps a price."""
 PROPORTIONAL, DERIVATIVE = 10.0, 10.0
 """Gains of the form "pid", as multiples of its integral gain, the rate."""
 
@@ -120,7 +122,7 @@ class DualAscent:
         target = self._first ** (1 - share) * budget**share
         excess = min(max(cost / target - 1, -1.0), 1.0)
         if self.form == "multiplicative":
-            self.price = min(max(self.price * math.exp(self.rate * excess), 1e-4), 1e6)
+            self.price = min(max(self.price * math.exp(self.rate * excess), LEAST_PRICE), MOST_PRICE)
             return self.price
         self._integral = max(0.0, self._integral + self.rate * excess)
         self.price = self._integral

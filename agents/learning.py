@@ -190,7 +190,9 @@ class GateLearner:
             stream: endless batches, images first; by default augmented training images and their labels.
             before_check: called before the policy is validated.
         """
-        backbone = BackboneLearner(self.process.backbone, lr or self.config.backbone_lr) if cotrain else None
+        backbone = (
+            BackboneLearner(self.process.backbone, self.config.backbone_lr if lr is None else lr) if cotrain else None
+        )
         stream, schedule = stream or self._stream, schedule or self.config.schedule
         factor = make_schedule(schedule)
         self.recorder.keep(stream=stream, **({"backbone": backbone} if backbone else {}))
@@ -199,7 +201,7 @@ class GateLearner:
             loss, scalars = loss_of(*(batch := next(stream)))
             self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
             share = factor(self._progress(schedule, until))
-            self._step(loss, (lr or self.config.lr) * share)
+            self._step(loss, (self.config.lr if lr is None else lr) * share)
             if backbone:
                 backbone.apply(share)
             if self.recorder.check_due():

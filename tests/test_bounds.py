@@ -13,7 +13,7 @@ from agents.policies import AssignmentPolicy, GatePolicy
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
 from agents.search import oracle
-from agents.search.oracle import Routes, Search, find_routes, within_budget
+from agents.search.oracle import Routes, RouteSearch, find_routes, within_budget
 from agents.search.routes import search
 from dfs_env import SkippingProcess, Task
 from scripts.benchmarks.oracle import OracleSearch
@@ -50,7 +50,7 @@ def test_exact_enumeration_finds_what_brute_force_finds(aware, process, data):
     costs = process.cost.route_cost(every)[0]
     serves = logits.argmax(2) == targets
     least = torch.where(serves, costs[:, None], torch.inf).min(0).values
-    found = find_routes(process, images, labels, Search(labels=aware, search="exact"))
+    found = find_routes(process, images, labels, RouteSearch(labels=aware, search="exact"))
     assert found.found.tolist() == serves.any(0).tolist() == [aware is False or i < 21 for i in range(24)]
     torch.testing.assert_close(found.cost[found.found], least[found.found])
     answers = process.run(images, found.routes).argmax(1)
@@ -81,8 +81,8 @@ def test_a_small_beam_lies_between_the_constants_and_enumeration(process, data):
     images, labels = data
     every, logits = brute(process, images)
     costs = process.cost.route_cost(every)[0]
-    exact = find_routes(process, images, labels, Search(search="exact"))
-    beam = find_routes(process, images, labels, Search(search="beam", beam=1))
+    exact = find_routes(process, images, labels, RouteSearch(search="exact"))
+    beam = find_routes(process, images, labels, RouteSearch(search="beam", beam=1))
     constant = torch.tensor([0, 21, 42, 63])
     serves = logits[constant].argmax(2) == labels
     best = torch.where(serves, costs[constant, None], torch.inf).min(0).values
@@ -104,10 +104,10 @@ def test_an_images_route_does_not_depend_on_its_batch_mates(exact, process, data
 
 def test_two_processes_find_what_one_finds(process, data):
     images, labels = data
-    one = find_routes(process, images, labels, Search(search="beam", beam=2))
+    one = find_routes(process, images, labels, RouteSearch(search="beam", beam=2))
     oracle._KNOWN.clear()
     shown = []
-    two = find_routes(process, images, labels, Search(search="beam", beam=2), workers=2, progress=shown.append)
+    two = find_routes(process, images, labels, RouteSearch(search="beam", beam=2), workers=2, progress=shown.append)
     assert torch.equal(one.routes, two.routes)
     assert torch.equal(one.found, two.found)
     assert sum(shown) == 24
@@ -115,11 +115,11 @@ def test_two_processes_find_what_one_finds(process, data):
 
 def test_the_same_search_is_done_once(process, data, monkeypatch):
     images, labels = data
-    first = find_routes(process, images, labels, Search(beam=3))
+    first = find_routes(process, images, labels, RouteSearch(beam=3))
     monkeypatch.setattr(oracle, "search", None)
-    assert find_routes(process, images, labels, Search(beam=3)) is first
+    assert find_routes(process, images, labels, RouteSearch(beam=3)) is first
     with pytest.raises(TypeError):
-        find_routes(process, images, labels, Search(beam=4))
+        find_routes(process, images, labels, RouteSearch(beam=4))
 
 
 def test_the_cheapest_images_take_their_routes_first(process):
@@ -158,7 +158,7 @@ def test_the_oracle_is_loaded_with_its_routes_and_searches_no_more(task, tmp_pat
     loaded = load_policy(tmp_path, task.process)
     after = evaluate(loaded, task, "test", 0.1)
     assert before.line() == after.line()
-    assert loaded.how == Search(False, "beam", 3)
+    assert loaded.how == RouteSearch(False, "beam", 3)
 
 
 def test_what_cannot_be_searched_is_refused_with_the_mend(task, monkeypatch):
@@ -203,9 +203,9 @@ def test_early_layers_by_hand(task):
 
 def test_routes_are_searched_anew_on_other_weights_and_other_decisions(task):
     images, labels = task.dataset.normalize(task.dataset.test.images), task.dataset.test.labels
-    find_routes(task.process, images, labels, Search())
+    find_routes(task.process, images, labels, RouteSearch())
     later = SkippingProcess(task.process.backbone, task.process.bitwidths, always_on=1)
-    assert find_routes(later, images, labels, Search()).routes.shape == (len(labels), 2)
+    assert find_routes(later, images, labels, RouteSearch()).routes.shape == (len(labels), 2)
     bound = trained("oracle", task, budget=0.3)
     before = evaluate(bound, task, "test", 0.3)
     task.process.backbone.classifier.weight.mul_(-1)
@@ -249,5 +249,5 @@ def test_the_price_of_loss_keeps_the_targets_within_the_budget(learned):
     assert 0 <= prices[0] <= prices[1] <= PRICES[1]
     assert prices[1] > 0
     for budget, price in zip((0.05, 0.2), prices, strict=True):
-        found = find_routes(learned.process, images, labels, Search(search="beam", loss_price=price))
+        found = find_routes(learned.process, images, labels, RouteSearch(search="beam", loss_price=price))
         assert not price or found.cost.mean() <= budget

@@ -56,6 +56,15 @@ def test_images_that_are_equally_sure_begin_anew_together_or_not_at_all():
     assert stages.after(0, 0.3).threshold == 0, "two of the three cannot be paid for alone"
 
 
+def test_a_threshold_parts_neighbouring_numbers():
+    low = torch.tensor(1 - 2**-23)
+    high = torch.nextafter(low, torch.tensor(1.0))
+    sure = torch.stack((low, low, low, high)).expand(2, -1)
+    found = Stages(torch.tensor([[0, 0, 0, 1], [1, 1, 1, 1]]), sure, torch.tensor([0.1, 0.4])).after(0, 1.0)
+    assert found.accuracy == 1
+    assert (sure[0] < found.threshold).tolist() == [True, True, True, False]
+
+
 @pytest.mark.parametrize("budget", [0.05, 0.12, 0.3, 0.55, 1.0])
 def test_no_cascade_within_the_budget_is_more_accurate(budget):
     generator = torch.Generator().manual_seed(0)

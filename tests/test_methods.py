@@ -284,6 +284,7 @@ def test_a_run_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_
         ("blockdrop", {"power": -2.0}),
         ("blockdrop", {"gamma": -1.0}),
         ("blockdrop", {"power": 400.0}),
+        ("blockdrop", {"power": 5.0}),  # budget 0.05 to the minus fifth
         ("skipnet", {"alpha": -1.0}),
         ("imitation", {"price_rate": -1.0}),
         ("rloo", {"price_rate": -1.0}),

@@ -96,7 +96,7 @@ class _Learner:
         self.optimizer.step()
         shares = densities.detach()
         cost = float(self.cost.image_cost(shares)[0].mean())
-        scalars = {"target": self.target, "price": self.dual.price if self.dual else 0.0}
+        scalars = {"target": self.target, "price": 0.0}
         if self.dual is not None:
             self._move_target(math.log(self.dual.update(cost, progress)))
         return scalars | {

@@ -13,6 +13,7 @@ everything else.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,16 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.dual import DualAscent
+from agents.dual import MOST_PRICE, DualAscent
 from agents.learning import GateConfig, GateLearner
 from agents.method_config import check_not_negative
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import Decision, Rollout, Rule, unroll
 from dfs_env.task import Task
-
-MOST_POWER = 16.0
-"""Of the cost in the reward: beyond, the first price, budget to the minus power, is more than a number can be."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,11 @@ class Config(GateConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(self, "power", "gamma", "ent_coef", "joint_gamma", "joint_lr")
-        if self.power > MOST_POWER:
-            raise ValueError(f"power {self.power} is above {MOST_POWER:g}")
+        if self.price is None and -self.power * math.log(self.budget) > math.log(MOST_PRICE) + 1e-9:
+            raise ValueError(
+                f"power {self.power:g} makes the first price, budget {self.budget:g} to the minus power, more than "
+                f"{MOST_PRICE:g}: lower it, or give a price"
+            )
         self.dual()  # refuses what is impossible
         if not 0.5 <= self.bound <= 1:
             raise ValueError(f"bound {self.bound} must be a probability in [0.5, 1]")
@@ -167,11 +168,11 @@ class SelfCritical:
         entropy = rollout.entropies.sum(1).mean()
         reinforce = -(advantages * rollout.log_probabilities.sum(1)).mean()
         cross_entropy = F.cross_entropy(rollout.logits, labels)
-        scalars = greedy.scalars(labels) | {"price": self.dual.price}
+        scalars = rollout.scalars(labels) | {"price": self.dual.price}
         scalars["entropy"] = float(entropy.detach()) / process.num_layers
-        scalars |= self._logged_rewards(greedy, scalars["accuracy"], labels)
+        scalars |= self._logged_rewards(rollout, scalars["accuracy"], labels)
         if config.price is None and not closed:
-            self.dual.update(scalars["cost"], 1.0)
+            self.dual.update(float(greedy.cost.mean()), 1.0)
         return reinforce + (cross_entropy if joint else -config.ent_coef * entropy), scalars
 
 

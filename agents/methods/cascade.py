@@ -10,8 +10,8 @@ What it has over `static` is what it is worth to see an answer first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from agents.search.trials import Search
 from backbone.checkpoint import save_tensors
 from backbone.confidence import confidence
 from backbone.cost import TOLERANCE
+from backbone.data import batches
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
@@ -117,15 +118,11 @@ class Stages:
         self.correct, self.sure, self.costs = correct.double(), sure, costs.double()
 
     @classmethod
-    def of(cls, search: Search, assignments: Sequence[list[int]]) -> Stages:
-        """Run them."""
-        correct, sure = [], []
-        for assignment in assignments:
-            logits = search.logits(assignment)
-            correct.append(logits.argmax(1) == search.labels)
-            sure.append(sureness(logits))
-        costs = [search.cost(assignment) for assignment in assignments]
-        return cls(torch.stack(correct), torch.stack(sure), sure[0].new_tensor(costs))
+    def of(cls, answers: Iterable[Tensor], labels: Tensor, costs: Tensor) -> Stages:
+        """From what each of them answers, logits [N, classes], the labels [N], and paper costs [K]."""
+        columns = [(logits.argmax(1) == labels, sureness(logits)) for logits in answers]
+        correct, sure = (torch.stack(column) for column in zip(*columns, strict=True))
+        return cls(correct, sure, costs)
 
     def after(self, first: int, budget: float) -> Choice:
         """The most accurate cascade within the budget that has this first stage, the cheapest of several.
@@ -143,14 +140,10 @@ class Stages:
             return Choice(right / count, float(self.costs[first]), first, first, 0.0)
         spent[gains < gain] = torch.inf
         second, place = divmod(int(spent.argmin()), count)
-        ends = torch.cat((sure, sure.new_tensor([2.0])))  # the threshold lies half-way to the next image
-        return Choice(
-            (right + gain) / count,
-            float(spent[second, place]),
-            first,
-            second,
-            float(ends[place : place + 2].mean()),
-        )
+        last, next_one = torch.cat((sure, sure.new_tensor([2.0])))[place : place + 2]
+        halfway = (last + next_one) / 2
+        threshold = float(halfway if halfway > last else next_one)  # of neighbouring numbers the mean is one of them
+        return Choice((right + gain) / count, float(spent[second, place]), first, second, threshold)
 
     def best(self, budget: float) -> Choice:
         """The most accurate cascade within the budget, which the cheapest assignment is; the cheapest of several."""
@@ -161,21 +154,29 @@ class Stages:
 def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Tensor, Choice, Search]:
     """The best two [2, L] of the assignments on the way from full execution down and of the constant ones, twice the
     same if one alone is as good; why these; and the search that found them."""
-    search = make_search(config, task, recorder)
+    search, process = make_search(config, task, recorder), task.process
     with torch.no_grad():
-        same = constants(task.process)
+        same = constants(process)
         ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
-        chosen = Stages.of(search, ladder).best(config.budget)
+        costs = process.cost.route_cost(torch.tensor(ladder, device=process.device))[0]
+        chosen = Stages.of(map(search.logits, ladder), search.labels, costs).best(config.budget)
     return torch.tensor([ladder[chosen.first], ladder[chosen.second]]), chosen, search
 
 
 def set_threshold(config: SearchConfig, task: Task, actions: Tensor) -> Cascade:
     """The cascade of two stages [2, L] with the threshold that is best within the budget on all validation images, the
     weights being what they are."""
-    every = replace(config, search_split="validation", search_images=len(task.dataset.validation))
+    process, images, stages = task.process, task.dataset.validation, actions.to(task.process.device)
+
+    def answers(stage: Tensor) -> Tensor:
+        """Logits [N, classes], batch by batch: a search would keep the features of all images at every block."""
+        inputs = (task.dataset.normalize(images.images[rows]).to(process.device) for rows in batches(images, 256))
+        return torch.cat([process.run(each, stage.expand(len(each), -1)) for each in inputs])
+
     with torch.no_grad():
-        stages = Stages.of(make_search(every, task), actions.tolist())
-    return Cascade(actions, stages.after(0, config.budget).threshold)
+        costs = process.cost.route_cost(stages)[0]
+        found = Stages.of(map(answers, stages), images.labels.to(process.device), costs)
+    return Cascade(actions, found.after(0, config.budget).threshold)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:

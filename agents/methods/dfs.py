@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from agents.budget_losses import make_budget_loss, price_of_cost
+from agents.budget_losses import budgeted_loss, make_budget_loss
 from agents.learning import GateConfig, GateLearner
 from agents.method_config import check_not_negative
 from agents.options import Range
@@ -41,7 +40,8 @@ class Config(GateConfig):
     cost_weight: float | None = None
     """Weight of the budget loss; None for its own."""
     warmup: float = 0.05
-    """Share of the images for step 2, training to full execution."""
+    """Share of the images for step 2, training to full execution; of what asks nothing of a gate within its budget
+    ("hinge", "mean_bits"), by cross-entropy alone."""
     ignore: float = 0.0
     """Options whose probability is at most this are not run, and have no gradient."""
 
@@ -83,11 +83,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
 
     def loss_at(target: float, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         rollout = straight_through_rollout(learner.process, learner.gate, images, config.budget, config.ignore)
-        cross_entropy = F.cross_entropy(rollout.logits, labels)
-        penalty = budget_loss(rollout, target, float(cross_entropy.detach()))
-        scalars = {**rollout.scalars(labels), "price": price_of_cost(penalty, rollout)}
-        rewards = {"reward_answer": -float(cross_entropy.detach()), "reward_budget": -float(penalty.detach())}
-        return cross_entropy + penalty, scalars | rewards
+        return budgeted_loss(rollout, labels, budget_loss, target)
 
     learner.train(lambda x, y: loss_at(1.0, x, y), until=int(config.warmup * config.num_images))
     learner.train(lambda x, y: loss_at(config.budget, x, y), until=config.num_images, cotrain=config.cotrain)

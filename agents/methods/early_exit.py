@@ -32,6 +32,8 @@ class Config(selector.Config):
     dearest of these within the budget takes part in any case, if there is one."""
     decide_at: int = 0
     """First block that may be left out."""
+    hindsight: bool = False
+    """Whether the answer at the end of the longest route is known to the choice: then a bound, no policy."""
 
 
 PRESETS = {"cotrained": Config(cotrain=True, batch_size=64)}

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from agents.budget_losses import make_budget_loss, price_of_cost
+from agents.budget_losses import budgeted_loss, make_budget_loss
 from agents.learning import GateConfig, GateLearner
 from agents.method_config import check_not_negative
 from agents.options import Range
@@ -72,11 +71,8 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         progress = min(recorder.seen / config.num_images, 1.0)
         temperature = config.temperature * (config.last_temperature / config.temperature) ** progress
         rollout = gumbel_rollout(learner.process, learner.gate, images, config.budget, temperature, config.ignore)
-        cross_entropy = F.cross_entropy(rollout.logits, labels)
-        penalty = budget_loss(rollout, config.budget, float(cross_entropy.detach()))
-        scalars = {**rollout.scalars(labels), "price": price_of_cost(penalty, rollout), "temperature": temperature}
-        rewards = {"reward_answer": -float(cross_entropy.detach()), "reward_budget": -float(penalty.detach())}
-        return cross_entropy + penalty, scalars | rewards
+        loss, scalars = budgeted_loss(rollout, labels, budget_loss, config.budget)
+        return loss, {**scalars, "temperature": temperature}
 
     learner.train(loss_of, until=config.num_images, cotrain=config.cotrain)
     recorder.restore_best()

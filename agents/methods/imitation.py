@@ -28,7 +28,7 @@ from agents.method_config import check_not_negative
 from agents.methods import skipnet
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.search.oracle import Search, find_routes, within_budget
+from agents.search.oracle import RouteSearch, find_routes, within_budget
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
@@ -70,7 +70,7 @@ class Config(GateConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Search(self.labels, self.search, self.beam, self.loss_price or 0.0)
+        RouteSearch(self.labels, self.search, self.beam, self.loss_price or 0.0)
         DualAscent(self.budget, self.price_rate)  # refuses an impossible rate
         check_not_negative(self, "ent_coef", "loss_price")
         if self.oracle_images < 1:
@@ -116,7 +116,7 @@ def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
     price = config.loss_price
     if price is None:
         price = price_of_loss(config, process, images[:PRICING_IMAGES], labels[:PRICING_IMAGES])
-    found = find_routes(process, images, labels, Search(config.labels, config.search, config.beam, price))
+    found = find_routes(process, images, labels, RouteSearch(config.labels, config.search, config.beam, price))
     routes = within_budget(process, found, config.budget).to(process.device)
     taken = found.found & (routes.cpu() == found.routes).all(1)
     recorder.logger.record("oracle/images", len(labels))
@@ -132,7 +132,7 @@ def price_of_loss(config: Config, process: SkippingProcess, images: Tensor, labe
     low, high, found = *PRICES, 0.0
     for _ in range(PRICINGS):
         price = (low * high) ** 0.5
-        how = Search(config.labels, config.search, config.beam, price)
+        how = RouteSearch(config.labels, config.search, config.beam, price)
         if float(find_routes(process, images, labels, how).cost.mean()) > config.budget:
             high = price
         else:

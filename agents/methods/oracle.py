@@ -27,7 +27,7 @@ from agents.method_config import MethodConfig
 from agents.policies import FILE
 from agents.recorder import Recorder
 from agents.search.digest import digest
-from agents.search.oracle import Routes, Search, find_routes, within_budget
+from agents.search.oracle import Routes, RouteSearch, find_routes, within_budget
 from backbone.checkpoint import save_tensors
 from dfs_env.budgets import check_budget
 from dfs_env.execution import CHUNK
@@ -60,7 +60,7 @@ class Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Search(self.labels, self.search, self.beam)
+        RouteSearch(self.labels, self.search, self.beam)
         for budget in self.eval_budgets:
             check_budget(budget)
         if self.workers < 1:
@@ -75,7 +75,7 @@ class Oracle:
 
     macs_per_image = 0.0
 
-    def __init__(self, how: Search, workers: int = 1, known: Mapping[str, Routes] | None = None) -> None:
+    def __init__(self, how: RouteSearch, workers: int = 1, known: Mapping[str, Routes] | None = None) -> None:
         self.how, self.workers = how, workers
         self.known = dict(known or {})
         """The routes that were found, by what was searched: see `agents.search.digest.digest`."""
@@ -112,7 +112,7 @@ def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: Skipp
     """The oracle that was saved, with the routes that it had found; on another backbone or task it searches anew."""
     keys = {name.partition(".")[0] for name in tensors}
     known = {key: Routes(*(tensors[f"{key}.{part}"] for part in ("routes", "cost", "found"))) for key in keys}
-    return Oracle(Search(**about["how"]), about["workers"], known)
+    return Oracle(RouteSearch(**about["how"]), about["workers"], known)
 
 
 def _logits(process: SkippingProcess, images: Tensor, routes: Tensor) -> Tensor:
@@ -125,6 +125,6 @@ def _logits(process: SkippingProcess, images: Tensor, routes: Tensor) -> Tensor:
 
 def train(config: Config, task: Task, recorder: Recorder) -> Oracle:
     """Nothing to learn, and no validation: it would cost another search."""
-    how = Search(config.labels, config.search, config.beam)
+    how = RouteSearch(config.labels, config.search, config.beam)
     how.exact(task.process)  # refuses what cannot be done before anything is run
     return Oracle(how, config.workers)

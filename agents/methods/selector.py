@@ -43,8 +43,8 @@ REFITS = 8
 
 @dataclass(frozen=True)
 class Config(SearchConfig):
-    """A choice among static continuations, learned from the rewards of them all. `num_images` counts each image once
-    for each continuation, whatever the blocks that these share."""
+    """A choice among static continuations, which a lazy search finds, learned from the rewards of them all.
+    `num_images` counts each image once for each continuation, whatever the blocks that these share."""
 
     family: ClassVar[str] = "assignments"
 
@@ -128,7 +128,7 @@ def continuations(config: Config, task: Task, recorder: Recorder | None = None) 
     found = [route for route in found if route != own.tolist()]
     if config.spread is not None:
         distance = {tuple(route): abs(search.cost(route) - config.budget) for route in found}
-        near = max(config.spread * config.budget + TOLERANCE, min(distance.values()))
+        near = max(config.spread * config.budget + TOLERANCE, min(distance.values(), default=0.0))
         found = [route for route in found if distance[tuple(route)] <= near]
     return torch.tensor([*found[::-1], own.tolist()], device=process.device)
 

@@ -30,7 +30,7 @@ IMAGES = 16
 
 
 @dataclass(frozen=True)
-class Search:
+class RouteSearch:
     """How the routes are looked for.
 
     Raises:
@@ -96,7 +96,7 @@ def find_routes(
     process: SkippingProcess,
     images: Tensor,
     labels: Tensor,
-    how: Search,
+    how: RouteSearch,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Routes:

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from agents.search.oracle import Search, find_routes
+from agents.search.oracle import RouteSearch, find_routes
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env.process import SkippingProcess
 
@@ -40,7 +40,7 @@ class OracleSearch:
         process, images, labels = hopeless(self)
         start = time.perf_counter()
         with tqdm(total=self.images, unit="image") as bar:
-            find_routes(process, images, labels, Search(search="beam", beam=self.beam), self.workers, bar.update)
+            find_routes(process, images, labels, RouteSearch(search="beam", beam=self.beam), self.workers, bar.update)
         seconds = time.perf_counter() - start
         Console().print(
             f"ResNet-{self.depth} ({process.num_layers} blocks), bitwidths {self.bitwidths}, beam {self.beam}, "
