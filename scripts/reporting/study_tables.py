@@ -169,7 +169,9 @@ def took(parts: Sequence[Part]) -> Table:
     return Table(
         ("part", "method", "runs", "seconds of training", "images shown", "images until settled"),
         rows,
-        "Means over all runs, whatever their budgets. Seconds are wall-clock time, checks on validation included, on "
+        "Means over all runs, whatever their budgets. An image counts once for each route that it is sent along, so "
+        "that methods are to be compared by seconds: where all options of a block are run they count as one, and a "
+        "search counts what it shows, if nothing else is learned. Seconds are wall-clock time, checks on validation included, on "
         "the machine and with the company that the runs happened to have. Settled: validation accuracy within "
         f"{100 * SETTLED:g} points of its final value, for the first time, at a cost of at most {OVERSPENT:g} times "
         "the final one; in brackets the number of runs that left a progress.csv, if it is not all."
