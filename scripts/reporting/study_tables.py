@@ -171,10 +171,10 @@ def took(parts: Sequence[Part]) -> Table:
         rows,
         "Means over all runs, whatever their budgets. An image counts once for each route that it is sent along, so "
         "that methods are to be compared by seconds: where all options of a block are run they count as one, and a "
-        "search counts what it shows, if nothing else is learned. Seconds are wall-clock time, checks on validation included, on "
-        "the machine and with the company that the runs happened to have. Settled: validation accuracy within "
-        f"{100 * SETTLED:g} points of its final value, for the first time, at a cost of at most {OVERSPENT:g} times "
-        "the final one; in brackets the number of runs that left a progress.csv, if it is not all."
+        "search counts what it shows, if nothing else is learned. Seconds are wall-clock time, checks on validation "
+        "included, on the machine and with the company that the runs happened to have. Settled: validation accuracy "
+        f"within {100 * SETTLED:g} points of its final value, for the first time, at a cost of at most {OVERSPENT:g} "
+        "times the final one; in brackets the number of runs that left a progress.csv, if it is not all."
         + f" One run of {' and '.join(several)} serves all budgets."
         * bool(several),
     )
