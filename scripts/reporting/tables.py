@@ -91,11 +91,12 @@ def _html(cell: str | Cell) -> str:
 def _markdown(cell: str | Cell) -> str:
     if isinstance(cell, str):
         return escaped(cell)
-    text = escaped(_marked(cell))
+    text = escaped(worded(cell))
     return f"**{text}**" if cell.strong else text
 
 
-def _marked(cell: Cell) -> str:
+def worded(cell: Cell) -> str:
+    """A cell with the mark of its verdict, as plain text."""
     return cell.text + (f" {_mark(cell)}" if cell.verdict else "")
 
 
@@ -141,11 +142,6 @@ def over_baseline(row: statistics.Row, name: str, total: bool = False) -> Cell:
     over = (row.over_in_total if total else row.over)[name]
     found = difference(over.value, over.low, over.high, over.seeds)
     return replace(found, text=f"{found.text} ({over.seeds} seeds)") if 1 < over.seeds < row.runs else found
-
-
-def worded(cell: Cell) -> str:
-    """A cell with the mark of its verdict, as plain text."""
-    return _marked(cell)
 
 
 def winners(material: Material) -> Table:
