@@ -28,7 +28,7 @@ class MethodConfig:
     """What every method has, so that methods can be compared.
 
     Raises:
-        ValueError: a budget outside (0, 1], or a count below 1.
+        ValueError: a budget that is not above 0 or above `highest_budget`, or a count below 1.
     """
 
     family: ClassVar[str] = "other methods"
@@ -40,6 +40,8 @@ class MethodConfig:
     is_network: ClassVar[bool] = False
     """Whether the method trains a network with gates of its own rather than a policy on the environment: it cannot skip
     everything, its floor is what it always computes, and full execution of the backbone is not among its choices."""
+    highest_budget: ClassVar[float] = 1.0
+    """The largest budget it can be given: more than 1 where images may be run more than once."""
     seeded: ClassVar[bool] = True
     """Whether the result depends on the seed."""
     revision: ClassVar[int] = 0
@@ -82,7 +84,7 @@ class MethodConfig:
         return next((name for name, is_so in (*kinds, cotrained) if is_so), "policy")
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        check_budget(self.budget, self.highest_budget)
         for name in ("num_images", "checks", "batch_size", "num_envs", "n_epochs", "search_images"):
             if getattr(self, name, 1) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 
-def check_budget(budget: float) -> float:
-    """The budget, if it is a fraction of full execution in (0, 1].
+def check_budget(budget: float, highest: float = 1.0) -> float:
+    """The budget, if it is a fraction of full execution in (0, `highest`].
 
     Raises:
         ValueError: it is not.
     """
-    if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget <= 1:
-        raise ValueError(f"budget {budget!r} is not a fraction of full execution in (0, 1]; 0.3 means 30 per cent")
+    if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget <= highest:
+        raise ValueError(
+            f"budget {budget!r} is not a fraction of full execution in (0, {highest:g}]; 0.3 means 30 per cent"
+        )
     return float(budget)
 
 

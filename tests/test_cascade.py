@@ -7,7 +7,7 @@ import torch
 
 from agents.evaluation import evaluate
 from agents.methods import cascade_finetuned
-from agents.methods.cascade import Cascade, Choice, Config, Stages, search_cascade, set_threshold, sureness, train
+from agents.methods.cascade import Cascade, Choice, Config, Stages, search_cascade, sureness, train, with_threshold
 from agents.policies import AssignmentPolicy
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
@@ -125,12 +125,14 @@ def test_it_keeps_to_its_budget_where_it_was_searched_and_is_saved_and_loaded(bu
 def test_fine_tuned_on_both_stages_it_is_saved_with_the_threshold_of_its_last_weights(learned, tmp_path):
     budget, options = 0.2, {"search_images": 64, "exchanges": 0, "backbone_lr": 0.01}
     config = cascade_finetuned.Config(budget=budget, num_images=1088, checks=2, **options)
-    frozen = set_threshold(config, learned, search_cascade(config, learned, Recorder(learned, budget, 1))[0])
+    found = search_cascade(config, learned, Recorder(learned, budget, 1))[0]
+    frozen = with_threshold(Cascade(found), learned, budget)
     recorder = Recorder(learned, budget, config.num_images, tmp_path)
     cascade = cascade_finetuned.train(config, learned, recorder)
     assert torch.equal(cascade.actions, frozen.actions)
     assert recorder.seen == 1152, "each image counts once for each of two stages"
-    assert cascade.threshold == set_threshold(config, learned, cascade.actions).threshold != frozen.threshold
+    refitted = with_threshold(Cascade(cascade.actions), learned, budget)
+    assert cascade.threshold == refitted.threshold != frozen.threshold
     found = evaluate(cascade, learned, "validation")
     assert found.cost <= budget + 1e-5
     assert len(found.costs.unique()) == 2, "some begin anew, and some do not"

@@ -23,7 +23,7 @@ from agents.runs.run import run
 from dfs_env import DFSVectorEnv
 from scripts.train import train
 
-SEARCHED = {"cascade"}  # without steps: after a kill it begins anew, as static does
+SEARCHED = {"cascade", "second_look"}  # without steps: after a kill it begins anew, as static does
 LEARNED = [
     name
     for name in method_names()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Config(SearchConfig):
     say how the descent is made, of `exchanges` only whether it is None."""
 
     family: ClassVar[str] = "assignments"
+    highest_budget: ClassVar[float] = 2.0
 
     search_split: str = "validation"
     """Of which the images are, "validation" or "train": of those that it knows by heart the network is too sure."""
@@ -50,7 +51,7 @@ class Cascade:
         threshold: an image whose first answer has a smaller margin, in [0, 1], begins anew.
     """
 
-    def __init__(self, actions: Tensor, threshold: float) -> None:
+    def __init__(self, actions: Tensor, threshold: float = 0.0) -> None:
         self.actions, self.threshold = actions.long().cpu(), threshold
 
     def measure(
@@ -65,19 +66,29 @@ class Cascade:
 
         return answered(task, split, answer, progress)
 
+    def first(self, process: SkippingProcess, images: Tensor) -> Tensor:
+        """Logits [B, K] of the first stage."""
+        return process.run(images, self.actions[0].to(process.device).expand(len(images), -1))
+
+    def second(self, process: SkippingProcess, images: Tensor, logits: Tensor) -> Tensor:
+        """Logits [B, K] of images that begin anew, after `logits` from the first stage."""
+        return process.run(images, self.actions[1].to(process.device).expand(len(images), -1))
+
     def _answers(self, process: SkippingProcess, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K], and whether images began anew [B]."""
-        first, second = (stage.to(process.device) for stage in self.actions)
-        logits = process.run(images, first.expand(len(images), -1))
+        logits = self.first(process, images)
         again = sureness(logits) < self.threshold
         if again.any():
-            logits[again] = process.run(images[again], second.expand(int(again.sum()), -1))
+            logits[again] = self.second(process, images[again], logits[again])
         return logits, again
 
     def save(self, folder: Path) -> None:
         """Write both assignments and the threshold."""
         about = {"kind": f"{__name__}:load", "threshold": self.threshold}
         save_tensors(folder / FILE, {"actions": self.actions}, about)
+
+
+AnyCascade = TypeVar("AnyCascade", bound=Cascade)
 
 
 def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> Cascade:
@@ -163,27 +174,34 @@ def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tupl
     return torch.tensor([ladder[chosen.first], ladder[chosen.second]]), chosen, search
 
 
-def set_threshold(config: SearchConfig, task: Task, actions: Tensor) -> Cascade:
-    """The cascade of two stages [2, L] with the threshold that is best within the budget on all validation images, the
-    weights being what they are."""
-    process, images, stages = task.process, task.dataset.validation, actions.to(task.process.device)
-
-    def answers(stage: Tensor) -> Tensor:
-        """Logits [N, classes], batch by batch: a search would keep the features of all images at every block."""
-        inputs = (task.dataset.normalize(images.images[rows]).to(process.device) for rows in batches(images, 256))
-        return torch.cat([process.run(each, stage.expand(len(each), -1)) for each in inputs])
-
+def with_threshold(cascade: AnyCascade, task: Task, budget: float) -> AnyCascade:
+    """The cascade, its threshold set to what is best within the budget on all validation images, the weights being what
+    they are."""
+    process, images, first, second = task.process, task.dataset.validation, [], []
     with torch.no_grad():
-        costs = process.cost.route_cost(stages)[0]
-        found = Stages.of(map(answers, stages), images.labels.to(process.device), costs)
-    return Cascade(actions, found.after(0, config.budget).threshold)
+        for rows in batches(images, 256):  # batch by batch: a search would keep the features of all images
+            inputs = task.dataset.normalize(images.images[rows]).to(process.device)
+            first.append(cascade.first(process, inputs))
+            second.append(cascade.second(process, inputs, first[-1]))
+        costs = process.cost.route_cost(cascade.actions.to(process.device))[0]
+        found = Stages.of([torch.cat(first), torch.cat(second)], images.labels.to(process.device), costs)
+    cascade.threshold = found.after(0, budget).threshold
+    return cascade
+
+
+def settle(
+    cascade: AnyCascade, chosen: Choice, seen: int, config: SearchConfig, task: Task, recorder: Recorder
+) -> AnyCascade:
+    """The cascade that a search of `seen` images has chosen, with its threshold; the check on validation images only
+    reports."""
+    cascade = with_threshold(cascade, task, config.budget)
+    scalars = {"accuracy": chosen.accuracy, "reward_answer": chosen.accuracy, "cost": chosen.cost}
+    recorder.step(seen, loss=-chosen.accuracy, **scalars, entropy=0.0, price=0.0)
+    recorder.consider(cascade)
+    return cascade
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
-    """Search; the check on validation images only reports."""
+    """Search the two stages, then the threshold."""
     actions, chosen, search = search_cascade(config, task, recorder)
-    cascade = set_threshold(config, task, actions)
-    scalars = {"accuracy": chosen.accuracy, "reward_answer": chosen.accuracy, "cost": chosen.cost}
-    recorder.step(search.seen, loss=-chosen.accuracy, **scalars, entropy=0.0, price=0.0)
-    recorder.consider(cascade)
-    return cascade
+    return settle(Cascade(actions), chosen, search.seen, config, task, recorder)

@@ -84,9 +84,8 @@ class Arm:
         return with_options(base, self.options, owner, _options_of(base))
 
     def __post_init__(self) -> None:
-        _check_values(f"arm {self.name!r}", self.budgets, self.seeds)
         check_names(self.task, OWN_TASK, f"task of arm {self.name!r}, which is compared with the others,")
-        self.config()
+        _check_values(f"arm {self.name!r}", self.budgets, self.seeds, self.config().highest_budget)
         if any(unicodedata.category(letter) == "Cc" for letter in self.label):
             raise ValueError(f"label {self.label!r} of {self.method} has control characters: leave them out")
         if self.label in labels() and self.label != self.method:
@@ -106,7 +105,7 @@ class Experiment:
     description: str = ""
     """What for."""
     budgets: tuple[float, ...] = (0.02, 0.03, 0.05)
-    """Budgets, as fractions of full execution."""
+    """Budgets, as fractions of full execution. Those above 1 are left out for methods that run each image once."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
     baseline_budgets: tuple[float, ...] = (1e-6, 0.0105, 0.0209, 0.0313, 0.0417, 0.0521, 0.0625, 0.25, 1.0)
@@ -127,7 +126,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if not (self.arms and self.budgets and self.seeds):
             raise ValueError("an experiment needs at least one arm (method), one budget and one seed")
-        _check_values("the experiment", self.budgets, self.seeds)
+        highest = max(arm.config().highest_budget for arm in self.arms)
+        _check_values("the experiment", self.budgets, self.seeds, highest)
         _check_values("the baselines", self.baseline_budgets, None)
         for name in _repeated([arm.name for arm in self.arms]):
             raise ValueError(f"two arms are called {name!r}: give each a label of its own, or leave one out")
@@ -195,14 +195,16 @@ def _with_seeds(entries: Mapping[str, Any]) -> dict[str, Any]:
     return {**entries, "seeds": list(range(seeds))} if type(seeds) is int else dict(entries)
 
 
-def _check_values(who: str, budgets: Sequence[float] | None, seeds: Sequence[int] | None) -> None:
+def _check_values(
+    who: str, budgets: Sequence[float] | None, seeds: Sequence[int] | None, highest_budget: float = 1.0
+) -> None:
     for what, values in (("budget", budgets), ("seed", seeds)):
         if values is not None and not values:
             raise ValueError(f"{who}: {what}s must not be empty")
         for value in _repeated(values or ()):
             raise ValueError(f"{who}: {what} {value:g} is there twice; leave one out")
     for budget in budgets or ():
-        check_budget(budget)
+        check_budget(budget, highest_budget)
     for seed in seeds or ():
         if seed < 0:
             raise ValueError(f"{who}: seed {seed} is negative")

@@ -42,9 +42,17 @@ def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
     further = [budget for budget in experiment.baseline_budgets if budget >= cheapest]  # what no route meets, left out
     return [
         RunConfig(arm.method, replace(config, seed=seed), task, arm.label)
-        for config in _at_budgets(base, arm.budgets or experiment.budgets, further)
+        for config in _at_budgets(base, arm.budgets or _possible(experiment.budgets, arm, base), further)
         for seed in (seeds if base.seeded else seeds[:1])
     ]
+
+
+def _possible(budgets: Sequence[float], arm: Arm, base: MethodConfig) -> list[float]:
+    """Those of the budgets that the method can be given."""
+    found = [budget for budget in budgets if budget <= base.highest_budget]
+    if not found:
+        raise ValueError(f"arm {arm.name!r} has no budget: it can be given none above {base.highest_budget:g}")
+    return found
 
 
 def _at_budgets(base: MethodConfig, budgets: Sequence[float], further: Sequence[float]) -> list[MethodConfig]:

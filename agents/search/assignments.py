@@ -7,7 +7,7 @@ exchanges between blocks as long as one helps. The loss is minus the mean reward
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -166,8 +166,14 @@ def _promised(assignment: list[int], trial: list[int], alone: Mapping[tuple[int,
     return sum(alone[change] for change in enumerate(trial) if change[1] != assignment[change[0]])
 
 
-def make_search(config: SearchConfig, task: Task, recorder: Recorder | None = None) -> Search:
-    """A search on the images that `config` says. The recorder is told of the time that it would have taken by itself.
+def make_search(
+    config: SearchConfig,
+    task: Task,
+    recorder: Recorder | None = None,
+    view: Callable[[Tensor], Tensor] = lambda images: images,
+) -> Search:
+    """A search on what `view` makes of the images that `config` says. The recorder is told of the time that it would
+    have taken by itself.
 
     Raises:
         ValueError: the budget is below the cheapest assignment.
@@ -177,7 +183,7 @@ def make_search(config: SearchConfig, task: Task, recorder: Recorder | None = No
         raise ValueError(f"budget {config.budget} is below the cheapest assignment, which costs {cheapest:.4f}")
     images, labels = next(image_stream(task, config.search_images, config.seed, split=config.search_split))
     with torch.no_grad():
-        return Search(task.process, images, labels, config.answer, recorder)
+        return Search(task.process, view(images), labels, config.answer, recorder)
 
 
 def constants(process: SkippingProcess) -> list[list[int]]:

@@ -28,7 +28,12 @@ ENOUGH = 3
 ROUNDING = 1e-9
 
 
-BY_THEMSELVES = {FINETUNED: "static, fine-tuned", "cascade": "cascade", "cascade_finetuned": "cascade, fine-tuned"}
+BY_THEMSELVES = {
+    FINETUNED: "static, fine-tuned",
+    "cascade": "cascade",
+    "cascade_finetuned": "cascade, fine-tuned",
+    "second_look": "second look",
+}
 """Methods that are no policies of the decision process: what each is called in a figure, where it has its own line."""
 
 

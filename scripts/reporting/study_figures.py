@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "static, fine-tuned": {"marker": "", "linestyle": ":", "linewidth": 1.6},
     "cascade": {"marker": "^", "linestyle": "-", "linewidth": 0.9, "markersize": 5},
     "cascade, fine-tuned": {"marker": "^", "linestyle": ":", "linewidth": 0.9, "markersize": 5},
+    "second look": {"marker": "v", "linestyle": "-", "linewidth": 0.9, "markersize": 5},
     "learned, best of all methods": {"marker": "o", "linestyle": "--", "linewidth": 0.9, "markersize": 6},
     "learned, others": {"marker": ".", "linestyle": "", "markersize": 5, "alpha": 0.45},
     "constant bitwidth": {"marker": "x", "linestyle": "", "markersize": 7, "markeredgewidth": 1.6},

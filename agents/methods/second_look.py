@@ -1,0 +1,104 @@
+"""A second look: all images take one assignment; those whose answer is unsure take it once more, mirrored.
+
+Averaging over an image and its reflection is as old as deep networks (Krizhevsky et al., NIPS 2012, section 4.1); who
+gets the second look is decided as in `agents.methods.cascade`, by the margin between the two largest probabilities.
+Where a mirrored image is another thing, as with digits, it is moved by a pixel instead. Who is looked at twice pays
+twice. Like the cascade it is no policy of the decision process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.methods.cascade import Cascade, Choice, Stages, settle
+from agents.methods.cascade import Config as CascadeConfig
+from agents.policies import FILE
+from agents.recorder import Recorder
+from agents.search.assignments import SearchConfig, constants, descent, make_search
+from backbone.checkpoint import save_tensors
+from backbone.cost import TOLERANCE
+from dfs_env.process import SkippingProcess
+from dfs_env.task import Task
+
+
+@dataclass(frozen=True)
+class Config(CascadeConfig):
+    """One assignment, the same for all images, and how sure an answer must be to stand. `answer` and `exchanges` only
+    say how the descent is made, of `exchanges` only whether it is None."""
+
+
+class SecondLook(Cascade):
+    """What answers: a cascade of one assignment and the same again, at another view of the image.
+
+    Args:
+        assignment: [L] actions.
+        mirror: whether the other view is the image's reflection; else it is moved by a pixel.
+        threshold: an image whose first answer has a smaller margin, in [0, 1], is looked at again.
+    """
+
+    def __init__(self, assignment: Tensor, mirror: bool, threshold: float = 0.0) -> None:
+        super().__init__(assignment.expand(2, -1), threshold)
+        self.mirror = mirror
+
+    def second(self, process: SkippingProcess, images: Tensor, logits: Tensor) -> Tensor:
+        """Logits [B, K] by both looks, of which the first gave `logits`."""
+        return averaged(logits, super().second(process, other_view(images, self.mirror), logits))
+
+    def save(self, folder: Path) -> None:
+        """Write the assignment, the threshold, and which view is the second."""
+        about = {"kind": f"{__name__}:load", "threshold": self.threshold, "mirror": self.mirror}
+        save_tensors(folder / FILE, {"assignment": self.actions[0]}, about)
+
+
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> SecondLook:
+    """What `SecondLook.save` wrote."""
+    return SecondLook(tensors["assignment"], about["mirror"], about["threshold"])
+
+
+def other_view(images: Tensor, mirror: bool) -> Tensor:
+    """Normalised images [B, 3, H, W] mirrored left to right, or moved right and down by a pixel."""
+    return images.flip(3) if mirror else F.pad(images, (1, -1, 1, -1))
+
+
+def averaged(first: Tensor, second: Tensor) -> Tensor:
+    """Logits [B, K] of the mean of the probabilities that two logits [B, K] stand for."""
+    return torch.logaddexp(first.log_softmax(1), second.log_softmax(1))
+
+
+def search_second_look(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Tensor, Choice, int]:
+    """The assignment [L] that is best with a second look, of those on the way from full execution down and of the
+    constant ones; why this one; and how many images were shown."""
+    view = partial(other_view, mirror=task.dataset.flip)
+    search, again = make_search(config, task, recorder), make_search(config, task, recorder, view)
+    found: list[tuple[Choice, list[int]]] = []
+    with torch.no_grad():
+        same = constants(task.process)
+        ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
+        for assignment in _worth_trying(ladder, search.cost, config.budget):
+            once, other = search.logits(assignment), again.logits(assignment)
+            costs = torch.tensor([search.cost(assignment)] * 2, device=once.device)
+            stages = Stages.of([once, averaged(once, other)], search.labels, costs)
+            found.append((stages.after(0, config.budget), assignment))
+    chosen, assignment = max(found, key=lambda each: (each[0].accuracy, -each[0].cost))
+    return torch.tensor(assignment), chosen, search.seen + again.seen
+
+
+def _worth_trying(ladder: list[list[int]], cost: Callable[[list[int]], float], budget: float) -> Iterator[list[int]]:
+    """Those within the budget, without those so cheap that two looks at every image would leave some of it."""
+    affordable = [(cost(assignment), assignment) for assignment in ladder if cost(assignment) <= budget + TOLERANCE]
+    least = min(budget / 2, max(each for each, _ in affordable))
+    yield from (assignment for each, assignment in affordable if each >= least - TOLERANCE)
+
+
+def train(config: Config, task: Task, recorder: Recorder) -> SecondLook:
+    """Search the assignment, then the threshold."""
+    assignment, chosen, seen = search_second_look(config, task, recorder)
+    return settle(SecondLook(assignment, task.dataset.flip), chosen, seen, config, task, recorder)
