@@ -51,8 +51,8 @@ def page(study: Study) -> Page:
     made.add("", f"![Accuracy over cost at 32 bits](<{FIGURE}>)")
     made.text(
         "A colour for each part: the best static assignment (line; dotted, with the backbone fine-tuned on it), "
-        "cascades (triangles) and second looks (triangles that point down), which run unsure images twice, the front of "
-        "all other learned methods (dashed, with intervals), their other points, and constant bitwidths (crosses). "
+        "cascades (triangles) and second looks (triangles that point down), which run unsure images twice, the front "
+        "of all other learned methods (dashed, with intervals), their other points, and constant bitwidths (crosses). "
         "Stars are published points."
     )
     made.add("", "\n".join(escaped(f"- {part.name}: {about(part.material)}") for part in study.parts))

@@ -38,8 +38,8 @@ MARKED = (
     f"cost. {HELD} {VERDICTS} {TENTATIVE} {FEW}. *: weights of its own; static has the frozen backbone, "
     "and static_finetuned is what methods that co-train it are to be compared with. The oracle's headroom is what it "
     "has, on the frozen backbone, over static at that cost; where it was searched by beam, it may have more. Bold: on "
-    "the part's front of learned methods, as drawn, in which fine-tuned assignments, cascades and second looks are not; "
-    "it does not mean recommended."
+    "the part's front of learned methods, as drawn, in which fine-tuned assignments, cascades and second looks are "
+    "not; it does not mean recommended."
 )
 
 
