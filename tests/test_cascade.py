@@ -7,7 +7,7 @@ import torch
 
 from agents.evaluation import evaluate
 from agents.methods import cascade_finetuned
-from agents.methods.cascade import Cascade, Choice, Config, Stages, search_cascade, sureness, train, with_threshold
+from agents.methods.cascade import Cascade, Choice, Config, Stages, fit_threshold, search_cascade, sureness, train
 from agents.policies import AssignmentPolicy
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
@@ -107,7 +107,7 @@ def test_who_begins_anew_pays_for_both_and_nobody_elses_answer_changes(task):
     assert found.total_cost == pytest.approx(one.total_cost + float(again.double().mean()) * two.total_cost)
 
 
-@pytest.mark.parametrize("budget", [0.001, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize("budget", [0.001, 0.05, 0.3, 1.0, 1.5])
 def test_it_keeps_to_its_budget_where_it_was_searched_and_is_saved_and_loaded(budget, learned, tmp_path):
     count = len(learned.dataset.validation)
     config = Config(budget=budget, search_split="validation", search_images=count, exchanges=8)
@@ -125,13 +125,14 @@ def test_it_keeps_to_its_budget_where_it_was_searched_and_is_saved_and_loaded(bu
 def test_fine_tuned_on_both_stages_it_is_saved_with_the_threshold_of_its_last_weights(learned, tmp_path):
     budget, options = 0.2, {"search_images": 64, "exchanges": 0, "backbone_lr": 0.01}
     config = cascade_finetuned.Config(budget=budget, num_images=1088, checks=2, **options)
-    found = search_cascade(config, learned, Recorder(learned, budget, 1))[0]
-    frozen = with_threshold(Cascade(found), learned, budget)
+    frozen = Cascade(search_cascade(config, learned, Recorder(learned, budget, 1))[0])
+    fit_threshold(frozen, learned, budget)
     recorder = Recorder(learned, budget, config.num_images, tmp_path)
     cascade = cascade_finetuned.train(config, learned, recorder)
     assert torch.equal(cascade.actions, frozen.actions)
     assert recorder.seen == 1152, "each image counts once for each of two stages"
-    refitted = with_threshold(Cascade(cascade.actions), learned, budget)
+    refitted = Cascade(cascade.actions)
+    fit_threshold(refitted, learned, budget)
     assert cascade.threshold == refitted.threshold != frozen.threshold
     found = evaluate(cascade, learned, "validation")
     assert found.cost <= budget + 1e-5

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -88,9 +88,6 @@ class Cascade:
         save_tensors(folder / FILE, {"actions": self.actions}, about)
 
 
-AnyCascade = TypeVar("AnyCascade", bound=Cascade)
-
-
 def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> Cascade:
     """What `Cascade.save` wrote."""
     return Cascade(tensors["actions"], about["threshold"])
@@ -114,6 +111,11 @@ class Choice:
     """Which stages; the same twice if no image begins anew."""
     threshold: float
     """See `Cascade`."""
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The larger the better: accuracy, then what is spared."""
+        return self.accuracy, -self.cost
 
 
 class Stages:
@@ -159,7 +161,7 @@ class Stages:
     def best(self, budget: float) -> Choice:
         """The most accurate cascade within the budget, which the cheapest assignment is; the cheapest of several."""
         affordable = (self.costs <= budget + TOLERANCE).nonzero().flatten().tolist()
-        return max((self.after(first, budget) for first in affordable), key=lambda each: (each.accuracy, -each.cost))
+        return max((self.after(first, budget) for first in affordable), key=lambda each: each.rank)
 
 
 def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Tensor, Choice, Search]:
@@ -174,8 +176,8 @@ def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tupl
     return torch.tensor([ladder[chosen.first], ladder[chosen.second]]), chosen, search
 
 
-def with_threshold(cascade: AnyCascade, task: Task, budget: float) -> AnyCascade:
-    """The cascade, its threshold set to what is best within the budget on all validation images, the weights being what
+def fit_threshold(cascade: Cascade, task: Task, budget: float) -> None:
+    """Set the cascade's threshold to what is best within the budget on all validation images, the weights being what
     they are."""
     process, images, first, second = task.process, task.dataset.validation, [], []
     with torch.no_grad():
@@ -186,22 +188,20 @@ def with_threshold(cascade: AnyCascade, task: Task, budget: float) -> AnyCascade
         costs = process.cost.route_cost(cascade.actions.to(process.device))[0]
         found = Stages.of([torch.cat(first), torch.cat(second)], images.labels.to(process.device), costs)
     cascade.threshold = found.after(0, budget).threshold
-    return cascade
 
 
-def settle(
-    cascade: AnyCascade, chosen: Choice, seen: int, config: SearchConfig, task: Task, recorder: Recorder
-) -> AnyCascade:
-    """The cascade that a search of `seen` images has chosen, with its threshold; the check on validation images only
-    reports."""
-    cascade = with_threshold(cascade, task, config.budget)
+def settle(cascade: Cascade, chosen: Choice, seen: int, recorder: Recorder) -> None:
+    """Fit the threshold of the cascade that a search, which has shown `seen` images, has chosen; the check on
+    validation images only reports."""
+    fit_threshold(cascade, recorder.task, recorder.budget)
     scalars = {"accuracy": chosen.accuracy, "reward_answer": chosen.accuracy, "cost": chosen.cost}
     recorder.step(seen, loss=-chosen.accuracy, **scalars, entropy=0.0, price=0.0)
     recorder.consider(cascade)
-    return cascade
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
     """Search the two stages, then the threshold."""
     actions, chosen, search = search_cascade(config, task, recorder)
-    return settle(Cascade(actions), chosen, search.seen, config, task, recorder)
+    cascade = Cascade(actions)
+    settle(cascade, chosen, search.seen, recorder)
+    return cascade

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from agents.methods.cascade import Cascade, search_cascade, with_threshold
+from agents.methods.cascade import Cascade, fit_threshold, search_cascade
 from agents.recorder import Recorder
 from agents.search.finetuning import FineTuningConfig, fine_tune
 from dfs_env.task import Task
@@ -27,7 +27,9 @@ def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
     actions, *_ = search_cascade(config, task, recorder)
 
     def cascade_now() -> Cascade:
-        return with_threshold(Cascade(actions), task, config.budget)
+        cascade = Cascade(actions)
+        fit_threshold(cascade, task, config.budget)
+        return cascade
 
     fine_tune(config, task, recorder, actions.unique(dim=0), cascade_now)
     return cascade_now()

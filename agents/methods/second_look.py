@@ -8,7 +8,7 @@ twice. Like the cascade it is no policy of the decision process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from agents.methods.cascade import Config as CascadeConfig
 from agents.policies import FILE
 from agents.recorder import Recorder
 from agents.search.assignments import SearchConfig, constants, descent, make_search
+from agents.search.trials import Search
 from backbone.checkpoint import save_tensors
 from backbone.cost import TOLERANCE
 from dfs_env.process import SkippingProcess
@@ -73,32 +74,43 @@ def averaged(first: Tensor, second: Tensor) -> Tensor:
     return torch.logaddexp(first.log_softmax(1), second.log_softmax(1))
 
 
+def once_and_twice(first: Tensor, second: Tensor, labels: Tensor, cost: float) -> Stages:
+    """One look, and one more, as the stages of a cascade: from the logits [N, K] of each look alone, the labels [N],
+    and the cost of a look."""
+    return Stages.of([first, averaged(first, second)], labels, torch.tensor([cost, cost], device=first.device))
+
+
+def candidates(search: Search, config: SearchConfig) -> list[list[int]]:
+    """What is worth a second look: the assignments within the budget on the way from full execution down, as far as the
+    first that leaves enough to look at every image twice, and the constant ones."""
+    same, limit, found = constants(search.process), config.budget + TOLERANCE, []
+    for assignment in descent(search, same[-1], lazy=config.exchanges is not None):
+        cost = search.cost(assignment)
+        if cost <= limit:
+            found.append(assignment)
+        if 2 * cost <= limit:
+            break
+    return found + [constant for constant in same[1:-1] if search.cost(constant) <= limit]
+
+
 def search_second_look(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Tensor, Choice, int]:
-    """The assignment [L] that is best with a second look, of those on the way from full execution down and of the
-    constant ones; why this one; and how many images were shown."""
+    """The assignment [L] of the candidates that is best with a second look; why this one; and how many images were
+    shown."""
     view = partial(other_view, mirror=task.dataset.flip)
     search, again = make_search(config, task, recorder), make_search(config, task, recorder, view)
     found: list[tuple[Choice, list[int]]] = []
     with torch.no_grad():
-        same = constants(task.process)
-        ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
-        for assignment in _worth_trying(ladder, search.cost, config.budget):
-            once, other = search.logits(assignment), again.logits(assignment)
-            costs = torch.tensor([search.cost(assignment)] * 2, device=once.device)
-            stages = Stages.of([once, averaged(once, other)], search.labels, costs)
+        for assignment in candidates(search, config):
+            answers = search.logits(assignment), again.logits(assignment)
+            stages = once_and_twice(*answers, search.labels, search.cost(assignment))
             found.append((stages.after(0, config.budget), assignment))
-    chosen, assignment = max(found, key=lambda each: (each[0].accuracy, -each[0].cost))
+    chosen, assignment = max(found, key=lambda each: each[0].rank)
     return torch.tensor(assignment), chosen, search.seen + again.seen
-
-
-def _worth_trying(ladder: list[list[int]], cost: Callable[[list[int]], float], budget: float) -> Iterator[list[int]]:
-    """Those within the budget, without those so cheap that two looks at every image would leave some of it."""
-    affordable = [(cost(assignment), assignment) for assignment in ladder if cost(assignment) <= budget + TOLERANCE]
-    least = min(budget / 2, max(each for each, _ in affordable))
-    yield from (assignment for each, assignment in affordable if each >= least - TOLERANCE)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> SecondLook:
     """Search the assignment, then the threshold."""
     assignment, chosen, seen = search_second_look(config, task, recorder)
-    return settle(SecondLook(assignment, task.dataset.flip), chosen, seen, config, task, recorder)
+    looks = SecondLook(assignment, task.dataset.flip)
+    settle(looks, chosen, seen, recorder)
+    return looks

@@ -121,12 +121,16 @@ class Experiment:
     @property
     def all_budgets(self) -> tuple[float, ...]:
         """The budgets at which any arm is compared, in ascending order."""
-        return tuple(sorted({budget for arm in self.arms for budget in arm.budgets or self.budgets}))
+        return tuple(sorted({budget for arm in self.arms for budget in self.budgets_of(arm)}))
+
+    def budgets_of(self, arm: Arm) -> tuple[float, ...]:
+        """The arm's own budgets, or those of the experiment's that its method can be given."""
+        return arm.budgets or tuple(budget for budget in self.budgets if budget <= arm.config().highest_budget)
 
     def __post_init__(self) -> None:
         if not (self.arms and self.budgets and self.seeds):
             raise ValueError("an experiment needs at least one arm (method), one budget and one seed")
-        highest = max(arm.config().highest_budget for arm in self.arms)
+        highest = max((arm.config().highest_budget for arm in self.arms if not arm.budgets), default=1.0)
         _check_values("the experiment", self.budgets, self.seeds, highest)
         _check_values("the baselines", self.baseline_budgets, None)
         for name in _repeated([arm.name for arm in self.arms]):
@@ -204,7 +208,10 @@ def _check_values(
         for value in _repeated(values or ()):
             raise ValueError(f"{who}: {what} {value:g} is there twice; leave one out")
     for budget in budgets or ():
-        check_budget(budget, highest_budget)
+        try:
+            check_budget(budget, highest_budget)
+        except ValueError as error:
+            raise ValueError(f"{who}: {error}") from None
     for seed in seeds or ():
         if seed < 0:
             raise ValueError(f"{who}: seed {seed} is negative")

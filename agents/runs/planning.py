@@ -1,4 +1,4 @@
-"""The runs of an experiment: every arm at every budget with every seed."""
+"""The runs of an experiment: every arm at every budget that it can be given with every seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def plan(experiment: Experiment) -> list[RunConfig]:
     """Every run of the experiment; baselines and bounds also at their further budgets.
 
     Raises:
-        ValueError: two arms that stand for the same runs; values that a method refuses.
+        ValueError: two arms that stand for the same runs; values that a method refuses; an arm without a budget.
     """
     runs = [run for arm in experiment.arms for run in _runs(arm, experiment)]
     first: dict[str, RunConfig] = {}
@@ -40,27 +40,21 @@ def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
     seeds = arm.seeds or experiment.seeds
     cheapest = cheapest_cost(task.bitwidths) if task.bitwidths else 0.0
     further = [budget for budget in experiment.baseline_budgets if budget >= cheapest]  # what no route meets, left out
+    budgets = {*experiment.budgets_of(arm), *(further if base.is_baseline or base.is_bound else ())}
+    if not budgets:
+        raise ValueError(f"arm {arm.name!r} has no budget: it can be given none above {base.highest_budget:g}")
     return [
         RunConfig(arm.method, replace(config, seed=seed), task, arm.label)
-        for config in _at_budgets(base, arm.budgets or _possible(experiment.budgets, arm, base), further)
+        for config in _at_budgets(base, sorted(budgets))
         for seed in (seeds if base.seeded else seeds[:1])
     ]
 
 
-def _possible(budgets: Sequence[float], arm: Arm, base: MethodConfig) -> list[float]:
-    """Those of the budgets that the method can be given."""
-    found = [budget for budget in budgets if budget <= base.highest_budget]
-    if not found:
-        raise ValueError(f"arm {arm.name!r} has no budget: it can be given none above {base.highest_budget:g}")
-    return found
-
-
-def _at_budgets(base: MethodConfig, budgets: Sequence[float], further: Sequence[float]) -> list[MethodConfig]:
-    """The configuration at each budget at which it is to be trained."""
-    ordered = sorted({*budgets, *(further if base.is_baseline or base.is_bound else ())})
+def _at_budgets(base: MethodConfig, budgets: Sequence[float]) -> list[MethodConfig]:
+    """The configuration at each of the ascending budgets at which it is to be trained."""
     if base.serves_many:
-        at_all: dict[str, Any] = {"eval_budgets": tuple(ordered)}
-        return [replace(base, budget=ordered[len(ordered) // 2], **at_all)]
+        at_all: dict[str, Any] = {"eval_budgets": tuple(budgets)}
+        return [replace(base, budget=budgets[len(budgets) // 2], **at_all)]
     if not base.holds_budget:
-        ordered = ordered[:1]  # the others would repeat it
-    return [replace(base, budget=budget) for budget in ordered]
+        budgets = budgets[:1]  # the others would repeat it
+    return [replace(base, budget=budget) for budget in budgets]
