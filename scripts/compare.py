@@ -50,7 +50,7 @@ class Flags:
     methods: tuple[str, ...] = tuple(method_names())
     """Names of methods, or METHOD-PRESET."""
     budgets: tuple[float, ...] = Experiment.budgets
-    """Budgets, as fractions of full execution."""
+    """Budgets, as fractions of full execution. Those above 1 are left out for methods that run each image once."""
     seeds: tuple[int, ...] = Experiment.seeds
     """Seeds."""
     baseline_budgets: tuple[float, ...] = Experiment.baseline_budgets

@@ -19,6 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from agents.evaluation import evaluate
+from agents.methods import default_config
 from agents.runs.saved import load_run
 from dfs_env.budgets import check_budget
 from scripts.cli import clear_errors
@@ -46,12 +47,13 @@ def main(args: Evaluate) -> None:
     torch.set_num_threads(args.threads)
     policy, task, result = load_run(args.folder, data=args.data)
     trained, bound = result["config"]["config"].get("budget_range"), result["role"] == "bound"
+    highest = default_config(result["config"]["method"]).highest_budget
+    budgets = [check_budget(budget, highest) for budget in args.budgets] or [result["budget"]]
     _check_range(args.budgets, trained)
     if set(args.budgets) - {result["budget"]} and not (trained or bound):  # a bound searches for each anew
         alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
         print(f"{alone}: shown another, it need not spend that", file=sys.stderr)
     images = task.dataset.split(args.split)
-    budgets = [check_budget(budget) for budget in args.budgets] or [result["budget"]]
     found = []
     with tqdm(total=len(images) * len(budgets), unit="image") as bar:
         for budget in budgets:

@@ -21,7 +21,8 @@
     method = "static"
 
 An arm is one method, or METHOD-PRESET, with options of its own. It may also have `budgets` and `seeds` of its own, and
-`task = { observation = "statistics" }`. Every arm is run at every budget with every seed.
+`task = { observation = "statistics" }`. Every arm is run at every budget with every seed; budgets above
+1 are left out for methods that run each image once.
 
 A file may also have `[[parts]]`, which `agents.runs.parts` reads and which are run one after another, each into a
 folder of its own. A part has a `name`, and in place of the experiment's it may have its own budgets, seeds, bitwidths

@@ -129,16 +129,17 @@ def heat_maps(
     """
     tables = {(m, b): mean_values(material, m, b, value) for m in methods for b in material.budgets}
     methods = [m for m in methods if any(tables[m, b] is not None for b in material.budgets)]
+    budgets = [b for b in material.budgets if any(tables[m, b] is not None for m in methods)]
     values = [table for table in tables.values() if table is not None]
     if not values:
         return None
     length, most = max(map(len, values)), max(1.0, *(float(table.max()) for table in values))
-    columns = len(material.budgets) if length <= 2 * ANNOTATED else 1
-    rows = -(-len(material.budgets) // columns)
+    columns = len(budgets) if length <= 2 * ANNOTATED else 1
+    rows = -(-len(budgets) // columns)
     figure = Figure((WIDTH, (0.9 + 0.27 * len(methods)) * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     image = None
-    for panel, budget in zip(panels, material.budgets, strict=False):
+    for panel, budget in zip(panels, budgets, strict=False):
         rows_of = [tables[method, budget] for method in methods]
         shown = np.stack([np.full(length, np.nan) if row is None else row for row in rows_of])
         image = panel.imshow(shown, cmap="Blues", vmin=0, vmax=most, aspect="auto")

@@ -98,8 +98,9 @@ def _limit(axes: Axes, parts: Sequence[Part], published: bool) -> None:
     """Show what is learned and what is published; the static fronts begin far below, and skipping costs nothing."""
     found = [_columns(part, part.learned_front or part.material.rows) for part in parts]
     points = np.concatenate([*found, *([_published()] if published else [])], 1)
+    widest = [part.cost(max([1.0, *(row.cost for row in part.material.rows)])) for part in parts]
     best = [row.accuracy_high for part in parts for row in part.material.rows if row.role != "bound"]
-    left, right = 0.6 * points[0].min(initial=1.0), 1.4 * max([*points[0], *(part.cost(1.0) for part in parts)])
+    left, right = 0.6 * points[0].min(initial=1.0), 1.4 * max([*points[0], *widest])
     low, high = float(_stretched(points[2].min(initial=SURE))), float(_stretched(max([*points[3], *best])))
     span = max(high - low, 0.1)
     axes.set_xlim(left, right)

@@ -31,7 +31,7 @@ BRIEF = (
     "Accuracy in per cent at the mean paper cost that was reached, and the difference in points to static at that "
     "cost; for methods that co-train the backbone, to static_finetuned, if that was run. ▲ better, ▼ worse, = "
     f"not told apart, ? no interval (see below); {TENTATIVE} {FEW}. No difference: the baseline was not measured "
-    "around that cost."
+    "around that cost, or cannot be (it runs each image once)."
 )
 MARKED = (
     "Interquartile mean over seeds with 95 % bootstrap intervals; differences, in points, at each run's own paper "
