@@ -30,6 +30,9 @@ from backbone.data import batches
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
+HIGHEST_BUDGET = 2.0
+"""Both stages in full."""
+
 
 @dataclass(frozen=True)
 class Config(SearchConfig):
@@ -37,7 +40,7 @@ class Config(SearchConfig):
     say how the descent is made, of `exchanges` only whether it is None."""
 
     family: ClassVar[str] = "assignments"
-    highest_budget: ClassVar[float] = 2.0
+    highest_budget: ClassVar[float] = HIGHEST_BUDGET
 
     search_split: str = "validation"
     """Of which the images are, "validation" or "train": of those that it knows by heart the network is too sure."""

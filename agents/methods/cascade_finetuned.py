@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from agents.methods.cascade import Cascade, fit_threshold, search_cascade
+from agents.methods.cascade import HIGHEST_BUDGET, Cascade, fit_threshold, search_cascade
 from agents.recorder import Recorder
 from agents.search.finetuning import FineTuningConfig, fine_tune
 from dfs_env.task import Task
@@ -16,7 +16,7 @@ class Config(FineTuningConfig):
     """Two assignments, cross-entropy on the routes of both, and how sure an answer must be to stand. `answer` and
     `exchanges` only say how the descent is made, of `exchanges` only whether it is None."""
 
-    highest_budget: ClassVar[float] = 2.0
+    highest_budget: ClassVar[float] = HIGHEST_BUDGET
 
     search_split: str = "validation"
     """Of which the images are, "validation" or "train"."""
