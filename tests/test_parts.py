@@ -68,6 +68,15 @@ def test_a_part_is_the_experiment_but_for_what_it_has_of_its_own(file):
     assert {run.config.budget for run in runs if run.display == "static"} == {0.25, 0.3}
 
 
+def test_an_arm_may_differ_in_a_part(file):
+    file.write_text(FILE.replace('"PPO"]', '{ name = "PPO", num_images = 96, n_epochs = 2 }]'))
+    parts = read_parts(file)
+    low, own = (next(arm for arm in part.arms if arm.name == "PPO") for part in parts.values())
+    assert own.options == {"num_images": 96, "n_epochs": 2}
+    assert not low.options
+    assert (own.method, own.seeds) == (low.method, low.seeds) == ("ppo", (7,))
+
+
 def test_a_file_without_parts_is_one_experiment_that_has_no_name(file):
     file.write_text(FILE.partition("[[parts]]")[0])
     assert read_parts(file) == {"": read_experiment(file)}
@@ -107,7 +116,11 @@ PART = {"name": "a"}
         ([{**PART, "arms": ["static", "pp"]}], "part 'a': there is no arm 'pp'; did you mean 'ppo'"),
         ([{**PART, "arms": ["ppo", "ppo"]}], "part 'a': arm 'ppo' is there twice"),
         ([{**PART, "arms": "ppo"}], "part 'a': arms must be a list of names"),
-        ([{**PART, "arms": [["ppo"]]}], "part 'a': arms must be"),
+        ([{**PART, "arms": [["ppo"]]}], "part 'a': arms: a name must be str"),
+        ([{**PART, "arms": [{"num_images": 9}]}], "part 'a': arms: .*needs the name of an arm"),
+        ([{**PART, "arms": [{"name": "pp"}]}], "part 'a': there is no arm 'pp'; did you mean 'ppo'"),
+        ([{**PART, "arms": [{"name": "ppo", "n_epoch": 9}]}], "part 'a': .*n_epoch.*did you mean 'n_epochs'"),
+        ([{**PART, "arms": ["ppo", {"name": "ppo", "n_epochs": 9}]}], "part 'a': arm 'ppo' is there twice"),
         ([{**PART, "arms": []}], "part 'a': .*at least one arm"),
         ([PART, {"name": "b", "num_images": 0}], "part 'b': num_images must be at least 1"),
     ],

@@ -17,7 +17,8 @@
     name = "8-and-more"             # of its folder: letters, digits, "-", "_" and "."
     task = { bitwidths = [0, 8, 16, 32] }
     budgets = [0.02, 0.05]
-    arms = ["static", "ppo"]        # the names of those that it has; by default all
+    # the names of those that it has, by default all; a table has the name, and what differs here
+    arms = ["static", { name = "ppo", num_images = 100_000 }]
 
 A part may have `budgets`, `seeds`, `baseline_budgets`, `num_images` and `checks` in place of the experiment's, and in
 `task` any entry but the data folder and the device, which are the machine's. What an arm has of its own comes before
@@ -118,15 +119,24 @@ def _content(part: Mapping[str, Any], shared: Mapping[str, Any], whole: Experime
         raise ValueError(f"task must be a table, such as task = {{ bitwidths = [0, 8] }}, got {task!r}")
     check_names(task, [entry.name for entry in fields(TaskConfig) if entry.name not in OF_THE_MACHINE], "its task")
     entries = {arm.name: content for arm, content in zip(whole.arms, shared["arms"], strict=True)}
-    names = part.get("arms", list(entries))
-    if not isinstance(names, list):
-        raise ValueError(f'arms must be a list of names, such as arms = ["static", "ppo"], got {names!r}')
-    names = fitting(names, tuple[str, ...], "arms")
-    for position, name in enumerate(names):
+    own = {name: part[name] for name in REPLACED if name in part}
+    arms = _arms(part.get("arms", list(entries)), entries)
+    return {**shared, **own, "task": {**shared.get("task", {}), **task}, "arms": arms}
+
+
+def _arms(given: Any, entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The arms that a part names, of those that the experiment has entries for, with what differs in the part."""
+    if not isinstance(given, list):
+        raise ValueError(f'arms must be a list of names, such as arms = ["static", "ppo"], got {given!r}')
+    arms: dict[str, dict[str, Any]] = {}
+    for arm in given:
+        own = dict(arm) if isinstance(arm, Mapping) else {"name": arm}
+        if "name" not in own:
+            raise ValueError(f'arms: {own} needs the name of an arm, such as {{ name = "ppo", num_images = 1000 }}')
+        name = fitting(own.pop("name"), str, "arms: a name")
         if name not in entries:
             raise ValueError(f"there is no arm {name!r}{nearest(name, entries)} There is {', '.join(entries)}")
-        if name in names[:position]:
+        if name in arms:
             raise ValueError(f"arm {name!r} is there twice; leave one out")
-    own = {name: part[name] for name in REPLACED if name in part}
-    arms = [entries[name] for name in names]
-    return {**shared, **own, "task": {**shared.get("task", {}), **task}, "arms": arms}
+        arms[name] = {**entries[name], **own}
+    return list(arms.values())
