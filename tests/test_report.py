@@ -281,9 +281,9 @@ def test_how_decisions_differ_by_hand(tmp_path, tiny_data):
     assert "static at cost 0.1" in hard.of
     assert (hard.easy.tolist(), hard.hard.tolist()) == ([0, 1], [7, 6])
     (row,) = differences(material, hard).rows
-    assert row[:5] == ["ppo", "0.1", "0.81", "2", "25.00"]
-    assert row[5:7] == ["0.0000", "1.0000"]
-    assert row[7].startswith("+100.00 [")  # no merit, and no fault
+    assert row[:6] == ["ppo", "0.1", "2", "0.81", "2", "25.00"]  # of two runs
+    assert row[6:8] == ["0.0000", "1.0000"]
+    assert row[8].startswith("+100.00 [")  # no merit, and no fault
 
 
 def test_pictures_are_left_out_where_the_data_are_missing(folder):

@@ -87,6 +87,7 @@ def differences(material: Material, hard: Hardness) -> Table:
             [
                 material.shown(method),
                 f"{budget:g}",
+                str(len(found)),
                 *(_of_routes(routed) if routed else ("-", "-", "-")),
                 f"{interquartile_mean(easy):.4f}",
                 f"{interquartile_mean(costly):.4f}",
@@ -96,6 +97,7 @@ def differences(material: Material, hard: Hardness) -> Table:
     heads = (
         "method",
         "budget",
+        "runs",
         "entropy per block (bits)",
         "routes in use",
         "images off the commonest route %",
@@ -106,8 +108,8 @@ def differences(material: Material, hard: Hardness) -> Table:
     return Table(
         heads,
         rows,
-        f"Whether images are told apart: interquartile means over seeds. Hard and easy quarters by the "
-        f"{hard.of}. Entropy 0 means that every image is treated alike.",
+        f"Whether images are told apart: interquartile means over the runs whose decisions are kept. Hard and easy "
+        f"quarters by the {hard.of}. Entropy 0 means that every image is treated alike.",
     )
 
 
