@@ -171,8 +171,7 @@ def test_at_a_glance_each_method_stands_beside_its_own_baseline(tuned):
 
 def test_what_it_took_and_how_decisions_differ(page):
     assert row(page, "low", "ppo", "6") == ["100", "24,000", "300"]
-    assert "| method | budget | runs | entropy per block (bits) |" in page  # from decisions.npz, of the part that has it
-    assert page.count("| method | budget | runs | entropy per block (bits) |") == 1
+    assert page.count("| method | budget | runs | entropy per block (bits) |") == 1  # the part that has decisions.npz
     assert re.search(r"\| method \| budget 0.1 \| budget 0.4 \| budget 0.8 \|\n.*\n\| dfs \| \d\.\d{3} \|", page)
     shares = row(page[page.index("## From skipping to bitwidths") :], "ppo", "0.1")
     assert shares[0] == "0.00625"
