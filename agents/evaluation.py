@@ -97,9 +97,15 @@ def evaluate(
         budget: what the policy sees as its budget.
         batch_size: images at once; the result does not depend on it, except for policies that draw at random.
         progress: called with the number of images of each batch that is done.
+
+    Raises:
+        TypeError: no policy, but perhaps a model that `agents.sb3.SB3Policy` makes one.
     """
     if isinstance(policy, SelfMeasured):
         return policy.measure(task, split, budget, progress)
+    if not hasattr(policy, "macs_per_image"):
+        kind = type(policy).__name__
+        raise TypeError(f"{kind} has no macs_per_image; SB3Policy(model, task.process) makes a policy of SB3's models")
     process, own = task.process, getattr(policy, "process", None)
     if own is not None:
         process = process.seeing(own.observation)

@@ -50,7 +50,16 @@ class GatePolicy:
     def predict(
         self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
     ) -> tuple[Array, Any]:
-        """Actions [B]. All episodes start together, as they do in lockstep."""
+        """Actions [B]. All episodes start together, as they do in lockstep.
+
+        Raises:
+            ValueError: observations of another width than the gate was made for.
+        """
+        if observation.shape[1:] != (self.process.observation_dim,):
+            raise ValueError(
+                f"the gate sees {self.process.observation_dim} numbers (observation "
+                f"{self.process.observation!r}), and was given {observation.shape[1:]}"
+            )
         if episode_start is not None and episode_start.any():
             state = None
         training = self.gate.training

@@ -52,6 +52,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images)"
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

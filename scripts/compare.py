@@ -28,8 +28,7 @@ from agents.runs.engines import Engine, Processes
 from agents.runs.experiment import Arm, Experiment, as_toml
 from agents.runs.parts import plan_parts, read_parts
 from agents.runs.ray_engine import Ray
-from agents.runs.results import EXPERIMENT
-from agents.runs.run import RESULTS
+from agents.runs.results import EXPERIMENT, RESULTS
 from agents.runs.sweep import Sweep, finished, locked, sweep
 from backbone.checkpoint import write_atomically
 from backbone.names import literal, nearest
@@ -212,10 +211,17 @@ def main(args: Compare) -> int:
             if name:
                 print(f"\npart {name}, in {folder / name}")
                 write_atomically(folder / name / EXPERIMENT, as_toml(experiments[name]))
+            _say_which_are_lines_alone(known[name], folder / name)
             with Progress([run for run in runs if run.name in {*wanted[name], *known[name]}], known[name]) as progress:
                 outcome = sweep(runs, folder / name, engine, progress, wanted[name])
             statuses.append(_shown(experiments[name], outcome, folder / name))
         return max(statuses)
+
+
+def _say_which_are_lines_alone(known: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    alone = sum(not (folder / line["run"]).is_dir() for line in known.values())
+    if alone:
+        print(f"{alone} finished runs have only a line in {folder / RESULTS}; to do one again, delete its line")
 
 
 def _shown(experiment: Experiment, outcome: Sweep, folder: Path) -> int:

@@ -46,11 +46,10 @@ def main(args: Evaluate) -> None:
     """Load, evaluate, print accuracy, costs, BitOps and the histogram of actions."""
     torch.set_num_threads(args.threads)
     policy, task, result = load_run(args.folder, data=args.data)
-    trained, bound = result["config"]["config"].get("budget_range"), result["role"] == "bound"
-    highest = default_config(result["config"]["method"]).highest_budget
-    budgets = [check_budget(budget, highest) for budget in args.budgets] or [result["budget"]]
+    trained, default = result["config"]["config"].get("budget_range"), default_config(result["config"]["method"])
+    budgets = [check_budget(budget, default.highest_budget) for budget in args.budgets] or [result["budget"]]
     _check_range(args.budgets, trained)
-    if set(args.budgets) - {result["budget"]} and not (trained or bound):  # a bound searches for each anew
+    if set(args.budgets) - {result["budget"]} and not (trained or default.serves_many):
         alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
         print(f"{alone}: shown another, it need not spend that", file=sys.stderr)
     images = task.dataset.split(args.split)
@@ -63,11 +62,12 @@ def main(args: Evaluate) -> None:
         histogram = line.pop("histogram")
         print(json.dumps(line, indent=1))
         if args.split == "test" and budget == result["budget"]:
-            print(f"accuracy less that of the run's result line: {evaluation.accuracy - result['accuracy']:+.4f}")
+            off = evaluation.accuracy - result["accuracy"]
+            print(f"accuracy less that of the run's result line: {off:+.4f}", file=sys.stderr)
         if histogram:  # a network that gates single activations has none
-            print("share of the images at each bitwidth", task.process.bitwidths)
+            print("share of the images at each bitwidth", task.process.bitwidths, file=sys.stderr)
         for block, shares in enumerate(histogram):
-            print(f"  block {block:2d}  " + "  ".join(f"{share:6.1%}" for share in shares))
+            print(f"  block {block:2d}  " + "  ".join(f"{share:6.1%}" for share in shares), file=sys.stderr)
 
 
 def _check_range(budgets: tuple[float, ...], trained: Sequence[float] | None) -> None:

@@ -19,8 +19,8 @@ from agents.policies import FILE
 from agents.recorder import BACKBONE
 from agents.runs import decisions
 from agents.runs.config import TaskConfig
-from agents.runs.folders import CONFIG, PARTIAL, RESULT, finished_folders
-from agents.runs.results import expanded, read_line
+from agents.runs.folders import CONFIG, PARTIAL, finished_folders
+from agents.runs.results import RESULT, expanded, read_line
 from agents.sb3.policy import ARCHIVE
 from backbone.checkpoint import SHIPPED, shipped_checkpoint
 from scripts.cli import clear_errors

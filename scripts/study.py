@@ -52,7 +52,8 @@ def page(study: Study) -> Page:
     made.text(
         "A colour for each part: the best static assignment (line; dotted, with the backbone fine-tuned on it), "
         "cascades (triangles) and second looks (triangles that point down), which run unsure images twice, the front "
-        "of all other learned methods (dashed, with intervals), their other points, and constant bitwidths (crosses). "
+        "of the policies on the frozen network (dashed, with intervals), the other points of what is learned, "
+        "and constant bitwidths (crosses). "
         "Stars are published points."
     )
     made.add("", "\n".join(escaped(f"- {part.name}: {about(part.material)}") for part in study.parts))
@@ -65,6 +66,7 @@ def page(study: Study) -> Page:
     for number, part in enumerate(study.parts):
         caption = f"{part.name}." + f" {study_tables.MARKED}" * (not number)
         made.table(study_tables.methods(part, caption))
+    _against(made, study)
     made.section("The cost of published accuracies")
     made.table(study_tables.first_costs(study.parts))
     others = [part.name for part in study.parts if not part.published]
@@ -104,6 +106,16 @@ def _summary(study: Study) -> list[str]:
     return said
 
 
+def _against(made: Page, study: Study) -> None:
+    found = [(part, study_tables.over_supervised(part, f"{part.name}.")) for part in study.parts]
+    if any(table for _, table in found):
+        made.section("Against the supervised gate")
+        made.text(f"{study_tables.AGAINST} {study_tables.VERDICTS} {study_tables.TENTATIVE} {study_tables.FEW}.")
+        for _, table in found:
+            if table:
+                made.table(table)
+
+
 def _differences(made: Page, study: Study) -> None:
     made.section("How decisions differ between images")
     for part in study.learning:
@@ -119,7 +131,8 @@ def _transition(made: Page, study: Study) -> None:
     made.text(
         "Dynamic Fractional Skipping claims a smooth transition from skipping over low bitwidths to full execution as "
         "the budget grows. Here static stands beside the learned method that does best against it on average, of those "
-        "that decide on the frozen backbone (else on any) and were run at most budgets; it may be below."
+        "that decide on the frozen backbone (else on any) and were run at three budgets or more, if any was; it may be "
+        "below."
     )
     for part in study.learning:
         _add(made, study_tables.transition(part), f"{part.name}: no histograms of decisions.")

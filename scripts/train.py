@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from agents.method_config import MethodConfig
 from agents.methods import default_config, labels, method
+from agents.recorder import LEEWAY
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
 from scripts.cli import clear_errors
@@ -38,6 +39,8 @@ def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threa
     for line in result.get("at_budgets", ()):
         print(f"at budget {line['budget']:g}: accuracy {line['accuracy']:.4f}, cost {line['cost']:.4f}")
     print(f"run folder: {output / result['run']}")
+    if config.holds_budget and result["cost"] > LEEWAY * config.budget:
+        print(f"the budget was missed: it spends {result['cost'] / config.budget:.3g} times as much", file=sys.stderr)
 
 
 def command(name: str) -> Callable[..., None]:

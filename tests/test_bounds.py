@@ -14,8 +14,9 @@ from agents.recorder import Recorder
 from agents.runs.saved import load_policy
 from agents.search import oracle
 from agents.search.oracle import Routes, RouteSearch, find_routes, within_budget
-from agents.search.routes import search
+from agents.search.routes import _complete, search
 from dfs_env import SkippingProcess, Task
+from dfs_env.task import make_task
 from scripts.benchmarks.oracle import OracleSearch
 
 
@@ -211,6 +212,35 @@ def test_routes_are_searched_anew_on_other_weights_and_other_decisions(task):
     task.process.backbone.classifier.weight.mul_(-1)
     after = evaluate(bound, task, "test", 0.3)
     assert not torch.equal(before.routes, after.routes)
+
+
+def test_states_stay_as_they_are_while_routes_are_completed_from_them():
+    task = make_task(depth=20, width=4, checkpoint="random", always_on=1)  # two blocks of each stage skip as they are
+    later = task.process
+    images = task.dataset.normalize(task.dataset.test.images[:4])
+    for layer in range(later.num_layers):
+        state = later.initial(images)
+        for _ in range(layer):
+            state = later.transition(state, torch.zeros(4, dtype=torch.int64))
+        before = state.features.clone()
+        routes = torch.zeros(4, later.num_layers, dtype=torch.int64)
+        routes[:, layer + 1 :] = torch.arange(4)[:, None]
+        with torch.no_grad():
+            _complete(later, state, routes)
+        assert torch.equal(state.features, before)
+
+
+def test_the_cost_of_an_imitating_gate_is_corrected_on_images_that_it_does_not_imitate(learned, monkeypatch):
+    module, shown, kept = method("imitation"), [], []
+    imitation_loss = module.imitation_loss
+    monkeypatch.setattr(
+        module, "imitation_loss", lambda p, g, i, *rest: shown.append(i) or imitation_loss(p, g, i, *rest)
+    )
+    monkeypatch.setattr(module, "meet_budget", lambda process, gate, images, budget: kept.append(images))
+    config = module.Config(budget=0.1, num_images=256, batch_size=32, oracle_images=40, beam=1)
+    module.train(config, learned, Recorder(learned, 0.1, 256, checks=2))
+    seen, held = ({image.numpy().tobytes() for image in torch.cat(part)} for part in (shown, kept))
+    assert (len(seen), len(held), len(seen & held)) == (32, 8, 0)
 
 
 def test_the_bias_of_the_last_layer_brings_the_cost_within_the_budget(learned):

@@ -19,9 +19,9 @@ from agents.checkpoints import write_checkpoint
 from agents.methods import method
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Processes, attempt, disk_is_full
-from agents.runs.folders import RESULT
 from agents.runs.ray_engine import Ray
-from agents.runs.run import RESULTS, run
+from agents.runs.results import RESULT, RESULTS
+from agents.runs.run import run
 from agents.runs.sweep import sweep
 from backbone.checkpoint import save_state, write_atomically
 from scripts.cli import clear_errors

@@ -13,9 +13,8 @@ from agents.methods import default_config, method_names
 from agents.options import read_toml, toml_table, with_options
 from agents.runs.config import VERSION, RunConfig, TaskConfig
 from agents.runs.experiment import Arm, Experiment, as_toml, experiment_of, read_experiment
-from agents.runs.folders import RESULT
 from agents.runs.planning import plan
-from agents.runs.run import RESULTS
+from agents.runs.results import RESULT, RESULTS
 from agents.runs.sweep import finished, locked
 from scripts import compare
 from scripts.compare import Compare, Flags
@@ -93,6 +92,8 @@ def test_budgets_that_no_route_meets_are_not_asked_of_baselines_and_bounds():
     oracle, *static = plan(experiment)
     assert oracle.config.eval_budgets == (0.0625, 0.2, 1.0)
     assert {run.config.budget for run in static} == {0.0625, 0.2, 1.0}
+    (alone,) = plan(replace(experiment, arms=(Arm("static", budgets=(0.3,)),), seeds=(0,)))
+    assert alone.config.budget == 0.3, "an arm's own budgets are all it has"
 
 
 def test_an_arm_overrides_options_budgets_seeds_images_and_observation(file):

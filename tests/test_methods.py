@@ -21,7 +21,8 @@ from agents.policies import AssignmentPolicy
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Processes
-from agents.runs.folders import CONFIG, ERROR, RESULT
+from agents.runs.folders import CONFIG, ERROR
+from agents.runs.results import RESULT
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from agents.runs.sweep import finished, sweep

@@ -1,17 +1,16 @@
 """Experiment files with parts: what they mean, what is wrong with them, and that each part is a whole comparison."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from agents.runs.engines import attempt
 from agents.runs.experiment import as_toml, experiment_of, read_experiment
-from agents.runs.folders import RESULT
 from agents.runs.parts import parts_of, plan_parts, read_parts
 from agents.runs.planning import plan
-from agents.runs.results import EXPERIMENT
-from agents.runs.run import RESULTS
+from agents.runs.results import EXPERIMENT, RESULT, RESULTS
 from agents.runs.sweep import locked
 from scripts import compare
 from scripts.compare import Compare, Flags
@@ -213,12 +212,15 @@ def test_what_is_finished_can_be_collected_without_running_the_rest(study, tmp_p
     assert not folder.exists()
     assert compare.main(Compare(study, output=folder, part=("cheap",))) == 0
     whole = untimed(folder / "cheap")
-    lost = next((folder / "cheap").glob(f"random-*/{RESULT}"))
-    name = json.loads(lost.read_text())["run"]
-    lost.unlink()
+    lost = next((folder / "cheap").glob("random-*"))
+    shutil.rmtree(lost)
+    assert compare.main(Compare(study, output=folder, collect=True)) == 0
+    assert untimed(folder / "cheap") == whole, "a line counts where the folder was not kept"
+    lines = (folder / "cheap" / RESULTS).read_text().splitlines(keepends=True)
+    (folder / "cheap" / RESULTS).write_text("".join(line for line in lines if json.loads(line)["run"] != lost.name))
     with locked(folder / "cheap"):  # another comparison is running
         assert compare.main(Compare(study, output=folder, collect=True)) == 0
-    assert untimed(folder / "cheap") == [line for line in whole if line["run"] != name]
+    assert untimed(folder / "cheap") == [line for line in whole if line["run"] != lost.name]
     assert not (folder / "dear").exists()
 
 

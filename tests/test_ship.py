@@ -5,7 +5,8 @@ import json
 import pytest
 
 from agents.evaluation import evaluate
-from agents.runs.folders import RESULT, finished_folders
+from agents.runs.folders import finished_folders
+from agents.runs.results import RESULT
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from scripts.evaluate import Evaluate

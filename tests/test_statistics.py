@@ -138,7 +138,7 @@ def test_summary_compares_each_run_at_its_own_cost():
     assert row.over["static"].value == pytest.approx((0.1 + 0.2) / 2)
     assert (row.over["static"].low, row.over["static"].high) == pytest.approx((0.1, 0.2))
     assert row.over["random"].value == pytest.approx((0.5 - 0.3 + 0.8 - 0.7) / 2)
-    assert rows["static", 0.3].over["static"].value == pytest.approx(0)
+    assert math.isnan(rows["static", 0.3].over["static"].value), "it is the baseline"
     assert list(rows) == sorted(rows)
 
 
@@ -268,6 +268,33 @@ def test_baselines_are_found_under_any_label():
     assert rows["best of all"].registered == "static"
 
 
+def test_a_preset_stands_for_its_method_only_where_the_method_itself_is_not():
+    tuned = {**line("static-tuned", 0.4, 0.7), "seeded": False}
+    run = line("dfs", 0.4, 0.8)
+    rows = {row.method: row for row in summarise([tuned, run])}
+    assert rows["dfs"].over["static"].value == pytest.approx(0.1)
+    plain = {**line("static", 0.4, 0.6), "seeded": False}
+    rows = {row.method: row for row in summarise([tuned, plain, run])}
+    assert rows["dfs"].over["static"].value == pytest.approx(0.2)
+    assert rows["static-tuned"].over["static"].value == pytest.approx(0.1)
+
+
+def test_a_line_of_ones_own_needs_no_configuration():
+    task = {"dataset": "digits", "observation": "pooled"}
+    ours = [line("dfs", 0.4, 0.8, seed=s, config={"method": "dfs", "task": task, "config": {}}) for s in (0, 1)]
+    mine = [{key: value for key, value in line("mine", 0.4, 0.9, seed=s).items() if key != "config"} for s in (0, 1)]
+    assert [row.accuracy for row in summarise([*ours, *mine])] == pytest.approx([0.8, 0.9])
+
+
+def test_intervals_do_not_depend_on_which_other_methods_there_are():
+    rng = np.random.default_rng(7)
+    lines = [line(name, 0.4, rng.random(), seed=s) for name in ("dfs", "ppo", "static") for s in range(4)]
+    alone = {row.method: row.over["static"] for row in summarise([each for each in lines if each["method"] != "dfs"])}
+    together = {row.method: row.over["static"] for row in summarise(lines)}
+    assert together["ppo"] == alone["ppo"]
+    assert together["ppo"].low < together["ppo"].value < together["ppo"].high
+
+
 def test_what_no_seed_changes_is_known_of_lines_that_do_not_say_so():
     assert set(UNSEEDED) == {name for name in method_names() if not method(name).Config.seeded}
     assert [varies([line(name, 0.4, 0.7, role="baseline")]) for name in ("static", "constant")] == [True, False]
@@ -297,6 +324,7 @@ def test_probability_of_improvement_by_hand_and_as_scipy_has_it():
     assert probability_of_improvement([[1], [2]], [[1], [2]]).value == 0.5
     assert probability_of_improvement([[1, 5], [2, 6]], [[0, 0], [3, 1]]).value == pytest.approx((0.5 + 1) / 2)
     assert math.isnan(probability_of_improvement([[1]], [[0], [2]]).low)
+    assert probability_of_improvement([[3]], [[0], [2]], varies=(False, True)) == (1, 1, 1)
     rng = np.random.default_rng(0)
     x, y = 0.5 + rng.normal(size=11), rng.normal(size=9)
     found = probability_of_improvement(x[:, None], y[:, None])

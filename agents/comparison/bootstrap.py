@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -97,6 +98,16 @@ def resamples(count: int, stream: Sequence[int]) -> NDArray[np.int64]:
     return np.random.default_rng([*stream]).integers(count, size=(RESAMPLES, count))
 
 
+def stream_of(kind: int, *names: object) -> tuple[int, int]:
+    """Seeds of the draws of what is called by these names: a method's do not depend on which others there are.
+
+    Args:
+        kind: of the statistic.
+        names: method, budget, or whatever tells groups apart.
+    """
+    return kind, crc32(repr(names).encode())
+
+
 def sample(
     values: ArrayLike, stream: Sequence[int], varies: bool = True, drawn: NDArray[np.float64] | None = None
 ) -> Sample:
@@ -121,7 +132,11 @@ def sample(
 
 
 def probability_of_improvement(
-    first: ArrayLike, second: ArrayLike, seed: int = 0, confidence: float = CONFIDENCE
+    first: ArrayLike,
+    second: ArrayLike,
+    stream: Sequence[int] = (0,),
+    confidence: float = CONFIDENCE,
+    varies: tuple[bool, bool] = (True, True),
 ) -> Estimate:
     """P(X > Y) for a run of each group, ties counting half, averaged over the costs at which both were measured
     (section 4.3, where these are tasks).
@@ -129,8 +144,9 @@ def probability_of_improvement(
     Args:
         first: X, the runs' values [n, costs].
         second: Y, likewise [m, costs].
-        seed: of the draws.
-        confidence: of the interval, which is nan if either group has a single run.
+        stream: seeds of the draws.
+        confidence: of the interval, which is nan if a group that varies has a single run.
+        varies: of each group, whether another seed gives other values.
 
     Raises:
         ValueError: no values.
@@ -138,9 +154,9 @@ def probability_of_improvement(
     ours, theirs = np.asarray(first, float), np.asarray(second, float)
     some(ours), some(theirs)
     wins = ((ours[:, None] > theirs) + 0.5 * (ours[:, None] == theirs)).mean(2)
-    if min(wins.shape) == 1:
+    if any(n == 1 and one_varies for n, one_varies in zip(wins.shape, varies, strict=True)):
         return Estimate(float(wins.mean()), float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([*stream])
     rows, columns = (rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in wins.shape)
     return Estimate(float(wins.mean()), *percentiles(((rows @ wins) * columns).sum(1), confidence))
 

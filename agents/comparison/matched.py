@@ -17,7 +17,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.comparison.bootstrap import Estimate, Sample, probability_of_improvement, sample, verdict
+from agents.comparison.bootstrap import Estimate, Sample, probability_of_improvement, sample, stream_of, verdict
 from agents.comparison.fronts import averaged, hypervolume, interpolate, reaches, shares
 from agents.comparison.statistics import BASELINES, NOTHING_LEARNED, Baseline, varies
 from agents.runs.results import Line, expanded
@@ -150,8 +150,8 @@ def matched_samples(scores: Mapping[str, Scores]) -> list[dict[str, Sample]]:
     count = max((each.values.shape[1] for each in scores.values()), default=0)
     return [
         {
-            method: sample(each.values[:, column], (3, number), each.varies, each.draws[column])
-            for number, (method, each) in enumerate(scores.items())
+            method: sample(each.values[:, column], stream_of(3, method), each.varies, each.draws[column])
+            for method, each in scores.items()
             if each.whole(column)
         }
         for column in range(count)
@@ -193,12 +193,13 @@ def improvements(scores: Mapping[str, Scores]) -> dict[tuple[str, str], Estimate
     """P(a run of the first method is more accurate than one of the second) at matched cost, averaged over the costs
     that all seeds of both reach; pairs that share none are left out. The baseline's curve is taken as it is."""
     found = {}
-    for number, (one, other) in enumerate(combinations(scores, 2)):
+    for one, other in combinations(scores, 2):
         ours, theirs = scores[one], scores[other]
         shared = [c for c in range(ours.values.shape[1]) if ours.whole(c) and theirs.whole(c)]
         if shared:
             pair = (ours.values[:, shared], theirs.values[:, shared])
-            value, low, high = probability_of_improvement(*pair, number)
+            stream, both = stream_of(6, one, other), (ours.varies, theirs.varies)
+            value, low, high = probability_of_improvement(*pair, stream, varies=both)
             found[one, other] = Estimate(value, low, high)
             found[other, one] = Estimate(1 - value, 1 - high, 1 - low)
     return found
@@ -219,12 +220,12 @@ def hypervolumes(lines: Sequence[Line], budgets: Sequence[float], reference: tup
         if float(line["budget"]) in budgets and line["role"] != "bound":
             points.setdefault(line["method"], {}).setdefault(line["seed"], {})[float(line["budget"])] = line
     found = {}
-    for number, (method, seeds) in enumerate(sorted(points.items())):
+    for method, seeds in sorted(points.items()):
         whole = [list(front.values()) for front in seeds.values() if len(front) == len(budgets)]
         values = [
             hypervolume([line["cost"] for line in front], [line["accuracy"] for line in front], reference)
             for front in whole
         ]
         if values:
-            found[method] = sample(values, (4, number), any(varies(front) for front in whole))
+            found[method] = sample(values, stream_of(4, method), any(varies(front) for front in whole))
     return found

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.comparison.bootstrap import bootstrap_interval, interquartile_mean, sample, verdict
+from agents.comparison.bootstrap import bootstrap_interval, interquartile_mean, sample, stream_of, verdict
 from agents.comparison.fronts import NOTHING, Curve, interpolate
-from agents.runs.results import Line, expanded, labelled, registered
+from agents.runs.results import Line, expanded, labelled, registered, without_preset
 
 SETTING = ("dataset", "depth", "bitwidths")
 """What lines must agree on for their accuracies and costs to be comparable."""
@@ -72,7 +72,7 @@ class Row:
     """Mean time of training, checks on validation included; nan if the lines do not say."""
     over: Mapping[str, Difference]
     """What it has over each of `COMPARED_WITH` at equal paper cost. Over `static_finetuned` only methods of role
-    "cotrained" have anything."""
+    "cotrained" have anything, and nothing has anything over itself."""
     over_in_total: Mapping[str, Difference]
     """The same at equal total cost."""
 
@@ -94,12 +94,12 @@ def summarise(lines: Sequence[Line]) -> list[Row]:
     _check_configurations(lines)
     groups = grouped(lines)
     paper, total = ({name: Baseline.of(lines, name, unit) for name in COMPARED_WITH} for unit in UNITS)
-    return [_row(key, groups[key], number, paper, total) for number, key in enumerate(sorted(groups))]
+    return [_row(key, groups[key], paper, total) for key in sorted(groups)]
 
 
 def varies(lines: Sequence[Line]) -> bool:
     """Whether another seed would give another line, so that a single one says nothing of the spread."""
-    return any(line.get("seeded", registered(line).partition("-")[0] not in UNSEEDED) for line in lines)
+    return any(line.get("seeded", without_preset(registered(line)) not in UNSEEDED) for line in lines)
 
 
 def grouped(lines: Sequence[Line]) -> dict[tuple[str, float], list[Line]]:
@@ -122,12 +122,13 @@ def _check_configurations(lines: Sequence[Line]) -> None:
                 "folders of their own"
             )
         seen.add(one)
-        resolved = line.get("config", {"task": {}, "config": {}})
-        tasks.setdefault(line["method"], resolved["task"])
-        for method, task in tasks.items():
-            but = () if method == line["method"] else ("observation",)
-            _same(task, resolved["task"], f"runs of {method} and {line['method']}", but)
-        own = {key: value for key, value in resolved["config"].items() if key not in ("budget", "seed")}
+        resolved = line.get("config", {})
+        if "task" in resolved:  # a line of one's own need not say it
+            tasks.setdefault(line["method"], resolved["task"])
+            for method, task in tasks.items():
+                but = () if method == line["method"] else ("observation",)
+                _same(task, resolved["task"], f"runs of {method} and {line['method']}", but)
+        own = {key: value for key, value in resolved.get("config", {}).items() if key not in ("budget", "seed")}
         own |= {key: resolved.get(key) for key in ("version", "revision")}
         _same(options.setdefault(line["method"], own), own, f"runs of {line['method']}")
 
@@ -185,7 +186,6 @@ class Baseline:
 def _row(
     key: tuple[str, float],
     lines: Sequence[Line],
-    number: int,
     paper: Mapping[str, Baseline | None],
     total: Mapping[str, Baseline | None],
 ) -> Row:
@@ -194,9 +194,10 @@ def _row(
     means: dict[str, Any] = {
         key: _mean(lines, key) for key in ("cost", "total_cost", "bitops", "seconds_per_thousand_images")
     }
+    stream = stream_of(2, *key)
     fitting = COMPARED_WITH if lines[0]["role"] == "cotrained" else BASELINES
     over, in_total = (
-        {name: _over(lines, baselines[name] if name in fitting else None, (2, number)) for name in COMPARED_WITH}
+        {name: _over(lines, each if name in fitting else None, stream) for name, each in baselines.items()}
         for baselines in (paper, total)
     )
     accuracy, role = interquartile_mean(accuracies), lines[0]["role"]
@@ -217,7 +218,7 @@ def _row(
 
 def _over(lines: Sequence[Line], baseline: Baseline | None, stream: Sequence[int]) -> Difference:
     """Runs and baseline are resampled both."""
-    if baseline is None:
+    if baseline is None or baseline.method == lines[0]["method"]:
         return Difference()
     costs, accuracies = (np.array([line[key] for line in lines], float) for key in (baseline.unit, "accuracy"))
     differences, places = accuracies - baseline.curve.at(costs), baseline.curve.places(costs)

@@ -57,7 +57,8 @@ class Config(GateConfig):
     joint_gamma: float | None = None
     """`gamma` in the joint stage (published: 5); None for the same."""
     joint_lr: float | None = None
-    """First learning rate of both in the joint stage (published: 1e-4); None for each one's own."""
+    """Learning rate of both in the joint stage, before what the schedule has left of it then (published: 1e-4); None
+    for each one's own."""
 
     @property
     def holds_budget(self) -> bool:

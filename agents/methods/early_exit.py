@@ -35,6 +35,11 @@ class Config(selector.Config):
     hindsight: bool = False
     """Whether the answer at the end of the longest route is known to the choice: then a bound, no policy."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.spread is None:
+            raise ValueError("spread must be a number: it says how long the longest route is")
+
 
 PRESETS = {"cotrained": Config(cotrain=True, batch_size=64)}
 

@@ -9,13 +9,14 @@ cross-entropy to name the target's action (behavioural cloning).
 
 Argmax decisions of a gate that is not sure do not cost what its targets cost. So, before each validation, a price is
 taken off the scores in proportion to the actions' costs; it is found by bisection, so that the mean cost of the gate's
-own routes on the searched images meets the budget. As paper costs are the same at every block, this price goes into the
-bias of the gate's last layer.
+own routes meets the budget on searched images that it does not imitate: on those that it does it is surer, and spends
+less. As paper costs are the same at every block, this price goes into the bias of the gate's last layer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +30,12 @@ from agents.methods import skipnet
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.search.oracle import RouteSearch, find_routes, within_budget
+from agents.search.selection_training import held_out
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
 PRICING_IMAGES = 256
 """Images on which the price of loss is found."""
-CHECKED_IMAGES = 512
-"""Images on which the gate's cost is corrected while it still learns; in the end all searched images are used."""
 PRICES = (1e-3, 5.0)
 """Between which the price of loss is looked for, in costs of full execution for a nat."""
 PRICINGS = 8
@@ -50,6 +50,8 @@ class Config(GateConfig):
     routes, done once before, is not counted and depends on `oracle_images` and `beam`. `cotrain`: the backbone learns
     on the targets' routes, too."""
 
+    revision: ClassVar[int] = 1
+
     labels: bool = True
     """Whether the oracle's routes answer the label; else, what full execution answers."""
     search: str = "beam"
@@ -58,7 +60,8 @@ class Config(GateConfig):
     beam: int = 8
     """Partial routes of an image that beam search keeps at each block."""
     oracle_images: int = 2048
-    """Augmented training images whose routes are searched and imitated."""
+    """Augmented training images whose routes are searched: four fifths are imitated, on the others the cost is
+    corrected."""
     loss_price: float | None = None
     """What a nat of cross-entropy counts beside cost in the choice of the routes; None for what meets the budget."""
     reinforce: float = 0.0
@@ -92,6 +95,13 @@ class Examples:
     """[N]."""
     routes: Tensor
     """[N, L] int64, the targets."""
+    rows: Tensor
+    """[N], which training images they are."""
+
+    def of(self, chosen: Tensor) -> Examples:
+        """Those at some places [M]."""
+        there = chosen.to(self.labels.device)
+        return Examples(self.images[there], self.labels[there], self.routes[there], self.rows[chosen])
 
     def stream(self, batch_size: int, seed: int) -> Stream:
         """Endless batches of images, labels and routes."""
@@ -109,31 +119,34 @@ def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
         ValueError: the budget is below the cheapest route, or there are too many routes for exact enumeration.
     """
     process, stream = task.process, image_stream(task, config.batch_size, config.seed)
-    batches = [next(stream)]
-    while sum(len(labels) for _, labels in batches) < config.oracle_images:
-        batches.append(next(stream))
-    images, labels = (torch.cat(parts)[: config.oracle_images] for parts in zip(*batches, strict=True))
+    batches: list[Batch] = []
+    while sum(len(rows) for *_, rows in batches) < config.oracle_images:
+        batches.append((*next(stream), stream.rows))
+    images, labels, rows = (torch.cat(parts)[: config.oracle_images] for parts in zip(*batches, strict=True))
     price = config.loss_price
     if price is None:
-        price = price_of_loss(config, process, images[:PRICING_IMAGES], labels[:PRICING_IMAGES])
-    found = find_routes(process, images, labels, RouteSearch(config.labels, config.search, config.beam, price))
+        price = price_of_loss(config, process, images[:PRICING_IMAGES], labels[:PRICING_IMAGES], recorder)
+    how = RouteSearch(config.labels, config.search, config.beam, price)
+    found = find_routes(process, images, labels, how, recorder=recorder)
     routes = within_budget(process, found, config.budget).to(process.device)
     taken = found.found & (routes.cpu() == found.routes).all(1)
     recorder.logger.record("oracle/images", len(labels))
     recorder.logger.record("oracle/loss_price", price)
     recorder.logger.record("oracle/served", float(taken.float().mean()))
     recorder.logger.record("oracle/cost", float(process.cost.route_cost(routes)[0].mean()))
-    return Examples(images, labels, routes)
+    return Examples(images, labels, routes, rows)
 
 
-def price_of_loss(config: Config, process: SkippingProcess, images: Tensor, labels: Tensor) -> float:
+def price_of_loss(
+    config: Config, process: SkippingProcess, images: Tensor, labels: Tensor, recorder: Recorder | None = None
+) -> float:
     """The price of a nat, by bisection, up to which the routes of images [N, 3, H, W] keep to the budget; 0 if even the
     cheapest good routes exceed it."""
     low, high, found = *PRICES, 0.0
     for _ in range(PRICINGS):
         price = (low * high) ** 0.5
         how = RouteSearch(config.labels, config.search, config.beam, price)
-        if float(find_routes(process, images, labels, how).cost.mean()) > config.budget:
+        if float(find_routes(process, images, labels, how, recorder=recorder).cost.mean()) > config.budget:
             high = price
         else:
             low = found = price
@@ -207,7 +220,9 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search, imitate, and go on by RL if `reinforce` says so."""
     learner = GateLearner(config, task, recorder)
     score_layers(learner.gate)  # refuses a gate that cannot be corrected, before the search
-    process, shown = learner.process, examples(config, task, recorder)
+    process, found = learner.process, examples(config, task, recorder)
+    most, rest = held_out(found.rows, torch.Generator().manual_seed(config.seed))
+    shown, kept = found.of(most), found.of(rest if len(rest) else most)
     start = round((1 - config.reinforce) * config.num_images)
 
     def imitate(images: Tensor, labels: Tensor, routes: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -218,8 +233,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         return loss + task_loss if config.cotrain else loss, {**scalars, "price": 0.0, **rewards}
 
     def correct() -> None:
-        images = shown.images if recorder.seen >= start else shown.images[:CHECKED_IMAGES]
-        meet_budget(process, learner.gate, images, config.budget)
+        meet_budget(process, learner.gate, kept.images, config.budget)
 
     learner.train(
         imitate,

@@ -57,7 +57,8 @@ class Config(GateConfig):
     """Weight of the REINFORCE loss, a mean over the batch. It matters beside cross-entropy in SkipNet's single
     optimizer (published: 0.01, of a sum over the batch); gate and backbone have their own optimizers here."""
     rl_lr: float | None = None
-    """First learning rate of gate and backbone in HRL (published: 1e-4); None: each goes on at its own."""
+    """Learning rate of gate and backbone in HRL, before what the schedule has left of it then (published: 1e-4); None:
+    each goes on at its own."""
     rl_schedule: str = "linear"
     """How they fall in HRL (published: "constant")."""
     baseline: bool = False

@@ -21,8 +21,8 @@
     method = "static"
 
 An arm is one method, or METHOD-PRESET, with options of its own. It may also have `budgets` and `seeds` of its own, and
-`task = { observation = "statistics" }`. Every arm is run at every budget with every seed; budgets above
-1 are left out for methods that run each image once.
+`task = { observation = "statistics" }`. Every arm is run at every budget with every seed, baselines and bounds without
+budgets of their own at `baseline_budgets`, too; budgets above 1 are left out for methods that run each image once.
 
 A file may also have `[[parts]]`, which `agents.runs.parts` reads and which are run one after another, each into a
 folder of its own. A part has a `name`, and in place of the experiment's it may have its own budgets, seeds, bitwidths
@@ -110,8 +110,8 @@ class Experiment:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
     baseline_budgets: tuple[float, ...] = (1e-6, 0.0105, 0.0209, 0.0313, 0.0417, 0.0521, 0.0625, 0.25, 1.0)
-    """Further budgets for the baselines, which every other run is compared with at its own cost, and for the bounds.
-    The first stands for skipping everything."""
+    """Further budgets for the baselines, which every other run is compared with at its own cost, and for the bounds,
+    unless an arm has budgets of its own. The first stands for skipping everything."""
     num_images: int | None = None
     """Images shown to each learner, unless an arm says otherwise; by default what the methods say."""
     checks: int | None = None

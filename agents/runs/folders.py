@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 
 from agents.checkpoints import CHECKPOINT
-from agents.runs.results import read_line
+from agents.runs.results import RESULT, read_line
 
-CONFIG, RESULT, ERROR = "config.json", "result.json", "error.txt"
+CONFIG, ERROR = "config.json", "error.txt"
 PARTIAL = ".partial"
 DIGITS = 8
 """Of a run's digest."""

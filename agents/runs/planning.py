@@ -40,7 +40,8 @@ def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
     seeds = arm.seeds or experiment.seeds
     cheapest = cheapest_cost(task.bitwidths) if task.bitwidths else 0.0
     further = [budget for budget in experiment.baseline_budgets if budget >= cheapest]  # what no route meets, left out
-    budgets = {*experiment.budgets_of(arm), *(further if base.is_baseline or base.is_bound else ())}
+    more = (base.is_baseline or base.is_bound) and not arm.budgets
+    budgets = {*experiment.budgets_of(arm), *(further if more else ())}
     if not budgets:
         raise ValueError(f"arm {arm.name!r} has no budget: it can be given none above {base.highest_budget:g}")
     return [

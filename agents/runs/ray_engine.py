@@ -20,7 +20,7 @@ import torch
 
 from agents.runs.config import RunConfig
 from agents.runs.engines import DIED, Ended, Report, attempt, write_error
-from agents.runs.folders import RESULT
+from agents.runs.results import RESULT
 
 STORE = 100 * 2**20
 """Bytes of shared memory for Ray's objects on this machine: runs pass files, not objects."""

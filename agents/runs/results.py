@@ -13,6 +13,8 @@ execution, accuracies fractions of the test images."""
 
 EXPERIMENT = "experiment.toml"
 """In a folder of results: what was compared."""
+RESULTS, RESULT = "results.jsonl", "result.json"
+"""All result lines of a folder of runs, and the one in a run's own folder."""
 
 KEYS = (
     "method",
@@ -42,8 +44,8 @@ def read_lines(source: Path) -> list[Line]:
         raise FileNotFoundError(f"{source} does not exist: give a comparison's folder or a file of result lines")
     files = [source]
     if source.is_dir():
-        combined = source / "results.jsonl"
-        files = [combined] if combined.is_file() else sorted(source.rglob("result.json"))
+        combined = source / RESULTS
+        files = [combined] if combined.is_file() else sorted(source.rglob(RESULT))
     lines = [_parsed(text, f"{file}:{number}") for file in files for number, text in _numbered(file)]
     if not lines:
         raise FileNotFoundError(
@@ -76,10 +78,16 @@ def registered(line: Line) -> str:
     return str(line.get("config", {}).get("method", line["method"]))
 
 
+def without_preset(name: str) -> str:
+    """METHOD of METHOD-PRESET."""
+    return name.partition("-")[0]
+
+
 def labelled(lines: Iterable[Line], name: str) -> str | None:
-    """What the lines call the method that is registered as `name`; of several arms of it, the one that is called so,
-    else the first in alphabetical order. None if there is none."""
-    found = sorted({str(line["method"]) for line in lines if registered(line) == name})
+    """What the lines call the method `name`; of several arms of it, the one that is called so, else the first in
+    alphabetical order, of presets only if no other is there. None if there is none."""
+    called = {str(line["method"]): registered(line) for line in lines if without_preset(registered(line)) == name}
+    found = sorted(label for label, of in called.items() if of == name) or sorted(called)
     return name if name in found else found[0] if found else None
 
 

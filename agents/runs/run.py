@@ -26,14 +26,11 @@ from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig
 from agents.runs.decisions import write_decisions
-from agents.runs.folders import CONFIG, ERROR, RESULT, finish, finished_folders, is_whole, partial_folder
-from agents.runs.results import read_line
+from agents.runs.folders import CONFIG, ERROR, finish, finished_folders, is_whole, partial_folder
+from agents.runs.results import RESULT, read_line
 from backbone.checkpoint import write_atomically
 from backbone.cost import TOLERANCE
 from dfs_env.task import Task, make_task
-
-RESULTS = "results.jsonl"
-"""All result lines of a folder of runs."""
 
 
 def run(

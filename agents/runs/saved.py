@@ -11,17 +11,16 @@ from agents.gates import make_gate, sight
 from agents.policies import FILE, AssignmentPolicy, GatePolicy, Policy, RandomPolicy
 from agents.recorder import BACKBONE
 from agents.runs.config import TaskConfig
-from agents.runs.folders import RESULT
-from agents.runs.results import read_line
+from agents.runs.results import RESULT, read_line
 from agents.sb3.policy import ARCHIVE, SB3Policy
-from backbone.checkpoint import load_tensors
+from backbone.checkpoint import SHIPPED, load_tensors
 from backbone.names import resolve
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task, make_task
 
 
 def load_run(
-    folder: Path, device: str = "cpu", data: str | None = None
+    folder: Path | str, device: str = "cpu", data: str | None = None
 ) -> tuple[Policy | SelfMeasured, Task, dict[str, Any]]:
     """The policy of a finished run, the task that it was trained on (with its co-trained backbone), and its result
     line.
@@ -30,10 +29,14 @@ def load_run(
         FileNotFoundError: there is no finished run, or no backbone.
         ValueError: a file is damaged, or the backbone is not the one that the run was made with.
     """
+    folder = Path(folder)
     if not (folder / RESULT).is_file():
         raise FileNotFoundError(f"{folder} holds no finished run: there is no {RESULT}")
     result = read_line(folder / RESULT)
-    arguments = {**result["config"]["task"], "checkpoint": result["checkpoint"], "device": device, "data": data}
+    checkpoint = result["checkpoint"]
+    if checkpoint and not Path(checkpoint).is_file() and (SHIPPED / Path(checkpoint).name).is_file():
+        checkpoint = str(SHIPPED / Path(checkpoint).name)  # it was named from the repository's folder
+    arguments = {**result["config"]["task"], "checkpoint": checkpoint, "device": device, "data": data}
     digest = arguments.pop("backbone")
     if arguments["bitwidths"]:
         arguments["bitwidths"] = tuple(arguments["bitwidths"])

@@ -11,8 +11,9 @@ from typing import Any
 
 from agents.runs.config import VERSION, RunConfig
 from agents.runs.engines import Engine, Report, error_file, expected_length
-from agents.runs.folders import RESULT, finished_folders
-from agents.runs.run import RESULTS, result_line
+from agents.runs.folders import finished_folders
+from agents.runs.results import RESULT, RESULTS, Line, read_lines
+from agents.runs.run import result_line
 from backbone.checkpoint import write_atomically
 
 LOCK = ".lock"
@@ -92,15 +93,26 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, Any]]:
-    """The result lines of the runs that are in `root` already, by the names of the runs.
+    """The result lines of the runs that are in `root` already, by the names of the runs; of runs whose folders were
+    not kept, those in `root`/results.jsonl.
 
     Raises:
         ValueError: `root` holds results of another version, or a damaged one.
     """
     _check_version(root)
-    folders = finished_folders(root)
-    known = [config for config in configs if config.digest in folders]
-    return {config.name: result_line(config, folders[config.digest]) for config in known}
+    folders, alone = finished_folders(root), _lines_by_digest(root / RESULTS)
+    found = {}
+    for config in configs:
+        if config.digest in folders:
+            found[config.name] = result_line(config, folders[config.digest])
+        elif config.digest in alone:
+            found[config.name] = {**alone[config.digest], "method": config.display}
+    return found
+
+
+def _lines_by_digest(file: Path) -> dict[str, Line]:
+    lines = read_lines(file) if file.is_file() and file.stat().st_size else []
+    return {str(line["run"]).rpartition("-")[2]: line for line in lines if "run" in line}
 
 
 def _check_version(root: Path) -> None:

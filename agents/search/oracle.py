@@ -8,6 +8,7 @@ answer asked for is the image's label (*label-aware*), or what full execution an
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.recorder import Recorder
 from agents.search.digest import digest
 from agents.search.routes import search
 from agents.workers import start_worker
@@ -88,8 +90,9 @@ Options = tuple[int, bool, float]
 Part = tuple[NDArray[np.int64], NDArray[np.bool_]]
 """Routes [N, L] of some images, and whether they serve [N]."""
 
-_KNOWN: dict[str, Routes] = {}
-"""Routes that this process has found, since several budgets and both measurements of a run ask for the same ones."""
+_KNOWN: dict[str, tuple[Routes, float]] = {}
+"""Routes that this process has found, since several budgets and both measurements of a run ask for the same ones, and
+the seconds it took."""
 
 
 def find_routes(
@@ -99,6 +102,7 @@ def find_routes(
     how: RouteSearch,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
+    recorder: Recorder | None = None,
 ) -> Routes:
     """Search the cheapest route of each image; within a process, the same search is done once only.
 
@@ -109,6 +113,7 @@ def find_routes(
         how: what is looked for, and how.
         workers: processes that share the images, each with one thread; with 1 this process does it.
         progress: called with the number of images that are done since the last call.
+        recorder: is told of the time that looking up what was found before has spared.
 
     Raises:
         ValueError: there are too many routes for exact enumeration.
@@ -120,16 +125,20 @@ def find_routes(
         find = _alone(process, images, answers, options)
         if workers > 1:
             find = _shared(process, images, answers, options, workers)
-        found = []
+        found, start = [], time.perf_counter()
         for part in find:
             found.append(part)
             if progress:
                 progress(len(part[0]))
         routes, serves = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
-        _KNOWN[key] = Routes(routes, process.cost.route_cost(routes.to(process.device))[0].cpu(), serves)
-    elif progress:
-        progress(len(images))
-    return _KNOWN[key]
+        cost = process.cost.route_cost(routes.to(process.device))[0].cpu()
+        _KNOWN[key] = Routes(routes, cost, serves), time.perf_counter() - start
+    else:
+        if progress:
+            progress(len(images))
+        if recorder:
+            recorder.count_seconds(_KNOWN[key][1])
+    return _KNOWN[key][0]
 
 
 def within_budget(process: SkippingProcess, found: Routes, budget: float) -> Tensor:

@@ -132,7 +132,7 @@ def _complete(process: SkippingProcess, state: State, routes: Tensor) -> Tensor:
     for layer in range(state.layer, process.num_layers):
         skipped = not any(process.bitwidths[action] for action in set(routes[:, layer].tolist()))
         state = process.transition(state, routes[:, layer], in_place=ours or skipped)
-        ours = ours or not (skipped and process.backbone.blocks[layer].skip_is_identity)
+        ours = ours or not (skipped and process.backbone.blocks[process.always_on + layer].skip_is_identity)
     return process.logits(state)
 
 

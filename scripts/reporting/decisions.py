@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agents.comparison.bootstrap import interquartile_mean, sample
+from agents.comparison.bootstrap import interquartile_mean, sample, stream_of
 from agents.runs.decisions import Decisions
-from agents.runs.results import labelled, registered
+from agents.runs.results import Line, labelled, registered, without_preset
 from backbone.data import load_dataset
 from scripts.reporting.blocks import colour_of
 from scripts.reporting.figures import entropy
@@ -66,23 +66,27 @@ def hardness(material: Material) -> Hardness | None:
         return None
     size = len(found[0][1].loss)
     found = [(line, each) for line, each in found if len(each.loss) == size]
-    fixed = [(line, each) for line, each in found if registered(line) in FIXED]
+    fixed = [(line, each) for line, each in found if _plain(line) in FIXED]
     if not fixed:
         return Hardness(np.mean([each.loss for _, each in found], 0), f"mean loss of all {len(found)} runs")
-    line, dearest = max(fixed, key=lambda pair: (pair[0]["cost"], -FIXED.index(registered(pair[0]))))
+    line, dearest = max(fixed, key=lambda pair: (pair[0]["cost"], -FIXED.index(_plain(pair[0]))))
     return Hardness(dearest.loss.astype(float), f"loss of {line['method']} at cost {line['cost']:.4g}")
+
+
+def _plain(line: Line) -> str:
+    return without_preset(registered(line))
 
 
 def differences(material: Material, hard: Hardness) -> Table:
     """How much each learned method tells images apart, at each budget."""
     rows: list[Row] = []
-    for number, (budget, method) in enumerate((b, m) for b in material.budgets for m in material.learned):
+    for budget, method in ((b, m) for b in material.budgets for m in material.learned):
         found = _decided(material, method, budget, len(hard.loss))
         if not found:
             continue
         routed = [each.routes for each in found if each.routes.shape[1]]
         easy, costly = ([float(each.cost[part].mean()) for each in found] for part in (hard.easy, hard.hard))
-        spread = sample(np.subtract(costly, easy), (5, number)).estimate()
+        spread = sample(np.subtract(costly, easy), stream_of(5, method, budget)).estimate()
         rows.append(
             [
                 material.shown(method),

@@ -139,7 +139,7 @@ def heat_maps(
     figure = Figure((WIDTH, (0.9 + 0.27 * len(methods)) * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     image = None
-    for panel, budget in zip(panels, budgets, strict=False):
+    for panel, budget in zip(panels, budgets, strict=True):
         rows_of = [tables[method, budget] for method in methods]
         shown = np.stack([np.full(length, np.nan) if row is None else row for row in rows_of])
         image = panel.imshow(shown, cmap="Blues", vmin=0, vmax=most, aspect="auto")
@@ -150,8 +150,6 @@ def heat_maps(
         panel.tick_params(length=0)
         panel.set_xlabel("block")
         panel.spines[:].set_visible(False)
-    for panel in panels[len(material.budgets) :]:
-        panel.set_visible(False)
     assert image is not None
     figure.colorbar(image, ax=panels, label=label, shrink=0.9, aspect=15)
     return figure

@@ -29,8 +29,9 @@ from agents.comparison.statistics import FINETUNED, NOTHING_LEARNED, Row, summar
 from agents.logs import TABLE
 from agents.runs.decisions import Decisions, read_decisions
 from agents.runs.experiment import read_experiment
+from agents.runs.folders import ERROR, PARTIAL
 from agents.runs.planning import plan
-from agents.runs.results import EXPERIMENT, Line, expanded, labelled, read_lines
+from agents.runs.results import EXPERIMENT, Line, expanded, labelled, read_lines, without_preset
 
 CURVE = ("time/images", "validation/accuracy", "validation/cost")
 """Columns of `TABLE` that make a learning curve."""
@@ -131,7 +132,7 @@ class Material:
     @cached_property
     def failed(self) -> list[Path]:
         """Folders of runs that left a traceback; of an experiment whose file is there, only of those it still has."""
-        found = sorted(file.parent for file in self.folder.glob("*.partial/error.txt"))
+        found = sorted(file.parent for file in self.folder.glob(f"*{PARTIAL}/{ERROR}"))
         return [folder for folder in found if self.planned is None or folder.stem in self.planned]
 
     @cached_property
@@ -150,7 +151,7 @@ class Material:
     def baseline_of(self, row: Row) -> str:
         """What a row is to be held against: static_finetuned, if it was run, by methods that co-train the backbone;
         static by all others, and by static_finetuned itself."""
-        tuned = row.role == "cotrained" and row.registered != FINETUNED
+        tuned = row.role == "cotrained" and without_preset(row.registered) != FINETUNED
         return FINETUNED if tuned and self._finetuned else "static"
 
     def shown(self, method: str) -> str:

@@ -17,7 +17,10 @@ from scripts.reporting.tables import METHOD_COLUMNS, SOON, TENTATIVE, interval, 
 def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> Table:
     """One row for each run at one of the budgets; options are to be chosen by accuracy on validation, which a run that
     serves several budgets has as a mean only."""
-    table = Table(title="every run, on test images; choose among options by the column of validation images")
+    table = Table(
+        title="every run, on test images; choose among options by the column of validation images\n"
+        "(which promises too much of what is searched on these: search_split, or a threshold)"
+    )
     for column in ("method", "budget", "seed", "validation %", "accuracy %", "paper cost", "total cost", "M BitOps"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for result in results:

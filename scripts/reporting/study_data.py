@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from agents.comparison.fronts import Curve, pareto_front
 from agents.comparison.statistics import FINETUNED, NOTHING_LEARNED, Baseline, Row
 from agents.runs.parts import read_parts
-from agents.runs.results import EXPERIMENT, Line, labelled
-from agents.runs.run import RESULTS
+from agents.runs.results import EXPERIMENT, RESULT, RESULTS, Line, labelled, without_preset
 from backbone.cost import at_full_precision
 from scripts.reporting.material import Material
 from scripts.reporting.published import DATASET
@@ -80,10 +79,11 @@ class Part:
 
     @cached_property
     def learned_front(self) -> list[Row]:
-        """Of all learned methods that decide in one run, at all budgets, those rows to which no other is preferable, by
-        ascending cost."""
+        """Of all policies on the frozen backbone (else of all learned methods) that decide in one run, at all budgets,
+        those rows to which no other is preferable, by ascending cost."""
         learned = [row for row in self.material.rows if row.role not in NOTHING_LEARNED]
-        rows = [row for row in learned if row.registered not in BY_THEMSELVES]
+        rows = [row for row in learned if without_preset(row.registered) not in BY_THEMSELVES]
+        rows = [row for row in rows if row.role == "policy"] or rows
         return [rows[i] for i in pareto_front([row.cost for row in rows], [row.accuracy for row in rows])]
 
     def first(self, accuracy: float, method: str | None = None) -> Row | None:
@@ -94,12 +94,12 @@ class Part:
 
     @cached_property
     def best(self) -> str | None:
-        """Of the learned methods that decide block by block on the frozen backbone (else on any), and were run at most
-        budgets, the one with the most over static on average over the budgets at which all of these can be held against
-        it, else the most accurate."""
+        """Of the learned methods that decide block by block on the frozen backbone (else on any), and were run at
+        `ENOUGH` budgets or more (if any was), the one with the most over static on average over the budgets at which
+        all of these can be held against it, else the most accurate."""
         deciding = {line["method"] for line in self.material.lines if line["histogram"]}
         rows = {name: self.rows(name) for name in self.material.learned if name in deciding}
-        rows = {name: own for name, own in rows.items() if own[0].registered not in BY_THEMSELVES}
+        rows = {name: own for name, own in rows.items() if without_preset(own[0].registered) not in BY_THEMSELVES}
         rows = {name: own for name, own in rows.items() if own[0].role == "policy"} or rows
         enough = min(ENOUGH, max(map(len, rows.values()), default=0))
         over = {
@@ -156,7 +156,8 @@ class Study:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is not a folder: give one to which scripts.compare wrote parts")
         planned = _planned(folder / EXPERIMENT)
-        found = sorted(file.parent.name for file in folder.glob(f"*/{RESULTS}") if file.read_text().strip())
+        files = (*folder.glob(f"*/{RESULTS}"), *folder.glob(f"*/*/{RESULT}"))
+        found = sorted({file.relative_to(folder).parts[0] for file in files if file.stat().st_size})
         if not found:
             raise FileNotFoundError(
                 f"{folder} has no sub-folders with result lines: give the folder of a study, an experiment file with "

@@ -24,7 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "cascade": {"marker": "^", "linestyle": "-", "linewidth": 0.9, "markersize": 5},
     "cascade, fine-tuned": {"marker": "^", "linestyle": ":", "linewidth": 0.9, "markersize": 5},
     "second look": {"marker": "v", "linestyle": "-", "linewidth": 0.9, "markersize": 5},
-    "learned, best of all methods": {"marker": "o", "linestyle": "--", "linewidth": 0.9, "markersize": 6},
+    "policies, best of all": {"marker": "o", "linestyle": "--", "linewidth": 0.9, "markersize": 6},
     "learned, others": {"marker": ".", "linestyle": "", "markersize": 5, "alpha": 0.45},
     "constant bitwidth": {"marker": "x", "linestyle": "", "markersize": 7, "markeredgewidth": 1.6},
 }
@@ -85,7 +85,7 @@ def _draw_part(axes: Axes, part: Part, colour: str) -> None:
 
 
 def _front_style() -> dict[str, Any]:
-    return KINDS["learned, best of all methods"] | {"markeredgecolor": "white", "markeredgewidth": 0.6}
+    return KINDS["policies, best of all"] | {"markeredgecolor": "white", "markeredgewidth": 0.6}
 
 
 def _columns(part: Part, rows: Sequence[Any]) -> NDArray[np.float64]:

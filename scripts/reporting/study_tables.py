@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from agents.comparison.bootstrap import Sample
+from agents.comparison.matched import Scores
 from agents.comparison.statistics import FINETUNED
 from agents.comparison.statistics import Row as Summary
 from agents.runs.results import labelled
 from scripts.reporting.figures import entropy, mean_values
 from scripts.reporting.published import PUBLISHED, Published, targets
-from scripts.reporting.study_data import OVERSPENT, SETTLED, Part, settled
+from scripts.reporting.study_data import BY_THEMSELVES, OVERSPENT, SETTLED, Part, settled
 from scripts.reporting.tables import (
     FEW,
     HELD,
@@ -22,6 +24,7 @@ from scripts.reporting.tables import (
     Cell,
     Row,
     Table,
+    difference,
     interval,
     over_baseline,
     points,
@@ -38,11 +41,18 @@ MARKED = (
     f"cost. {HELD} {VERDICTS} {TENTATIVE} {FEW}. *: weights of its own; static has the frozen backbone, "
     "and static_finetuned is what methods that co-train it are to be compared with. The oracle's headroom is what it "
     "has, on the frozen backbone, over static at that cost; where it was searched by beam, it may have more. Bold: on "
-    "the part's front of learned methods, as drawn, in which fine-tuned assignments, cascades and second looks are "
-    "not; it does not mean recommended."
+    "the part's front of policies, as drawn, in which nothing is that trains the backbone or runs images twice; it "
+    "does not mean recommended."
 )
 
 
+SUPERVISED = "dfs"
+"""The gate that is trained by supervised loss and compute budget."""
+AGAINST = (
+    "Accuracy of each policy on the frozen backbone less that of dfs, the gate that is trained by supervised loss and "
+    "compute budget, at the same paper cost, in points. A seed's accuracy at a cost is interpolated on its own runs, "
+    "relative to static's curve. -: not all seeds of both reach that cost."
+)
 GROUPS = {
     "baseline": "nothing learned",
     "policy": "on the frozen backbone",
@@ -71,7 +81,7 @@ def _briefly(part: Part, row: Summary) -> Cell:
     over = over_baseline(row, baseline)
     judged = row.over[baseline].value
     text = f"{points(row.accuracy)} at {row.cost:.4f}"
-    if row.role == "bound" or row.registered == "static" or np.isnan(judged):
+    if row.role == "bound" or np.isnan(judged):
         return Cell(text)
     return replace(over, text=f"{text}, {points(judged, sign=True)}")
 
@@ -111,6 +121,29 @@ def methods(part: Part, caption: str) -> Table:
         "of the oracle's headroom",
     )
     return Table(heads, rows, caption)
+
+
+def over_supervised(part: Part, caption: str) -> Table | None:
+    """What each policy on the frozen backbone has over the supervised gate at equal cost; None without that gate, or
+    without another policy."""
+    material = part.material
+    supervised = labelled(material.lines, SUPERVISED)
+    by_themselves = {labelled(material.lines, name) for name in BY_THEMSELVES}
+    others = [name for name, role in material.roles.items() if role == "policy" and name not in by_themselves]
+    others = [name for name in others if name != supervised]
+    if supervised is None or not others:
+        return None
+    rows: list[Row] = [
+        [name, *(_over(of, material.scores, name, supervised) for of in material.samples)] for name in others
+    ]
+    return Table(("method", *(f"cost {cost:g}" for cost in material.budgets)), rows, caption)
+
+
+def _over(samples: Mapping[str, Sample], scores: Mapping[str, Scores], name: str, other: str) -> str | Cell:
+    if name not in samples or other not in samples:
+        return "-"
+    seeds = min(len(scores[each].values) for each in (name, other))
+    return difference(*(samples[name] - samples[other]).estimate(), seeds)
 
 
 def held_against(parts: Sequence[Part]) -> list[Published]:

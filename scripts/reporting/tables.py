@@ -137,8 +137,6 @@ def difference(value: float, low: float, high: float, seeds: int = 0) -> Cell:
 def over_baseline(row: statistics.Row, name: str, total: bool = False) -> Cell:
     """What a row has over one of the baselines at equal paper cost, or total cost, and of how many seeds if it is not
     all that were run; the baseline itself has nothing over it."""
-    if row.registered == name:
-        return Cell("-")
     over = (row.over_in_total if total else row.over)[name]
     found = difference(over.value, over.low, over.high, over.seeds)
     return replace(found, text=f"{found.text} ({over.seeds} seeds)") if 1 < over.seeds < row.runs else found
