@@ -275,8 +275,8 @@ def test_an_address_at_which_no_cluster_answers_leaves_the_folder_untouched(file
     pytest.importorskip("ray")
     folder = tmp_path / "results"
     folder.mkdir()
-    for name in ("experiment.toml", RESULTS):
-        (folder / name).write_text("of before")
+    for name, text in (("experiment.toml", "of before"), (RESULTS, "\n")):
+        (folder / name).write_text(text)
     before = entries(folder)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -111,7 +111,7 @@ def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, An
 
 
 def _lines_by_digest(file: Path) -> dict[str, Line]:
-    lines = read_lines(file) if file.is_file() and file.stat().st_size else []
+    lines = read_lines(file) if file.is_file() and file.read_text().strip() else []
     return {str(line["run"]).rpartition("-")[2]: line for line in lines if "run" in line}
 
 
