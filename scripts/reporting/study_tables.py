@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from agents.comparison.bootstrap import Sample
-from agents.comparison.matched import Scores
 from agents.comparison.statistics import FINETUNED
 from agents.comparison.statistics import Row as Summary
 from agents.runs.results import labelled
@@ -50,8 +48,8 @@ SUPERVISED = "dfs"
 """The gate that is trained by supervised loss and compute budget."""
 AGAINST = (
     "Accuracy of each policy on the frozen backbone less that of dfs, the gate that is trained by supervised loss and "
-    "compute budget, at the same paper cost, in points. A seed's accuracy at a cost is interpolated on its own runs, "
-    "relative to static's curve. -: not all seeds of both reach that cost."
+    "compute budget, at the same paper cost, in points, where both were given that budget. A seed's accuracy at a cost "
+    "is interpolated on its own runs, relative to static's curve. -: not run, or not all seeds of both reach that cost."
 )
 GROUPS = {
     "baseline": "nothing learned",
@@ -124,26 +122,26 @@ def methods(part: Part, caption: str) -> Table:
 
 
 def over_supervised(part: Part, caption: str) -> Table | None:
-    """What each policy on the frozen backbone has over the supervised gate at equal cost; None without that gate, or
-    without another policy."""
+    """What each policy on the frozen backbone has over the supervised gate at equal cost, at the budgets that both were
+    given; None without that gate, or without another policy."""
     material = part.material
     supervised = labelled(material.lines, SUPERVISED)
     by_themselves = {labelled(material.lines, name) for name in BY_THEMSELVES}
-    others = [name for name, role in material.roles.items() if role == "policy" and name not in by_themselves]
-    others = [name for name in others if name != supervised]
-    if supervised is None or not others:
-        return None
-    rows: list[Row] = [
-        [name, *(_over(of, material.scores, name, supervised) for of in material.samples)] for name in others
-    ]
-    return Table(("method", *(f"cost {cost:g}" for cost in material.budgets)), rows, caption)
+    policies = [name for name, role in material.roles.items() if role == "policy" and name not in by_themselves]
+    given = {name: {row.budget for row in part.rows(name)} for name in policies}
+    budgets = [budget for budget in material.budgets if budget in given.get(supervised or "", ())]
+    samples = dict(zip(material.budgets, material.samples, strict=True))
 
+    def cell(name: str, budget: float) -> str | Cell:
+        first, second = (samples[budget].get(each or "") for each in (name, supervised))
+        if budget not in given[name] or first is None or second is None:
+            return "-"
+        seeds = min(len(material.scores[each].values) for each in (name, supervised or ""))
+        return difference(*(first - second).estimate(), seeds)
 
-def _over(samples: Mapping[str, Sample], scores: Mapping[str, Scores], name: str, other: str) -> str | Cell:
-    if name not in samples or other not in samples:
-        return "-"
-    seeds = min(len(scores[each].values) for each in (name, other))
-    return difference(*(samples[name] - samples[other]).estimate(), seeds)
+    rows = [[name, *(cell(name, budget) for budget in budgets)] for name in policies if name != supervised]
+    rows = [row for row in rows if any(each != "-" for each in row[1:])]
+    return Table(("method", *(f"cost {budget:g}" for budget in budgets)), rows, caption) if rows else None
 
 
 def held_against(parts: Sequence[Part]) -> list[Published]:
