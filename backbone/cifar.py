@@ -139,8 +139,8 @@ def _download(source: Source, archive: Path) -> None:
             os.replace(partial, archive)
     except (OSError, http.client.HTTPException) as error:
         raise FileNotFoundError(
-            f"cannot download {source.url} ({error}): put {source.archive} into {archive.parent}, "
-            "or set DFS_DATA to the folder that has it"
+            f"cannot download {source.url} ({error}): put {source.archive}, or the folder {source.folder} "
+            f"that is in it, into {archive.parent}, or set DFS_DATA to the folder that has it"
         ) from error
 
 

@@ -68,7 +68,8 @@ def command(name: str) -> Callable[..., None]:
     types = {"config": module.Config, "task": TaskConfig, "output": Path, "threads": int, "resume": bool}
     train_method.__annotations__ |= types
     summary = inspect.getdoc(module) or name
-    train_method.__doc__ = (train_method.__doc__ or "").replace("Train.", summary.split("\n\n")[0], 1)
+    described = inspect.getdoc(train_method) or ""  # without indents, as the summary is
+    train_method.__doc__ = described.replace("Train.", summary.split("\n\n")[0], 1)
     return train_method
 
 
