@@ -383,7 +383,8 @@ def test_cifar_truncated_archive_is_named_and_leaves_nothing(fake10, tmp_path):
 def test_cifar_impossible_download_tells_what_to_do(fake10, tmp_path):
     (tmp_path / "remote" / fake10.archive).unlink()
     folder = tmp_path / "data"
-    message = rf"cannot download {fake10.url} .*: put {fake10.archive}, or the folder {fake10.folder} that is in it, into {folder}, or set DFS_DATA"
+    lacking = f"{fake10.archive}, or the folder {fake10.folder} that is in it,"
+    message = rf"cannot download {fake10.url} .*: put {lacking} into {folder}, or set DFS_DATA"
     with pytest.raises(FileNotFoundError, match=message):
         cifar.load_cifar10(folder)
     assert list(folder.iterdir()) == []
