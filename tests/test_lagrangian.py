@@ -282,7 +282,8 @@ def test_a_conditioned_run_reports_every_budget_and_traces_its_front(tiny_data, 
     for entry in line["at_budgets"]:
         assert entry == {"budget": entry["budget"], **evaluate(policy, task, "test", entry["budget"]).line()}
     evaluate_again(Evaluate(tmp_path / config.name, budgets=(0.15, 0.5), data=None))
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert said.count("accuracy less that of the run's result line: +0.0000") == 1, "at 0.5 alone"
     assert '"budget": 0.15' in printed
     assert f'"cost": {line["at_budgets"][1]["cost"]}' in printed
     with pytest.raises(ValueError, match=r"budget 0\.9 is outside budget_range 0\.1 to 0\.6"):
