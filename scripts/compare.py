@@ -29,7 +29,7 @@ from agents.runs.experiment import Arm, Experiment, as_toml
 from agents.runs.parts import plan_parts, read_parts
 from agents.runs.ray_engine import Ray
 from agents.runs.results import EXPERIMENT, RESULTS
-from agents.runs.sweep import Sweep, finished, locked, sweep
+from agents.runs.sweep import SET_ASIDE, Sweep, finished, locked, sweep
 from backbone.checkpoint import write_atomically
 from backbone.names import literal, nearest
 from dfs_env.task import make_task
@@ -214,6 +214,8 @@ def main(args: Compare) -> int:
             _say_which_are_lines_alone(known[name], folder / name)
             with Progress([run for run in runs if run.name in {*wanted[name], *known[name]}], known[name]) as progress:
                 outcome = sweep(runs, folder / name, engine, progress, wanted[name])
+            if (folder / name / SET_ASIDE).is_file():
+                print(f"lines of runs that the experiment does not have are in {folder / name / SET_ASIDE}")
             statuses.append(_shown(experiments[name], outcome, folder / name))
         return max(statuses)
 

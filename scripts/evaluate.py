@@ -43,7 +43,7 @@ class Evaluate:
 
 
 def main(args: Evaluate) -> None:
-    """Load, evaluate, print accuracy, costs, BitOps and the histogram of actions."""
+    """Load, evaluate, print accuracy, costs and BitOps as JSON, and to standard error the histogram of actions."""
     torch.set_num_threads(args.threads)
     policy, task, result = load_run(args.folder, data=args.data)
     trained, default = result["config"]["config"].get("budget_range"), default_config(result["config"]["method"])

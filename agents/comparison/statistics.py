@@ -162,7 +162,8 @@ class Baseline:
 
     @classmethod
     def of(cls, lines: Sequence[Line], name: str, unit: str = "cost") -> Baseline | None:
-        """The one of `COMPARED_WITH` that is registered as `name`, whatever its label; None if it was not run.
+        """The one of `COMPARED_WITH` that is called `name`, whatever its label, or else a preset of it; None if neither
+        was run.
 
         Args:
             lines: one for each run and budget.

@@ -127,7 +127,8 @@ def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
     if price is None:
         price = price_of_loss(config, process, images[:PRICING_IMAGES], labels[:PRICING_IMAGES], recorder)
     how = RouteSearch(config.labels, config.search, config.beam, price)
-    found = find_routes(process, images, labels, how, recorder=recorder)
+    others = recorder if len(labels) > PRICING_IMAGES else None  # else what is found was perhaps found just now
+    found = find_routes(process, images, labels, how, recorder=others)
     routes = within_budget(process, found, config.budget).to(process.device)
     taken = found.found & (routes.cpu() == found.routes).all(1)
     recorder.logger.record("oracle/images", len(labels))

@@ -45,7 +45,8 @@ def read_lines(source: Path) -> list[Line]:
     files = [source]
     if source.is_dir():
         combined = source / RESULTS
-        files = [combined] if combined.is_file() else sorted(source.rglob(RESULT))
+        whole = combined.is_file() and combined.read_text().strip()
+        files = [combined] if whole else sorted(source.rglob(RESULT))
     lines = [_parsed(text, f"{file}:{number}") for file in files for number, text in _numbered(file)]
     if not lines:
         raise FileNotFoundError(

@@ -16,6 +16,8 @@ from agents.runs.results import RESULT, RESULTS, Line, read_lines
 from agents.runs.run import result_line
 from backbone.checkpoint import write_atomically
 
+SET_ASIDE = "results.old.jsonl"
+"""In a folder of runs: lines of runs that were not kept, and that its experiment no longer has."""
 LOCK = ".lock"
 """In a folder of runs: held by whoever writes to it. The file itself says nothing, and stays."""
 
@@ -56,6 +58,7 @@ def sweep(
     report = report or (lambda kind, count: None)
     order = [config.name for config in configs]
     lines = finished(configs, root)
+    _set_aside(configs, root)
     results, failed = _write_results(order, lines, root), []
     missing = (each for each in configs if each.name not in lines and (wanted is None or each.name in wanted))
     waiting = sorted(missing, key=expected_length, reverse=True)
@@ -100,7 +103,8 @@ def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, An
         ValueError: `root` holds results of another version, or a damaged one.
     """
     _check_version(root)
-    folders, alone = finished_folders(root), _lines_by_digest(root / RESULTS)
+    folders = finished_folders(root)
+    alone = {} if all(config.digest in folders for config in configs) else _lines_by_digest(root)
     found = {}
     for config in configs:
         if config.digest in folders:
@@ -110,9 +114,22 @@ def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, An
     return found
 
 
-def _lines_by_digest(file: Path) -> dict[str, Line]:
+def _set_aside(configs: Sequence[RunConfig], root: Path) -> None:
+    """Move lines that are all that is left of a run, and whose run is not planned, to `SET_ASIDE`: no other place has
+    them."""
+    known = {config.digest for config in configs} | set(finished_folders(root))
+    stray = [line for digest, line in _lines_by_digest(root).items() if digest not in known]
+    if stray:
+        file = root / SET_ASIDE
+        before = file.read_text() if file.is_file() else ""
+        texts = (json.dumps(line) + "\n" for line in stray)
+        write_atomically(file, before + "".join(text for text in texts if text not in before))
+
+
+def _lines_by_digest(root: Path) -> dict[str, Line]:
+    file = root / RESULTS
     lines = read_lines(file) if file.is_file() and file.read_text().strip() else []
-    return {str(line["run"]).rpartition("-")[2]: line for line in lines if "run" in line}
+    return {str(line.get("run", number)).rpartition("-")[2]: line for number, line in enumerate(lines)}
 
 
 def _check_version(root: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.comparison.statistics import FINETUNED
 from agents.comparison.statistics import Row as Summary
-from agents.runs.results import labelled
+from agents.runs.results import labelled, registered, without_preset
 from scripts.reporting.figures import entropy, mean_values
 from scripts.reporting.published import PUBLISHED, Published, targets
 from scripts.reporting.study_data import BY_THEMSELVES, OVERSPENT, SETTLED, Part, settled
@@ -47,9 +47,10 @@ MARKED = (
 SUPERVISED = "dfs"
 """The gate that is trained by supervised loss and compute budget."""
 AGAINST = (
-    "Accuracy of each policy on the frozen backbone less that of dfs, the gate that is trained by supervised loss and "
-    "compute budget, at the same paper cost, in points, where both were given that budget. A seed's accuracy at a cost "
-    "is interpolated on its own runs, relative to static's curve. -: not run, or not all seeds of both reach that cost."
+    "Accuracy of each policy on the frozen backbone that runs each image once, less that of dfs, the gate that is "
+    "trained by supervised loss and compute budget, at the same paper cost, in points, where both were given that "
+    "budget. A seed's accuracy at a cost is interpolated on its own runs, relative to static's curve. -: not run, or "
+    "not all seeds of both reach that cost."
 )
 GROUPS = {
     "baseline": "nothing learned",
@@ -125,9 +126,9 @@ def over_supervised(part: Part, caption: str) -> Table | None:
     """What each policy on the frozen backbone has over the supervised gate at equal cost, at the budgets that both were
     given; None without that gate, or without another policy."""
     material = part.material
-    supervised = labelled(material.lines, SUPERVISED)
-    by_themselves = {labelled(material.lines, name) for name in BY_THEMSELVES}
-    policies = [name for name, role in material.roles.items() if role == "policy" and name not in by_themselves]
+    lines = [line for line in material.lines if line["role"] == "policy"]
+    lines = [line for line in lines if without_preset(registered(line)) not in BY_THEMSELVES]
+    policies, supervised = sorted({str(line["method"]) for line in lines}), labelled(lines, SUPERVISED)
     given = {name: {row.budget for row in part.rows(name)} for name in policies}
     budgets = [budget for budget in material.budgets if budget in given.get(supervised or "", ())]
     samples = dict(zip(material.budgets, material.samples, strict=True))
@@ -141,7 +142,9 @@ def over_supervised(part: Part, caption: str) -> Table | None:
 
     rows = [[name, *(cell(name, budget) for budget in budgets)] for name in policies if name != supervised]
     rows = [row for row in rows if any(each != "-" for each in row[1:])]
-    return Table(("method", *(f"cost {budget:g}" for budget in budgets)), rows, caption) if rows else None
+    some = [0, *(place for place in range(1, len(budgets) + 1) if any(row[place] != "-" for row in rows))]
+    heads = ("method", *(f"cost {budget:g}" for budget in budgets))
+    return Table([heads[i] for i in some], [[row[i] for i in some] for row in rows], caption) if rows else None
 
 
 def held_against(parts: Sequence[Part]) -> list[Published]:
