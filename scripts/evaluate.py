@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from agents.evaluation import evaluate
 from agents.methods import default_config
+from agents.runs.results import expanded
 from agents.runs.saved import load_run
 from dfs_env.budgets import check_budget
 from scripts.cli import clear_errors
@@ -52,8 +53,7 @@ def main(args: Evaluate) -> None:
     if set(args.budgets) - {result["budget"]} and not (trained or default.serves_many):
         alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
         print(f"{alone}: shown another, it need not spend that", file=sys.stderr)
-    reported = {result["budget"]: result["accuracy"]}
-    reported |= {line["budget"]: line["accuracy"] for line in result.get("at_budgets", ())}
+    reported = {line["budget"]: line["accuracy"] for line in (result, *expanded([result]))}
     images = task.dataset.split(args.split)
     found = []
     with tqdm(total=len(images) * len(budgets), unit="image") as bar:

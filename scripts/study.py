@@ -107,13 +107,12 @@ def _summary(study: Study) -> list[str]:
 
 
 def _against(made: Page, study: Study) -> None:
-    found = [(part, study_tables.over_supervised(part, f"{part.name}.")) for part in study.parts]
-    if any(table for _, table in found):
+    found = [table for part in study.parts if (table := study_tables.over_supervised(part, f"{part.name}."))]
+    if found:
         made.section("Against the supervised gate")
         made.text(f"{study_tables.AGAINST} {study_tables.VERDICTS} {study_tables.TENTATIVE} {study_tables.FEW}.")
-        for _, table in found:
-            if table:
-                made.table(table)
+        for table in found:
+            made.table(table)
 
 
 def _differences(made: Page, study: Study) -> None:

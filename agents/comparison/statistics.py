@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agents.comparison.bootstrap import bootstrap_interval, interquartile_mean, sample, stream_of, verdict
 from agents.comparison.fronts import NOTHING, Curve, interpolate
-from agents.runs.results import Line, expanded, labelled, registered, without_preset
+from agents.runs.results import Line, expanded, labelled, method_of, registered
 
 SETTING = ("dataset", "depth", "bitwidths")
 """What lines must agree on for their accuracies and costs to be comparable."""
@@ -99,7 +99,7 @@ def summarise(lines: Sequence[Line]) -> list[Row]:
 
 def varies(lines: Sequence[Line]) -> bool:
     """Whether another seed would give another line, so that a single one says nothing of the spread."""
-    return any(line.get("seeded", without_preset(registered(line)) not in UNSEEDED) for line in lines)
+    return any(line.get("seeded", method_of(line) not in UNSEEDED) for line in lines)
 
 
 def grouped(lines: Sequence[Line]) -> dict[tuple[str, float], list[Line]]:
@@ -167,7 +167,7 @@ class Baseline:
 
         Args:
             lines: one for each run and budget.
-            name: how it is registered.
+            name: of the method.
             unit: one of `UNITS`.
         """
         method = labelled(lines, name)

@@ -84,10 +84,15 @@ def without_preset(name: str) -> str:
     return name.partition("-")[0]
 
 
+def method_of(line: Line) -> str:
+    """A line's METHOD, whatever its preset and label."""
+    return without_preset(registered(line))
+
+
 def labelled(lines: Iterable[Line], name: str) -> str | None:
     """What the lines call the method `name`; of several arms of it, the one that is called so, else the first in
     alphabetical order, of presets only if no other is there. None if there is none."""
-    called = {str(line["method"]): registered(line) for line in lines if without_preset(registered(line)) == name}
+    called = {str(line["method"]): registered(line) for line in lines if method_of(line) == name}
     found = sorted(label for label, of in called.items() if of == name) or sorted(called)
     return name if name in found else found[0] if found else None
 

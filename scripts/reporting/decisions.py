@@ -14,7 +14,7 @@ from PIL import Image
 
 from agents.comparison.bootstrap import interquartile_mean, sample, stream_of
 from agents.runs.decisions import Decisions
-from agents.runs.results import Line, labelled, registered, without_preset
+from agents.runs.results import labelled, method_of
 from backbone.data import load_dataset
 from scripts.reporting.blocks import colour_of
 from scripts.reporting.figures import entropy
@@ -66,15 +66,11 @@ def hardness(material: Material) -> Hardness | None:
         return None
     size = len(found[0][1].loss)
     found = [(line, each) for line, each in found if len(each.loss) == size]
-    fixed = [(line, each) for line, each in found if _plain(line) in FIXED]
+    fixed = [(line, each) for line, each in found if method_of(line) in FIXED]
     if not fixed:
         return Hardness(np.mean([each.loss for _, each in found], 0), f"mean loss of all {len(found)} runs")
-    line, dearest = max(fixed, key=lambda pair: (pair[0]["cost"], -FIXED.index(_plain(pair[0]))))
+    line, dearest = max(fixed, key=lambda pair: (pair[0]["cost"], -FIXED.index(method_of(pair[0]))))
     return Hardness(dearest.loss.astype(float), f"loss of {line['method']} at cost {line['cost']:.4g}")
-
-
-def _plain(line: Line) -> str:
-    return without_preset(registered(line))
 
 
 def differences(material: Material, hard: Hardness) -> Table:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from agents.comparison.fronts import Curve, pareto_front
 from agents.comparison.statistics import FINETUNED, NOTHING_LEARNED, Baseline, Row
 from agents.runs.parts import read_parts
-from agents.runs.results import EXPERIMENT, RESULT, RESULTS, Line, labelled, without_preset
+from agents.runs.results import EXPERIMENT, RESULT, RESULTS, Line, labelled, method_of
 from backbone.cost import at_full_precision
 from scripts.reporting.material import Material
 from scripts.reporting.published import DATASET
@@ -78,11 +78,16 @@ class Part:
         return found.curve if found else None
 
     @cached_property
+    def by_themselves(self) -> set[str]:
+        """What its methods of `BY_THEMSELVES` are called."""
+        return {line["method"] for line in self.material.lines if method_of(line) in BY_THEMSELVES}
+
+    @cached_property
     def learned_front(self) -> list[Row]:
         """Of all policies on the frozen backbone (else of all learned methods) that decide in one run, at all budgets,
         those rows to which no other is preferable, by ascending cost."""
         learned = [row for row in self.material.rows if row.role not in NOTHING_LEARNED]
-        rows = [row for row in learned if without_preset(row.registered) not in BY_THEMSELVES]
+        rows = [row for row in learned if row.method not in self.by_themselves]
         rows = [row for row in rows if row.role == "policy"] or rows
         return [rows[i] for i in pareto_front([row.cost for row in rows], [row.accuracy for row in rows])]
 
@@ -98,8 +103,8 @@ class Part:
         `ENOUGH` budgets or more (if any was), the one with the most over static on average over the budgets at which
         all of these can be held against it, else the most accurate."""
         deciding = {line["method"] for line in self.material.lines if line["histogram"]}
+        deciding -= self.by_themselves
         rows = {name: self.rows(name) for name in self.material.learned if name in deciding}
-        rows = {name: own for name, own in rows.items() if without_preset(own[0].registered) not in BY_THEMSELVES}
         rows = {name: own for name, own in rows.items() if own[0].role == "policy"} or rows
         enough = min(ENOUGH, max(map(len, rows.values()), default=0))
         over = {

@@ -9,10 +9,10 @@ import numpy as np
 
 from agents.comparison.statistics import FINETUNED
 from agents.comparison.statistics import Row as Summary
-from agents.runs.results import labelled, registered, without_preset
+from agents.runs.results import labelled
 from scripts.reporting.figures import entropy, mean_values
 from scripts.reporting.published import PUBLISHED, Published, targets
-from scripts.reporting.study_data import BY_THEMSELVES, OVERSPENT, SETTLED, Part, settled
+from scripts.reporting.study_data import OVERSPENT, SETTLED, Part, settled
 from scripts.reporting.tables import (
     FEW,
     HELD,
@@ -126,18 +126,19 @@ def over_supervised(part: Part, caption: str) -> Table | None:
     """What each policy on the frozen backbone has over the supervised gate at equal cost, at the budgets that both were
     given; None without that gate, or without another policy."""
     material = part.material
-    lines = [line for line in material.lines if line["role"] == "policy"]
-    lines = [line for line in lines if without_preset(registered(line)) not in BY_THEMSELVES]
-    policies, supervised = sorted({str(line["method"]) for line in lines}), labelled(lines, SUPERVISED)
+    policies = [name for name, role in material.roles.items() if role == "policy" and name not in part.by_themselves]
+    supervised = labelled([line for line in material.lines if line["method"] in policies], SUPERVISED)
+    if supervised is None:
+        return None
     given = {name: {row.budget for row in part.rows(name)} for name in policies}
-    budgets = [budget for budget in material.budgets if budget in given.get(supervised or "", ())]
+    budgets = [budget for budget in material.budgets if budget in given[supervised]]
     samples = dict(zip(material.budgets, material.samples, strict=True))
 
     def cell(name: str, budget: float) -> str | Cell:
-        first, second = (samples[budget].get(each or "") for each in (name, supervised))
+        first, second = (samples[budget].get(each) for each in (name, supervised))
         if budget not in given[name] or first is None or second is None:
             return "-"
-        seeds = min(len(material.scores[each].values) for each in (name, supervised or ""))
+        seeds = min(len(material.scores[each].values) for each in (name, supervised))
         return difference(*(first - second).estimate(), seeds)
 
     rows = [[name, *(cell(name, budget) for budget in budgets)] for name in policies if name != supervised]
