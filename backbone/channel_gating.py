@@ -28,8 +28,8 @@ class ChannelGating(GatedConfig):
     groups: bool = False
     """Whether each 1/p of the outputs has a base path of its own."""
     shuffle: bool = False
-    """Whether the parts are made of every p-th channel rather than of neighbours: the parts of a ShuffleNet's channel
-    shuffle."""
+    """Whether each part has an equal run of channels from every former part, rather than neighbours alone: a
+    ShuffleNet's channel shuffle."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ class Dataset:
         num_classes: labels are 0 to `num_classes - 1`.
         mean: per channel, of pixels scaled to [0, 1].
         std: per channel, of pixels scaled to [0, 1].
-        train: the only images that weights are fitted to.
+        train: the only images that weights are fitted to, in random order: what is measured on a sample of them takes
+            the first.
         validation: for choosing policies and checkpoints; carved from the training part.
         test: read once, for the report.
         flip: whether an image keeps its label when it is mirrored left to right.
@@ -83,9 +85,15 @@ class Dataset:
     pad: int
 
     def __post_init__(self) -> None:
+        for what, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) != 3 or not all(math.isfinite(x) and (x > 0 or what == "mean") for x in numbers):
+                above = "" if what == "mean" else " above 0"
+                raise ValueError(f"{self.name}: {what} must be three finite numbers{above}, got {numbers!r}")
         for name in SPLITS:
             labels = self.split(name).labels
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            if not len(labels):
+                raise ValueError(f"{self.name}: there are no {name} images")
+            if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
                 found = f"{int(labels.min())} to {int(labels.max())}"
                 raise ValueError(
                     f"{self.name}, {name}: labels must be 0 to {self.num_classes - 1} for {self.num_classes} classes, "

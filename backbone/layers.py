@@ -24,6 +24,11 @@ class QuantizedLayer(nn.Module):
         self.weight = nn.Parameter(weight)
         self.weight_quantizer: Any = quantizer.weights()
         self.activation_quantizer: Any = quantizer.activations(low_bits, signed)
+        if not callable(getattr(self.activation_quantizer, "scale", None)):
+            raise ValueError(
+                f"{type(self.activation_quantizer).__name__} has no scale(bits): see Quantizer for what "
+                "a quantizer of activations must have"
+            )
         self._cache: dict[int, tuple[tuple[int, ...], tuple[Tensor, ...]]] = {}
 
     def quantize_input(self, x: Tensor, bits: int) -> Quantized:

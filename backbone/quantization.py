@@ -226,7 +226,13 @@ class LearnedActivations(nn.Module):
 
 
 class Quantizer(NamedTuple):
-    """A pair of modules: `weights()` and `activations(bitwidths, signed)` build one for each layer."""
+    """A pair of modules: `weights()` and `activations(bitwidths, signed)` build one for each layer.
+
+    Both are called with a tensor and a bitwidth and return its levels and their scale (`Quantized`); gradients go
+    through the levels. Activations also have `scale(bits)`, the scale in evaluation, which no input changes: it is
+    folded into the weights; and, for networks that start from others, `row`, from a bitwidth to its row in each
+    entry of their state.
+    """
 
     weights: type[nn.Module]
     activations: type[nn.Module]

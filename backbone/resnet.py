@@ -113,8 +113,9 @@ class ResNet(nn.Module):
         self.register_buffer("feature_std", torch.ones(statistics))
 
     def start_from(self, other: ResNet) -> None:
-        """Take over the weights of a network of the same shape, whose bitwidths may be others: what it has not learned
-        of a bitwidth begins from its next wider one.
+        """Take over the weights of a network of the same shape, whose bitwidths may be others: of a
+        bitwidth that it has not, norms begin from those of its next wider one, and the range of activations from the
+        first batch of training.
 
         Raises:
             ValueError: another depth, width, number of classes or quantizer.

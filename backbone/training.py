@@ -27,6 +27,10 @@ Runner = Callable[[Tensor, Tensor], Tensor]
 """Normalised images [B, 3, H, W] and routes [B, L] of actions -> logits [B, num_classes]."""
 
 
+LARGEST_GRADIENT = 5.0
+"""Norm to which the gradient of a batch is clipped."""
+
+
 class TrainingDivergedError(RuntimeError):
     """A loss became NaN or infinite; the message says where the last good state is kept."""
 
@@ -52,7 +56,8 @@ class TrainingConfig:
     weight_decay: float = 5e-4
     """L2 penalty on the weights; norms, biases and clipping bounds have none."""
     schedule: str = "cosine"
-    """"cosine" (after one epoch of linear warm-up), or "step": / 10 at half and at three quarters (He et al. 2016)."""
+    """"cosine" (after an epoch of linear warm-up, at most a tenth of training), or "step": / 10 at half and at three
+    quarters (He et al. 2016)."""
     distill: float = 0.5
     """Share of the loss on random routes that follows the full route's outputs; the rest follows the labels."""
     route_share: float = 1.0
@@ -97,12 +102,12 @@ def random_routes(
     from it.
 
     Some routes are nearly constant, some wholly mixed. The first row always takes action 0 everywhere, the second
-    action 1: the cheapest extremes are always present. A share `constant` of all images, but not these two, takes
-    one action everywhere, drawn from all but the first and the last.
+    action 1, if there is one: the cheapest extremes are always present. A share `constant` of all images, but not these
+    two, takes one action everywhere, drawn from all but the first and the last.
     """
     exponentials = -torch.log(torch.rand(num_images, num_actions, generator=generator).clamp_min(1e-9))
     routes = torch.multinomial(exponentials, num_layers, replacement=True, generator=generator)
-    for extreme in range(min(2, num_images)):
+    for extreme in range(min(2, num_images, num_actions)):
         routes[extreme] = extreme
     count = min(int(constant * num_images), num_images - 2)
     if count > 0 and num_actions > 2:
@@ -137,18 +142,18 @@ def route_loss(
     return loss + (1 - distill) * hard + distill * soft
 
 
-def accuracy(run: Runner, dataset: Dataset, split: Split, routes: Tensor) -> float:
-    """Share of `split` that is classified correctly on the routes [N, L]."""
+def accuracy(run: Runner, dataset: Dataset, split: Split, routes: Tensor, device: torch.device | str = "cpu") -> float:
+    """Share of `split` that is classified correctly on the routes [N, L] by what runs on `device`."""
     right = 0
     with torch.no_grad():
         for rows in batches(split, 256):
-            logits = run(dataset.normalize(split.images[rows]), routes[rows])
-            right += int((logits.argmax(1) == split.labels[rows]).sum())
+            logits = run(dataset.normalize(split.images[rows].to(device)), routes[rows])
+            right += int((logits.argmax(1).cpu() == split.labels[rows]).sum())
     return right / len(split)
 
 
 class BackboneTrainer:
-    """Trains a backbone epoch by epoch, and can stop and go on exactly where it was.
+    """Trains a backbone epoch by epoch on the device that it is on, and can stop and go on exactly where it was.
 
     Args:
         backbone: the network.
@@ -173,6 +178,7 @@ class BackboneTrainer:
     ) -> None:
         self.backbone, self.dataset, self.config, self.state_file = backbone, dataset, config, state_file
         self.runners = list(runners.items())
+        self.device = next(backbone.parameters()).device
         self.optimizer = make_optimizer(backbone, config.lr, config.momentum, config.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
@@ -202,12 +208,12 @@ class BackboneTrainer:
             lr = self.config.learning_rate((self.epoch + step / steps) / self.config.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            images = self.dataset.normalize(split.images[rows])
+            images = self.dataset.normalize(split.images[rows].to(self.device))
             images = augment(images, self.generator, self.dataset.flip, self.dataset.pad)
             if self.config.cutout:
                 images = cutout(images, self.generator, self.config.cutout)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-                loss = self._loss(images, split.labels[rows])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                loss = self._loss(images, split.labels[rows].to(self.device))
             if not math.isfinite(loss.item()):
                 kept = f"the state after epoch {self.epoch} is kept in {self.state_file}; " if self.epoch else ""
                 raise TrainingDivergedError(
@@ -216,7 +222,7 @@ class BackboneTrainer:
                 )
             self.optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(self.backbone.parameters(), 5.0)
+            nn.utils.clip_grad_norm_(self.backbone.parameters(), LARGEST_GRADIENT)
             self.optimizer.step()
             total += loss.item()
         return total / steps
@@ -243,7 +249,7 @@ class BackboneTrainer:
 
     def _restore(self) -> None:
         try:
-            state = torch.load(self.state_file, weights_only=True)
+            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
             if state["identity"] != self.identity:
                 raise ValueError(f"it is of {state['identity']}, this is {self.identity}")
             self.backbone.load_state_dict(state["backbone"])

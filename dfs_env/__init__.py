@@ -7,7 +7,7 @@ from dfs_env.registration import ENVIRONMENTS, make_env, make_vec_env, register
 from dfs_env.rewards import REWARDS, Transition, make_reward
 from dfs_env.safety import SafeDFSEnv, SafeDFSVectorEnv
 from dfs_env.single_env import DFSEnv
-from dfs_env.task import Task, make_task
+from dfs_env.task import Task, calibrate, make_task
 
 __all__ = [
     "ENVIRONMENTS",
@@ -23,6 +23,7 @@ __all__ = [
     "State",
     "Task",
     "Transition",
+    "calibrate",
     "make_env",
     "make_reward",
     "make_task",

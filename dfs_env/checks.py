@@ -20,8 +20,20 @@ Array = np.ndarray[Any, Any]
 
 def check_num_envs(num_envs: int) -> None:
     """Make sure that it is an integer of at least 1."""
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+    if isinstance(num_envs, bool) or not isinstance(num_envs, Integral) or num_envs < 1:
         raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}")
+
+
+def check_hard_budget(hard_budget: bool) -> None:
+    """Make sure that it is true or false."""
+    if not isinstance(hard_budget, bool | np.bool_):
+        raise ValueError(f"hard_budget must be True or False, got {hard_budget!r}")
+
+
+def check_evaluating(process: SkippingProcess) -> None:
+    """Make sure that playing changes no norm, and that an image's answer depends on no other image."""
+    if process.backbone.training:
+        raise ValueError("the backbone is in training mode: call its eval() before it is played")
 
 
 def check_render_mode(render_mode: str | None) -> None:

@@ -32,7 +32,10 @@ class Draws:
     def __init__(self, dataset: Dataset, split: str, num_envs: int, augment: bool) -> None:
         self.dataset, self.split = dataset, dataset.split(split)
         self.num_envs, self.augment = num_envs, augment
-        self._generators: list[np.random.Generator] = []
+        self.generators: list[np.random.Generator] = []
+        """One for each sub-environment, once they are seeded."""
+        self.seeds: list[int] = []
+        """What each was seeded with last; -1 where that is not known."""
 
     def seed(self, seed: int | Sequence[int | None] | None) -> None:
         """Begin anew: an integer s seeds the generators with s, s + 1, ...; a list seeds each; those given None go on
@@ -41,18 +44,28 @@ class Draws:
         Raises:
             ValueError: a list of another length than N.
         """
-        if seed is None and self._generators:
+        if seed is None and self.generators:
             return
-        seeds = checked_seeds(seed, self.num_envs)
-        kept: list[np.random.Generator | None] = [*self._generators] or [None] * self.num_envs
-        self._generators = [
-            old if old is not None and new is None else seeding.np_random(new)[0]
-            for new, old in zip(seeds, kept, strict=True)
+        begun = list(zip(self.generators, self.seeds, strict=True))
+        seeded = [
+            begun[i] if begun and new is None else seeding.np_random(new)
+            for i, new in enumerate(checked_seeds(seed, self.num_envs))
         ]
+        self.generators, self.seeds = [each for each, _ in seeded], [number for _, number in seeded]
+
+    def use(self, generators: Sequence[np.random.Generator]) -> None:
+        """Draw from these.
+
+        Raises:
+            ValueError: there are not N of them.
+        """
+        if len(generators) != self.num_envs:
+            raise ValueError(f"got {len(generators)} generators for {self.num_envs} sub-environments")
+        self.generators, self.seeds = list(generators), [-1] * self.num_envs
 
     def rows(self) -> Array:
         """Indices [N] into the split."""
-        return np.array([generator.integers(len(self.split)) for generator in self._generators])
+        return np.array([generator.integers(len(self.split)) for generator in self.generators])
 
     def images(self, rows: Array) -> Tensor:
         """The images [N, 3, H, W] of these indices as a network takes them, moved by new draws with `augment`."""
@@ -60,20 +73,20 @@ class Draws:
         if not self.augment:
             return images
         pad = self.dataset.pad
-        draws = np.array([generator.integers((2 * pad + 1, 2 * pad + 1, 2)) for generator in self._generators])
+        draws = np.array([generator.integers((2 * pad + 1, 2 * pad + 1, 2)) for generator in self.generators])
         moves = torch.from_numpy(draws)
         return shift_and_flip(images, moves[:, :2] - pad, (moves[:, 2] == 1) & self.dataset.flip)
 
     def budgets(self, budget: Budget) -> Array:
         """Budgets [N]."""
-        return np.array([budget.draw(generator) for generator in self._generators])
+        return np.array([budget.draw(generator) for generator in self.generators])
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Where the generators are."""
-        return [dict(generator.bit_generator.state) for generator in self._generators]
+        return [dict(generator.bit_generator.state) for generator in self.generators]
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
         """Go on from where generators were."""
-        self._generators = [np.random.default_rng(0) for _ in range(self.num_envs)]
-        for generator, state in zip(self._generators, states, strict=True):
+        self.use([np.random.default_rng(0) for _ in range(self.num_envs)])
+        for generator, state in zip(self.generators, states, strict=True):
             generator.bit_generator.state = state

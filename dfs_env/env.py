@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -19,7 +19,9 @@ from backbone.data import Split
 from dfs_env.budgets import make_budget
 from dfs_env.checks import (
     Array,
+    check_evaluating,
     check_fit,
+    check_hard_budget,
     check_num_envs,
     check_reachable,
     check_render_mode,
@@ -127,6 +129,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         render_mode: str | None = None,
     ) -> None:
         check_num_envs(num_envs)
+        check_hard_budget(hard_budget)
         check_render_mode(render_mode)
         self.autoreset_mode = checked_autoreset_mode(autoreset_mode)
         self.task, self.process, self.num_envs = task, task.process, num_envs
@@ -150,8 +153,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.last_played: tuple[Tensor, Tensor] | None = None
-        """Images [N, 3, H, W], normalised and augmented as they were played, and labels [N] of the episodes before the
-        current ones: what a learner that trains the backbone too needs beside their routes."""
+        """Images [N, 3, H, W], normalised and augmented as they were played, and labels [N] of the episodes that ended
+        last: what a learner that trains the backbone too needs beside their routes."""
         self._state: State | None = None
         self._logits: Tensor | None = None
         self._playing: tuple[Tensor, Tensor] | None = None
@@ -173,6 +176,22 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         if self.hard_budget:
             check_reachable(drawn.low, self.process)
         self._given_budget, self._budget = budget, drawn
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]  # as in Gymnasium's own vectors
+        """What each sub-environment was seeded with last; -1 where that is not known."""
+        self._draws.seed(None)
+        return tuple(self._draws.seeds)
+
+    @property  # type: ignore[override]
+    def np_random(self) -> tuple[np.random.Generator, ...]:
+        """The generators that episodes are drawn from, one for each sub-environment."""
+        self._draws.seed(None)
+        return tuple(self._draws.generators)
+
+    @np_random.setter  # type: ignore[override]
+    def np_random(self, generators: Sequence[np.random.Generator]) -> None:
+        self._draws.use(generators)
 
     @property
     def images(self) -> Split:
@@ -243,7 +262,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         if self.hard_budget:
             check_fit(actions, self.action_masks(), self.budgets, state)
         self._route[:, state.layer] = actions
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             action = torch.from_numpy(actions).to(self.process.device)
             self._state = self.process.transition(state, action, in_place=True)
             rewards, info = self._outcome(state, action, self._state)
@@ -333,20 +352,20 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             raise ResetNeeded("every episode is over; call reset() before step()")
         return self._state
 
+    @torch.inference_mode(False)  # whoever steps these episodes may be outside of inference mode
+    @torch.no_grad()
     def _begin(self, indices: Array | None, budgets: Array | None = None) -> None:
+        check_evaluating(self.process)
         self._rows = self._draws.rows() if indices is None else indices
         images = self._draws.images(self._rows)
         self.budgets = self._draws.budgets(self._budget) if budgets is None else budgets
-        self.last_played = self._playing
         self._labels = self.images.labels[torch.from_numpy(self._rows)].to(self.process.device)
         self._playing = images.to(self.process.device), self._labels
         self._route = np.full((self.num_envs, self.process.num_layers), -1)
         self._logits = None
-        with torch.no_grad():
-            self._state = self.process.initial(
-                self._playing[0], torch.from_numpy(self.budgets), reuse=self._stem_features
-            )
-            begin(self.reward, self.process, self._state)
+        budget = torch.from_numpy(self.budgets)
+        self._state = self.process.initial(self._playing[0], budget, reuse=self._stem_features)
+        begin(self.reward, self.process, self._state)
         self._stem_features = self._state.features
 
     def _outcome(self, before: State, action: Tensor, after: State) -> tuple[Array, dict[str, Any]]:
@@ -354,6 +373,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         correct = loss = torch.zeros_like(after.cost)
         done = self.process.terminal(after)
         if done:
+            self.last_played = self._playing
             self._logits = self.process.logits(after)
             loss = F.cross_entropy(self._logits, self._labels, reduction="none")
             correct = (self._logits.argmax(1) == self._labels).to(loss.dtype)

@@ -17,13 +17,19 @@ CHUNK = 64
 """Images that a block runs on at once; larger chunks leave the processor's cache and run slower."""
 
 
+def _chunks(images: Tensor) -> tuple[Tensor, ...]:
+    """Images [B, ...], or their rows [B], at most `CHUNK` at a time; on a GPU, where starting work is what is dear, all
+    at once."""
+    return (images,) if images.is_cuda else images.split(CHUNK)
+
+
 def in_chunks(run: Callable[[Tensor], Tensor], images: Tensor, features: Tensor | None = None) -> Tensor:
     """What `run` makes of images [B, ...], a few at a time; written into `features` [B, C, H, W] if these are given.
 
     Not for where gradients are enabled.
     """
     start = 0
-    for chunk in images.split(CHUNK):
+    for chunk in _chunks(images):
         outcome = run(chunk)
         if features is None:
             features = _empty_like(outcome, len(images))
@@ -44,8 +50,9 @@ class GroupedBlock:
 
     def run(self, features: Tensor, bits: int) -> Tensor:
         """All images at one bitwidth, or none of them with 0 bits."""
-        if len(features) > CHUNK and not torch.is_grad_enabled():  # norms in training need the whole group
-            return torch.cat([self.run(chunk, bits) for chunk in features.split(CHUNK)])
+        chunks = _chunks(features)
+        if len(chunks) > 1 and not torch.is_grad_enabled():  # norms in training need the whole group
+            return torch.cat([self.run(chunk, bits) for chunk in chunks])
         widest = self.bitwidths[-1]
         return self.block(features, bits, widest) if bits else self.block.skip(features, widest)
 
@@ -57,9 +64,10 @@ class GroupedBlock:
         reuse = in_place and not torch.is_grad_enabled() and self.block.skip_is_identity
         if len(chosen) == 1:
             bits = self.bitwidths[chosen[0]]
-            if not reuse or len(action) <= CHUNK:
+            chunks = _chunks(features)
+            if not reuse or len(chunks) == 1:
                 return self.run(features, bits)
-            for part in features.split(CHUNK) if bits else ():
+            for part in chunks if bits else ():
                 part.copy_(self.run(part, bits))
             return features
         groups = order.split([counts[index] for index in chosen])
@@ -69,7 +77,7 @@ class GroupedBlock:
         for index, rows in zip(chosen, groups, strict=True):
             if reuse and not self.bitwidths[index]:
                 continue
-            for chunk in rows.split(CHUNK):
+            for chunk in _chunks(rows):
                 outcome = self.run(take(features, chunk), self.bitwidths[index])
                 if outcomes is None:
                     outcomes = _empty_like(outcome, len(action))

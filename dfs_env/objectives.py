@@ -114,7 +114,9 @@ class MODFSVectorEnv(DFSVectorEnv):
         for of_image in self._returns_of_all_routes(gamma):
             choices = non_dominated(of_image)
             if len(front) * len(choices) > POINTS:
-                raise ValueError(f"there are more than {POINTS:,} points to compare: play fewer images")
+                raise ValueError(
+                    f"there are more than {POINTS:,} points to compare: use a split of fewer images, or fewer bitwidths"
+                )
             front = non_dominated((front[:, None] + choices).reshape(-1, self.reward_dim))
         return list(front / len(self.images))
 

@@ -42,5 +42,9 @@ then its standard deviation, are normalised; "features" are all K = H * W positi
 nothing of the image, so a policy on it assigns the same bits to every image. "confidence" has, after the means, the
 three numbers of `SkippingProcess.confidence`; "confidence_alone" has these and no means."""
 
+NORMALISED = tuple(name for name in OBSERVATIONS if name != "features")
+"""Observations that the backbone's feature statistics fit. One's own, whose statistics nobody has measured, is clipped
+as it is."""
+
 CONFIDENT = ("confidence", "confidence_alone")
 """Observations with the numbers of `SkippingProcess.confidence`."""

@@ -17,7 +17,7 @@ from backbone.data import IMAGE_SIZE
 from backbone.names import resolve
 from backbone.quantization import check_bitwidths
 from dfs_env.execution import GroupedBlock, in_chunks, take
-from dfs_env.observations import CONFIDENT, OBSERVATION_BOUND, OBSERVATIONS, statistics
+from dfs_env.observations import CONFIDENT, NORMALISED, OBSERVATION_BOUND, OBSERVATIONS, statistics
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,9 @@ class State:
 class SkippingProcess:
     """For each image and each residual block: skip it, or run it at one of the bitwidths.
 
-    Batched and in lockstep, with no notion of reward or episode. An image's results do not depend on its batch mates.
+    Batched and in lockstep, with no notion of reward or episode. An image's results do not depend on its batch mates,
+    up to the rounding of floats where something runs at more than 8 bits. On a GPU, TensorFloat-32 is switched off for
+    convolutions: it keeps 11 bits of what should have up to 32.
     All methods are differentiable wherever gradients are enabled; the caller says where they are not needed.
 
     Args:
@@ -77,13 +79,18 @@ class SkippingProcess:
                 f"bitwidths {self.bitwidths} end in {self.widest}, but the backbone's stem, shortcuts and head exist "
                 f"at {backbone.config.widest} only; add one of these, or pretrain with `--widest {self.widest}`"
             )
-        if not 0 <= always_on < len(backbone.blocks):
-            raise ValueError(f"always_on {always_on} leaves nothing to decide: there are {len(backbone.blocks)} blocks")
+        blocks = len(backbone.blocks)
+        if isinstance(always_on, bool) or not isinstance(always_on, int):
+            raise ValueError(f"always_on must be an integer from 0 to {blocks - 1}, got {always_on!r}")
+        if not 0 <= always_on < blocks:
+            raise ValueError(f"always_on {always_on} leaves nothing to decide: there are {blocks} blocks")
         self.always_on = always_on
         self.cost = cost_table(backbone, self.bitwidths, always_on)
-        self.num_layers: int = len(backbone.blocks) - always_on
+        self.num_layers: int = blocks - always_on
         self.num_actions = len(self.bitwidths)
         self.device = next(backbone.parameters()).device
+        if self.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False
         self.heads: LinearHeads | None = None
         """Classifiers of the features before each decision and after the last, see `dfs_env.task.train_heads`."""
         self._see(observation)
@@ -148,6 +155,7 @@ class SkippingProcess:
         """
         if self.terminal(state):
             raise ValueError("every block is decided already: this state is terminal")
+        action = action.long()  # bytes would select as a mask
         features = self._block(state.layer).grouped(state.features, action, in_place)
         cost = state.cost + self.cost.paper[state.layer, action]
         return replace(state, features=features, layer=state.layer + 1, cost=cost)
@@ -208,11 +216,22 @@ class SkippingProcess:
         return float(channels * self.heads.bias.shape[1])
 
     def _summary(self, features: Tensor, layer: int) -> Tensor:
-        """What is seen of the features before decision `layer`, flat; zero-padded to the most channels of any block."""
+        """What is seen of the features before decision `layer`, flat; what is normalised, zero-padded to the most
+        channels of any block.
+
+        Raises:
+            ValueError: one's own observation returned something else.
+        """
         summary = self._summarise(features)
-        per_channel, channels = summary.shape[1:]
-        if per_channel > 2:
+        if not isinstance(summary, Tensor) or summary.ndim < 2 or len(summary) != len(features):
+            found = f"shape {list(summary.shape)}" if isinstance(summary, Tensor) else repr(summary)
+            raise ValueError(
+                f"observation {self.observation!r} must return [B, ...], a summary of each of {len(features)} images, "
+                f"got {found}"
+            )
+        if self.observation not in NORMALISED:
             return summary.flatten(1).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
+        per_channel, channels = summary.shape[1:]
         mean = self.backbone.feature_mean[self.always_on + layer, :per_channel, :channels]
         std = self.backbone.feature_std[self.always_on + layer, :per_channel, :channels]
         summary = ((summary - mean) / std).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
@@ -229,7 +248,17 @@ class SkippingProcess:
         return self.backbone.head(state.features, self.widest)
 
     def run(self, images: Tensor, routes: Tensor) -> Tensor:
-        """Logits [B, num_classes] of normalised images on the given routes [B, L] of actions."""
+        """Logits [B, num_classes] of normalised images on the given routes [B, L] of actions.
+
+        Raises:
+            ValueError: routes of another shape.
+        """
+        if routes.shape != (len(images), self.num_layers):
+            raise ValueError(
+                f"routes of {len(images)} images must be {[len(images), self.num_layers]} actions, one for "
+                f"each block that is decided, got {list(routes.shape)}"
+            )
+        routes = routes.to(self.device)
         state = self.initial(images)
         for layer in range(self.num_layers):
             state = self.transition(state, routes[:, layer], in_place=True)

@@ -27,6 +27,20 @@ class DFSEnv(gym.Env[Array, int]):
         self.action_space = self.vector.single_action_space
         self.render_mode = self.vector.render_mode
 
+    @property
+    def np_random_seed(self) -> int:
+        """What the generator was seeded with last; -1 if that is not known."""
+        return self.vector.np_random_seed[0]
+
+    @property
+    def np_random(self) -> np.random.Generator:
+        """The generator that episodes are drawn from."""
+        return self.vector.np_random[0]
+
+    @np_random.setter
+    def np_random(self, generator: np.random.Generator) -> None:
+        self.vector.np_random = (generator,)
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """As `DFSVectorEnv.reset`; "indices" may be one integer."""
         super().reset(seed=seed)

@@ -48,7 +48,16 @@ def train_heads(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> Li
     the first training images, each on one uniformly random route of this process's bitwidths.
 
     What it returns follows from backbone, bitwidths, images and seed alone.
+
+    Raises:
+        ValueError: a class is not among these images, as in a data set that is sorted by class.
     """
+    missing = set(range(dataset.num_classes)) - set(dataset.train.labels[:HEAD_IMAGES].tolist())
+    if missing:
+        raise ValueError(
+            f"{dataset.name}: none of the first {HEAD_IMAGES} training images is of class {min(missing)}, so that "
+            "classifiers cannot learn it from them: put the training images in random order"
+        )
     generator = torch.Generator().manual_seed(seed)
     places: list[list[Tensor]] = [[] for _ in range(process.num_layers + 1)]
     with torch.no_grad():
@@ -87,7 +96,7 @@ def make_task(
         FileNotFoundError: no such checkpoint (the message says which command makes it), or data files are missing.
         ValueError: a name or number that is not possible, or a checkpoint that does not fit.
     """
-    _check_device(device)
+    check_device(device)
     if checkpoint is None:  # before any data are downloaded
         checkpoint = str(find_checkpoint(dataset, depth, data_folder(data)))
     images = load_dataset(dataset, data)
@@ -115,7 +124,12 @@ def _default(config: ResNetConfig) -> tuple[int, ...]:
     return usual if set(usual) <= set(config.bitwidths) and usual[-1] in config.widest else config.bitwidths
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Make sure that the torch device is there.
+
+    Raises:
+        ValueError: it is not.
+    """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

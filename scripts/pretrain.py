@@ -24,6 +24,7 @@ from backbone.data import Dataset, Split, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import BackboneTrainer, TrainingConfig, accuracy, random_routes
 from dfs_env.process import SkippingProcess
+from dfs_env.task import calibrate, check_device
 from scripts.cli import clear_errors
 
 
@@ -56,6 +57,8 @@ class Pretrain:
     """How to train."""
     threads: int = 2
     """Processor threads."""
+    device: str = "cpu"
+    """Torch device."""
 
 
 def processes(backbone: ResNet) -> dict[tuple[int, ...], SkippingProcess]:
@@ -73,7 +76,9 @@ def report(process: SkippingProcess, dataset: Dataset, split: Split) -> dict[str
     kept = torch.rand(shape, generator=generator) >= 0.2
     routes["20 % skipped"] = torch.where(kept, process.num_actions - 1, 0)
     routes["random"] = random_routes(*shape, process.num_actions, generator)
-    return {name: round(accuracy(process.run, dataset, split, route), 4) for name, route in routes.items()}
+    return {
+        name: round(accuracy(process.run, dataset, split, route, process.device), 4) for name, route in routes.items()
+    }
 
 
 def usual_width(dataset: str, depth: int) -> int:
@@ -91,6 +96,7 @@ def log(file: Path, line: dict[str, Any]) -> None:
 
 def main(args: Pretrain) -> None:
     """Train, report on validation after each epoch and on test once at the end, save."""
+    check_device(args.device)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.training.seed)
     dataset = load_dataset(args.dataset, args.data)
@@ -100,7 +106,7 @@ def main(args: Pretrain) -> None:
     backbone = ResNet(config)
     if args.start is not None:
         backbone.start_from(load_backbone(args.start, dataset=args.dataset))
-    runs = processes(backbone)
+    runs = processes(backbone.to(args.device))
     runners = {bitwidths: process.run for bitwidths, process in runs.items()}
     trainer = BackboneTrainer(backbone, runners, dataset, args.training, output.with_suffix(".state"))
     widest = runs[max(runs, key=len)]
@@ -114,8 +120,7 @@ def main(args: Pretrain) -> None:
         progress.write(json.dumps(line))
     progress.close()
     seconds = time.perf_counter() - start
-    sample = dataset.normalize(dataset.train.images[:1024])
-    widest.calibrate(sample, torch.Generator().manual_seed(args.training.seed))
+    calibrate(widest, dataset, args.training.seed)
     about = {
         "dataset": args.dataset,
         "command": "python -m scripts.pretrain " + " ".join(sys.argv[1:]),
@@ -123,7 +128,7 @@ def main(args: Pretrain) -> None:
         "images_per_second": round((trainer.epoch - first) * len(dataset.train) / seconds, 1),
     }
     save_backbone(output, backbone, about, args.half)
-    shipped = processes(load_backbone(output)).values()  # rounded, if it is in half precision
+    shipped = processes(load_backbone(output).to(args.device)).values()  # rounded, if it is in half precision
     about["test"] = {str(process.bitwidths): report(process, dataset, dataset.test) for process in shipped}
     save_backbone(output, backbone, about, args.half)
     write_atomically(output.with_suffix(".json"), json.dumps(about, indent=1) + "\n")

@@ -57,6 +57,19 @@ def test_split_refuses_wrong_types_and_shapes():
         Split(good.images, good.labels[:2])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mean": (0.5,)}, r"mine: mean must be three finite numbers, got \(0\.5,\)"),
+        ({"std": (0.2, 0.0, 0.2)}, "mine: std must be three finite numbers above 0"),
+        ({"test": random_split(0)}, "mine: there are no test images"),
+    ],
+)
+def test_dataset_refuses_what_cannot_be_normalised_or_drawn_from(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        replace(make_dataset(Path("mine")), **wrong)
+
+
 def test_dataset_refuses_labels_of_no_class():
     with pytest.raises(ValueError, match="x, train: labels must be 0 to 4 for 5 classes, got 0 to 5"):
         replace(make_dataset(Path("x")), num_classes=5)
@@ -251,15 +264,19 @@ def test_digits_shape_and_balance(digits_dataset):
 
 def test_digits_sources_are_disjoint(monkeypatch):
     drawn = []
-    monkeypatch.setattr(digits, "draw_images", lambda glyphs, hardness, seed: drawn.append(glyphs) or blank(hardness))
+    monkeypatch.setattr(
+        digits, "draw_images", lambda glyphs, hardness, seed: drawn.append(glyphs) or one_pixel(hardness)
+    )
     digits.load_digits()
     assert [len(glyphs) for glyphs in drawn] == [1200, 300, 297]
     sources = [{glyph.numpy().tobytes() for glyph in glyphs} for glyphs in drawn]
     assert len(set.union(*sources)) == sum(map(len, sources)) == 1797
 
 
-def blank(hardness: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(len(hardness), 3, 32, 32, dtype=torch.uint8)
+def one_pixel(hardness: torch.Tensor) -> torch.Tensor:
+    images = torch.zeros(len(hardness), 3, 32, 32, dtype=torch.uint8)
+    images[0, :, 0, 0] = 255
+    return images
 
 
 def test_digits_draws_repeat_exactly_under_a_seed(digits_dataset):

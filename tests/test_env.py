@@ -379,6 +379,9 @@ def test_vector_renders_one_frame_for_each_image(task):
         ({"budget": float("nan")}, "budget nan"),
         ({"budget": True}, "budget True"),
         ({"num_envs": 0}, "num_envs must be"),
+        ({"hard_budget": "no"}, "hard_budget must be True or False, got 'no'"),
+        ({"always_on": True}, "always_on must be an integer from 0 to 2, got True"),
+        ({"always_on": 1.5}, "always_on must be an integer"),
         ({"bitwidths": (0, 3, 33)}, "bitwidth 33"),
         ({"depth": 9}, "depth 9"),
         ({"dataset": "mnist"}, "unknown data set 'mnist'"),
@@ -389,7 +392,15 @@ def test_bad_arguments_are_named(tiny_data, arguments, message):
         make_vec_env(**{"dataset": tiny_data, "depth": 8, "width": 4, "checkpoint": "random"} | arguments)
 
 
-def test_budget_may_be_a_numpy_number(task):
+def test_a_reward_of_ones_own_may_take_whatever_else_is_given(task, monkeypatch):
+    monkeypatch.setitem(REWARDS, "loose", lambda t, *rest, weight=1.0, **others: {"accuracy": weight * t.correct})
+    env = DFSVectorEnv(task, 2, reward="loose(weight=2)")
+    env.reset(seed=0)
+    assert set(env.step(np.zeros(2, int))[4]) >= {"reward_accuracy"}
+
+
+def test_numbers_may_be_numpy_numbers(task):
+    assert DFSVectorEnv(task, np.int64(2)).reset(seed=0)[0].shape[0] == 2
     assert DFSEnv(task, budget=np.float32(0.5)).reset(seed=0)[0][-1] == 0.5
 
 
@@ -514,19 +525,63 @@ def test_rendering_before_reset_is_refused_and_without_a_mode_warns(task, monkey
     assert "render_mode" in warnings[0]
 
 
-def test_what_was_played_last_is_kept_as_it_was_played(task):
-    env = DFSVectorEnv(task, 3, augment=True, autoreset_mode="SameStep")
+@pytest.mark.parametrize("mode", MODES)
+def test_what_was_played_last_goes_with_the_routes_that_a_step_returns(task, mode):
+    env = DFSVectorEnv(task, 3, augment=True, autoreset_mode=mode)
     env.reset(seed=0)
-    played = env._playing[0]
-    for _ in range(task.process.num_layers):
+    for _ in range(2):
+        played = env._playing[0]
+        for _ in range(task.process.num_layers):
+            _, _, _, _, info = env.step(np.array([3, 1, 0]))
+        ended = info.get("final_info", info)
+        images, labels = env.last_played
+        assert torch.equal(images, played)
+        assert labels.tolist() == task.dataset.train.labels[torch.from_numpy(ended["index"])].tolist()
+        losses = torch.nn.functional.cross_entropy(
+            task.process.run(images, torch.from_numpy(ended["route"])), labels, reduction="none"
+        )
+        assert losses.detach().numpy() == pytest.approx(ended["loss"], rel=1e-4)
+        if mode == "Disabled":
+            env.reset()
+        elif mode == "NextStep":
+            env.step(np.array([3, 1, 0]))
+
+
+def test_a_backbone_in_training_mode_is_refused(task):
+    env = DFSVectorEnv(task, 3)
+    task.process.backbone.train()
+    with pytest.raises(ValueError, match=r"training mode: call its eval\(\)"):
+        env.reset(seed=0)
+
+
+def test_episodes_that_begin_in_inference_mode_can_be_stepped_and_trained_on_outside_of_it(task):
+    env = DFSVectorEnv(task, 3)
+    with torch.inference_mode():
+        env.reset(seed=0)
+        env.step(np.array([3, 1, 0]))
+    for _ in range(task.process.num_layers - 1):
         _, _, _, _, info = env.step(np.array([3, 1, 0]))
+    task.process.backbone.requires_grad_(True)
     images, labels = env.last_played
-    assert torch.equal(images, played)
-    assert labels.tolist() == task.dataset.train.labels[torch.from_numpy(info["final_info"]["index"])].tolist()
-    losses = torch.nn.functional.cross_entropy(
-        task.process.run(images, torch.from_numpy(info["final_info"]["route"])), labels, reduction="none"
-    )
-    assert losses.detach().numpy() == pytest.approx(info["final_info"]["loss"], rel=1e-4)
+    torch.nn.functional.cross_entropy(task.process.run(images, torch.from_numpy(info["route"])), labels).backward()
+
+
+def test_the_seeds_and_generators_that_are_shown_are_those_that_are_drawn_from(task):
+    env = DFSVectorEnv(task, 3)
+    env.reset(seed=[5, 9, 7])
+    assert env.np_random_seed == (5, 9, 7)
+    env = DFSVectorEnv(task, 3)
+    _, first = env.reset()
+    _, again = DFSVectorEnv(task, 3).reset(seed=list(env.np_random_seed))
+    assert first["index"].tolist() == again["index"].tolist()
+    single = DFSEnv(task)
+    single.reset(seed=9)
+    assert single.np_random_seed == 9
+    single.np_random = np.random.default_rng(4)
+    assert single.reset()[1]["index"] == np.random.default_rng(4).integers(24)
+    assert single.np_random_seed == -1
+    with pytest.raises(ValueError, match="got 1 generators for 3"):
+        env.np_random = (np.random.default_rng(4),)
 
 
 def test_make_points_to_make_vec_for_what_is_for_many_images(tiny_data):

@@ -284,7 +284,7 @@ def test_a_front_of_budgets_that_are_drawn_is_refused(few_images):
 
 def test_fronts_that_cannot_be_enumerated_are_refused(task, monkeypatch):
     monkeypatch.setattr("dfs_env.objectives.POINTS", 40)
-    with pytest.raises(ValueError, match="more than 40 points to compare: play fewer images"):
+    with pytest.raises(ValueError, match="more than 40 points to compare: use a split of fewer images"):
         MODFSEnv(task, objectives=("cross_entropy", "cost")).pareto_front()
     monkeypatch.setattr("dfs_env.objectives.ROUTES", 60)
     with pytest.raises(ValueError, match="each image has 64 routes, and at most 60 are enumerated"):

@@ -293,9 +293,33 @@ def test_impossible_processes_are_refused(backbone, bitwidths, observation, mess
         SkippingProcess(backbone, bitwidths, observation)
 
 
-def test_own_observation_by_name(backbone, images):
-    process = SkippingProcess(backbone, (0, 8), "dfs_env.observations:statistics")
-    assert process.observe(process.initial(images)).shape == (24, 2 * 16 + 3 + 2)
+def test_own_observation_by_name_is_seen_as_it_is(backbone, images, monkeypatch):
+    monkeypatch.setattr("dfs_env.observations.peaks", lambda x: 20 * x.amax((2, 3))[:, :3], raising=False)
+    process = SkippingProcess(backbone, (0, 8), "dfs_env.observations:peaks")
+    state = process.initial(images)
+    seen = process.observe(state)
+    assert seen.shape == (24, 3 + 3 + 2)
+    torch.testing.assert_close(seen[:, :3], (20 * state.features.amax((2, 3))[:, :3]).clamp(-10, 10))
+
+
+@pytest.mark.parametrize(
+    ("look", "found"),
+    [(lambda x: x.mean((1, 2, 3)), r"shape \[1\]"), (lambda x: x[:0], r"shape \[0, 4, 32, 32\]"), (len, "1")],
+)
+def test_own_observations_that_are_no_summary_of_each_image_are_refused(backbone, monkeypatch, look, found):
+    monkeypatch.setattr("dfs_env.observations.peaks", look, raising=False)
+    with pytest.raises(ValueError, match=r"'dfs_env.observations:peaks' must return \[B, ...\].* got " + found):
+        SkippingProcess(backbone, (0, 8), "dfs_env.observations:peaks")
+
+
+def test_routes_of_another_shape_are_refused(process, images):
+    with pytest.raises(ValueError, match=r"routes of 24 images must be \[24, 3\] actions.* got \[24, 4\]"):
+        process.run(images, torch.zeros(24, 4, dtype=torch.long))
+
+
+def test_actions_may_be_bytes(process, images):
+    routes = random_routes(process)
+    assert torch.equal(process.run(images, routes.to(torch.uint8)), process.run(images, routes))
 
 
 # --- blocks that are always on, and observations of one's own

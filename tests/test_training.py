@@ -77,6 +77,7 @@ def test_random_routes_hold_the_cheapest_extremes_and_are_seeded():
     assert torch.equal(routes, random_routes(64, 9, 4, torch.Generator().manual_seed(1)))
     assert not torch.equal(routes, random_routes(64, 9, 4, torch.Generator().manual_seed(2)))
     assert random_routes(1, 5, 2, torch.Generator().manual_seed(1)).tolist() == [[0] * 5]
+    assert random_routes(3, 2, 1, torch.Generator().manual_seed(1)).tolist() == [[0] * 2] * 3
 
 
 def test_a_share_of_the_routes_gives_every_block_the_same_inner_action():

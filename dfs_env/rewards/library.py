@@ -33,9 +33,10 @@ def skipnet(t: Transition, alpha: float = 0.1) -> Components:
 def dfs(t: Transition, weight: float = 0.045) -> Components:
     """DFS's budget loss (Shen et al. 2020, section 3.4) as a terminal reward: -cross-entropy - s * weight * cost.
 
-    s is -1 while the image's cost is within its budget, so that spending is rewarded, else +1. The published
-    alpha = 1e-5 multiplies a sum over a batch of 128 images and 35 blocks; per image and fraction of full execution
-    that is 128 * 35 * 1e-5 = 0.045. The original takes the sign from the batch; here each image has its own.
+    s is -1 while the image's cost is within its budget, so that spending is rewarded, else +1. The authors' code has
+    alpha = 1e-5 by default (their paper half of it), which multiplies a sum over a batch of 128 images and 35 blocks;
+    per image and fraction of full execution that is 128 * 35 * 1e-5 = 0.045. The original takes the sign from the
+    batch; here each image has its own.
     """
     sign = (t.cost > t.budget + TOLERANCE).to(t.cost.dtype) * 2 - 1
     return {"loss": -t.loss, "cost": -weight * sign * t.cost * t.done}

@@ -176,7 +176,10 @@ def _check_names(name: str, parameters: Mapping[str, Any], own: Mapping[str, Any
 
 def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
     """The defaults of the function's parameters after the transition."""
-    return {name: entry.default for name, entry in list(inspect.signature(function).parameters.items())[1:]}
+    entries = list(inspect.signature(function).parameters.items())[1:]
+    return {
+        name: entry.default for name, entry in entries if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)
+    }
 
 
 def _check_value(name: str, parameter: str, value: Any, default: Any) -> None:
