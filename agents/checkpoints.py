@@ -16,6 +16,12 @@ import torch
 from backbone.checkpoint import save_state
 
 CHECKPOINT = "checkpoint.pt"
+SEARCHED = "searched.json"
+"""What `agents.search` has found so far."""
+UNFINISHED = (CHECKPOINT, SEARCHED)
+"""Files in the folder of an unfinished run from which it goes on."""
+CHECKPOINT_SECONDS = 60.0
+"""They are written whenever that much time has passed since the last time."""
 
 
 class Stateful(Protocol):

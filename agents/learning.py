@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from agents.checkpoints import Variables
-from agents.gates import make_gate, score_layers, sight
+from agents.gates import GATES, make_gate, score_layers, sight
 from agents.method_config import MethodConfig, check_not_negative
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
 from backbone.data import augment
+from backbone.names import resolve
 from backbone.schedules import make_schedule
 from backbone.training import make_optimizer
 from dfs_env.task import Task
@@ -148,6 +149,7 @@ class GateConfig(MethodConfig):
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"unknown optimizer {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
         make_schedule(self.schedule)
+        resolve("gate", self.gate, GATES)
         check_not_negative(self, "lr", "backbone_lr")
 
 

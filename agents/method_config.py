@@ -40,6 +40,8 @@ class MethodConfig:
     is_network: ClassVar[bool] = False
     """Whether the method trains a network with gates of its own rather than a policy on the environment: it cannot skip
     everything, its floor is what it always computes, and full execution of the backbone is not among its choices."""
+    runs_again: ClassVar[bool] = False
+    """Whether an image may be run more than once, so that the method is no policy of the decision process."""
     highest_budget: ClassVar[float] = 1.0
     """The largest budget it can be given: more than 1 where images may be run more than once."""
     seeded: ClassVar[bool] = True
@@ -78,13 +80,27 @@ class MethodConfig:
     @property
     def role(self) -> str:
         """What a result line is of: a "baseline", a "bound", a "network" (whose weights are its own), a "cotrained"
-        backbone under a policy, or a "policy" on the frozen one."""
-        kinds = (("baseline", self.is_baseline), ("bound", self.is_bound), ("network", self.is_network))
-        cotrained = ("cotrained", bool(getattr(self, "cotrain", False)))
-        return next((name for name, is_so in (*kinds, cotrained) if is_so), "policy")
+        backbone, and on the frozen one a "rerun" of some images, or a "policy"."""
+        kinds = {
+            "baseline": self.is_baseline,
+            "bound": self.is_bound,
+            "network": self.is_network,
+            "cotrained": bool(getattr(self, "cotrain", False)),
+            "rerun": self.runs_again,
+        }
+        return next((name for name, is_so in kinds.items() if is_so), "policy")
 
     def __post_init__(self) -> None:
         check_budget(self.budget, self.highest_budget)
-        for name in ("num_images", "checks", "batch_size", "num_envs", "n_epochs", "search_images"):
+        for name in (
+            "num_images",
+            "checks",
+            "batch_size",
+            "num_envs",
+            "n_epochs",
+            "n_steps",
+            "gradient_steps",
+            "search_images",
+        ):
             if getattr(self, name, 1) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

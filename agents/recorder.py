@@ -13,7 +13,15 @@ from typing import Any
 from stable_baselines3.common.logger import Logger
 from torch import nn
 
-from agents.checkpoints import CHECKPOINT, Randomness, Stateful, put_back, read_checkpoint, write_checkpoint
+from agents.checkpoints import (
+    CHECKPOINT,
+    CHECKPOINT_SECONDS,
+    Randomness,
+    Stateful,
+    put_back,
+    read_checkpoint,
+    write_checkpoint,
+)
 from agents.evaluation import Evaluation, SelfMeasured, average, evaluate
 from agents.logs import Board, Table, make_logger
 from agents.policies import Policy
@@ -24,8 +32,6 @@ from dfs_env.task import Task
 BACKBONE = "backbone.safetensors"
 LEEWAY = 1.02
 """A policy counts as within its budget up to this multiple of it, as measured on validation."""
-CHECKPOINT_SECONDS = 60.0
-"""A checkpoint is written after every validation, and whenever that much time has passed since the last."""
 PATIENCE = 1000
 """How often a method may ask to go on without having shown an image since."""
 
@@ -37,9 +43,10 @@ class Recorder:
     Where training does not aim at the budget, it is the most accurate one, at whatever cost.
 
     To be resumed exactly, a method names by `keep` whatever changes while it trains, and asks `goes_on` between two
-    updates. There a checkpoint is written when one is due. If the folder holds one, `seen` begins where that was
-    written, so that loops which are done with by then are passed over, and the first `goes_on` that is true puts
-    everything back: all that a method does before, it does again, and to no effect.
+    updates. There a checkpoint is written when one is due: after every validation, and every `CHECKPOINT_SECONDS`. If
+    the folder holds one, `seen` begins where that was written, so that loops which are done with by then are passed
+    over, and the first `goes_on` that is true puts everything back: all that a method does before, it does again, and
+    to no effect.
 
     Args:
         task: what is learned on.

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from backbone.data import Dataset, Split, data_folder, stratified_parts
+from backbone.data import Dataset, Split, data_folder, may_download, stratified_parts
 
 SEED = 2020
 VALIDATION_SHARE = 0.1
@@ -130,6 +130,8 @@ def _locate(source: Source, folder: Path) -> Path:
 
 def _download(source: Source, archive: Path) -> None:
     """Fetch the archive; it appears under its name only when complete and sound."""
+    if not may_download.get():
+        raise FileNotFoundError(f"{source.folder} is not in {archive.parent}, and nothing is downloaded for this")
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".download-") as folder:

@@ -27,10 +27,15 @@ class Draws:
         split: its "train", "validation" or "test".
         num_envs: N.
         augment: whether images are moved and mirrored as the data set allows.
+
+    Raises:
+        ValueError: there is no such split, or nothing in it.
     """
 
     def __init__(self, dataset: Dataset, split: str, num_envs: int, augment: bool) -> None:
         self.dataset, self.split = dataset, dataset.split(split)
+        if not len(self.split):
+            raise ValueError(f"{dataset.name} has no {split} images")
         self.num_envs, self.augment = num_envs, augment
         self.generators: list[np.random.Generator] = []
         """One for each sub-environment, once they are seeded."""

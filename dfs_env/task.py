@@ -50,9 +50,9 @@ def train_heads(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> Li
     What it returns follows from backbone, bitwidths, images and seed alone.
 
     Raises:
-        ValueError: a class is not among these images, as in a data set that is sorted by class.
+        ValueError: a class is only among the others, as in a data set that is sorted by class.
     """
-    missing = set(range(dataset.num_classes)) - set(dataset.train.labels[:HEAD_IMAGES].tolist())
+    missing = set(dataset.train.labels[HEAD_IMAGES:].tolist()) - set(dataset.train.labels[:HEAD_IMAGES].tolist())
     if missing:
         raise ValueError(
             f"{dataset.name}: none of the first {HEAD_IMAGES} training images is of class {min(missing)}, so that "

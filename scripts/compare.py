@@ -154,7 +154,7 @@ class Compare:
         return {name: names for name, names in found.items() if names}
 
     def _fits(self, run: RunConfig) -> bool:
-        return not self.only or any(fnmatchcase(run.readable, pattern) for pattern in self.only)
+        return not self.only or any(fnmatchcase(name, each) for name in (run.readable, run.name) for each in self.only)
 
     def folder(self) -> Path:
         """Where the results go."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from agents.evaluation import evaluate
 from agents.methods import default_config
-from agents.runs.results import expanded
+from agents.runs.results import expanded, without_preset
 from agents.runs.saved import load_run
 from dfs_env.budgets import check_budget
 from scripts.cli import clear_errors
@@ -41,13 +41,16 @@ class Evaluate:
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
     threads: int = 1
     """Processor threads."""
+    device: str = "cpu"
+    """Torch device."""
 
 
 def main(args: Evaluate) -> None:
     """Load, evaluate, print accuracy, costs and BitOps as JSON, and to standard error the histogram of actions."""
     torch.set_num_threads(args.threads)
-    policy, task, result = load_run(args.folder, data=args.data)
-    trained, default = result["config"]["config"].get("budget_range"), default_config(result["config"]["method"])
+    policy, task, result = load_run(args.folder, args.device, args.data)
+    trained = result["config"]["config"].get("budget_range")
+    default = default_config(without_preset(result["config"]["method"]))  # presets that were tuned may not be here
     budgets = [check_budget(budget, default.highest_budget) for budget in args.budgets] or [result["budget"]]
     _check_range(args.budgets, trained)
     if set(args.budgets) - {result["budget"]} and not (trained or default.serves_many):

@@ -100,7 +100,7 @@ def _summary(study: Study) -> list[str]:
         if found:
             part, row = min(found, key=lambda pair: pair[0].cost(pair[1].cost))
             cost = study_tables.percent(part.cost(row.cost))
-            said.append(f"{what} is first reached at {cost}, by {part.material.shown(row.method)} in part {part.name}.")
+            said.append(f"{what} is first reached at {cost}, by {row.method} in part {part.name}.")
         elif any(part.published for part in study.parts):
             said.append(f"{what} is not reached.")
     return said

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents.checkpoints import CHECKPOINT
+from agents.checkpoints import CHECKPOINT, SEARCHED
 from agents.evaluation import evaluate
-from agents.methods import default_config, labels, method, method_names
+from agents.methods import constant, default_config, labels, method, method_names
 from agents.policies import AssignmentPolicy
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig, TaskConfig
@@ -26,6 +26,7 @@ from agents.runs.results import RESULT
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from agents.runs.sweep import finished, sweep
+from agents.search import trials
 from agents.search.assignments import best_assignment, descend, descent, exchange
 from agents.search.trials import FOUND, Search
 from backbone.checkpoint import save_backbone
@@ -217,6 +218,59 @@ def test_a_search_reuses_what_another_found_counts_it_all_the_same_and_takes_not
             assert Search(network, *others).loss(found) != fresh.loss(found)
 
 
+@pytest.mark.parametrize("name", ["static", "cascade", "second_look"])
+def test_a_search_that_is_killed_goes_on_from_what_it_had_found(name, tiny_data, tmp_path, monkeypatch):
+    config = tiny_run(name, tiny_data, budget=0.3, search_images=12)
+    FOUND.clear()
+    whole = run(config, tmp_path / "whole")
+    assert not (tmp_path / "whole" / config.name / SEARCHED).exists()
+    monkeypatch.setattr("agents.search.trials.CHECKPOINT_SECONDS", 0.0)
+    write, keys = trials.write_found, []
+
+    def write_and_die(file, search, found):
+        write(file, search, found)
+        if len(found) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials, "write_found", write_and_die)
+    FOUND.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "killed")
+    FOUND.clear()  # as in another process
+    monkeypatch.setattr(trials, "write_found", lambda file, search, found: keys.append(len(found)))
+    line = run(config, tmp_path / "killed")
+    assert min(keys) == 5, "the first four were found before"
+    for times in ("seconds", "seconds_per_thousand_images"):
+        line.pop(times), whole.pop(times)
+    assert line == whole
+    assert not (tmp_path / "killed" / config.name / SEARCHED).exists()
+
+
+def test_what_a_search_had_found_is_named_if_it_is_damaged(tmp_path):
+    (tmp_path / SEARCHED).write_text("{")
+    with pytest.raises(ValueError, match=f"{SEARCHED} is damaged .* delete it to search anew"):
+        trials.read_found(tmp_path / SEARCHED, "any")
+
+
+def test_a_run_that_another_process_is_at_is_refused(tiny_data, tmp_path, monkeypatch):
+    config = tiny_run("constant", tiny_data, budget=0.3)
+    train = constant.train
+
+    def train_twice(*arguments):
+        with pytest.raises(ValueError, match=r"another process is at constant-budget0\.3-seed0"):
+            run(config, tmp_path)
+        return train(*arguments)
+
+    monkeypatch.setattr(constant, "train", train_twice)
+    line = run(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [line["run"]]
+
+
+def test_an_unknown_gate_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="unknown gate 'recurent'"):
+        method("dfs").Config(gate="recurent")
+
+
 def test_a_finished_run_is_not_run_again_and_half_a_run_is_run_anew(tiny_data, tmp_path):
     config = tiny_run("constant", tiny_data, budget=0.3)
     partial = tmp_path / f"{config.name}.partial"
@@ -293,6 +347,13 @@ def test_a_run_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_
         ("dfs", {"lr": -1.0}),
         ("gumbel", {"backbone_lr": math.inf}),
         ("static_rl", {"lr": -1.0}),
+        ("ppo", {"gae_lambda": 7.0}),
+        ("ppo", {"clip_range": -1.0}),
+        ("ppo", {"ent_coef": -1.0}),
+        ("ppo", {"gamma": 1.5}),
+        ("dqn", {"gradient_steps": 0}),
+        ("dqn", {"n_steps": 0}),
+        ("dqn", {"exploration_fraction": 2.0}),
         ("static_rl", {"baseline_rate": 7.0}),
     ],
 )

@@ -238,6 +238,8 @@ def test_some_runs_can_be_done_alone_and_what_is_finished_stays_in_the_tables(st
     assert compare.main(Compare(study, output=folder, part=("cheap",), only=("random-budget1-*",))) == 0
     assert len(untimed(folder / "cheap")) == 4
     assert not (folder / "dear").exists()
+    run = untimed(folder / "cheap")[0]["run"]
+    assert compare.main(Compare(study, output=folder, only=(run,))) == 0, "a run's name as its folder has it"
 
 
 def test_what_is_wrong_with_the_last_part_is_said_before_anything_is_written(study, tmp_path):

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -292,6 +292,21 @@ def test_pictures_are_left_out_where_the_data_are_missing(folder):
     found = read(page(Material.read(folder)).html())
     assert "Pictures are left out" in found.words
     assert not any(source.startswith("data:image/png") for source in found.sources)
+
+
+def test_nothing_is_downloaded_for_pictures(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("backbone.cifar._fetch", lambda *_: pytest.fail("asked the network"))
+    results = folder / "results.jsonl"
+    results.write_text(results.read_text().replace("tiny_data:load", "cifar10"))
+    words = read(page(Material.read(folder), data=str(tmp_path / "empty")).html()).words
+    assert "Pictures are left out: cifar-10-batches-py is not in" in words
+
+
+def test_a_command_of_a_preset_that_is_not_here_has_its_options(tmp_path):
+    config = {"method": "ppo-found", "config": {**asdict(default_config("ppo")), "n_epochs": 7}, "task": {}}
+    assert command([finished("ppo-found", 0.3) | {"config": config}]).startswith(
+        "python -m scripts.train ppo --n-epochs 7 "
+    )
 
 
 def test_cells_are_escaped_in_both_forms():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.error import ResetNeeded
-from sb3_contrib import MaskablePPO, RecurrentPPO
+from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from agents.evaluation import evaluate
@@ -19,6 +19,7 @@ from agents.recorder import Recorder
 from agents.runs.config import RunConfig
 from agents.runs.saved import load_policy
 from agents.sb3 import SB3VecEnv
+from agents.sb3.config import SB3Config
 from agents.sb3.off_policy import DQN, PricedReplayBuffer
 from agents.sb3.policy import SB3Policy
 from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO
@@ -135,6 +136,15 @@ def test_any_hyper_parameter_reaches_the_algorithm(name, task):
     assert policy.model._stats_window_size == 31
     shapes = [tuple(p.shape) for p in policy.model.policy.parameters()]
     assert any(7 in shape for shape in shapes)
+
+
+def test_an_algorithm_whose_models_could_not_be_read_again_is_refused_before_it_trains():
+    @dataclasses.dataclass(frozen=True)
+    class Config(SB3Config):
+        algorithm = TRPO
+
+    with pytest.raises(ValueError, match=r"TRPO is not among A2C, .*ALGORITHMS in agents/sb3/policy\.py"):
+        Config()
 
 
 def test_classes_are_named_and_a_methods_own_policy_arguments_are_kept():

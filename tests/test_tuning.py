@@ -86,6 +86,15 @@ def test_the_best_trial_becomes_a_preset_that_is_found_by_its_name(task, presets
         command.main(args)
 
 
+def test_a_preset_with_what_tuning_would_not_choose_is_the_first_trial_all_the_same(monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(tuning, "score", lambda *_: 0.5)
+    for label in ("dfs-published", "gumbel-mean_bits", "skipnet-sp"):
+        base, told = default_config(label), []
+        assert tune(label, base, TASK, 3, [base], told.append) == base
+        assert told[0].options == {name: getattr(base, name) for name in base.ranges}
+
+
 def test_two_trials_train_and_diverged_ones_do_not_count(task, monkeypatch):
     pytest.importorskip("optuna")
     monkeypatch.setattr(tuning, "make_task", lambda **_: task)

@@ -40,6 +40,7 @@ class Config(SearchConfig):
     say how the descent is made, of `exchanges` only whether it is None."""
 
     family: ClassVar[str] = "assignments"
+    runs_again: ClassVar[bool] = True
     highest_budget: ClassVar[float] = HIGHEST_BUDGET
 
     search_split: str = "validation"

@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from agents.checkpoints import CHECKPOINT
+from agents.checkpoints import UNFINISHED
 from agents.runs.results import RESULT, read_line
 
 CONFIG, ERROR = "config.json", "error.txt"
@@ -47,7 +47,7 @@ def finish(partial: Path) -> Path:
     folder = partial.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
-    for left in (folder / CHECKPOINT, folder / ERROR, *folder.glob(".*")):
+    for left in (*(folder / name for name in (*UNFINISHED, ERROR)), *folder.glob(".*")):
         left.unlink(missing_ok=True)
     return folder
 

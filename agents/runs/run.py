@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.checkpoints import CHECKPOINT
+from agents.checkpoints import UNFINISHED
 from agents.evaluation import SelfMeasured, evaluate
 from agents.method_config import MethodConfig
 from agents.methods import method
@@ -27,6 +27,7 @@ from agents.recorder import Recorder
 from agents.runs.config import RunConfig
 from agents.runs.decisions import write_decisions
 from agents.runs.folders import CONFIG, ERROR, finish, finished_folders, is_whole, partial_folder
+from agents.runs.locks import held
 from agents.runs.results import RESULT, read_line
 from backbone.checkpoint import write_atomically
 from backbone.cost import TOLERANCE
@@ -37,6 +38,8 @@ def run(
     config: RunConfig, root: Path, progress: Callable[[int], None] | None = None, resume: bool = True
 ) -> dict[str, Any]:
     """Train, evaluate once on test, and write `root`/NAME; a run that is there already is only read.
+
+    One process at a time: a second one is refused.
 
     Args:
         config: what to run.
@@ -50,14 +53,19 @@ def run(
 
     Raises:
         TrainingDivergedError: the best policy before that is kept in NAME.partial.
-        ValueError: among others, a checkpoint that is damaged.
+        ValueError: among others, a checkpoint that is damaged, or another process that is at this run.
     """
-    found = finished_folders(root).get(config.digest)
-    if found:
-        return result_line(config, found)
+    error = f"another process is at {config.name} in {root}: wait for its end, or choose another folder"
+    with held(root / f".{config.digest}.lock", error, keep=False):
+        found = finished_folders(root).get(config.digest)
+        return result_line(config, found or _done(config, root, progress, resume))
+
+
+def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None, resume: bool) -> Path:
+    """The folder of the run, once it is done."""
     partial = partial_folder(root, config.name, config.digest)
     if resume and is_whole(partial) and _is_of(partial, config):  # killed just before it was renamed
-        return result_line(config, finish(partial))
+        return finish(partial)
     _prepare(partial, config, resume)
     seed_everything(config.config.seed)
     task = make_task(**asdict(config.task))
@@ -81,7 +89,7 @@ def run(
         recorder.close()
     policy.save(partial)
     write_atomically(partial / RESULT, json.dumps(result) + "\n")
-    return result_line(config, finish(partial))
+    return finish(partial)
 
 
 def result_line(config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -104,8 +112,8 @@ def _prepare(partial: Path, config: RunConfig, resume: bool) -> None:
 
 
 def resumable(partial: Path, config: RunConfig) -> bool:
-    """Whether the folder of an unfinished run holds a checkpoint of this very configuration and version."""
-    return (partial / CHECKPOINT).is_file() and _is_of(partial, config)
+    """Whether the folder of an unfinished run holds something to go on from, of this very configuration and version."""
+    return any((partial / name).is_file() for name in UNFINISHED) and _is_of(partial, config)
 
 
 def _is_of(folder: Path, config: RunConfig) -> bool:

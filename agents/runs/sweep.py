@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from agents.runs.config import VERSION, RunConfig
 from agents.runs.engines import Engine, Report, error_file, expected_length
 from agents.runs.folders import finished_folders
+from agents.runs.locks import held
 from agents.runs.results import RESULT, RESULTS, Line, read_lines
 from agents.runs.run import result_line
 from backbone.checkpoint import write_atomically
@@ -73,26 +74,14 @@ def sweep(
     return Sweep(results, failed)
 
 
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Keep other processes from writing to the same folder of runs; where the system has no locks, nothing is kept.
+def locked(root: Path) -> AbstractContextManager[None]:
+    """Keep other comparisons from writing to the same folder of runs.
 
     Raises:
         ValueError: another process is at it.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / LOCK).open("a") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another comparison is writing to {root}: wait for its end, or choose another folder with --output"
-            ) from None
-        except (ImportError, OSError):  # not on this system, or not on this file system
-            pass
-        yield
+    error = f"another comparison is writing to {root}: wait for its end, or choose another folder with --output"
+    return held(root / LOCK, error)
 
 
 def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, Any]]:

@@ -64,13 +64,14 @@ def tune(
         raise ValueError(f"{label} declares no ranges: give its Config some, see agents/methods/ppo.py")
     if trials < 1:
         raise ValueError(f"trials must be at least 1, got {trials}")
+    ranges = {name: _with(choices, getattr(base, name)) for name, choices in base.ranges.items()}
     best, best_score = base, float("-inf")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
     study.enqueue_trial({name: getattr(base, name) for name in base.ranges})
     for _ in range(trials):
         asked = study.ask()
-        options = {name: _suggest(asked, name, choices) for name, choices in base.ranges.items()}
+        options = {name: _suggest(asked, name, choices) for name, choices in ranges.items()}
         try:
             found = sum(score(label, replace(config, **options), task) for config in at) / len(at)
         except (TrainingDivergedError, ValueError) as error:
@@ -103,6 +104,7 @@ def score(label: str, config: MethodConfig, task: TaskConfig) -> float:
         found,
         config.budget,
         config.num_images,
+        checks=config.checks,
         holds_budget=config.holds_budget,
         budgets=config.validation_budgets,
     )
@@ -125,6 +127,13 @@ def options_of_preset(label: str, config: MethodConfig) -> dict[str, Any]:
     plain = method(label).Config()
     names = [entry.name for entry in fields(config) if entry.name not in ("budget", "seed")]
     return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(plain, name)}
+
+
+def _with(choices: Range | tuple[Any, ...], value: Any) -> Range | tuple[Any, ...]:
+    """The choices and what a preset has, which may be none of them."""
+    if isinstance(choices, Range):
+        return replace(choices, low=min(choices.low, value), high=max(choices.high, value))
+    return choices if value in choices else (*choices, value)
 
 
 def _suggest(trial: Any, name: str, choices: Range | tuple[Any, ...]) -> Any:

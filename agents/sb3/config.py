@@ -16,12 +16,17 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.dual import DualAscent, FixedPrice, PriceRule
-from agents.method_config import MethodConfig
+from agents.method_config import MethodConfig, check_not_negative
 from agents.sb3.off_policy import PricedReplayBuffer
 from agents.sb3.options import as_settings, names_of, parse_settings
+from agents.sb3.policy import algorithm_of
 from backbone.names import check_names
 from backbone.schedules import make_schedule
 from dfs_env.rewards import Shaped, nested, uses_budget, uses_price
+
+NOT_NEGATIVE = ("learning_rate", "ent_coef", "clip_range")
+SHARES = ("gamma", "gae_lambda", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps")
+"""Options of which Stable-Baselines3 takes any number."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,9 @@ class SB3Config(MethodConfig):
     """What every method by Stable-Baselines3 has.
 
     Raises:
-        ValueError: a setting in `sb3` that the algorithm does not have, an unknown reward or schedule, a budget that
-            falls to 0, a reward that is shaped with another discount, or whose old values cannot be replayed.
+        ValueError: a setting in `sb3` that the algorithm does not have, a number out of range, an unknown reward or
+            schedule, a budget that falls to 0, a reward that is shaped with another discount, or whose old values
+            cannot be replayed, an algorithm whose models `SB3Policy` could not read again.
     """
 
     family: ClassVar[str] = "Stable-Baselines3"
@@ -66,7 +72,12 @@ class SB3Config(MethodConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        algorithm_of(self.algorithm)
         object.__setattr__(self, "sb3", as_settings(self.sb3))
+        check_not_negative(self, *(name for name in NOT_NEGATIVE if hasattr(self, name)))
+        for name in SHARES:
+            if not 0 <= getattr(self, name, 0) <= 1:
+                raise ValueError(f"{name} must be a share, in [0, 1], got {getattr(self, name)}")
         self._check_reward()
         for name in ("price_schedule", "ent_schedule"):
             make_schedule(getattr(self, name, "constant"))

@@ -20,7 +20,23 @@ ARCHIVE = "policy.*.zip"
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     algorithm.__name__: algorithm for algorithm in (A2C, DQN, PPO, QRDQN, MaskablePPO, RecurrentPPO)
 }
+"""By which of these a model is read again; one of another class needs an entry."""
 Array = np.ndarray[Any, Any]
+
+
+def algorithm_of(kind: type[BaseAlgorithm]) -> str:
+    """The name in `ALGORITHMS` of a model's class, or of the one that it is derived from.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = [name for name, algorithm in ALGORITHMS.items() if issubclass(kind, algorithm)]
+    if not names:
+        raise ValueError(
+            f"{kind.__name__} is not among {', '.join(ALGORITHMS)}, so that what it learns could not be read again: "
+            "add it to ALGORITHMS in agents/sb3/policy.py"
+        )
+    return names[0]
 
 
 class SB3Policy:
@@ -67,7 +83,7 @@ class SB3Policy:
 
     def save(self, folder: Path) -> None:
         """Write the model's zip file, whose name tells its algorithm."""
-        name = next(name for name, algorithm in ALGORITHMS.items() if isinstance(self.model, algorithm))
+        name = algorithm_of(type(self.model))
         self.model.save(folder / f"policy.{name}.zip")
 
     @classmethod

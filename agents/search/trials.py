@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from agents.checkpoints import CHECKPOINT_SECONDS, SEARCHED
 from agents.recorder import Recorder
 from agents.search.digest import digest
+from backbone.checkpoint import write_atomically
 from dfs_env.process import SkippingProcess, State
 
 ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -56,9 +60,31 @@ def _in_common(first: Sequence[int], second: Sequence[int]) -> int:
     return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
-FOUND: dict[str, dict[tuple[int, ...], tuple[float, float]]] = {}
-"""Losses that searches in this process found, and the seconds it took, by what was searched on. Runs of one seed at
-several budgets try much the same, and so do the methods that begin with a search."""
+Losses = dict[tuple[int, ...], tuple[float, float]]
+"""Of assignments [L]: what was found, and the seconds it took."""
+FOUND: dict[str, Losses] = {}
+"""What searches in this process found, by what was searched on. Runs of one seed at several budgets try much the same,
+and so do the methods that begin with a search."""
+
+
+def read_found(file: Path, name: str) -> Losses:
+    """What a killed run had found by the search of that name, as `write_found` left it.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        losses = json.loads(file.read_text()).get(name, []) if file.is_file() else []
+        return {tuple(assignment): (float(loss), float(seconds)) for assignment, loss, seconds in losses}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it to search anew") from error
+
+
+def write_found(file: Path, name: str, found: Losses) -> None:
+    """Keep what was found by the search of that name, beside what others found."""
+    others = json.loads(file.read_text()) if file.is_file() else {}
+    losses = [[list(assignment), *of] for assignment, of in found.items()]
+    write_atomically(file, json.dumps(others | {name: losses}))
 
 
 PART = 128
@@ -73,7 +99,11 @@ class Search:
         images: normalised [B, 3, H, W].
         labels: [B].
         answer: the reward of an answer, one of `ANSWERS`.
-        recorder: is told of the time that looking up what another search found has spared.
+        recorder: is told of the time that looking up what another search found has spared; in its folder is kept what
+            was found, so that a killed run need not find it again.
+
+    Raises:
+        ValueError: what was kept is damaged.
     """
 
     def __init__(
@@ -91,7 +121,12 @@ class Search:
         that the count does not depend on what ran before."""
         self._last: tuple[int, ...] = ()
         self._known: dict[tuple[int, ...], float] = {}
-        self._found = FOUND.setdefault(digest(process, images, labels, answer), {})
+        self._name = digest(process, images, labels, answer)
+        self._found = FOUND.setdefault(self._name, {})
+        self._file = recorder.folder / SEARCHED if recorder and recorder.folder else None
+        self._saved = time.monotonic()
+        if self._file:
+            self._found.update(read_found(self._file, self._name))
 
     def loss(self, assignment: list[int]) -> float:
         """Minus the mean reward of the answers."""
@@ -105,8 +140,14 @@ class Search:
                 start = time.perf_counter()
                 loss = -float(self._reward(self.logits(assignment), self.labels).mean())
                 self._found[key] = loss, time.perf_counter() - start
+                self._save()
             self._known[key] = self._found[key][0]
         return self._known[key]
+
+    def _save(self) -> None:
+        if self._file and time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+            write_found(self._file, self._name, self._found)
+            self._saved = time.monotonic()
 
     def logits(self, assignment: list[int]) -> Tensor:
         """[N, num_classes]."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.methods import default_config
 from agents.runs.config import TaskConfig
-from agents.runs.results import Line
+from agents.runs.results import Line, without_preset
 
 LOOPED = ("budget", "seed")
 
@@ -17,17 +17,21 @@ LOOPED = ("budget", "seed")
 def command(lines: Sequence[Line]) -> str:
     """A shell command that makes the runs of one method again: a loop over budgets and seeds, if there are several.
 
-    Options that are as METHOD-PRESET has them are left out; if this version does not know the method, none is.
+    Options that are as METHOD-PRESET has them are left out, or as METHOD has them where the preset is not known; if
+    this version does not know the method, none is.
     """
     resolved = lines[0].get("config")
     if not resolved:
         return f"# {lines[0]['method']}: the result line does not say how it was made"
-    try:
-        usual = asdict(default_config(resolved["method"]))
-    except ValueError:
-        usual = {}
+    name, usual = resolved["method"], {}
+    for known in (name, without_preset(name)):
+        try:
+            name, usual = known, asdict(default_config(known))
+            break
+        except ValueError:
+            continue
     options = {name: value for name, value in resolved["config"].items() if name not in LOOPED}
-    words = ["python", "-m", "scripts.train", resolved["method"]]
+    words = ["python", "-m", "scripts.train", name]
     words += flags({name: value for name, value in options.items() if name not in usual or differ(value, usual[name])})
     words += flags(_task_options(lines[0], resolved["task"]))
     return "\n".join(_looped(shlex.join(words), *values) for values in _products(lines))

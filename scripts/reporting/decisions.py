@@ -15,7 +15,7 @@ from PIL import Image
 from agents.comparison.bootstrap import interquartile_mean, sample, stream_of
 from agents.runs.decisions import Decisions
 from agents.runs.results import labelled, method_of
-from backbone.data import load_dataset
+from backbone.data import load_dataset, may_download
 from scripts.reporting.blocks import colour_of
 from scripts.reporting.figures import entropy
 from scripts.reporting.material import Material
@@ -152,9 +152,13 @@ def gallery(material: Material, hard: Hardness, data: str | None) -> str:
     """The easiest and the hardest images with the routes that some methods take, as HTML.
 
     Raises:
-        ValueError, FileNotFoundError: the data set cannot be loaded, or is another one.
+        ValueError, FileNotFoundError: the data set is not on this machine, cannot be loaded, or is another one.
     """
-    test = load_dataset(material.lines[0]["dataset"], data).test
+    before = may_download.set(False)
+    try:
+        test = load_dataset(material.lines[0]["dataset"], data).test
+    finally:
+        may_download.reset(before)
     if len(test) != len(hard.loss):
         raise ValueError(f"the data set has {len(test)} test images, but decisions are of {len(hard.loss)}")
     budget = material.budgets[len(material.budgets) // 2]

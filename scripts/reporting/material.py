@@ -155,7 +155,7 @@ class Material:
         return FINETUNED if tuned and self._finetuned else "static"
 
     def shown(self, method: str) -> str:
-        """A method's name, with a star if it has weights of its own."""
+        """A method's name, marked as `STARS` says."""
         return starred(method, self.roles[method])
 
     def elsewhere(self, line: Line) -> bool:
@@ -201,6 +201,9 @@ class Material:
         return np.array(whole) if whole else None
 
 
+STARS = "*: weights of its own; +: runs some images a second time"
+
+
 def starred(method: str, role: str) -> str:
-    """The method's name, with a star if it has weights of its own."""
-    return method + "*" * (role in ("network", "cotrained"))
+    """The method's name, with a mark as `STARS` says."""
+    return method + "*" * (role in ("network", "cotrained")) + "+" * (role == "rerun")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from agents.comparison.statistics import BASELINES, summarise
 from agents.runs.results import expanded
-from scripts.reporting.material import starred
+from scripts.reporting.material import STARS, starred
 from scripts.reporting.tables import METHOD_COLUMNS, SOON, TENTATIVE, interval, over_baseline, points, worded
 
 
@@ -44,7 +44,7 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
     cost."""
     table = Table(
         title="interquartile mean over seeds, 95 % bootstrap interval; differences at equal paper cost, in points, to "
-        f"baselines on the frozen backbone\n(*: weights of its own; =: not told apart; ?: no interval; {TENTATIVE}: "
+        f"baselines on the frozen backbone\n({STARS}; =: not told apart; ?: no interval; {TENTATIVE}: "
         f"fewer than {SOON} seeds); s/1000: seconds of training for a thousand images"
     )
     for column in (*METHOD_COLUMNS, "s/1000"):

@@ -33,7 +33,7 @@ BY_THEMSELVES = {
     "cascade_finetuned": "cascade, fine-tuned",
     "second_look": "second look",
 }
-"""Methods that are no policies of the decision process: what each is called in a figure, where it has its own line."""
+"""What these methods are called in a figure, where each has its own line."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,10 @@ class Part:
 
     @cached_property
     def by_themselves(self) -> set[str]:
-        """What its methods of `BY_THEMSELVES` are called."""
-        return {line["method"] for line in self.material.lines if method_of(line) in BY_THEMSELVES}
+        """What its methods are called that do not decide block by block: those that run images again, and those of
+        `BY_THEMSELVES`."""
+        lines = self.material.lines
+        return {line["method"] for line in lines if line["role"] == "rerun" or method_of(line) in BY_THEMSELVES}
 
     @cached_property
     def learned_front(self) -> list[Row]:

@@ -11,6 +11,7 @@ from agents.comparison.statistics import FINETUNED
 from agents.comparison.statistics import Row as Summary
 from agents.runs.results import labelled
 from scripts.reporting.figures import entropy, mean_values
+from scripts.reporting.material import STARS
 from scripts.reporting.published import PUBLISHED, Published, targets
 from scripts.reporting.study_data import OVERSPENT, SETTLED, Part, settled
 from scripts.reporting.tables import (
@@ -36,7 +37,7 @@ BRIEF = (
 )
 MARKED = (
     "Interquartile mean over seeds with 95 % bootstrap intervals; differences, in points, at each run's own paper "
-    f"cost. {HELD} {VERDICTS} {TENTATIVE} {FEW}. *: weights of its own; static has the frozen backbone, "
+    f"cost. {HELD} {VERDICTS} {TENTATIVE} {FEW}. {STARS}; static has the frozen backbone, "
     "and static_finetuned is what methods that co-train it are to be compared with. The oracle's headroom is what it "
     "has, on the frozen backbone, over static at that cost; where it was searched by beam, it may have more. Bold: on "
     "the part's front of policies, as drawn, in which nothing is that trains the backbone or runs images twice; it "
@@ -55,6 +56,7 @@ AGAINST = (
 GROUPS = {
     "baseline": "nothing learned",
     "policy": "on the frozen backbone",
+    "rerun": "the same, some images run twice",
     "cotrained": "backbone learns, too",
     "network": "network with gates of its own",
     "bound": "bound",
@@ -126,7 +128,7 @@ def over_supervised(part: Part, caption: str) -> Table | None:
     """What each policy on the frozen backbone has over the supervised gate at equal cost, at the budgets that both were
     given; None without that gate, or without another policy."""
     material = part.material
-    policies = [name for name, role in material.roles.items() if role == "policy" and name not in part.by_themselves]
+    policies = [name for name, role in material.roles.items() if role == "policy"]
     supervised = labelled([line for line in material.lines if line["method"] in policies], SUPERVISED)
     if supervised is None:
         return None

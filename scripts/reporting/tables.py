@@ -11,7 +11,7 @@ import numpy as np
 from agents.comparison import statistics
 from agents.comparison.bootstrap import Estimate, verdict
 from agents.comparison.matched import Standing
-from scripts.reporting.material import Material
+from scripts.reporting.material import STARS, Material
 
 SOON = 5
 """Seeds below which what is said is tentative."""
@@ -210,5 +210,5 @@ def methods(material: Material) -> Table:
         "Interquartile mean over seeds with 95 % bootstrap intervals. Differences, in points, are to the baseline at "
         "each run's own paper cost, and their intervals have the baseline's uncertainty in them. "
         f"{HELD} {VERDICTS} {TENTATIVE} {FEW}. "
-        "*: weights of its own. Bold: the winner at that budget.",
+        f"{STARS}. Bold: the winner at that budget.",
     )
