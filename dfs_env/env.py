@@ -71,7 +71,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     ## Rewards
     The sum of the components of `reward` (see `dfs_env.rewards`). By default 1 for a right answer, minus 10 times what
-    the cost exceeds the budget by, both at the last step. `info` holds each component as `reward_NAME`.
+    the cost exceeds the budget by, both at the last step; under the default budget, 1, cost then does not matter.
+    `info` holds each component as `reward_NAME`.
 
     ## Starting State
     The stem has run on an image drawn uniformly from the split with the sub-environment's own generator, so that N
