@@ -21,7 +21,7 @@ SEARCHED = "searched.json"
 UNFINISHED = (CHECKPOINT, SEARCHED)
 """Files in the folder of an unfinished run from which it goes on."""
 CHECKPOINT_SECONDS = 60.0
-"""They are written whenever that much time has passed since the last time."""
+"""Between two writings of either of these files."""
 
 
 class Stateful(Protocol):

@@ -99,7 +99,6 @@ class MethodConfig:
             "num_envs",
             "n_epochs",
             "n_steps",
-            "gradient_steps",
             "search_images",
         ):
             if getattr(self, name, 1) < 1:

@@ -102,7 +102,8 @@ class Recorder:
         return self._before + time.monotonic() - self._start
 
     def count_seconds(self, seconds: float) -> None:
-        """Add time that the run would have taken if another in this process had not done the same before."""
+        """Add time that the run would have taken if the same had not been done before, by another in this process or
+        before a kill."""
         self._before += seconds
 
     @property

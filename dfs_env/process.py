@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -80,11 +81,12 @@ class SkippingProcess:
                 f"at {backbone.config.widest} only; add one of these, or pretrain with `--widest {self.widest}`"
             )
         blocks = len(backbone.blocks)
-        if isinstance(always_on, bool) or not isinstance(always_on, int):
+        whole: Any = always_on  # numpy's integers count, which are none to the type checker
+        if isinstance(whole, bool) or not isinstance(whole, Integral):
             raise ValueError(f"always_on must be an integer from 0 to {blocks - 1}, got {always_on!r}")
         if not 0 <= always_on < blocks:
             raise ValueError(f"always_on {always_on} leaves nothing to decide: there are {blocks} blocks")
-        self.always_on = always_on
+        self.always_on = int(always_on)
         self.cost = cost_table(backbone, self.bitwidths, always_on)
         self.num_layers: int = blocks - always_on
         self.num_actions = len(self.bitwidths)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 
 @contextmanager
@@ -20,17 +22,27 @@ def held(file: Path, error: str, keep: bool = True) -> Iterator[None]:
         ValueError: another process is at it.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as opened:
-        try:
-            import fcntl
-
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(error) from None
-        except (ImportError, OSError):  # not on this system, or not on this file system
-            pass
+    with _locked(file, error):
         try:
             yield
         finally:
             if not keep:
                 file.unlink(missing_ok=True)
+
+
+def _locked(file: Path, error: str) -> TextIO:
+    """The open file, with a lock on it, and not on one that its last holder has removed meanwhile."""
+    while True:
+        opened = file.open("a")
+        try:
+            import fcntl
+
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            opened.close()
+            raise ValueError(error) from None
+        except (ImportError, OSError):  # not on this system, or not on this file system
+            return opened
+        if file.exists() and os.path.samestat(os.fstat(opened.fileno()), file.stat()):
+            return opened
+        opened.close()

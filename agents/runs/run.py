@@ -55,6 +55,9 @@ def run(
         TrainingDivergedError: the best policy before that is kept in NAME.partial.
         ValueError: among others, a checkpoint that is damaged, or another process that is at this run.
     """
+    found = finished_folders(root).get(config.digest)
+    if found:  # which needs no right to write there
+        return result_line(config, found)
     error = f"another process is at {config.name} in {root}: wait for its end, or choose another folder"
     with held(root / f".{config.digest}.lock", error, keep=False):
         found = finished_folders(root).get(config.digest)

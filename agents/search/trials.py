@@ -63,8 +63,8 @@ def _in_common(first: Sequence[int], second: Sequence[int]) -> int:
 Losses = dict[tuple[int, ...], tuple[float, float]]
 """Of assignments [L]: what was found, and the seconds it took."""
 FOUND: dict[str, Losses] = {}
-"""What searches in this process found, by what was searched on. Runs of one seed at several budgets try much the same,
-and so do the methods that begin with a search."""
+"""What searches found, in this process or before it was killed, by what was searched on. Runs of one seed at several
+budgets try much the same, and so do the methods that begin with a search."""
 
 
 def read_found(file: Path, name: str) -> Losses:

@@ -128,7 +128,7 @@ def over_supervised(part: Part, caption: str) -> Table | None:
     """What each policy on the frozen backbone has over the supervised gate at equal cost, at the budgets that both were
     given; None without that gate, or without another policy."""
     material = part.material
-    policies = [name for name, role in material.roles.items() if role == "policy"]
+    policies = [name for name, role in material.roles.items() if role == "policy" and name not in part.by_themselves]
     supervised = labelled([line for line in material.lines if line["method"] in policies], SUPERVISED)
     if supervised is None:
         return None
