@@ -92,14 +92,6 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_budget(self.budget, self.highest_budget)
-        for name in (
-            "num_images",
-            "checks",
-            "batch_size",
-            "num_envs",
-            "n_epochs",
-            "n_steps",
-            "search_images",
-        ):
+        for name in ("num_images", "checks", "batch_size", "num_envs", "n_epochs", "n_steps", "search_images"):
             if getattr(self, name, 1) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

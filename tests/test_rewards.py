@@ -86,6 +86,12 @@ def test_cross_entropy_minus_cost_at_the_price_is_priced():
         assert paid(spec, steps) == pytest.approx([-0.5, -2 - 1])
 
 
+def test_the_probability_of_the_right_class_is_paid_at_the_end():
+    steps = [transition(0.25, 0.25, False), transition(0.5, 0.75, True)]  # a cross-entropy of 2 nats
+    assert paid("probability_minus_cost(weight=3)", steps) == pytest.approx([-0.75, np.exp(-2) - 1.5])
+    assert paid("probability_minus_cost", [replace(steps[1], loss=torch.tensor([100.0]))]) == pytest.approx([-0.25])
+
+
 def test_a_route_that_costs_exactly_its_budget_is_within_it_however_its_cost_is_summed():
     backbone = ResNet(ResNetConfig(38, width=2))
     costs = cost_table(backbone, backbone.config.bitwidths).paper[0]
@@ -140,7 +146,7 @@ def test_terminal_placement_pays_with_the_last_decision_only(task, spec):
     assert (rewards[-1] != 0).any()
 
 
-@pytest.mark.parametrize("spec", ["accuracy_minus_cost", "skipnet", "priced", "cross_entropy_minus_cost"])
+@pytest.mark.parametrize("spec", ["accuracy_minus_cost", "skipnet", "priced", "probability_minus_cost"])
 def test_rewards_to_go_of_costs_charged_step_by_step_are_those_of_the_steps(task, spec):
     there = play(task, {"name": spec, "placement": "reward_to_go"})
     np.testing.assert_allclose(there, play(task, spec), rtol=1e-5, atol=1e-6)

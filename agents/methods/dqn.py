@@ -54,6 +54,14 @@ class Config(PricedConfig):
     price_rate: float = 0.02
     """Step size of the search for the price (dual ascent)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gradient_steps < 1 and self.gradient_steps != -1:
+            raise ValueError(
+                "gradient_steps must be at least 1, or -1 for as many as there were decisions, got "
+                f"{self.gradient_steps}"
+            )
+
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Collect an episode for each of `num_envs` images, then replay; and again."""

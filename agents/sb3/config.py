@@ -75,11 +75,6 @@ class SB3Config(MethodConfig):
         algorithm_of(self.algorithm)
         object.__setattr__(self, "sb3", as_settings(self.sb3))
         check_not_negative(self, *(name for name in NOT_NEGATIVE if hasattr(self, name)))
-        steps = getattr(self, "gradient_steps", 1)
-        if steps < 1 and steps != -1:
-            raise ValueError(
-                f"gradient_steps must be at least 1, or -1 for as many as there were decisions, got {steps}"
-            )
         for name in SHARES:
             if not 0 <= getattr(self, name, 0) <= 1:
                 raise ValueError(f"{name} must be a share, in [0, 1], got {getattr(self, name)}")

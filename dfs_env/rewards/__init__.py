@@ -33,6 +33,7 @@ from dfs_env.rewards.library import (
     dfs,
     haq,
     priced,
+    probability_minus_cost,
     skipnet,
 )
 from dfs_env.rewards.shaping import POTENTIALS, Potential, Shaped
@@ -62,6 +63,7 @@ __all__ = [
     "nested",
     "prepare",
     "priced",
+    "probability_minus_cost",
     "skipnet",
     "uses_budget",
     "uses_price",
