@@ -130,6 +130,42 @@ def evaluate(
     return summary(task, policy.macs_per_image + looks, torch.cat(routes), torch.cat(answers), images.labels)
 
 
+def shuffled_accuracy(
+    task: Task,
+    split: str,
+    routes: Tensor,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: Callable[[int], None] | None = None,
+) -> float:
+    """The accuracy when a policy's routes are given to the images at random. They cost the same, so that what it falls
+    short of the policy's own is what the policy gains by telling images apart.
+
+    Args:
+        task: backbone, bitwidths and data set.
+        split: "train", "validation" or "test".
+        routes: [N, L] actions, of the split's N images.
+        seed: of the order.
+        batch_size: images at once.
+        progress: called with the number of images of each batch that is done.
+
+    Raises:
+        ValueError: images take no single route, so that there is nothing to shuffle.
+    """
+    images = task.dataset.split(split)
+    if not routes.numel():
+        raise ValueError("its images take no single route each, so that none can be given to another image")
+    drawn, right = routes[torch.randperm(len(routes), generator=torch.Generator().manual_seed(seed))], 0
+    for rows in batches(images, batch_size):
+        with torch.no_grad():
+            batch = task.dataset.normalize(images.images[rows]).to(task.process.device)
+            answers = task.process.run(batch, drawn[rows]).argmax(1)
+        right += int((answers.cpu() == images.labels[rows]).sum())
+        if progress:
+            progress(len(rows))
+    return right / len(images)
+
+
 def answered(
     task: Task,
     split: str,

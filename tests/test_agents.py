@@ -8,7 +8,7 @@ import torch
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.dual import DualAscent
-from agents.evaluation import evaluate
+from agents.evaluation import evaluate, shuffled_accuracy
 from agents.gates import GATES, make_gate, position, sight
 from agents.methods.random import cost_matched_distribution
 from agents.policies import AssignmentPolicy, GatePolicy, RandomPolicy
@@ -74,6 +74,21 @@ def test_evaluation_equals_playing_the_environment(task):
     assert found.cost == pytest.approx(info["cost"].mean())
     assert found.loss == pytest.approx(info["loss"].mean(), rel=1e-5)
     assert np.array_equal(found.routes.numpy(), info["route"])
+
+
+def test_routes_given_to_images_at_random(task):
+    images, actions, layers = task.dataset.test, task.process.num_actions, task.process.num_layers
+    same = torch.ones(len(images), layers, dtype=torch.long)
+    alike = evaluate(AssignmentPolicy(same[0]), task, "test")
+    assert shuffled_accuracy(task, "test", same) == pytest.approx(alike.accuracy)  # nothing was told apart
+    assert shuffled_accuracy(task, "test", same, batch_size=3) == pytest.approx(alike.accuracy)
+    routes = torch.randint(actions, same.shape, generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))
+    answers = task.process.run(task.dataset.normalize(images.images), routes[order]).argmax(1)
+    by_hand = float((answers == images.labels).double().mean())
+    assert shuffled_accuracy(task, "test", routes, seed=5) == pytest.approx(by_hand)
+    with pytest.raises(ValueError, match="no single route"):
+        shuffled_accuracy(task, "test", torch.zeros(len(images), 0))
 
 
 def test_the_cost_of_full_execution_is_one_and_of_skipping_everything_is_what_is_always_on(task):

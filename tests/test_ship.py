@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from agents.evaluation import evaluate
+from agents.evaluation import evaluate, shuffled_accuracy
 from agents.runs.folders import finished_folders
 from agents.runs.results import RESULT
 from agents.runs.run import run
@@ -45,6 +46,15 @@ def test_a_policy_of_one_budget_that_is_shown_another_is_said_to_be_so(runs, cap
     for budgets, told in (((), False), ((0.3,), False), ((0.3, 0.1), True)):
         evaluate_again(Evaluate(folder, budgets=budgets))
         assert ("was trained at budget 0.3 alone" in capsys.readouterr().err) == told
+
+
+def test_what_a_policy_gains_by_telling_images_apart_is_said(runs, capsys):
+    (folder,) = (folder for folder in runs.iterdir() if folder.name.startswith("ppo"))
+    policy, task, _ = load_run(folder)
+    routes = evaluate(policy, task, "test", 0.3).routes
+    evaluate_again(Evaluate(folder, shuffles=2))
+    told = json.loads(capsys.readouterr().out)["shuffled_accuracy"]
+    assert told == pytest.approx(np.mean([shuffled_accuracy(task, "test", routes, seed) for seed in (0, 1)]))
 
 
 def test_a_copy_that_was_killed_is_no_finished_run_and_is_made_anew(runs, tmp_path, monkeypatch):
