@@ -150,11 +150,14 @@ def shuffled_accuracy(
         progress: called with the number of images of each batch that is done.
 
     Raises:
-        ValueError: images take no single route, so that there is nothing to shuffle.
+        ValueError: routes of another shape, as where images take no single route.
     """
     images = task.dataset.split(split)
-    if not routes.numel():
-        raise ValueError("its images take no single route each, so that none can be given to another image")
+    if routes.shape != (len(images), task.process.num_layers):
+        raise ValueError(
+            f"routes of the {len(images)} {split} images must be {[len(images), task.process.num_layers]} actions, got "
+            f"{list(routes.shape)}: where images take no single route, none can be given to another image"
+        )
     drawn, right = routes[torch.randperm(len(routes), generator=torch.Generator().manual_seed(seed))], 0
     for rows in batches(images, batch_size):
         with torch.no_grad():

@@ -41,7 +41,7 @@ class Evaluate:
     """Budgets that the policy is shown, one after the other: the front of a policy that was trained for a range. By
     default the run's own."""
     shuffles: int = 0
-    """How often the routes are given to the images at random."""
+    """How often the routes are given to the images at random; the accuracy is the mean of all. 0: not at all."""
     data: str | None = None
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
     threads: int = 1
@@ -52,6 +52,8 @@ class Evaluate:
 
 def main(args: Evaluate) -> None:
     """Load, evaluate, print accuracy, costs and BitOps as JSON, and to standard error the histogram of actions."""
+    if args.shuffles < 0:
+        raise ValueError(f"shuffles must not be negative, got {args.shuffles}")
     torch.set_num_threads(args.threads)
     policy, task, result = load_run(args.folder, args.device, args.data)
     trained = result["config"]["config"].get("budget_range")
@@ -67,10 +69,11 @@ def main(args: Evaluate) -> None:
     with tqdm(total=len(images) * len(budgets) * (1 + args.shuffles), unit="image") as bar:
         for budget in budgets:
             found.append(evaluate(policy, task, args.split, budget, progress=bar.update))
-            orders = range(args.shuffles)
-            shuffled.append(
-                [shuffled_accuracy(task, args.split, found[-1].routes, seed, progress=bar.update) for seed in orders]
-            )
+            routes = found[-1].routes
+            if args.shuffles and not routes.numel():
+                print("images take no single route each: there is nothing to shuffle", file=sys.stderr)
+            orders = range(args.shuffles if routes.numel() else 0)
+            shuffled.append([shuffled_accuracy(task, args.split, routes, seed, progress=bar.update) for seed in orders])
     for budget, evaluation, others in zip(budgets, found, shuffled, strict=True):
         line = {"run": result["run"], "split": args.split, "budget": budget, **evaluation.line()}
         if others:

@@ -83,10 +83,14 @@ def test_routes_given_to_images_at_random(task):
     assert shuffled_accuracy(task, "test", same) == pytest.approx(alike.accuracy)  # nothing was told apart
     assert shuffled_accuracy(task, "test", same, batch_size=3) == pytest.approx(alike.accuracy)
     routes = torch.randint(actions, same.shape, generator=torch.Generator().manual_seed(1))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))
-    answers = task.process.run(task.dataset.normalize(images.images), routes[order]).argmax(1)
-    by_hand = float((answers == images.labels).double().mean())
-    assert shuffled_accuracy(task, "test", routes, seed=5) == pytest.approx(by_hand)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(2))
+    normalised = task.dataset.normalize(images.images)
+    unshuffled, by_hand = (
+        float((task.process.run(normalised, chosen).argmax(1) == images.labels).double().mean())
+        for chosen in (routes, routes[order])
+    )
+    assert by_hand != unshuffled
+    assert shuffled_accuracy(task, "test", routes, seed=2) == pytest.approx(by_hand)
     with pytest.raises(ValueError, match="no single route"):
         shuffled_accuracy(task, "test", torch.zeros(len(images), 0))
 

@@ -2,10 +2,10 @@
 
 import json
 
-import numpy as np
 import pytest
+import torch
 
-from agents.evaluation import evaluate, shuffled_accuracy
+from agents.evaluation import evaluate
 from agents.runs.folders import finished_folders
 from agents.runs.results import RESULT
 from agents.runs.run import run
@@ -48,13 +48,31 @@ def test_a_policy_of_one_budget_that_is_shown_another_is_said_to_be_so(runs, cap
         assert ("was trained at budget 0.3 alone" in capsys.readouterr().err) == told
 
 
-def test_what_a_policy_gains_by_telling_images_apart_is_said(runs, capsys):
+def test_what_routes_are_worth_to_images_at_random_is_said_as_the_mean_of_all_orders(runs, capsys, monkeypatch):
     (folder,) = (folder for folder in runs.iterdir() if folder.name.startswith("ppo"))
     policy, task, _ = load_run(folder)
     routes = evaluate(policy, task, "test", 0.3).routes
+
+    def fake(task, split, given, seed, progress):
+        assert split == "test"
+        assert torch.equal(given, routes)
+        return 0.25 + seed
+
+    monkeypatch.setattr("scripts.evaluate.shuffled_accuracy", fake)
+    for shuffles, expected in ((0, None), (2, 0.75)):
+        evaluate_again(Evaluate(folder, shuffles=shuffles))
+        assert json.loads(capsys.readouterr().out).get("shuffled_accuracy") == expected
+    with pytest.raises(ValueError, match="shuffles must not be negative"):
+        evaluate_again(Evaluate(folder, shuffles=-1))
+
+
+def test_where_images_take_no_single_route_there_is_nothing_to_shuffle(tiny_data, tmp_path, capsys):
+    run(tiny_run("cascade", tiny_data, budget=0.3), tmp_path)
+    (folder,) = tmp_path.glob("cascade*")
     evaluate_again(Evaluate(folder, shuffles=2))
-    told = json.loads(capsys.readouterr().out)["shuffled_accuracy"]
-    assert told == pytest.approx(np.mean([shuffled_accuracy(task, "test", routes, seed) for seed in (0, 1)]))
+    printed = capsys.readouterr()
+    assert "nothing to shuffle" in printed.err
+    assert "shuffled_accuracy" not in json.loads(printed.out)
 
 
 def test_a_copy_that_was_killed_is_no_finished_run_and_is_made_anew(runs, tmp_path, monkeypatch):
