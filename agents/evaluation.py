@@ -158,15 +158,14 @@ def shuffled_accuracy(
             f"routes of the {len(images)} {split} images must be {[len(images), task.process.num_layers]} actions, got "
             f"{list(routes.shape)}: where images take no single route, none can be given to another image"
         )
-    drawn, right = routes[torch.randperm(len(routes), generator=torch.Generator().manual_seed(seed))], 0
-    for rows in batches(images, batch_size):
-        with torch.no_grad():
-            batch = task.dataset.normalize(images.images[rows]).to(task.process.device)
-            answers = task.process.run(batch, drawn[rows]).argmax(1)
-        right += int((answers.cpu() == images.labels[rows]).sum())
-        if progress:
-            progress(len(rows))
-    return right / len(images)
+    order = torch.randperm(len(routes), generator=torch.Generator().manual_seed(seed))
+    drawn = iter(routes[order].to(task.process.device).split(batch_size))
+
+    def answer(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        theirs = next(drawn)
+        return task.process.run(batch, theirs), *task.process.cost.route_cost(theirs)
+
+    return answered(task, split, answer, progress, batch_size).accuracy
 
 
 def answered(

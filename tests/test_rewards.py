@@ -146,7 +146,10 @@ def test_terminal_placement_pays_with_the_last_decision_only(task, spec):
     assert (rewards[-1] != 0).any()
 
 
-@pytest.mark.parametrize("spec", ["accuracy_minus_cost", "skipnet", "priced", "probability_minus_cost"])
+CHARGED_BY_STEP = ["accuracy_minus_cost", "skipnet", "priced", "cross_entropy_minus_cost", "probability_minus_cost"]
+
+
+@pytest.mark.parametrize("spec", CHARGED_BY_STEP)
 def test_rewards_to_go_of_costs_charged_step_by_step_are_those_of_the_steps(task, spec):
     there = play(task, {"name": spec, "placement": "reward_to_go"})
     np.testing.assert_allclose(there, play(task, spec), rtol=1e-5, atol=1e-6)
