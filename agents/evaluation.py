@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from agents.policies import Policy
 from backbone.cost import gate_bitops
 from backbone.data import batches
+from backbone.torch_state import default_torch_state
 from dfs_env.task import Task
 
 
@@ -80,6 +81,7 @@ class SelfMeasured(Protocol):
         """Write what `agents.runs.saved.load_policy` reads again."""
 
 
+@default_torch_state()
 def evaluate(
     policy: Policy | SelfMeasured,
     task: Task,
@@ -130,6 +132,7 @@ def evaluate(
     return summary(task, policy.macs_per_image + looks, torch.cat(routes), torch.cat(answers), images.labels)
 
 
+@default_torch_state()
 def shuffled_accuracy(
     task: Task,
     split: str,

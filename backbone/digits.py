@@ -12,8 +12,6 @@ same pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.data import SPLITS, Dataset, Split, channel_statistics, stratified_parts
+from backbone.torch_state import default_torch_state
 
 SEED = 2020
 SIZE = 32
@@ -42,7 +41,7 @@ def load_digits(folder: str | Path | None = None) -> Dataset:
     splits = {}
     for name, part in zip(SPLITS, parts, strict=True):
         source = torch.from_numpy(part)
-        with _one_thread():
+        with default_torch_state():  # thousands of small operations, on which several threads mostly wait
             images = draw_images(glyphs[source], difficulty(name), SEED + 1 + SPLITS.index(name))
         splits[name] = Split(images, labels[source[torch.arange(IMAGES[name]) % len(source)]])
     mean, std = channel_statistics(splits["train"].images)
@@ -52,17 +51,6 @@ def load_digits(folder: str | Path | None = None) -> Dataset:
 def difficulty(split: str) -> Tensor:
     """Difficulty of each image of a split, float64 `[N]` in [0, 1), in the split's order."""
     return torch.from_numpy(np.random.default_rng([SEED, SPLITS.index(split)]).random(IMAGES[split]))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Drawing is thousands of small operations, on which torch's threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def draw_images(glyphs: Tensor, hardness: Tensor, seed: int) -> Tensor:

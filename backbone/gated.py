@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from backbone.layers import QuantConvNorm, QuantizedLayer, QuantLinear
+from backbone.layers import QuantConvNorm, QuantizedLayer, QuantLinear, conv2d
 from backbone.quantization import FLOAT_BITS, make_quantizer, straight_through
 from backbone.resnet import ResNetConfig, block_shapes
 
@@ -106,17 +105,18 @@ class BitsConvNorm(QuantizedLayer):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, C_in, H, W] -> [B, C_out, H / stride, W / stride] before the non-linearity, and the share of each image's
         outputs for which the gate is on [B]."""
-        levels, scale = self.quantize_input(x, self.config.activation_bits)
-        weight, weight_scale = self.quantize_weight(self.config.weight_bits)
-        out, density = self.convolve(levels, weight, scale * weight_scale)
-        return self.norm(out), density
+        with self._arithmetic(x, self.config.activation_bits):
+            levels, scale = self.quantize_input(x, self.config.activation_bits)
+            weight, weight_scale = self.quantize_weight(self.config.weight_bits)
+            out, density = self.convolve(levels, weight, scale * weight_scale)
+            return self.norm(out), density
 
     def convolve(self, levels: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """The convolution of input levels [B, C_in, H, W] with weight levels, times `scale`, and the density [B]."""
         return self._sum(levels, weight) * scale, levels.new_ones(len(levels))
 
     def _sum(self, levels: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(levels, weight, None, self.stride, 1)
+        return conv2d(levels, weight, None, self.stride, 1)
 
 
 class GatedConvNorm(BitsConvNorm):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from backbone.quantization import FLOAT_BITS, Quantized, Quantizer
+from backbone.quantization import EXACT_BITS, FLOAT_BITS, Quantized, Quantizer
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """As `torch.nn.functional.conv2d`; a 1x1 kernel's stride is taken by slicing its input.
+
+    oneDNN's weight gradient of a strided 1x1 convolution writes past its buffer where channels-last inputs have fewer
+    channels than a vector register (uxlfoundation/oneDNN #6035).
+    """
+    if stride > 1 and weight.shape[2:] == (1, 1) and padding == 0:
+        x, stride = x[:, :, ::stride, ::stride], 1
+    return F.conv2d(x, weight, bias, stride, padding)
 
 
 class QuantizedLayer(nn.Module):
@@ -30,6 +43,24 @@ class QuantizedLayer(nn.Module):
                 "a quantizer of activations must have"
             )
         self._cache: dict[int, tuple[tuple[int, ...], tuple[Tensor, ...]]] = {}
+
+    @contextmanager
+    def _arithmetic(self, x: Tensor, bits: int) -> Iterator[None]:
+        """Evaluation in which levels are multiplied exactly, whatever the ambient state; training follows the latter.
+
+        TensorFloat-32 has 11 significant bits: enough for levels of up to 8 bits, not for more.
+        """
+        device, cudnn = x.device.type, torch.backends.cudnn
+        if self.training or not (device == "cuda" or torch.is_autocast_enabled(device)):
+            yield
+            return
+        tf32 = cudnn.allow_tf32
+        with torch.autocast(device, enabled=False):
+            try:
+                cudnn.allow_tf32 = bits <= EXACT_BITS
+                yield
+            finally:
+                cudnn.allow_tf32 = tf32
 
     def quantize_input(self, x: Tensor, bits: int) -> Quantized:
         if bits == FLOAT_BITS:
@@ -105,15 +136,20 @@ class QuantConvNorm(QuantizedLayer):
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """[B, C_in, H, W] -> [B, C_out, H / stride, W / stride], before the non-linearity."""
-        levels, scale = self.quantize_input(x, bits)
         norm = self.norms[str(bits)]
         if norm.training:
+            levels, scale = self.quantize_input(x, bits)
             weight, weight_scale = self.quantize_weight(bits)
-            return norm(F.conv2d(levels, weight * (scale * weight_scale), None, self.stride, self.padding))
+            return norm(conv2d(levels, weight * (scale * weight_scale), None, self.stride, self.padding))
+        with self._arithmetic(x, bits):
+            return self._evaluate(x, bits)
+
+    def _evaluate(self, x: Tensor, bits: int) -> Tensor:
+        levels, _ = self.quantize_input(x, bits)
         weight, gain, bias = self._derived(bits)
         if bits == FLOAT_BITS:  # no integers to keep exact: the gain is in the weights
-            return F.conv2d(levels, weight, bias, self.stride, self.padding)
-        out = F.conv2d(levels, weight, None, self.stride, self.padding)
+            return conv2d(levels, weight, bias, self.stride, self.padding)
+        out = conv2d(levels, weight, None, self.stride, self.padding)
         gain, bias = gain.view(1, -1, 1, 1), bias.view(1, -1, 1, 1)
         out = out * gain if gain.requires_grad else out.mul_(gain)  # in place: addcmul would be 20 times slower here
         return out.add_(bias)
@@ -155,9 +191,10 @@ class QuantLinear(QuantizedLayer):
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """[B, in] -> [B, out]."""
-        levels, _ = self.quantize_input(x, bits)
-        weight, bias = self._derived(bits)
-        return F.linear(levels, weight, bias)
+        with self._arithmetic(x, bits):
+            levels, _ = self.quantize_input(x, bits)
+            weight, bias = self._derived(bits)
+            return F.linear(levels, weight, bias)
 
     def _derive(self, bits: int) -> tuple[Tensor, ...]:
         weight, weight_scale = self.quantize_weight(bits)

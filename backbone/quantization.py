@@ -23,6 +23,9 @@ from backbone.names import resolve
 FLOAT_BITS = 32
 """The bitwidth that means full precision; no other number does."""
 
+EXACT_BITS = 8
+"""Bitwidths up to this one are levels of one byte, whose sums are exact in float32."""
+
 
 def check_bitwidths(bitwidths: Iterable[int]) -> tuple[int, ...]:
     """The bitwidths as a tuple, if they are ascending, distinct, each 0 (skip), 2 to 16, or 32 (full precision).

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from backbone import schedules
 from backbone.checkpoint import digest, save_state
 from backbone.data import Dataset, Split, augment, batches, cutout
+from backbone.torch_state import default_torch_state
 
 Runner = Callable[[Tensor, Tensor], Tensor]
 """Normalised images [B, 3, H, W] and routes [B, L] of actions -> logits [B, num_classes]."""
@@ -142,6 +143,7 @@ def route_loss(
     return loss + (1 - distill) * hard + distill * soft
 
 
+@default_torch_state(one_thread=False)
 def accuracy(run: Runner, dataset: Dataset, split: Split, routes: Tensor, device: torch.device | str = "cpu") -> float:
     """Share of `split` that is classified correctly on the routes [N, L] by what runs on `device`."""
     right = 0
@@ -202,6 +204,8 @@ class BackboneTrainer:
             yield self.epoch, loss
         self.backbone.eval().requires_grad_(False)  # also where all epochs had been done before
 
+    @default_torch_state(one_thread=False)
+    @torch.enable_grad()
     def _one_epoch(self) -> float:
         split, steps, total = self.dataset.train, math.ceil(len(self.dataset.train) / self.config.batch_size), 0.0
         for step, rows in enumerate(batches(split, self.config.batch_size, self.generator)):

@@ -17,6 +17,7 @@ from backbone.cost import cost_table
 from backbone.data import IMAGE_SIZE
 from backbone.names import resolve
 from backbone.quantization import check_bitwidths
+from backbone.torch_state import default_torch_state
 from dfs_env.execution import GroupedBlock, in_chunks, take
 from dfs_env.observations import CONFIDENT, NORMALISED, OBSERVATION_BOUND, OBSERVATIONS, statistics
 
@@ -43,8 +44,7 @@ class SkippingProcess:
     """For each image and each residual block: skip it, or run it at one of the bitwidths.
 
     Batched and in lockstep, with no notion of reward or episode. An image's results do not depend on its batch mates,
-    up to the rounding of floats where something runs at more than 8 bits. On a GPU, TensorFloat-32 is switched off for
-    convolutions: it keeps 11 bits of what should have up to 32.
+    up to the rounding of floats where something runs at more than 8 bits.
     All methods are differentiable wherever gradients are enabled; the caller says where they are not needed.
 
     Args:
@@ -60,6 +60,7 @@ class SkippingProcess:
             block left to decide.
     """
 
+    @default_torch_state()
     def __init__(
         self,
         backbone: Any,
@@ -91,8 +92,6 @@ class SkippingProcess:
         self.num_layers: int = blocks - always_on
         self.num_actions = len(self.bitwidths)
         self.device = next(backbone.parameters()).device
-        if self.device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False
         self.heads: LinearHeads | None = None
         """Classifiers of the features before each decision and after the last, see `dfs_env.task.train_heads`."""
         self._see(observation)
@@ -130,6 +129,7 @@ class SkippingProcess:
         `reuse` may be the features of an earlier initial state, which are overwritten: new memory is dear to touch. It
         has no effect while gradients are enabled.
         """
+        images = images.float()
         if torch.is_grad_enabled():
             features = self._first_features(images)
         else:
