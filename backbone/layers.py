@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from backbone.integer import IntegerConv, enabled, integer_conv
 from backbone.quantization import EXACT_BITS, FLOAT_BITS, Quantized, Quantizer
 
 
@@ -23,6 +24,17 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
     if stride > 1 and weight.shape[2:] == (1, 1) and padding == 0:
         x, stride = x[:, :, ::stride, ::stride], 1
     return F.conv2d(x, weight, bias, stride, padding)
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Its parameters and buffers and those of its parts. Torch's own iterators take ten times as long, which counts
+    where single images are run."""
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None:
+            yield tensor
+    for part in module._modules.values():
+        if part is not None:
+            yield from tensors_of(part)
 
 
 class QuantizedLayer(nn.Module):
@@ -42,7 +54,7 @@ class QuantizedLayer(nn.Module):
                 f"{type(self.activation_quantizer).__name__} has no scale(bits): see Quantizer for what "
                 "a quantizer of activations must have"
             )
-        self._cache: dict[int, tuple[tuple[int, ...], tuple[Tensor, ...]]] = {}
+        self._cache: dict[Any, tuple[tuple[int, ...], Any]] = {}
 
     @contextmanager
     def _arithmetic(self, x: Tensor, bits: int) -> Iterator[None]:
@@ -85,19 +97,28 @@ class QuantizedLayer(nn.Module):
     def _input_scale(self, bits: int) -> Tensor:
         return self.weight.new_ones(()) if bits == FLOAT_BITS else self.activation_quantizer.scale(bits)
 
+    def _sources(self, bits: int) -> Iterator[Tensor]:
+        """The parameters and buffers that `_derive` reads."""
+        yield self.weight
+        yield from tensors_of(self.weight_quantizer)
+        yield from tensors_of(self.activation_quantizer)
+
     def _derived(self, bits: int) -> tuple[Tensor, ...]:
         """Tensors derived from the parameters at `bits`, kept until a parameter they come from changes."""
-        sources = (*self.parameters(), *self.buffers())
-        if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
+        if torch.is_grad_enabled() and any(source.requires_grad for source in self._sources(bits)):
             return self._derive(bits)
+        return self._kept(bits, lambda: self._derive(bits))
+
+    def _kept(self, key: Any, derive: Callable[[], Any]) -> Any:
         # An in-place change raises a tensor's version, a move to another device changes its address. What fused
         # optimizers and changes of `.data` do is seen by neither: after these, `eval()`.
-        state = tuple(number for source in sources for number in (source._version, source.data_ptr()))
-        cached = self._cache.get(bits)
-        if cached is None or cached[0] != state:
+        bits = key if isinstance(key, int) else key[0]
+        state = tuple(number for source in self._sources(bits) for number in (source._version, source.data_ptr()))
+        kept = self._cache.get(key)
+        if kept is None or kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():  # fit for autograd, whoever fills the cache
-                cached = self._cache[bits] = (state, self._derive(bits))
-        return cached[1]
+                kept = self._cache[key] = (state, derive())
+        return kept[1]
 
     def _derive(self, bits: int) -> tuple[Tensor, ...]:
         raise NotImplementedError
@@ -141,6 +162,9 @@ class QuantConvNorm(QuantizedLayer):
             levels, scale = self.quantize_input(x, bits)
             weight, weight_scale = self.quantize_weight(bits)
             return norm(conv2d(levels, weight * (scale * weight_scale), None, self.stride, self.padding))
+        conv = self.integer(x, bits)
+        if conv is not None:
+            return conv.to_features(conv.levels(x))
         with self._arithmetic(x, bits):
             return self._evaluate(x, bits)
 
@@ -153,6 +177,33 @@ class QuantConvNorm(QuantizedLayer):
         gain, bias = gain.view(1, -1, 1, 1), bias.view(1, -1, 1, 1)
         out = out * gain if gain.requires_grad else out.mul_(gain)  # in place: addcmul would be 20 times slower here
         return out.add_(bias)
+
+    def integer(self, x: Tensor, bits: int) -> IntegerConv | None:
+        """The layer on integer kernels, where these can serve the input `x` [B, C_in, H, W]; else None: the float path.
+
+        They serve evaluation on the CPU at up to 8 bits, without gradients and without hooks, which would see no output.
+        """
+        hooks = self._forward_hooks or self._forward_pre_hooks
+        if bits > EXACT_BITS or self.norms[str(bits)].training or hooks or not enabled():
+            return None
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            return None
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self._sources(bits))):
+            return None
+        conv: IntegerConv | None = self._kept((bits, "integer"), lambda: self._integer(bits))
+        return conv
+
+    def _integer(self, bits: int) -> IntegerConv | None:
+        bounds = getattr(self.activation_quantizer, "bounds", None)
+        if bounds is None:
+            return None
+        weight, gain, bias = self._derived(bits)
+        scale = float(self._input_scale(bits))
+        return integer_conv(weight, gain, bias, self.stride, self.padding, scale, bounds(bits))
+
+    def _sources(self, bits: int) -> Iterator[Tensor]:
+        yield from super()._sources(bits)
+        yield from tensors_of(self.norms[str(bits)])
 
     def start_from(self, other: QuantizedLayer) -> None:
         """The norm of a bitwidth that `other` lacks begins as that of its next wider one, or of its widest."""
@@ -193,9 +244,9 @@ class QuantLinear(QuantizedLayer):
         """[B, in] -> [B, out]."""
         with self._arithmetic(x, bits):
             levels, _ = self.quantize_input(x, bits)
-            weight, bias = self._derived(bits)
-            return F.linear(levels, weight, bias)
+            weight, scale, bias = self._derived(bits)
+            return F.linear(levels, weight) * scale + bias  # sums of levels are exact, in whatever order
 
     def _derive(self, bits: int) -> tuple[Tensor, ...]:
         weight, weight_scale = self.quantize_weight(bits)
-        return weight * (weight_scale * self._input_scale(bits)), self.bias
+        return weight, weight_scale * self._input_scale(bits), self.bias

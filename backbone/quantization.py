@@ -151,6 +151,11 @@ class MinMaxActivations(nn.Module):
             levels = straight_through(x / scale, levels)
         return Quantized(levels, scale)
 
+    def bounds(self, bits: int) -> tuple[int, int]:
+        """The lowest and the highest level."""
+        lowest = int((self.low[self.row[bits]].clamp_max(0) / self.scale(bits)).round())
+        return lowest, lowest + 2**bits - 1
+
     def scale(self, bits: int) -> Tensor:
         """The step between two neighbouring levels, a scalar in the unit of the activations."""
         row = self.row[bits]
@@ -169,7 +174,7 @@ GAUSSIAN_STEP = {1: 1.596, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041
 II)."""
 
 
-class StatisticalWeights(nn.Module):
+class OddWeights(nn.Module):
     """Statistics-aware weight clipping in the manner of SAWB (Choi et al. 2019, arXiv 1807.06964).
 
     2**bits levels, symmetric about zero and without it (odd levels: -3, -1, 1, 3 at 2 bits). The step follows the
@@ -178,13 +183,40 @@ class StatisticalWeights(nn.Module):
 
     def forward(self, weight: Tensor, bits: int) -> Quantized:
         with torch.no_grad():
-            half_step = weight.square().mean().sqrt() * GAUSSIAN_STEP[bits] / 2 if bits in GAUSSIAN_STEP else None
-            if half_step is None:
-                half_step = weight.abs().max() / (2**bits - 1)
-            half_step = half_step.clamp_min(1e-12)
+            half_step = _step(weight, bits, 2**bits - 1, 2) / 2
             half = 2 ** (bits - 1)
             levels = (weight / (2 * half_step)).floor_().clamp_(-half, half - 1).mul_(2).add_(1)
         return Quantized(straight_through(weight / half_step, levels), half_step)
+
+
+class StatisticalWeights(OddWeights):
+    """The same up to 4 bits, where a level at zero would cost accuracy; from 5 bits up, symmetric levels with zero.
+
+    These are -(2**(bits - 1) - 1) to 2**(bits - 1) - 1, so that 8 bits fit a signed byte, as integer kernels need.
+    """
+
+    def forward(self, weight: Tensor, bits: int) -> Quantized:
+        if bits <= MOST_ODD_BITS:
+            return super().forward(weight, bits)
+        highest = 2 ** (bits - 1) - 1
+        with torch.no_grad():
+            step = _step(weight, bits, highest, 1)
+            levels = (weight / step).round_().clamp_(-highest, highest)
+        return Quantized(straight_through(weight / step, levels), step)
+
+
+MOST_ODD_BITS = 4
+"""Bits up to which levels without zero are more accurate than one level fewer with it."""
+
+
+def _step(weight: Tensor, bits: int, highest: int, levels_per_step: int) -> Tensor:
+    """The distance between neighbouring quantized weights, a scalar: the least-error step of a Gaussian, or, above 8
+    bits, that at which the `highest` level is the largest weight."""
+    if bits in GAUSSIAN_STEP:
+        step = weight.square().mean().sqrt() * GAUSSIAN_STEP[bits]
+    else:
+        step = weight.abs().max() * levels_per_step / highest
+    return step.clamp_min(2e-12)
 
 
 LEAST_CLIP = 1e-6
@@ -207,11 +239,12 @@ class LearnedActivations(nn.Module):
         self.clip = nn.Parameter(torch.full((len(bitwidths),), 3.0))
         self.register_buffer("started", torch.zeros(len(bitwidths), dtype=torch.bool))
 
-    def _bounds(self, bits: int) -> tuple[int, int]:
+    def bounds(self, bits: int) -> tuple[int, int]:
+        """The lowest and the highest level."""
         return (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if self.signed else (0, 2**bits - 1)
 
     def forward(self, x: Tensor, bits: int) -> Quantized:
-        row, (low, high) = self.row[bits], self._bounds(bits)
+        row, (low, high) = self.row[bits], self.bounds(bits)
         if self.training and not self.started[row]:
             with torch.no_grad():
                 self.clip[row] = 2 * x.abs().mean() * high**0.5
@@ -225,7 +258,7 @@ class LearnedActivations(nn.Module):
 
     def scale(self, bits: int) -> Tensor:
         """The step between two neighbouring levels, a scalar in the unit of the activations."""
-        return self.clip[self.row[bits]].detach().clamp_min(LEAST_CLIP) / self._bounds(bits)[1]
+        return self.clip[self.row[bits]].detach().clamp_min(LEAST_CLIP) / self.bounds(bits)[1]
 
 
 class Quantizer(NamedTuple):
@@ -233,8 +266,8 @@ class Quantizer(NamedTuple):
 
     Both are called with a tensor and a bitwidth and return its levels and their scale (`Quantized`); gradients go
     through the levels. Activations also have `scale(bits)`, the scale in evaluation, which no input changes: it is
-    folded into the weights; and, for networks that start from others, `row`, from a bitwidth to its row in each
-    entry of their state.
+    folded into the weights; for networks that start from others, `row`, from a bitwidth to its row in each entry of
+    their state; and, to run on integer kernels, `bounds(bits)`, the lowest and the highest level in evaluation.
     """
 
     weights: type[nn.Module]
@@ -247,11 +280,19 @@ def minmax() -> Quantizer:
 
 
 def pact_sawb() -> Quantizer:
-    """Learned clipping of activations, statistics-aware clipping of weights. Stays accurate at 2 to 4 bits."""
+    """Learned clipping of activations, statistics-aware clipping of weights. Stays accurate at 2 to 4 bits.
+
+    Its weights have odd levels at every bitwidth, up to +-255 at 8 bits, which no integer kernel takes.
+    """
+    return Quantizer(OddWeights, LearnedActivations)
+
+
+def pact_sawb_int8() -> Quantizer:
+    """`pact_sawb` whose weights fit a signed byte at up to 8 bits: what integer kernels run. The default."""
     return Quantizer(StatisticalWeights, LearnedActivations)
 
 
-QUANTIZERS = {"minmax": minmax, "pact_sawb": pact_sawb}
+QUANTIZERS = {"minmax": minmax, "pact_sawb": pact_sawb, "pact_sawb_int8": pact_sawb_int8}
 
 
 def make_quantizer(name: str) -> Quantizer:

@@ -31,8 +31,8 @@ class ResNetConfig:
     widest: tuple[int, ...] = ()
     """Bitwidths that what is always on (stem, shortcuts, head) can run at; empty: the last of `bitwidths`. An
     environment on this network can use those subsets of `bitwidths` that end in one of these."""
-    quantizer: str = "pact_sawb"
-    """Name of the quantizer: "pact_sawb", "minmax", or "module:function"."""
+    quantizer: str = "pact_sawb_int8"
+    """Name of the quantizer: "pact_sawb_int8", "pact_sawb", "minmax", or "module:function"."""
 
     def __post_init__(self) -> None:
         if self.depth < 8 or (self.depth - 2) % 6:
@@ -68,11 +68,26 @@ class BasicBlock(nn.Module):
             QuantConvNorm(in_channels, channels, 1, stride, config.widest, quantizer) if changes_shape else None
         )
 
-    def forward(self, x: Tensor, bits: int, widest: int) -> Tensor:
-        """[B, C, H, W] -> [B, C', H', W']: the block at `bits`, its shortcut at `widest`."""
-        out = self.conv2(self.conv1(x, bits).relu_(), bits)
-        out += x if self.shortcut is None else self.shortcut(x, widest)
-        return out.relu_()
+    def forward(self, x: Tensor, bits: int, widest: int, in_place: bool = False) -> Tensor:
+        """[B, C, H, W] -> [B, C', H', W']: the block at `bits`, its shortcut at `widest`.
+
+        `in_place` lets integer kernels write over `x`, where the shape stays and `x` is channels last.
+        """
+        conv1, conv2 = self.conv1.integer(x, bits), self.conv2.integer(x, bits)
+        if conv1 is None or conv2 is None:
+            out = self.conv2(self.conv1(x, bits).relu_(), bits)
+            out += x if self.shortcut is None else self.shortcut(x, widest)
+            return out.relu_()
+        levels = conv1.to_levels(conv1.levels(x), conv2)
+        if self.shortcut is not None:
+            x = self.shortcut(x, widest)
+        elif not (in_place and x.is_contiguous(memory_format=torch.channels_last)):
+            x = x.clone(memory_format=torch.channels_last)
+        conv2.add_to(x, levels)
+        return x
+
+    runs_in_place = True
+    """Whether `forward` takes `in_place`."""
 
     @property
     def skip_is_identity(self) -> bool:

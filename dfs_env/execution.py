@@ -20,7 +20,7 @@ CHUNK = 64
 def _chunks(images: Tensor) -> tuple[Tensor, ...]:
     """Images [B, ...], or their rows [B], at most `CHUNK` at a time; on a GPU, where starting work is what is dear, all
     at once."""
-    return (images,) if images.is_cuda else images.split(CHUNK)
+    return (images,) if images.is_cuda or len(images) <= CHUNK else images.split(CHUNK)
 
 
 def in_chunks(run: Callable[[Tensor], Tensor], images: Tensor, features: Tensor | None = None) -> Tensor:
@@ -48,28 +48,33 @@ class GroupedBlock:
     bitwidths: tuple[int, ...]
     """Bitwidths to choose from, ascending; stem, shortcuts and head are at the last."""
 
-    def run(self, features: Tensor, bits: int) -> Tensor:
-        """All images at one bitwidth, or none of them with 0 bits."""
+    def run(self, features: Tensor, bits: int, in_place: bool = False) -> Tensor:
+        """All images at one bitwidth, or none of them with 0 bits; `in_place` may overwrite the features."""
         chunks = _chunks(features)
         if len(chunks) > 1 and not torch.is_grad_enabled():  # norms in training need the whole group
-            return torch.cat([self.run(chunk, bits) for chunk in chunks])
+            return torch.cat([self.run(chunk, bits, in_place) for chunk in chunks])
         widest = self.bitwidths[-1]
-        return self.block(features, bits, widest) if bits else self.block.skip(features, widest)
+        if not bits:
+            return self.block.skip(features, widest)
+        # New memory takes long to touch. A block of one's own need not know of it.
+        allowed = {"in_place": True} if in_place and getattr(self.block, "runs_in_place", False) else {}
+        return self.block(features, bits, widest, **allowed)
 
     def grouped(self, features: Tensor, action: Tensor, in_place: bool = False) -> Tensor:
         """Each image at the bitwidth of its action [B]; see `SkippingProcess.transition`."""
-        order = action.argsort(stable=True)
         counts = torch.bincount(action, minlength=len(self.bitwidths)).tolist()
         chosen = [index for index, count in enumerate(counts) if count]
         reuse = in_place and not torch.is_grad_enabled() and self.block.skip_is_identity
         if len(chosen) == 1:
             bits = self.bitwidths[chosen[0]]
-            chunks = _chunks(features)
-            if not reuse or len(chunks) == 1:
+            if not reuse:
                 return self.run(features, bits)
-            for part in chunks if bits else ():
-                part.copy_(self.run(part, bits))
+            for part in _chunks(features) if bits else ():
+                outcome = self.run(part, bits, in_place=True)
+                if outcome is not part:
+                    part.copy_(outcome)
             return features
+        order = action.argsort(stable=True)
         groups = order.split([counts[index] for index in chosen])
         if torch.is_grad_enabled():
             return self._grouped_differentiably(features, chosen, groups, order)
@@ -78,10 +83,10 @@ class GroupedBlock:
             if reuse and not self.bitwidths[index]:
                 continue
             for chunk in _chunks(rows):
-                outcome = self.run(take(features, chunk), self.bitwidths[index])
+                outcome = self.run(take(features, chunk), self.bitwidths[index], in_place=True)
                 if outcomes is None:
                     outcomes = _empty_like(outcome, len(action))
-                outcomes.permute(0, 2, 3, 1).index_copy_(0, chunk, outcome.permute(0, 2, 3, 1))
+                _put(outcomes, chunk, outcome)
         assert outcomes is not None
         return outcomes
 
@@ -162,6 +167,15 @@ class _Untaken(torch.autograd.Function):
 def take(features: Tensor, rows: Tensor) -> Tensor:
     """The images at `rows` [K] of features [B, C, H, W], in memory of their own."""
     return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+
+
+def _put(features: Tensor, rows: Tensor, outcome: Tensor) -> None:
+    """Write images [K, C, H, W] over those at `rows` [K] of features [B, C, H, W], outside of autograd."""
+    to, written = features.permute(0, 2, 3, 1), outcome.permute(0, 2, 3, 1)
+    if features.is_cuda:
+        to.index_copy_(0, rows, written)
+    else:  # numpy copies whole images, which takes a quarter of the time
+        to.numpy()[rows.numpy()] = written.numpy()
 
 
 def _add_rows(features: Tensor, rows: Tensor, outcome: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ class SkippingProcess:
         `reuse` may be the features of an earlier initial state, which are overwritten: new memory is dear to touch. It
         has no effect while gradients are enabled.
         """
-        images = images.float()
+        images = images.to(next(self.backbone.parameters()).dtype)
         if torch.is_grad_enabled():
             features = self._first_features(images)
         else:

@@ -44,8 +44,8 @@ class Pretrain:
     """Bitwidths that the backbone can run at; 0 is skip, 32 full precision."""
     widest: tuple[int, ...] = ()
     """Bitwidths of what is always on; by default the last of `bitwidths`."""
-    quantizer: str = "pact_sawb"
-    """"pact_sawb", "minmax", or "module:function"."""
+    quantizer: str = "pact_sawb_int8"
+    """"pact_sawb_int8", "pact_sawb", "minmax", or "module:function"."""
     start: Path | None = None
     """Backbone file of the same depth and width to begin with, such as a plainly trained one."""
     output: Path | None = None
