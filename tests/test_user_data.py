@@ -14,7 +14,8 @@ import torch
 
 from agents.evaluation import evaluate
 from agents.policies import AssignmentPolicy
-from backbone.data import SPLITS, Dataset, Split, load_dataset
+from backbone.checkpoint import find_checkpoint, own_checkpoint
+from backbone.data import LOADERS, SPLITS, Dataset, Split, load_dataset
 from backbone.training import BackboneTrainer, TrainingConfig
 from dfs_env import DFSVectorEnv, Task, calibrate
 
@@ -229,6 +230,8 @@ def test_a_module_that_cannot_be_imported_is_named(source, tmp_path, monkeypatch
 def test_a_name_of_another_kind_is_refused(name):
     with pytest.raises(ValueError, match="data set is given by its name"):
         load_dataset(name)
+    with pytest.raises(ValueError, match="data set is given by its name"):
+        find_checkpoint(name, 14, Path())
 
 
 def test_an_unknown_name_lists_the_known():
@@ -333,3 +336,46 @@ def test_commands_end_in_one_line_before_they_train(command, tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: data set 'own_data:load': own has no test images")
     assert "Traceback" not in done.stderr
+
+
+# --- names of files
+
+
+def test_the_librarys_own_names_stay(tmp_path):
+    for name in LOADERS:
+        assert own_checkpoint(name, 14, tmp_path) == tmp_path / "weights" / f"{name}-resnet14.safetensors"
+
+
+LONG = f"{'m' * 200}.{'m' * 200}"
+USERS = [
+    *("my_data:load", "my_data:Load", "my_data_load:load", "my_data:load_load", "my.data:load", "my:data_load"),
+    *("my_data.load:x", "con:load", "nul.x:load", "é:load", "é:load2", f"{LONG}:load", f"{LONG}:loads"),
+]
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_every_file_system_takes_the_name_of_the_weights(name, tmp_path):
+    file = own_checkpoint(name, 14, tmp_path)
+    assert file.parent == tmp_path / "weights"
+    assert set(file.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+    assert len(file.name) < 128
+    assert file.name.partition(".")[0].lower() not in ("con", "nul", "aux", "prn")
+    assert file == own_checkpoint(name, 14, tmp_path)
+
+
+def test_data_sets_never_share_a_file_even_where_case_does_not_count(tmp_path):
+    names = [own_checkpoint(name, depth, tmp_path).name.lower() for name in [*USERS, *LOADERS] for depth in (8, 14)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file could be called that")
+def test_weights_saved_under_a_name_with_a_colon_are_still_found(tmp_path):
+    earlier = tmp_path / "weights" / "my_data:load-resnet8.safetensors"
+    earlier.parent.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"scripts\.pretrain --dataset my_data:load --depth 8"):
+        find_checkpoint("my_data:load", 8, tmp_path)
+    earlier.touch()
+    assert find_checkpoint("my_data:load", 8, tmp_path) == earlier
+    own = own_checkpoint("my_data:load", 8, tmp_path)
+    own.touch()
+    assert find_checkpoint("my_data:load", 8, tmp_path) == own
