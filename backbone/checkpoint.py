@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -139,7 +140,14 @@ def own_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
 
 
 def shipped_checkpoint(dataset: str, depth: int) -> Path:
-    """Where the backbone of that shape lies that ships with the package, if one does."""
+    """Where the backbone of that shape lies that ships with the package, if one does.
+
+    A data set "module:function" has a digest in the file's name: not every file system takes colons, or distinguishes
+    capitals.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", dataset):
+        readable = re.sub(r"[^A-Za-z0-9]+", "_", dataset)[:60]
+        dataset = f"{readable}-{hashlib.sha256(dataset.encode()).hexdigest()[:16]}"
     return SHIPPED / f"{dataset}-resnet{depth}.safetensors"
 
 
@@ -148,11 +156,14 @@ def find_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
 
     Raises:
         FileNotFoundError: there is neither; the message says which command makes it.
-        ValueError: no network has that depth.
+        ValueError: no network has that depth, or the data set is no name.
     """
     ResNetConfig(depth)
+    if not isinstance(dataset, str):
+        raise ValueError(f"a data set is given by its name, got {dataset!r}")
     own = own_checkpoint(dataset, depth, folder)
-    for path in (own, shipped_checkpoint(dataset, depth)):
+    earlier = own.parent / f"{dataset}-resnet{depth}.safetensors"  # what `own` of "module:function" was called before
+    for path in (own, earlier, shipped_checkpoint(dataset, depth)):
         if path.is_file():
             return path
     raise FileNotFoundError(

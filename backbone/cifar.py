@@ -117,7 +117,7 @@ def _locate(source: Source, folder: Path) -> Path:
         missing = [name for name in source.files if not (candidate / name).is_file()]
         if not missing:
             return candidate
-        if candidate.name == source.folder and candidate.is_dir():
+        if candidate.name == source.folder and os.path.lexists(candidate):  # even if it is no folder
             raise FileNotFoundError(
                 f"{candidate / missing[0]} is missing: put it back, or delete {candidate} and run again"
             )

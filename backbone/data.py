@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backbone.data_checks import (
+    IMAGE_SIZE,
+    SMALLEST_STD,
+    check_trainable,
+    checked_channels,
+    checked_flag,
+    checked_images,
+    checked_integer,
+    checked_labels,
+)
 from backbone.names import resolve
 
 SPLITS = ("train", "validation", "test")
-
-IMAGE_SIZE = 32
-"""Height and width of an image in pixels: CIFAR's, and that of every data set here."""
 
 LOADERS = {
     "digits": "backbone.digits:load_digits",
@@ -34,6 +41,8 @@ LOADERS = {
 class Split:
     """Images and their labels, in a fixed order. Read-only by convention: data sets are shared within a process.
 
+    The `Dataset` that it becomes part of checks it, and knows how to call it.
+
     Attributes:
         images: uint8 `[N, 3, 32, 32]`, RGB.
         labels: int64 `[N]`.
@@ -41,15 +50,6 @@ class Split:
 
     images: Tensor
     labels: Tensor
-
-    def __post_init__(self) -> None:
-        size = 3, IMAGE_SIZE, IMAGE_SIZE
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1:] != size:
-            raise ValueError(f"images must be uint8 {['N', *size]}, got {self.images.dtype} {list(self.images.shape)}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels must be int64 [{len(self.images)}], got {self.labels.dtype} {list(self.labels.shape)}"
-            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,17 +62,22 @@ class Split:
 class Dataset:
     """A data set for classification, in three splits.
 
+    Arrays, lists, other kinds of integers and tensors elsewhere become what is listed here, if nothing is lost.
+
     Attributes:
         name: what `load_dataset` calls it.
         num_classes: labels are 0 to `num_classes - 1`.
         mean: per channel, of pixels scaled to [0, 1].
-        std: per channel, of pixels scaled to [0, 1].
+        std: per channel, of pixels scaled to [0, 1]; above 0.
         train: the only images that weights are fitted to, in random order: what is measured on a sample of them takes
             the first.
         validation: for choosing policies and checkpoints; carved from the training part.
         test: read once, for the report.
         flip: whether an image keeps its label when it is mirrored left to right.
         pad: largest shift in pixels that augmentation makes; 0 for none.
+
+    Raises:
+        ValueError: something is of another kind, size or range; the message names the data set and the split.
     """
 
     name: str
@@ -86,28 +91,42 @@ class Dataset:
     pad: int
 
     def __post_init__(self) -> None:
-        for what, numbers in (("mean", self.mean), ("std", self.std)):
-            if len(numbers) != 3 or not all(math.isfinite(x) and (x > 0 or what == "mean") for x in numbers):
-                above = "" if what == "mean" else " above 0"
-                raise ValueError(f"{self.name}: {what} must be three finite numbers{above}, got {numbers!r}")
-        for name in SPLITS:
-            labels = self.split(name).labels
-            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-                found = f"{int(labels.min())} to {int(labels.max())}"
-                raise ValueError(
-                    f"{self.name}, {name}: labels must be 0 to {self.num_classes - 1} for {self.num_classes} classes, "
-                    f"got {found}"
-                )
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"the name of a data set must be a string that is not empty, got {self.name!r}")
+        num_classes = checked_integer(self.num_classes, "num_classes", 1, None, self.name)
+        checked = {
+            "num_classes": num_classes,
+            "mean": checked_channels(self.mean, "mean", 0.0, self.name),
+            "std": checked_channels(self.std, "std", SMALLEST_STD, self.name),
+            "flip": checked_flag(self.flip, "flip", self.name),
+            "pad": checked_integer(self.pad, "pad", 0, IMAGE_SIZE - 1, self.name),
+            **{split: self._checked_split(split, num_classes) for split in SPLITS},
+        }
+        for field, value in checked.items():
+            object.__setattr__(self, field, value)
+
+    def _checked_split(self, name: str, num_classes: int) -> Split:
+        given: Any = getattr(self, name)
+        if not isinstance(given, Split):
+            raise ValueError(
+                f"{self.name}: {name} must be a backbone.data.Split, got {type(given).__name__}: make it as "
+                "Split(images, labels)"
+            )
+        where = f"{self.name}, {name}"
+        images = checked_images(given.images, where)
+        return Split(images, checked_labels(given.labels, len(images), num_classes, where))
 
     def split(self, name: str) -> Split:
         """Return the split called "train", "validation" or "test".
 
         Raises:
-            ValueError: there is no such split.
+            ValueError: there is no such split, or nothing in it.
         """
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}: choose one of {', '.join(SPLITS)}")
         split: Split = getattr(self, name)
+        if not len(split):
+            raise ValueError(f"{self.name} has no {name} images: put some into its split {name!r}")
         return split
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -133,21 +152,38 @@ def data_folder(folder: str | Path | None = None) -> Path:
 def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     """Load "digits", "cifar10", "cifar100", or the data set that the user's own "module:function" returns.
 
-    Such a function is called with the data folder (a `Path`) and returns a `Dataset`. Each data set is loaded once per
-    process.
+    Such a function is called with the data folder (a `Path`) and returns a `Dataset` of at least two classes, with
+    images of its own in every split and all classes among those of training. Each data set is loaded once per process.
 
     Raises:
-        ValueError: the name is unknown, the user's function returns something else, or a data file is damaged.
+        ValueError: the name is unknown, the user's function fails or returns anything else, or a data file is damaged.
         FileNotFoundError: a data file is missing and cannot be downloaded.
     """
+    resolve("data set", name, LOADERS)  # what is no name cannot be looked up among those loaded before
     return _load(name, data_folder(folder))
 
 
 @cache
 def _load(name: str, folder: Path) -> Dataset:
-    dataset = resolve("data set", LOADERS.get(name, name), LOADERS)(folder)
-    if not isinstance(dataset, Dataset):
-        raise ValueError(f"data set {name!r}: expected a backbone.data.Dataset, got {type(dataset).__name__}")
+    function = resolve("data set", LOADERS.get(name, name), LOADERS)
+    if name in LOADERS:
+        return function(folder)
+    try:
+        dataset = function(folder)
+        if not isinstance(dataset, Dataset):
+            raise ValueError(
+                f"expected a backbone.data.Dataset, got {type(dataset).__name__}: the function must return one"
+            )
+        splits = {split: dataset.split(split) for split in SPLITS}
+        parts = {split: (part.images, part.labels) for split, part in splits.items()}
+        check_trainable(parts, dataset.num_classes, dataset.name)
+    except (ValueError, FileNotFoundError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"data set {name!r}: {error}") from error
+    except Exception as error:
+        raise ValueError(
+            f"data set {name!r}: its function, called with the data folder, raised {type(error).__name__}: {error}"
+        ) from error
     return dataset
 
 

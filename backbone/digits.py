@@ -12,6 +12,7 @@ same pixels.
 from __future__ import annotations
 
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,17 @@ CHUNK = 100  # images drawn at once: fits the processor's cache
 
 
 def load_digits(folder: str | Path | None = None) -> Dataset:
-    """Draw the data set: 10,000 / 2,000 / 2,000 images. `folder` is not used; every loader takes one."""
+    """Draw the data set: 10,000 / 2,000 / 2,000 images. `folder` is not used; every loader takes one.
+
+    Raises:
+        ValueError: scikit-learn's copy of the digits is missing or damaged.
+    """
     from sklearn import datasets  # here, because it takes a second that the other data sets need not wait for
 
-    raw = datasets.load_digits()
+    try:
+        raw = datasets.load_digits()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"scikit-learn's digits.csv.gz is damaged ({error}): install scikit-learn again") from error
     glyphs = torch.from_numpy(raw.images / 16.0)[:, None]
     labels = torch.from_numpy(raw.target.astype(np.int64))
     parts = stratified_parts(raw.target, list(SOURCES.values()), SEED)

@@ -35,7 +35,7 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
         raise ValueError(message + nearest(name, known))
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, TypeError) as error:  # TypeError: a relative name such as '.module'
+    except Exception as error:  # whatever the user's own module raises
         raise ValueError(f"{kind} {name!r}: cannot import module {module_name!r} ({error})") from error
     function = getattr(module, function_name, None)
     if not callable(function):

@@ -207,7 +207,8 @@ class BackboneTrainer:
     @default_torch_state(one_thread=False)
     @torch.enable_grad()
     def _one_epoch(self) -> float:
-        split, steps, total = self.dataset.train, math.ceil(len(self.dataset.train) / self.config.batch_size), 0.0
+        split, total = self.dataset.split("train"), 0.0
+        steps = math.ceil(len(split) / self.config.batch_size)
         for step, rows in enumerate(batches(split, self.config.batch_size, self.generator)):
             lr = self.config.learning_rate((self.epoch + step / steps) / self.config.epochs)
             for group in self.optimizer.param_groups:

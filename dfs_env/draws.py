@@ -34,8 +34,6 @@ class Draws:
 
     def __init__(self, dataset: Dataset, split: str, num_envs: int, augment: bool) -> None:
         self.dataset, self.split = dataset, dataset.split(split)
-        if not len(self.split):
-            raise ValueError(f"{dataset.name} has no {split} images")
         self.num_envs, self.augment = num_envs, augment
         self.generators: list[np.random.Generator] = []
         """One for each sub-environment, once they are seeded."""

@@ -39,7 +39,7 @@ class Task:
 
 def calibrate(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> None:
     """Set the backbone's feature statistics from the first training images on random routes."""
-    images = dataset.normalize(dataset.train.images[:CALIBRATION_IMAGES].to(process.device))
+    images = dataset.normalize(dataset.split("train").images[:CALIBRATION_IMAGES].to(process.device))
     process.calibrate(images, torch.Generator().manual_seed(seed))
 
 

@@ -183,7 +183,7 @@ def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tupl
 def fit_threshold(cascade: Cascade, task: Task, budget: float) -> None:
     """Set the cascade's threshold to what is best within the budget on all validation images, the weights being what
     they are."""
-    process, images, first, second = task.process, task.dataset.validation, [], []
+    process, images, first, second = task.process, task.dataset.split("validation"), [], []
     with torch.no_grad():
         for rows in batches(images, 256):  # batch by batch: a search would keep the features of all images
             inputs = task.dataset.normalize(images.images[rows]).to(process.device)
