@@ -1,9 +1,9 @@
 """Quantized convolutions on integer kernels: levels of one byte, sums in 32-bit integers, everything else fused.
 
-Activations are unsigned bytes, weights signed bytes. Scales, folded norm, ReLU, the rounding to the next layer's levels,
-and the sum with the residual are part of oneDNN's convolution, which torch brings. The float path of `backbone.layers`
-is the specification: both differ only where the rounding of a scale moves a tie, and both give an image the same result
-in any batch.
+Activations are unsigned bytes, weights signed bytes. Scales, folded norm, ReLU, the rounding to the next layer's
+levels, and the sum with the residual are part of oneDNN's convolution, which torch brings. The float path of
+`backbone.layers` is the specification: both differ only where the rounding of a scale moves a tie, and both give an
+image the same result in any batch.
 
 Of two libraries tried, oneDNN takes groups of any size, which `GroupedBlock` makes anew at every block. OpenVINO's
 models, one for each block and bitwidth, are as fast in static shapes only, and take 0.1 seconds each to compile.

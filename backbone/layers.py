@@ -181,7 +181,7 @@ class QuantConvNorm(QuantizedLayer):
     def integer(self, x: Tensor, bits: int) -> IntegerConv | None:
         """The layer on integer kernels, where these can serve the input `x` [B, C_in, H, W]; else None: the float path.
 
-        They serve evaluation on the CPU at up to 8 bits, without gradients and without hooks, which would see no output.
+        They serve evaluation on the CPU at up to 8 bits, without gradients, and without hooks, which would see nothing.
         """
         hooks = self._forward_hooks or self._forward_pre_hooks
         if bits > EXACT_BITS or self.norms[str(bits)].training or hooks or not enabled():

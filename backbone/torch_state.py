@@ -48,7 +48,7 @@ def default_torch_state(one_thread: bool = True) -> Iterator[None]:
     """Run without autocast and outside inference mode, with float32 and the CPU as defaults, on one thread.
 
     More threads are used where they were asked for: by OMP_NUM_THREADS, by `torch.set_num_threads` after the import of
-    this project, or by `use_threads`. Everything is put back at the end, and nothing is touched that is as it should be.
+    this project, or by `use_threads`. Everything is put back at the end.
 
     Args:
         one_thread: False for large networks, which take as many threads as torch has.

@@ -31,7 +31,7 @@ def _dataset(folder: object = None) -> Dataset:
     return Dataset("tiny", 10, mean, std, _split(24, 0), _split(12, 1), _split(8, 2), flip=True, pad=2)
 
 
-def _settle(backbone: ResNet, images: torch.Tensor) -> ResNet:
+def settle(backbone: ResNet, images: torch.Tensor) -> ResNet:
     """Give every norm and every activation range values of its own, then freeze the network."""
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
@@ -61,7 +61,7 @@ def images(dataset: Dataset) -> torch.Tensor:
 def _backbone(images: torch.Tensor) -> ResNet:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return _settle(ResNet(ResNetConfig(8, 10, 4, BITWIDTHS, (8, 32))), images)
+        return settle(ResNet(ResNetConfig(8, 10, 4, BITWIDTHS, (8, 32))), images)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from backbone.quantization import (
     LearnedActivations,
     MinMaxActivations,
     MinMaxWeights,
+    OddWeights,
     StatisticalWeights,
     check_bitwidths,
     make_quantizer,
@@ -101,12 +102,37 @@ def test_gaussian_step_is_the_least_error_optimum(bits, monkeypatch):
 
 
 @pytest.mark.parametrize("bits", [10, 16])
-def test_statistical_weights_span_the_largest_weight_above_eight_bits(bits):
+@pytest.mark.parametrize(("quantizer", "highest_bits"), [(OddWeights, 0), (StatisticalWeights, 1)])
+def test_weights_span_the_largest_weight_above_eight_bits(quantizer, highest_bits, bits):
     weight = gaussian(64, 9)
-    levels, scale = StatisticalWeights()(weight, bits)
-    assert levels.abs().max() == 2**bits - 1
-    assert (levels % 2 == 1).all()
+    levels, scale = quantizer()(weight, bits)
+    assert levels.abs().max() == 2 ** (bits - highest_bits) - 1
     assert (levels * scale - weight).abs().max() <= scale * 1.01
+
+
+@pytest.mark.parametrize("bits", range(2, 17))
+def test_odd_levels_have_no_zero_and_those_for_integer_kernels_fit_their_bits(bits):
+    weight = gaussian(64, 9)
+    weight[0, 0] = 100.0  # beyond what a Gaussian's step reaches
+    odd, fitting = OddWeights()(weight, bits).levels, StatisticalWeights()(weight, bits).levels
+    assert (odd % 2 == 1).all()
+    assert odd.abs().max() <= 2**bits - 1
+    if bits <= 4:
+        assert torch.equal(fitting, odd)
+        assert fitting.abs().max() <= 127
+    else:
+        assert fitting.abs().max() == 2 ** (bits - 1) - 1
+        assert StatisticalWeights()(torch.tensor([0.0, 1.0]), bits).levels[0] == 0
+
+
+@pytest.mark.parametrize("quantizer", ["pact_sawb_int8", "minmax"])
+@pytest.mark.parametrize("signed", [False, True])
+def test_bounds_are_the_extreme_levels(quantizer, signed):
+    activations = make_quantizer(quantizer).activations((2, 4, 8), signed).eval()
+    wide = torch.linspace(-1000, 1000, 4001)[None]
+    for bits in (2, 4, 8):
+        levels = activations(wide, bits).levels
+        assert activations.bounds(bits) == (levels.min(), levels.max())
 
 
 def test_learned_activations_by_hand_at_two_bits():
@@ -202,7 +228,7 @@ def test_rounding_is_deterministic_also_in_training(name):
 
 def test_quantizers_by_name():
     assert make_quantizer("backbone.quantization:minmax") == make_quantizer("minmax")
-    with pytest.raises(ValueError, match="unknown quantizer 'dorefa': choose one of minmax, pact_sawb"):
+    with pytest.raises(ValueError, match="unknown quantizer 'dorefa': choose one of minmax, pact_sawb, pact_sawb_int8"):
         make_quantizer("dorefa")
 
 
