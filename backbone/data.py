@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,6 +100,11 @@ class Dataset:
                     f"got {found}"
                 )
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What was loaded by name is pickled as that: whoever unpickles it loads it too."""
+        source = vars(self).get("_source")
+        return (load_dataset, source) if source else super().__reduce_ex__(protocol)
+
     def split(self, name: str) -> Split:
         """Return the split called "train", "validation" or "test".
 
@@ -148,6 +154,7 @@ def _load(name: str, folder: Path) -> Dataset:
     dataset = resolve("data set", LOADERS.get(name, name), LOADERS)(folder)
     if not isinstance(dataset, Dataset):
         raise ValueError(f"data set {name!r}: expected a backbone.data.Dataset, got {type(dataset).__name__}")
+    object.__setattr__(dataset, "_source", (name, folder))
     return dataset
 
 
