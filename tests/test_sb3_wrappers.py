@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import vector as wrappers
 from stable_baselines3 import PPO
 
@@ -12,6 +13,7 @@ from agents.sb3 import SB3VecEnv
 from dfs_env import DFSEnv, DFSVectorEnv, MODFSVectorEnv, SafeDFSVectorEnv
 
 N, L = 4, 3
+SEEN = spaces.Box(-10, 10, (2,), np.float32)
 
 
 class AsLists(gym.vector.VectorWrapper):
@@ -20,6 +22,27 @@ class AsLists(gym.vector.VectorWrapper):
     def reset(self, **kwargs) -> tuple:
         observation, info = self.env.reset(**kwargs)
         return observation.tolist(), info
+
+
+class Ends(gym.vector.VectorWrapper):
+    """The last two entries of observations: cost and budget. Gymnasium's own wrappers refuse SameStep."""
+
+    def __init__(self, env: gym.vector.VectorEnv, final: bool = True) -> None:
+        super().__init__(env)
+        self.final = final
+        self.single_observation_space = SEEN
+        self.observation_space = batch_space(SEEN, N)
+
+    def reset(self, **kwargs) -> tuple:
+        observation, info = self.env.reset(**kwargs)
+        return observation[:, -2:], info
+
+    def step(self, actions: np.ndarray) -> tuple:
+        observation, *rest, info = self.env.step(actions)
+        if self.final and "final_obs" in info:
+            for i in range(N):
+                info["final_obs"][i] = info["final_obs"][i][-2:]
+        return observation[:, -2:], *rest, info
 
 
 @pytest.fixture
@@ -54,13 +77,8 @@ def test_rewards_are_those_of_the_wrappers_and_components_the_environments_own(e
 def test_actions_and_observations_are_those_of_the_wrappers(env):
     two, rows = spaces.Discrete(2), np.zeros(N, int)
     fewer = wrappers.TransformAction(env, lambda actions: actions * 3, spaces.MultiDiscrete([2] * N), two)
-    seen = spaces.Box(-10, 10, (2,), np.float32)
-    adapter = SB3VecEnv(
-        wrappers.TransformObservation(
-            fewer, lambda each: each[:, -2:], lambda each: each[-2:], spaces.Box(-10, 10, (N, 2), np.float32), seen
-        )
-    )
-    assert (adapter.action_space, adapter.observation_space) == (two, seen)
+    adapter = SB3VecEnv(Ends(fewer))
+    assert (adapter.action_space, adapter.observation_space) == (two, SEEN)
     _, infos = play(adapter, rows + 1)
     assert [info["spent"] for info in infos] == pytest.approx([1] * N)
     assert infos[0]["terminal_observation"].tolist() == pytest.approx([1, 1])
@@ -82,6 +100,8 @@ def test_what_stable_baselines3_cannot_take_is_refused_by_name(env, task):
     for wrapper in (wrappers.DictInfoToList, AsLists):
         with pytest.raises(ValueError, match=wrapper.__name__):
             SB3VecEnv(wrapper(env)).reset()
+    with pytest.raises(ValueError, match=r"final_obs.*Ends"):
+        play(SB3VecEnv(Ends(env, final=False)))
     for other in (SafeDFSVectorEnv(task, N, autoreset_mode="SameStep"), SyncVectorEnv([lambda: DFSEnv(task)])):
         with pytest.raises(ValueError, match=type(other).__name__):
             SB3VecEnv(other)

@@ -115,6 +115,10 @@ class SB3VecEnv(VecEnv):
 
     def _describe_end(self, infos: list[dict[str, Any]], info: dict[str, Any]) -> None:
         final = {key: value for key, value in info["final_info"].items() if not key.startswith("_")}
+        if np.shape(info["final_obs"][0]) != self.observation_space.shape:
+            raise ValueError(
+                f"final_obs is not in the observation space of {self.wrapped}: a wrapper must change it too"
+            )
         elapsed = round(time.time() - self._start, 6)
         for i, entry in enumerate(infos):
             entry.update({key: value[i] for key, value in final.items()})
