@@ -12,11 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
 STEPS = 300
 """Steps of full-batch Adam. The problem is convex and begins at zero, so the result depends on the data only."""
 RATE, DECAY = 0.05, 1e-3
 """Learning rate, and weight of the squared weights in the loss."""
+PATIENCE = 2.0
+"""Seconds after which work shows its progress."""
 MEASURES = 3
 """Numbers that `confidence` returns."""
 
@@ -47,7 +50,7 @@ def fit_heads(pooled: list[Tensor], labels: Tensor, num_classes: int) -> LinearH
     optimizer = torch.optim.Adam([weight, bias], lr=RATE)
     targets = labels.expand(len(pooled), -1).flatten()
     with torch.enable_grad():
-        for _ in range(STEPS):
+        for _ in tqdm(range(STEPS), "training confidence heads", delay=PATIENCE):
             scores = torch.baddbmm(bias, inputs, weight)
             loss = F.cross_entropy(scores.flatten(0, 1), targets) + DECAY * weight.square().sum() / len(pooled)
             optimizer.zero_grad()
@@ -59,8 +62,8 @@ def fit_heads(pooled: list[Tensor], labels: Tensor, num_classes: int) -> LinearH
 
 def confidence(logits: Tensor) -> Tensor:
     """[B, 3] from class scores [B, K]: the largest probability, its margin over the second, and the entropy as a share
-    of log K. All lie in [0, 1]."""
-    probabilities = logits.softmax(1)
+    of log K. All lie in [0, 1]. Of a single class nothing is in doubt: 1, 1 and 0."""
+    probabilities = F.pad(logits.softmax(1), (0, 1)) if logits.shape[1] == 1 else logits.softmax(1)
     top = probabilities.topk(2, 1).values
-    entropy = torch.special.entr(probabilities).sum(1) / math.log(logits.shape[1])
+    entropy = torch.special.entr(probabilities).sum(1) / math.log(probabilities.shape[1])
     return torch.stack((top[:, 0], top[:, 0] - top[:, 1], entropy), 1)

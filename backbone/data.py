@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
@@ -116,6 +116,11 @@ class Dataset:
         images = checked_images(given.images, where)
         return Split(images, checked_labels(given.labels, len(images), num_classes, where))
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What was loaded by name is pickled as that: whoever unpickles it loads it too."""
+        source = vars(self).get("_source")
+        return (load_dataset, source) if source else super().__reduce_ex__(protocol)
+
     def split(self, name: str) -> Split:
         """Return the split called "train", "validation" or "test".
 
@@ -166,8 +171,13 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
 @cache
 def _load(name: str, folder: Path) -> Dataset:
     function = resolve("data set", LOADERS.get(name, name), LOADERS)
-    if name in LOADERS:
-        return function(folder)
+    dataset = function(folder) if name in LOADERS else _users(name, function, folder)
+    object.__setattr__(dataset, "_source", (name, folder))
+    return dataset
+
+
+def _users(name: str, function: Callable[..., Any], folder: Path) -> Dataset:
+    """What the user's own function returns, checked."""
     try:
         dataset = function(folder)
         if not isinstance(dataset, Dataset):

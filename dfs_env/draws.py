@@ -10,7 +10,7 @@ import torch
 from gymnasium.utils import seeding
 from torch import Tensor
 
-from backbone.data import Dataset, shift_and_flip
+from backbone.data import Dataset, Split, shift_and_flip
 from dfs_env.budgets import Budget
 from dfs_env.checks import Array, checked_seeds
 
@@ -33,12 +33,18 @@ class Draws:
     """
 
     def __init__(self, dataset: Dataset, split: str, num_envs: int, augment: bool) -> None:
-        self.dataset, self.split = dataset, dataset.split(split)
+        self.dataset, self.split_name = dataset, split
+        dataset.split(split)  # refuses one without images
         self.num_envs, self.augment = num_envs, augment
         self.generators: list[np.random.Generator] = []
         """One for each sub-environment, once they are seeded."""
         self.seeds: list[int] = []
         """What each was seeded with last; -1 where that is not known."""
+
+    @property
+    def split(self) -> Split:
+        """The images to draw from."""
+        return self.dataset.split(self.split_name)
 
     def seed(self, seed: int | Sequence[int | None] | None) -> None:
         """Begin anew: an integer s seeds the generators with s, s + 1, ...; a list seeds each; those given None go on

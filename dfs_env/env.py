@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.data import Split
+from dfs_env.attributes import Guarded
 from dfs_env.budgets import make_budget
 from dfs_env.checks import (
     Array,
@@ -39,13 +40,15 @@ from dfs_env.rewards import RewardSpec, Transition, begin, make_reward, prepare
 from dfs_env.task import Task
 
 
-class DFSVectorEnv(VectorEnv[Array, Array, Array]):
+class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     """N images decided block by block, in lockstep.
 
     ## Description
     Dynamic Fractional Skipping (Shen et al., AAAI 2020) as a decision process. Each sub-environment holds one image. At
     each residual block of a quantized ResNet the agent skips the block or runs it at one of the bitwidths; after the
     last block the network answers. All N episodes have exactly L steps, one per block, and are computed together.
+
+    `budget` and `price` may be set on an environment that is made; other public attributes are fixed.
 
     ## Action Space
     `Discrete(A)`: an index into `bitwidths`. With (0, 2, 4, 8): 0 skips the block, 1 to 3 run it at 2, 4 or 8 bits.
@@ -82,7 +85,8 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     ## Episode End
     Termination after L decisions; there is no truncation. At the end `info` holds `correct`, `loss`, `prediction` and
-    `route` [L]; at every step `cost` and `index`.
+    `route` [L]; at every step `cost`, what the decision cost (as in Safety-Gymnasium); always `spent`, the cost of the
+    episode so far, and `index`.
 
     ## Action Masks
     `action_masks()` [N, A] is true where an image can take the action and still end within the budget. Under
@@ -225,6 +229,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
         """
         if self.closed:
             raise ClosedEnvironmentError("this environment is closed; make a new one")
+        self.take_from_wrappers()
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
         if mask is not None and not (np.shape(mask) == (self.num_envs,) and np.all(mask)):
@@ -253,6 +258,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             ResetNeeded: before the first reset, or at the end of the episodes if autoreset is disabled.
             ClosedEnvironmentError: after `close`.
         """
+        self.take_from_wrappers()
         state = self._ready_state()
         no, yes = np.zeros(self.num_envs, np.bool_), np.ones(self.num_envs, np.bool_)
         if self.episode_over:  # only in mode NEXT_STEP: this step begins the next episodes, whatever the actions
@@ -330,11 +336,16 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             begin(self.reward, self.process, self._state)
         self._stem_features = self.last_played = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the memory that is kept to be written to again."""
+        return {**vars(self), "_stem_features": None}
+
     def render(self) -> tuple[Any, ...] | None:
         """One frame for each image: uint8 [H, W, 3], or a line of text."""
         if self.render_mode is None:
             gym.logger.warn('render() needs a render_mode; give render_mode="rgb_array" or "ansi" to make')
             return None
+        check_render_mode(self.render_mode)
         if self._state is None:
             raise ResetNeeded("call reset() before render()")
         show = draw if self.render_mode == "rgb_array" else line
@@ -371,18 +382,34 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _outcome(self, before: State, action: Tensor, after: State) -> tuple[Array, dict[str, Any]]:
         """Rewards [N] and the info of the step that led by `action` from `before` to `after`."""
-        correct = loss = torch.zeros_like(after.cost)
         done = self.process.terminal(after)
         if done:
             self.last_played = self._playing
             self._logits = self.process.logits(after)
-            loss = F.cross_entropy(self._logits, self._labels, reduction="none")
-            correct = (self._logits.argmax(1) == self._labels).to(loss.dtype)
-        transition = Transition(
+        transition = self._transition(before, action, after, self._labels, self._logits)
+        parts = checked_components(self.reward(transition), after.cost.shape)
+        components = {name: _numpy(part) for name, part in parts.items()}
+        info = {"cost": _numpy(transition.step_cost), **self._standing()}
+        info.update({f"reward_{name}": part for name, part in components.items()})
+        if done:
+            assert self._logits is not None
+            info.update(correct=_numpy(transition.correct), loss=_numpy(transition.loss))
+            info.update(prediction=_numpy(self._logits.argmax(1)), route=self._route.copy())
+        return self._combined(components), info
+
+    def _transition(
+        self, before: State, action: Tensor, after: State, labels: Tensor, logits: Tensor | None
+    ) -> Transition:
+        """What a reward sees of B images whose action [B] led from `before` to `after`; with logits, the last."""
+        correct = loss = torch.zeros_like(after.cost)
+        if logits is not None:
+            loss = F.cross_entropy(logits, labels, reduction="none")
+            correct = (logits.argmax(1) == labels).to(loss.dtype)
+        return Transition(
             step_cost=after.cost - before.cost,
             cost=after.cost,
             budget=after.budget,
-            done=done,
+            done=logits is not None,
             correct=correct,
             loss=loss,
             num_layers=self.process.num_layers,
@@ -391,15 +418,6 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
             state=after,
             process=self.process,
         )
-        parts = checked_components(self.reward(transition), after.cost.shape)
-        components = {name: _numpy(part) for name, part in parts.items()}
-        info = self._standing()
-        info.update({f"reward_{name}": part for name, part in components.items()})
-        if done:
-            assert self._logits is not None
-            info.update(correct=_numpy(correct), loss=_numpy(loss), prediction=_numpy(self._logits.argmax(1)))
-            info["route"] = self._route.copy()
-        return self._combined(components), info
 
     def _combined(self, components: Mapping[str, Array]) -> Array:
         """Rewards [N] from their components, each [N]."""
@@ -420,7 +438,7 @@ class DFSVectorEnv(VectorEnv[Array, Array, Array]):
     def _standing(self) -> dict[str, Any]:
         """What every info holds."""
         assert self._state is not None
-        info = {"cost": _numpy(self._state.cost), "index": self._rows.copy()}
+        info = {"spent": _numpy(self._state.cost), "index": self._rows.copy()}
         return info | {"action_mask": self.action_masks().astype(np.int8)} if self.hard_budget else info
 
     def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
+from tqdm import tqdm
 
-from backbone.cost import TOLERANCE
+from backbone.confidence import PATIENCE
 from backbone.names import resolve
-from dfs_env.checks import Array
+from dfs_env.attributes import callers
+from dfs_env.checks import Array, check_evaluating
 from dfs_env.env import DFSVectorEnv
 from dfs_env.rewards import Components, Transition
 from dfs_env.rewards.wrappers import seen
@@ -22,6 +27,9 @@ from dfs_env.task import Task
 
 ROUTES, POINTS = 20_000, 50_000
 """Routes of an image that `pareto_front` enumerates at most, and points that it compares at once."""
+
+LONG = 3600.0
+"""Seconds beyond which `pareto_front` warns."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,21 @@ class Objective:
     """Greatest value at one step."""
 
 
+def accuracy(t: Transition) -> Tensor:
+    """1 for a right answer."""
+    return t.correct
+
+
+def cost(t: Transition) -> Tensor:
+    """Minus what the decision cost."""
+    return -t.step_cost
+
+
+def cross_entropy(t: Transition) -> Tensor:
+    """Minus the cross-entropy of the answer."""
+    return -t.loss
+
+
 def total_cost(t: Transition) -> Tensor:
     """Minus what the decision cost by multiply-accumulates and bits, without what is always on."""
     process, state = seen(t)
@@ -43,9 +66,9 @@ def total_cost(t: Transition) -> Tensor:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "accuracy": Objective(lambda t: t.correct, 0.0, 1.0),
-    "cost": Objective(lambda t: -t.step_cost, -1.0, 0.0),
-    "cross_entropy": Objective(lambda t: -t.loss, -np.inf, 0.0),
+    "accuracy": Objective(accuracy, 0.0, 1.0),
+    "cost": Objective(cost, -1.0, 0.0),
+    "cross_entropy": Objective(cross_entropy, -np.inf, 0.0),
     "total_cost": Objective(total_cost, -1.0, 0.0),
 }
 """By name. "accuracy" and "cross_entropy" are of the answer, and so 0 before the last step; costs are of each step."""
@@ -97,48 +120,69 @@ class MODFSVectorEnv(DFSVectorEnv):
 
         Of policies that see which image they decide, so a bound for those that see the observation: all routes of every
         image are played, under a hard budget those that fit it. The way of MO-Gymnasium's environments with known
-        fronts.
+        fronts. Progress is shown, and a warning says so if it will take longer than an hour.
 
         Raises:
-            ValueError: too many routes, too many points, or budgets that are drawn.
+            ValueError: too many routes, too many points, budgets that are drawn, or a price for each image.
         """
         process = self.process
         if self._budget.low != self._budget.high:
             raise ValueError(f"the front depends on the budget, and {self.budget!r} draws it: give a number")
+        if np.ndim(self.price):
+            raise ValueError("the front depends on the price: set one number for all images")
         count = process.num_actions**process.num_layers
         if count > ROUTES:
             raise ValueError(
                 f"each image has {count:,} routes, and at most {ROUTES:,} are enumerated: use fewer bitwidths"
             )
-        front = np.zeros((1, self.reward_dim))
-        for of_image in self._returns_of_all_routes(gamma):
-            choices = non_dominated(of_image)
-            if len(front) * len(choices) > POINTS:
-                raise ValueError(
-                    f"there are more than {POINTS:,} points to compare: use a split of fewer images, or fewer bitwidths"
-                )
-            front = non_dominated((front[:, None] + choices).reshape(-1, self.reward_dim))
+        check_evaluating(process)
+        front, started, warned = np.zeros((1, self.reward_dim)), time.monotonic(), False
+        with tqdm(desc="pareto_front", total=len(self.images), unit="image", delay=PATIENCE) as bar:
+            for rows in torch.arange(len(self.images)).split(max(1, ROUTES // count)):
+                for of_image in self._returns_of_all_routes(rows, gamma):
+                    front = self._extended(front, non_dominated(of_image))
+                bar.update(len(rows))
+                seconds = (time.monotonic() - started) / (int(rows[-1]) + 1) * len(self.images)
+                if seconds > LONG and not warned:
+                    gym.logger.warn(
+                        f"pareto_front will take about {seconds / 3600:.1f} hours for {len(self.images):,} images of "
+                        f"{count:,} routes: use a split of fewer images, fewer bitwidths, or a hard budget"
+                    )
+                    warned = True
         return list(front / len(self.images))
 
-    def _returns_of_all_routes(self, gamma: float) -> Iterator[Array]:
-        """[A ** L, K] for each image of the split; under a hard budget only the routes that fit it."""
-        process = self.process
-        actions = torch.cartesian_prod(*[torch.arange(process.num_actions)] * process.num_layers)
-        routes = actions.reshape(-1, process.num_layers)
-        if self.hard_budget:
-            routes = routes[process.cost.route_cost(routes)[0].cpu() <= self._budget.high + TOLERANCE]
-        for index in range(len(self.images)):
-            env = MODFSVectorEnv(
-                self.task,
-                len(routes),
-                objectives=tuple(self.objectives),
-                budget=self._budget.high,
-                split=self.split,
-                autoreset_mode="Disabled",
+    def _extended(self, front: Array, choices: Array) -> Array:
+        """The front [P, K] of sums of returns, with the choices [Q, K] that one more image adds."""
+        if len(front) * len(choices) > POINTS:
+            raise ValueError(
+                f"there are more than {POINTS:,} points to compare: use a split of fewer images, or fewer bitwidths"
             )
-            env.reset(options={"indices": np.full(len(routes), index)})
-            rewards = [env.step(routes[:, layer].numpy())[1] for layer in range(process.num_layers)]
-            yield np.sum([gamma**layer * reward.astype(np.float64) for layer, reward in enumerate(rewards)], 0)
+        return non_dominated((front[:, None] + choices).reshape(-1, self.reward_dim))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _returns_of_all_routes(self, rows: Tensor, gamma: float) -> Array:
+        """[B, R, K] for the images at `rows` [B] of the split on all routes; under a hard budget only those that fit.
+
+        Routes share the blocks that they begin with: they are a tree, each level of which runs once.
+        """
+        process, device = self.process, self.process.device
+        images = self.task.dataset.normalize(self.images.images[rows].to(device))
+        labels = self.images.labels[rows].to(device)
+        state = process.initial(images, self._budget.high)
+        returns = np.zeros((len(rows), self.reward_dim))
+        for layer in range(process.num_layers):
+            nodes = torch.ones(len(labels), process.num_actions, dtype=torch.bool, device=device)
+            if self.hard_budget:
+                nodes = process.cost.fits(layer, state.cost, state.budget)
+            parents, action = nodes.nonzero(as_tuple=True)
+            before, labels = state.take(parents), labels[parents]
+            state = process.transition(before, action, in_place=True)
+            logits = process.logits(state) if process.terminal(state) else None
+            components = self._components(self._transition(before, action, state, labels, logits))
+            rewards = self._combined({name: part.cpu().numpy() for name, part in components.items()})
+            returns = returns[parents.cpu().numpy()] + gamma**layer * rewards.astype(np.float64)
+        return returns.reshape(len(rows), -1, self.reward_dim)
 
 
 def non_dominated(points: Array) -> Array:
@@ -167,9 +211,27 @@ class MODFSEnv(DFSEnv):
         super().__init__(task, **kwargs)
         self.reward_space, self.reward_dim = self.vector.reward_space, self.vector.reward_dim
 
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        """As `DFSEnv.reset`.
+
+        Raises:
+            ValueError: Gymnasium's own vectorizers would take the reward for a number.
+        """
+        around = list(callers())
+        scalar = any(type(each) is SyncVectorEnv or getattr(each, "co_name", "") == "_async_worker" for each in around)
+        wrappers = [type(each).__module__ for each in around if isinstance(each, gym.Wrapper)]
+        if scalar and set(wrappers) <= {"gymnasium.wrappers.common"}:  # others may have made a number of the reward
+            raise ValueError(
+                "SyncVectorEnv and AsyncVectorEnv take rewards for numbers, and those of a DFS/MO-* environment are "
+                "vectors: use gymnasium.make_vec without a vectorization_mode, MOSyncVectorEnv of "
+                "mo_gymnasium.wrappers.vector, or a wrapper such as LinearReward"
+            )
+        return super().reset(seed=seed, options=options)
+
     def step(self, action: int) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
         """As `DFSEnv.step`, with a reward [K] float32."""
-        return self._step(action)
+        observation, reward, terminated, truncated, info = self._step(action)
+        return observation, reward, terminated, truncated, info
 
     def pareto_front(self, gamma: float = 1.0) -> list[Array]:
         """As `MODFSVectorEnv.pareto_front`."""

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 
+from backbone.names import check_names
 from dfs_env.env import DFSVectorEnv
 from dfs_env.objectives import MODFSEnv, MODFSVectorEnv
 from dfs_env.safety import SafeDFSEnv, SafeDFSVectorEnv
@@ -30,22 +31,42 @@ Env = TypeVar("Env", bound=DFSEnv)
 Vector = TypeVar("Vector", bound=DFSVectorEnv)
 
 
-def _split_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those of `make_task`, and the others."""
+def _split_arguments(
+    kind: type[DFSEnv | DFSVectorEnv], kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of `make_task`, and the others.
+
+    Raises:
+        ValueError: an argument that neither `make_task` nor the environment has.
+    """
+    check_names(kwargs, [*_own_arguments(kind), *TASK_ARGUMENTS], kind.__name__)
     task = {name: kwargs[name] for name in TASK_ARGUMENTS if name in kwargs}
     return task, {name: value for name, value in kwargs.items() if name not in task}
 
 
+def _own_arguments(kind: type[DFSEnv | DFSVectorEnv]) -> list[str]:
+    fixed = {"task", "num_envs", "kwargs"}
+    if issubclass(kind, DFSEnv):
+        kind, fixed = kind.vector_class, fixed | {"autoreset_mode"}
+    kinds = [base for base in kind.__mro__ if issubclass(base, DFSVectorEnv)]
+    names = dict.fromkeys(name for base in kinds for name in inspect.signature(base).parameters)
+    return [name for name in names if name not in fixed]
+
+
 def _single(kind: type[Env], kwargs: dict[str, Any]) -> Env:
-    for name in ("autoreset_mode", "num_envs"):
-        if name in kwargs:
-            raise ValueError(f"{name} is for many images at once: use gymnasium.make_vec, not gymnasium.make")
-    task, rest = _split_arguments(kwargs)
+    if "num_envs" in kwargs:
+        raise ValueError("num_envs is for many images at once: use gymnasium.make_vec, not gymnasium.make")
+    if "autoreset_mode" in kwargs:
+        raise ValueError(
+            "autoreset_mode is no argument of an environment of one image: use gymnasium.make_vec without a "
+            'vectorization_mode, or with "sync" or "async" give vector_kwargs={"autoreset_mode": ...}'
+        )
+    task, rest = _split_arguments(kind, kwargs)
     return kind(make_task(**task), **rest)
 
 
 def _vector(kind: type[Vector], num_envs: int, kwargs: dict[str, Any]) -> Vector:
-    task, rest = _split_arguments(kwargs)
+    task, rest = _split_arguments(kind, kwargs)
     return kind(make_task(**task), num_envs, **rest)
 
 

@@ -8,24 +8,50 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from dfs_env.attributes import Guarded
 from dfs_env.checks import Array
 from dfs_env.env import DFSVectorEnv
 from dfs_env.render import RENDER_MODES
 from dfs_env.task import Task
 
 
-class DFSEnv(gym.Env[Array, int]):
+class OfVector:
+    """An attribute of the one-image environment that is its vector's."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, env: DFSEnv | None, owner: type) -> Any:
+        return self if env is None else getattr(env.vector, self.name)
+
+    def __set__(self, env: DFSEnv, value: Any) -> None:
+        setattr(env.vector, self.name, value)
+
+
+class DFSEnv(Guarded, gym.Env[Array, int]):
     """One image at a time: `DFSVectorEnv` with one sub-environment, whose docstring is the specification."""
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
 
     vector_class: ClassVar[type[DFSVectorEnv]] = DFSVectorEnv
 
+    budget, price, render_mode = OfVector(), OfVector(), OfVector()
+    task, process, split, augment, hard_budget, reward, images, episode_over = (OfVector() for _ in range(8))
+
     def __init__(self, task: Task, **kwargs: Any) -> None:
         self.vector = self.vector_class(task, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
         self.observation_space = self.vector.single_observation_space
         self.action_space = self.vector.single_action_space
-        self.render_mode = self.vector.render_mode
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Set an attribute that may be set; no wrapper has it, or it would not come to this.
+
+        Raises:
+            AttributeError: it may not.
+        """
+        self.check_settable(name)
+        setattr(self, name, value)
+        return True
 
     @property
     def np_random_seed(self) -> int:
@@ -43,6 +69,7 @@ class DFSEnv(gym.Env[Array, int]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """As `DFSVectorEnv.reset`; "indices" may be one integer."""
+        self.take_from_wrappers()
         super().reset(seed=seed)
         if options and "indices" in options:
             options = {**options, "indices": np.reshape(options["indices"], -1)}
@@ -54,9 +81,11 @@ class DFSEnv(gym.Env[Array, int]):
         observation, reward, terminated, truncated, info = self._step(action)
         return observation, float(reward), terminated, truncated, info
 
-    def _step(self, action: int) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.vector.step(np.reshape(action, -1))
-        return observation[0], reward[0], bool(terminated[0]), bool(truncated[0]), first_of(info)
+    def _step(self, action: int) -> tuple[Any, ...]:
+        """What the vector's step returns of its one image."""
+        self.take_from_wrappers()
+        *results, terminated, truncated, info = self.vector.step(np.reshape(action, -1))
+        return *(part[0] for part in results), bool(terminated[0]), bool(truncated[0]), first_of(info)
 
     def action_masks(self) -> Array:
         """[A] bool, as `DFSVectorEnv.action_masks`."""

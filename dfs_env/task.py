@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from backbone.checkpoint import find_checkpoint, load_backbone
-from backbone.confidence import LinearHeads, fit_heads
+from backbone.confidence import PATIENCE, LinearHeads, fit_heads
 from backbone.data import Dataset, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env.observations import CONFIDENT
@@ -60,12 +61,15 @@ def train_heads(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> Li
         )
     generator = torch.Generator().manual_seed(seed)
     places: list[list[Tensor]] = [[] for _ in range(process.num_layers + 1)]
-    with torch.no_grad():
-        for part in dataset.train.images[:HEAD_IMAGES].split(CALIBRATION_IMAGES):
+    parts = dataset.train.images[:HEAD_IMAGES].split(CALIBRATION_IMAGES)
+    steps = len(parts) * len(places)
+    with torch.no_grad(), tqdm(desc="features of confidence heads", total=steps, delay=PATIENCE) as bar:
+        for part in parts:
             for state in process.random_walk(dataset.normalize(part.to(process.device)), generator):
                 places[state.layer].append(state.features.mean((2, 3)))
+                bar.update()
     labels = dataset.train.labels[:HEAD_IMAGES].to(process.device)
-    return fit_heads([torch.cat(parts) for parts in places], labels, dataset.num_classes)
+    return fit_heads([torch.cat(pooled) for pooled in places], labels, dataset.num_classes)
 
 
 def make_task(

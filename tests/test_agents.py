@@ -71,7 +71,7 @@ def test_evaluation_equals_playing_the_environment(task):
         done = terminated[0]
     found = evaluate(policy, task, "test", budget=0.5)
     assert found.accuracy == pytest.approx(info["correct"].mean())
-    assert found.cost == pytest.approx(info["cost"].mean())
+    assert found.cost == pytest.approx(info["spent"].mean())
     assert found.loss == pytest.approx(info["loss"].mean(), rel=1e-5)
     assert np.array_equal(found.routes.numpy(), info["route"])
 

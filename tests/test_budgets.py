@@ -56,11 +56,11 @@ def test_random_legal_actions_never_exceed_the_images_own_hard_budgets(seed, tas
         budgets = env.budgets
         for _ in range(task.process.num_layers):
             np.testing.assert_array_equal(observation[:, -1], budgets.astype(np.float32))
-            np.testing.assert_allclose(observation[:, -2], info["cost"])
+            np.testing.assert_allclose(observation[:, -2], info["spent"])
             assert (observation[:, -1] - observation[:, -2] >= -TOLERANCE).all()  # what remains
             actions = np.array([rng.choice(np.flatnonzero(mask)) for mask in info["action_mask"]])
             observation, _, _, _, info = env.step(actions)
-        assert (info["final_info"]["cost"] <= budgets + TOLERANCE).all()
+        assert (info["final_info"]["spent"] <= budgets + TOLERANCE).all()
         assert not np.array_equal(env.budgets, budgets) or len(set(spec.get("values", (1, 2)))) == 1
 
 

@@ -146,7 +146,7 @@ def test_same_step_keeps_the_end_of_the_episode_in_info(task):
     assert (observation[:, -2 - L] == 1).all(), "the new episodes are at their first block"
     assert all(not final[-2 - L : -2].any() for final in info["final_obs"])
     assert info["final_info"]["route"].tolist() == random_actions(L).T.tolist()
-    assert not info["cost"].any()
+    assert not info["spent"].any()
 
 
 # --- what is seen
@@ -198,7 +198,7 @@ def test_observations_lie_in_the_space_and_show_cost_and_budget(task):
     for result in play(env, random_actions(L)):
         assert result[0] in env.observation_space
         np.testing.assert_allclose(result[0][:, -1], 0.35)
-        np.testing.assert_allclose(result[0][:, -2], result[-1]["cost"])
+        np.testing.assert_allclose(result[0][:, -2], result[-1]["spent"])
 
 
 def test_actions_change_what_is_seen_and_answered(task):
@@ -238,7 +238,7 @@ def test_reward_is_the_sum_of_its_components_and_costs_those_of_the_table(task, 
         np.testing.assert_allclose(sum(parts), rewards, rtol=1e-6)
     assert terminated.all()
     paper, _ = task.process.cost.route_cost(torch.from_numpy(info["route"]))
-    np.testing.assert_allclose(info["cost"], paper)
+    np.testing.assert_allclose(info["spent"], paper)
 
 
 @pytest.mark.parametrize("reward", REWARDS)
@@ -407,8 +407,10 @@ def test_numbers_may_be_numpy_numbers(task):
 def test_unknown_ids_and_arguments_are_refused():
     with pytest.raises(gym.error.NameNotFound, match=r"`Digit` doesn.t exist in namespace DFS"):
         gym.make("DFS/Digit-v0")
-    with pytest.raises(TypeError, match="colour"):
-        gym.make("DFS/Digits-v0", checkpoint="random", colour=1)
+    for prefix in ("", "MO-", "Safe-"):
+        for make in (gym.make, gym.make_vec):
+            with pytest.raises(ValueError, match="'budgt'; did you mean 'budget'"):
+                make(f"DFS/{prefix}Digits-v0", checkpoint="random", budgt=0.1)
 
 
 def test_bitwidths_that_the_checkpoint_lacks_are_refused(backbone, tiny_data, tmp_path):
@@ -584,10 +586,29 @@ def test_the_seeds_and_generators_that_are_shown_are_those_that_are_drawn_from(t
         env.np_random = (np.random.default_rng(4),)
 
 
-def test_make_points_to_make_vec_for_what_is_for_many_images(tiny_data):
-    for name, value in (("num_envs", 4), ("autoreset_mode", "SameStep")):
-        with pytest.raises(ValueError, match="make_vec"):
-            gym.make("DFS/Digits-v0", **{name: value})
+def test_what_is_for_many_images_is_refused_for_one_with_the_way_to_give_it():
+    with pytest.raises(ValueError, match="num_envs is for many images"):
+        gym.make("DFS/Digits-v0", num_envs=4)
+    with pytest.raises(ValueError, match=r"vector_kwargs=\{\"autoreset_mode\""):
+        gym.make_vec("DFS/Digits-v0", num_envs=2, vectorization_mode="sync", autoreset_mode="SameStep")
+    given = {"autoreset_mode": "SameStep"}
+    env = gym.make_vec("DFS/Digits-v0", num_envs=2, vectorization_mode="sync", vector_kwargs=given)
+    assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_infos_have_the_cost_of_the_step_and_what_is_spent(task, mode):
+    env = DFSVectorEnv(task, N, autoreset_mode=mode)
+    _, info = env.reset(seed=0)
+    assert "cost" not in info
+    assert not info["spent"].any()
+    costs = 0
+    for layer, action in enumerate(random_actions(L)):
+        *_, info = env.step(action)
+        info = info.get("final_info", info)
+        np.testing.assert_allclose(info["cost"], task.process.cost.paper.numpy()[layer, action], atol=1e-6)
+        costs += info["cost"]
+        np.testing.assert_allclose(info["spent"], costs, atol=1e-6)
 
 
 def test_by_default_the_usual_bitwidths_are_chosen_from_where_the_backbone_has_them(tmp_path):

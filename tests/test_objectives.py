@@ -272,7 +272,7 @@ def test_under_a_hard_budget_the_known_front_is_that_of_the_routes_that_fit(few_
             with contextlib.suppress(ValueError):  # the environment refuses the route
                 returns[-1].append(sum(env.step(action)[1] for action in route))
     assert 1 < len(returns[0]) < 27
-    np.testing.assert_allclose(list(env.vector._returns_of_all_routes(1.0)), returns, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(env.vector._returns_of_all_routes(torch.arange(2), 1.0), returns, rtol=1e-4, atol=1e-5)
     assert min(cost for _, cost in env.pareto_front()) >= -0.4 - 1e-5
 
 
@@ -296,6 +296,40 @@ def test_points_that_none_dominates_by_hand():
     assert non_dominated(points).tolist() == [[2, -3], [1, -1], [0, 0]]
 
 
+def test_a_long_front_shows_its_progress_and_says_so_first(few_images, monkeypatch, capsys):
+    monkeypatch.setattr("dfs_env.objectives.PATIENCE", 0.0)
+    MODFSVectorEnv(few_images).pareto_front()
+    assert "pareto_front: 100%" in capsys.readouterr().err
+    monkeypatch.setattr("dfs_env.objectives.LONG", 0.0)
+    monkeypatch.setattr("dfs_env.objectives.ROUTES", 27)  # one image at a time
+    with pytest.warns(UserWarning, match="pareto_front will take about .* hours for 2 images") as caught:
+        MODFSEnv(few_images).pareto_front()
+    assert len(caught) == 1
+
+
+def test_returns_of_all_routes_are_those_of_playing_them(few_images):
+    env = MODFSVectorEnv(few_images, 27, objectives=("cross_entropy", "total_cost"), autoreset_mode="Disabled")
+    routes = np.array(list(itertools.product(range(3), repeat=L)))
+    found = env._returns_of_all_routes(torch.arange(2), 0.9)
+    for image in range(2):
+        env.reset(options={"indices": [image] * 27})
+        played = sum(0.9**layer * env.step(routes[:, layer])[1] for layer in range(L))
+        np.testing.assert_allclose(found[image], played, rtol=1e-4, atol=1e-5)
+
+
+def test_gymnasiums_own_vectorizers_are_refused_for_vector_rewards(tiny_data):
+    kwargs = {"num_envs": 2, "dataset": tiny_data, **TINY}
+    for mode in ("sync", "async"):
+        env = gym.make_vec("DFS/MO-Digits-v0", vectorization_mode=mode, **kwargs)
+        with pytest.raises(ValueError, match="MOSyncVectorEnv"):
+            env.reset(seed=0)
+        env.close()
+    wrappers = [lambda env: gym.wrappers.TransformReward(env, np.sum)]
+    env = gym.make_vec("DFS/MO-Digits-v0", vectorization_mode="sync", wrappers=wrappers, **kwargs)
+    env.reset(seed=0)
+    assert env.step(np.full(2, 3))[1].tolist() == pytest.approx([-1 / 3] * 2)
+
+
 # --- costs beside rewards
 
 
@@ -312,7 +346,7 @@ def test_safe_environments_return_the_cost_of_the_step_third(task):
         total += cost
         assert isinstance(cost, float)
         assert cost == pytest.approx(float(task.process.cost.paper[layer, action]))
-        assert info["spent"] == pytest.approx(total) == pytest.approx(float(their_info["cost"]))
+        assert info["spent"] == pytest.approx(total) == pytest.approx(float(their_info["spent"]))
         assert reward - cost == pytest.approx(expected, abs=1e-6), "cost is no part of the reward"
         assert env.observation_space.contains(observation)
         assert (terminated, truncated) == (layer == L - 1, False)
@@ -353,3 +387,23 @@ def test_safety_gymnasiums_converter_makes_a_gymnasium_environment_of_it(tiny_da
     vector = gym.make_vec("DFS/Safe-Digits-v0", num_envs=3, dataset=tiny_data, **TINY)
     vector.reset(seed=0)
     assert len(vector.step(np.ones(3, int))) == 6
+
+
+@pytest.mark.parametrize("kind", ["limit", "checked", "recorded", "vector", "sync", "by_hand"])
+def test_whoever_expects_five_results_is_told_that_there_are_six(tiny_data, kind):
+    name, kwargs = "DFS/Safe-Digits-v0", {"dataset": tiny_data, **TINY}
+    if kind == "limit":
+        env = gym.make(name, max_episode_steps=2, **kwargs)
+    elif kind == "checked":
+        env = gym.make(name, disable_env_checker=False, **kwargs)
+    elif kind == "recorded":
+        env = gym.wrappers.RecordEpisodeStatistics(gym.make(name, **kwargs))
+    elif kind == "vector":
+        env = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(name, **kwargs))
+    elif kind == "sync":
+        env = gym.make_vec(name, vectorization_mode="sync", **kwargs)
+    else:
+        env = gym.make(name, **kwargs)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"expects 5 results .* returns six.*without Safe-"):
+        _, _, _, _, _ = env.step(np.zeros(1, int))

@@ -67,7 +67,7 @@ def test_random_actions_that_fit_never_exceed_a_hard_budget(bitwidths, budget, b
         assert masks.dtype == np.bool_
         assert np.array_equal(info["action_mask"], masks)
         _, _, _, _, info = env.step(np.array([rng.choice(np.flatnonzero(mask)) for mask in masks]))
-        spent.append(info["cost"])
+        spent.append(info["spent"])
     assert spent[-1].max() <= budget + TOLERANCE
     assert env.action_masks().all()  # at the end there is nothing to decide
 

@@ -3,12 +3,15 @@
 import copy
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from backbone.confidence import confidence, fit_heads
+from backbone.data import SPLITS, Split
+from backbone.resnet import ResNet
 from dfs_env import DFSEnv, DFSVectorEnv, SkippingProcess, Task, Transition
 from dfs_env.rewards import POTENTIALS, REWARDS
 from dfs_env.task import calibrate, make_task, train_heads
@@ -169,6 +172,26 @@ def test_heads_stay_as_they_are_when_the_backbone_learns(problem):
     DFSVectorEnv(task, 2, reward="skipnet(potential=confidence)")
     assert process.heads is heads
     assert process.seeing("confidence").heads is heads
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_few_classes_have_a_confidence_too(backbone, dataset, classes):
+    config = replace(backbone.config, num_classes=classes)
+    splits = {name: Split(dataset.split(name).images, dataset.split(name).labels % classes) for name in SPLITS}
+    task = Task(SkippingProcess(ResNet(config).eval()), replace(dataset, num_classes=classes, **splits))
+    task.ensure_confidence()
+    env = DFSVectorEnv(Task(task.process.seeing("confidence"), task.dataset), 4)
+    measures = env.reset(seed=0)[0][:, -task.process.num_layers - 5 :][:, :3]
+    if classes == 1:
+        np.testing.assert_allclose(measures, [[1, 1, 0]] * 4, atol=1e-6)
+    assert ((measures >= 0) & (measures <= 1)).all()
+    np.testing.assert_allclose(measures[:, 1], 2 * measures[:, 0] - 1, atol=1e-6)
+
+
+def test_training_confidence_heads_shows_its_progress(task, monkeypatch, capsys):
+    monkeypatch.setattr("backbone.confidence.PATIENCE", 0.0)
+    task.ensure_confidence()
+    assert "training confidence heads: 100%" in capsys.readouterr().err
 
 
 def test_confidence_is_observed_after_the_means(tiny_data):

@@ -6,12 +6,9 @@ import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from agents.evaluation import evaluate
 from agents.methods import method
@@ -25,7 +22,7 @@ from backbone.precision_gating import PrecisionGating
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state, use_threads
 from backbone.training import BackboneTrainer, TrainingConfig
-from dfs_env import DFSVectorEnv, SkippingProcess, Task, make_task
+from dfs_env import DFSVectorEnv, SkippingProcess, make_task
 
 
 @contextmanager

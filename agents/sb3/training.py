@@ -157,7 +157,7 @@ class _Rollouts(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         ends, self.ends = self.ends, []
-        costs, progress = np.array([end["cost"] for end in ends]), self._progress
+        costs, progress = np.array([end["spent"] for end in ends]), self._progress
         if self.price:
             self.price.learn(costs, np.array([end["terminal_observation"][-1] for end in ends]), progress)
         self._follow_schedules(progress)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from dfs_env.env import DFSVectorEnv
+from dfs_env.safety import SafeDFSVectorEnv
 
 Array = np.ndarray[Any, Any]
 
@@ -23,22 +24,30 @@ class SB3VecEnv(VecEnv):
 
     At the end of an episode an info holds `terminal_observation`, everything of the environment's final info, and
     `episode` with return `r`, length `l` and time `t`, as SB3's `VecMonitor` would add, and the return `reward_NAME` of
-    each component of the reward; at other steps infos are empty.
+    each component of the reward; at other steps infos are empty. Wrappers of Gymnasium around the environment act, also
+    on `r`; components are the environment's own.
 
     Args:
-        env: an environment in autoreset mode "SameStep".
+        env: an environment in autoreset mode "SameStep", wrapped or not.
 
     Raises:
-        ValueError: another autoreset mode.
+        ValueError: another autoreset mode, or another kind of environment.
     """
 
-    def __init__(self, env: DFSVectorEnv) -> None:
-        env = env.unwrapped
-        if env.autoreset_mode != AutoresetMode.SAME_STEP:
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        inner = env.unwrapped
+        if not isinstance(inner, DFSVectorEnv) or isinstance(inner, SafeDFSVectorEnv):
             raise ValueError(
-                f'Stable-Baselines3 needs autoreset_mode "SameStep", this environment has "{env.autoreset_mode.value}"'
+                f"SB3VecEnv takes what gymnasium.make_vec makes by default of a DFS/ id that is not Safe-, got {env}"
             )
-        self.env = env
+        if inner.autoreset_mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                'Stable-Baselines3 needs autoreset_mode "SameStep", this environment has '
+                f'"{inner.autoreset_mode.value}"'
+            )
+        self.env = inner
+        """Without the wrappers."""
+        self.wrapped = env
         self.render_mode = env.render_mode
         self._returns = np.zeros(env.num_envs)
         self._components: dict[str, Array] = {}
@@ -64,7 +73,9 @@ class SB3VecEnv(VecEnv):
                 'options must be {"indices": i}, {"budget": b}, or both in one, for every sub-environment, or for none'
             )
         options = {name: np.array([options[name] for options in self._options]) for name in self._options[0]}
-        observation, info = self.env.reset(seed=seeds, options=options)
+        observation, info = self.wrapped.reset(seed=seeds, options=options)  # type: ignore[arg-type]
+        self._check(observation, np.ndarray, "observations")
+        self._check(info, dict, "infos")
         self.reset_infos = [{"index": int(index)} for index in info["index"]]
         self._reset_seeds()
         self._reset_options()
@@ -78,7 +89,12 @@ class SB3VecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Decide the current block of every image."""
-        observation, rewards, terminated, _, info = self.env.step(self._actions)
+        observation, rewards, terminated, _, info = self.wrapped.step(self._actions)
+        if np.shape(rewards) != (self.num_envs,):
+            raise ValueError(
+                f"Stable-Baselines3 needs one number for each reward, {self.wrapped} returns rewards of shape "
+                f"{np.shape(rewards)}: use a plain id, or a wrapper that makes a number of each"
+            )
         self._returns += rewards
         for name, value in info.get("final_info", info).items():
             if name.startswith("reward_"):
@@ -90,8 +106,19 @@ class SB3VecEnv(VecEnv):
             self._components = {}
         return observation, rewards.astype(np.float32), terminated, infos
 
+    def _check(self, value: Any, kind: type, what: str) -> None:
+        if not isinstance(value, kind):
+            raise ValueError(
+                f"Stable-Baselines3 needs {what} as a {kind.__name__}, {self.wrapped} returns a "
+                f"{type(value).__name__}: leave out the wrapper that converts them"
+            )
+
     def _describe_end(self, infos: list[dict[str, Any]], info: dict[str, Any]) -> None:
         final = {key: value for key, value in info["final_info"].items() if not key.startswith("_")}
+        if np.shape(info["final_obs"][0]) != self.observation_space.shape:
+            raise ValueError(
+                f"final_obs is not in the observation space of {self.wrapped}: a wrapper must change it too"
+            )
         elapsed = round(time.time() - self._start, 6)
         for i, entry in enumerate(infos):
             entry.update({key: value[i] for key, value in final.items()})
@@ -102,28 +129,51 @@ class SB3VecEnv(VecEnv):
 
     def close(self) -> None:
         """Close the environment."""
-        self.env.close()
+        self.wrapped.close()
 
     def get_images(self) -> Sequence[Any]:
         """One picture for each image."""
-        return self.env.render() or ()
+        return self.wrapped.render() or ()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The environment's attribute, once for each index."""
-        return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
+        """The attribute of the outermost wrapper that has it, or of the environment, once for each index."""
+        return [getattr(self._owner(attr_name), attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of the one environment behind all indices."""
-        setattr(self.env, attr_name, value)
+        """Set an attribute of the one environment behind all indices.
+
+        Raises:
+            ValueError: only some indices are given.
+            AttributeError: it may not be set.
+        """
+        if set(self._get_indices(indices)) != set(range(self.num_envs)):
+            raise ValueError(
+                f"{attr_name!r} is one for all {self.num_envs} images: leave out the indices. Single episodes have "
+                'their budget by set_options([{"budget": b}, ...]); price may be an array of a number for each image'
+            )
+        setattr(self._owner(attr_name), attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
         """What the method returns: entry i for index i."""
-        result = getattr(self.env, method_name)(*args, **kwargs)
+        result = getattr(self._owner(method_name), method_name)(*args, **kwargs)
         return [result[i] for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """Whether `Monitor` is asked for: there are no wrappers, but episodes are reported as it would."""
-        return [issubclass(Monitor, wrapper_class) for _ in self._get_indices(indices)]
+        """Whether the environment has such a wrapper; `Monitor` too, as episodes are reported as it would."""
+        kinds = [Monitor, *map(type, self._wrappers())]
+        wrapped = any(issubclass(kind, wrapper_class) for kind in kinds)
+        return [wrapped for _ in self._get_indices(indices)]
+
+    def _wrappers(self) -> Iterator[VectorWrapper[Any, Any, Any, Any, Any]]:
+        """From the outside in."""
+        env = self.wrapped
+        while isinstance(env, VectorWrapper):
+            yield env
+            env = env.env
+
+    def _owner(self, name: str) -> VectorEnv[Any, Any, Any]:
+        """The outermost wrapper that has an attribute of that name, else the environment."""
+        return next((wrapper for wrapper in self._wrappers() if hasattr(wrapper, name)), self.env)
 
     def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
         return range(self.num_envs) if indices is None else [indices] if isinstance(indices, int) else indices
