@@ -136,8 +136,8 @@ class Dataset:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map uint8 images `[..., 3, H, W]` to float32 with zero mean and unit variance per channel."""
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
         return (images.float() / 255 - mean) / std
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbone.data import Split
+from backbone.torch_state import default_torch_state
 from dfs_env.attributes import Guarded
 from dfs_env.budgets import make_budget
 from dfs_env.checks import (
@@ -120,6 +121,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     """Of one image's reward; not empty in environments with vector rewards."""
     reward_dtype: type = np.float64
 
+    @default_torch_state()
     def __init__(
         self,
         task: Task,
@@ -213,6 +215,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         """Whether the current episodes have ended and none has begun since."""
         return self._logits is not None
 
+    @default_torch_state()
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
@@ -247,6 +250,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self._begin(indices, budgets)
         return self._observation(), self._with_masks(self._standing())
 
+    @default_torch_state()
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         """Decide the current block of every image.
 
@@ -269,7 +273,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         if self.hard_budget:
             check_fit(actions, self.action_masks(), self.budgets, state)
         self._route[:, state.layer] = actions
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             action = torch.from_numpy(actions).to(self.process.device)
             self._state = self.process.transition(state, action, in_place=True)
             rewards, info = self._outcome(state, action, self._state)
@@ -320,6 +324,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             "budgets": self.budgets.copy(),
         }
 
+    @default_torch_state()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`. What was played before the episodes under way is forgotten, and so is what a
         reward with a memory (a placement, cost by MACs) has seen of them: with such a one, go on where episodes
@@ -364,7 +369,6 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             raise ResetNeeded("every episode is over; call reset() before step()")
         return self._state
 
-    @torch.inference_mode(False)  # whoever steps these episodes may be outside of inference mode
     @torch.no_grad()
     def _begin(self, indices: Array | None, budgets: Array | None = None) -> None:
         check_evaluating(self.process)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from backbone.confidence import PATIENCE
 from backbone.names import resolve
+from backbone.torch_state import default_torch_state
 from dfs_env.attributes import callers
 from dfs_env.checks import Array, check_evaluating
 from dfs_env.env import DFSVectorEnv
@@ -159,7 +160,7 @@ class MODFSVectorEnv(DFSVectorEnv):
             )
         return non_dominated((front[:, None] + choices).reshape(-1, self.reward_dim))
 
-    @torch.inference_mode(False)
+    @default_torch_state()
     @torch.no_grad()
     def _returns_of_all_routes(self, rows: Tensor, gamma: float) -> Array:
         """[B, R, K] for the images at `rows` [B] of the split on all routes; under a hard budget only those that fit.

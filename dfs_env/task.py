@@ -12,6 +12,7 @@ from backbone.checkpoint import find_checkpoint, load_backbone
 from backbone.confidence import PATIENCE, LinearHeads, fit_heads
 from backbone.data import Dataset, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
+from backbone.torch_state import default_torch_state
 from dfs_env.observations import CONFIDENT
 from dfs_env.process import SkippingProcess
 
@@ -38,12 +39,14 @@ class Task:
             self.process.heads = train_heads(self.process, self.dataset)
 
 
+@default_torch_state()
 def calibrate(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> None:
     """Set the backbone's feature statistics from the first training images on random routes."""
     images = dataset.normalize(dataset.split("train").images[:CALIBRATION_IMAGES].to(process.device))
     process.calibrate(images, torch.Generator().manual_seed(seed))
 
 
+@default_torch_state()
 def train_heads(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> LinearHeads:
     """Classifiers of the features before each decision and after the last, for `SkippingProcess.confidence`, trained on
     the first training images, each on one uniformly random route of this process's bitwidths.
@@ -72,6 +75,7 @@ def train_heads(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> Li
     return fit_heads([torch.cat(pooled) for pooled in places], labels, dataset.num_classes)
 
 
+@default_torch_state()
 def make_task(
     dataset: str = "digits",
     depth: int = 14,
