@@ -28,7 +28,7 @@ from agents.runs.engines import Engine, Processes
 from agents.runs.experiment import Arm, Experiment, as_toml
 from agents.runs.parts import plan_parts, read_parts
 from agents.runs.ray_engine import Ray
-from agents.runs.results import EXPERIMENT, RESULTS
+from agents.runs.results import EXPERIMENT, RESULT, RESULTS
 from agents.runs.sweep import SET_ASIDE, Sweep, finished, locked, sweep
 from backbone.checkpoint import write_atomically
 from backbone.names import literal, nearest
@@ -221,7 +221,7 @@ def main(args: Compare) -> int:
 
 
 def _say_which_are_lines_alone(known: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    alone = sum(not (folder / line["run"]).is_dir() for line in known.values())
+    alone = sum(not (folder / line["run"] / RESULT).is_file() for line in known.values())
     if alone:
         print(f"{alone} finished runs have only a line in {folder / RESULTS}; to do one again, delete its line")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agents.runs.config import RunConfig
-from agents.runs.folders import ERROR, PARTIAL
+from agents.runs.folders import ERROR
 from agents.runs.run import run
 from agents.workers import start_worker
 from backbone.checkpoint import write_atomically
@@ -56,7 +56,7 @@ class Engine(Protocol):
 
 def error_file(config: RunConfig, root: Path) -> Path:
     """Where the traceback of a run that failed is."""
-    return root / f"{config.name}{PARTIAL}" / ERROR
+    return root / config.name / ERROR
 
 
 def write_error(config: RunConfig, root: Path, text: str) -> None:
