@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,13 @@ def run(
 
     Raises:
         TrainingDivergedError: the best policy before that is kept in the run's folder.
-        ValueError: among others, a checkpoint that is damaged, or another process that is at this run.
+        ValueError: among others, a checkpoint that is damaged, another process that is at this run, or user code that
+            has changed since the configuration was planned.
     """
+    if replace(config).digest != config.digest:  # the digest of a configuration is of the time when it was planned
+        raise ValueError(
+            f"code or a backbone that {config.readable} names has changed since the run was planned: start again"
+        )
     found = finished_folders(root).get(config.digest)
     if found:
         with suppress(OSError):  # reading needs no right to write there
@@ -122,6 +127,21 @@ def _prepare(folder: Path, config: RunConfig, resume: bool) -> None:
 def resumable(folder: Path, config: RunConfig) -> bool:
     """Whether the folder of an unfinished run holds something to go on from, of this very configuration and version."""
     return any((folder / name).is_file() for name in UNFINISHED) and _is_of(folder, config)
+
+
+def other_code(config: RunConfig, root: Path) -> list[Path]:
+    """Folders of finished runs in `root` that differ from this one in the source of the user's code alone."""
+    wanted = json.loads(_config_text(config))
+    if not wanted.pop("code", {}):
+        return []
+    found = []
+    for digest, folder in finished_folders(root).items():
+        file = folder / CONFIG
+        if digest != config.digest and folder.name.startswith(f"{config.readable}-") and file.is_file():
+            saved = json.loads(file.read_text())
+            saved.pop("code", None)
+            found += [folder] if saved == wanted else []
+    return found
 
 
 def _is_of(folder: Path, config: RunConfig) -> bool:
