@@ -23,7 +23,7 @@ from agents.runs.folders import CONFIG, finished_folders
 from agents.runs.results import RESULT, expanded, read_line
 from agents.sb3.policy import ARCHIVE
 from backbone.checkpoint import SHIPPED, shipped_checkpoint, write_atomically
-from scripts.cli import clear_errors
+from scripts.cli import clear_errors, keeping
 
 KEPT = (CONFIG, FILE, ARCHIVE, BACKBONE, decisions.FILE, TABLE)
 
@@ -101,7 +101,8 @@ def _check_backbone(folder: Path, line: dict[str, Any]) -> None:
 
 def main(args: Ship) -> None:
     """Copy, and say how much."""
-    copied = ship(args)
+    with keeping(lambda: f"runs that were copied whole are kept in {args.target}; the same command copies the others"):
+        copied = ship(args)
     size = sum(file.stat().st_size for folder in copied for file in folder.iterdir())
     print(f"{len(copied)} runs in {args.target}, {size / 1e6:.1f} MB")
 

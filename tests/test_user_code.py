@@ -41,9 +41,8 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = set(sys.modules)
     yield tmp_path
-    for name in {*sys.modules} - before:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "helping", "bits", "space")]:
         del sys.modules[name]
 
 

@@ -33,9 +33,10 @@ def failed_folders(root: Path) -> list[Path]:
 def unfinished_folder(root: Path, name: str, digest: str) -> Path:
     """Where the run of that name is resumed from: the folder of that name, or, if there is none, the one in which the
     run was killed under another label or by an earlier version."""
-    folder = root / name
+    if (root / name).is_dir():
+        return root / name
     others = [other for found, other in _folders(root) + _folders(root, FORMERLY) if found == digest]
-    return others[0] if others and not folder.is_dir() else folder
+    return others[0] if others else root / name
 
 
 def clear(folder: Path) -> None:

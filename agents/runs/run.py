@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.checkpoints import UNFINISHED
+from agents.checkpoints import CHECKPOINT, SEARCHED, UNFINISHED, read_checkpoint
 from agents.evaluation import SelfMeasured, evaluate
 from agents.method_config import MethodConfig
 from agents.methods import method
@@ -142,6 +142,22 @@ def other_code(config: RunConfig, root: Path) -> list[Path]:
             saved.pop("code", None)
             found += [folder] if saved == wanted else []
     return found
+
+
+def resumes_from(config: RunConfig, root: Path) -> str:
+    """How much of an unfinished run in `root` is done, and which file it is resumed from; "" if there is nothing to
+    resume.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    folder = unfinished_folder(root, config.name, config.digest)
+    if not resumable(folder, config):
+        return ""
+    if (folder / CHECKPOINT).is_file():
+        seen = read_checkpoint(folder / CHECKPOINT)["recorder"]["seen"]
+        return f"{seen:,} of {config.config.num_images:,} images are done, in {folder / CHECKPOINT}"
+    return f"what its search has found is in {folder / SEARCHED}"
 
 
 def _is_of(folder: Path, config: RunConfig) -> bool:
