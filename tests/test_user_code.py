@@ -118,7 +118,7 @@ def test_a_process_that_has_imported_what_has_changed_since_is_refused_until_it_
     module = importlib.import_module("mine")
     before = code_digests("mine:reward")
     edit(folder / "mine.py")
-    with pytest.raises(ValueError, match="'mine' has changed since it was imported"):
+    with pytest.raises(ValueError, match="'mine' has changed since this process imported it"):
         code_digests("mine:reward")
     importlib.reload(module)
     assert code_digests("mine:reward") != before

@@ -72,7 +72,7 @@ def _checked(module: str, digest: str) -> str:
         if spec is not (loaded.__spec__ or loaded):
             _loaded[module] = loaded.__spec__ or loaded, digest
         elif before != digest:
-            raise ValueError(f"the source of {module!r} has changed since it was imported: start a new process")
+            raise ValueError(f"the source of {module!r} has changed since this process imported it: start again")
     return digest
 
 
