@@ -1,17 +1,36 @@
-"""Worker processes: one thread each, and none outlives its parent."""
+"""Worker processes: one thread each, none outlives its parent, and an interrupt is its parent's affair."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait as wait_for_any
 
 import torch
 
 
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes that are started meanwhile never get an interrupt, not even before `start_worker` is called."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # to start it with the first process would end the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_worker() -> None:
     """Prepare this worker process; end it when its parent ends, even if the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -90,6 +90,16 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+def read_about(path: str | Path) -> dict[str, Any]:
+    """The description in a file of `save_tensors`, without the tensors; nothing from any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})["about"])
+            return about
+    except (SafetensorError, KeyError, ValueError):
+        return {}
+
+
 def save_backbone(
     path: str | Path, backbone: ResNet, about: Mapping[str, Any] | None = None, half: bool = False
 ) -> None:

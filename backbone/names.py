@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """The end of an error message: which of `choices` an unknown `name` resembles most."""
-    near = difflib.get_close_matches(name, list(choices), 1, 0)
+def nearest(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of an error message: which of `choices` an unknown `name` resembles most, if any does by `cutoff`."""
+    near = difflib.get_close_matches(name, list(choices), 1, cutoff)
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
@@ -83,13 +83,20 @@ def literal(text: str) -> Any:
         return text
 
 
-def check_names(names: Iterable[str], allowed: Iterable[str], owner: str) -> None:
+def check_names(
+    names: Iterable[str], allowed: Iterable[str], owner: str, elsewhere: Mapping[str, Iterable[str]] | None = None
+) -> None:
     """Make sure that `names` are among those allowed.
 
     Raises:
-        ValueError: one is not; it says which is nearest.
+        ValueError: one is not; it says which is nearest, or, if none is near, which of the names `elsewhere` is and
+            who has it.
     """
     choices = list(allowed)
     for name in names:
         if name not in choices:
-            raise ValueError(f"{owner} has no option {name!r}{nearest(name, choices)} It has {', '.join(choices)}")
+            hint = nearest(name, choices)
+            near = difflib.get_close_matches(name, elsewhere or (), 1) if hint == "." else []
+            if near:
+                hint = f"; {near[0]!r} is an option of {', '.join((elsewhere or {})[near[0]])}."
+            raise ValueError(f"{owner} has no option {name!r}{hint} It has {', '.join(choices)}")

@@ -12,8 +12,8 @@ folder of its own in the results' folder; python -m scripts.study puts them on o
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Container, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,14 +26,16 @@ from agents.methods import method_names
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Engine, Processes
 from agents.runs.experiment import Arm, Experiment, as_toml
+from agents.runs.folders import unfinished_folder
 from agents.runs.parts import plan_parts, read_parts
 from agents.runs.ray_engine import Ray
-from agents.runs.results import EXPERIMENT, RESULTS
+from agents.runs.results import EXPERIMENT, RESULT, RESULTS
+from agents.runs.run import other_code, resumable, resumes_from
 from agents.runs.sweep import SET_ASIDE, Sweep, finished, locked, sweep
 from backbone.checkpoint import write_atomically
 from backbone.names import literal, nearest
 from dfs_env.task import make_task
-from scripts.cli import clear_errors
+from scripts.cli import clear_errors, keeping
 from scripts.reporting.comparison_figure import plot
 from scripts.reporting.progress import Progress
 from scripts.reporting.run_tables import table_of_methods, table_of_runs
@@ -150,7 +152,7 @@ class Compare:
         if not any(found.values()):
             names = sorted({run.readable for runs in plans.values() for run in runs})
             patterns = " --only ".join(self.only)
-            raise ValueError(f"no run of this experiment fits --only {patterns}{nearest(self.only[0], names)}")
+            raise ValueError(f"no run of this experiment fits --only {patterns}{nearest(self.only[0], names, 0)}")
         return {name: names for name, names in found.items() if names}
 
     def _fits(self, run: RunConfig) -> bool:
@@ -200,6 +202,7 @@ def main(args: Compare) -> int:
     wanted = args.wanted(plans, known)
     plans = {name: plans[name] for name in wanted}
     with ExitStack() as locks:
+        locks.enter_context(keeping(lambda: _kept(plans, folder)))
         if not args.collect:  # that may look on while another comparison is running
             for name in plans:
                 locks.enter_context(locked(folder / name))
@@ -211,7 +214,7 @@ def main(args: Compare) -> int:
             if name:
                 print(f"\npart {name}, in {folder / name}")
                 write_atomically(folder / name / EXPERIMENT, as_toml(experiments[name]))
-            _say_which_are_lines_alone(known[name], folder / name)
+            _say_what_is_there(runs, known[name], wanted[name], folder / name)
             with Progress([run for run in runs if run.name in {*wanted[name], *known[name]}], known[name]) as progress:
                 outcome = sweep(runs, folder / name, engine, progress, wanted[name])
             if (folder / name / SET_ASIDE).is_file():
@@ -220,10 +223,32 @@ def main(args: Compare) -> int:
         return max(statuses)
 
 
-def _say_which_are_lines_alone(known: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    alone = sum(not (folder / line["run"]).is_dir() for line in known.values())
+def _say_what_is_there(
+    runs: Sequence[RunConfig], known: Mapping[str, Mapping[str, Any]], wanted: Container[str], folder: Path
+) -> None:
+    """Say which runs are reused or resumed, and which are done again because the user's code has changed."""
+    if known:
+        print(f"reused: {len(known)} of {len(runs)} runs, which were finished earlier, in {folder}")
+    missing = [run for run in runs if run.name not in known and run.name in wanted]
+    again = sum(bool(other_code(run, folder)) for run in missing)
+    if again:
+        print(f"{again} runs were finished with another source of the code that they name, and are done again")
+    for run in missing:
+        with suppress(ValueError):  # a damaged checkpoint, which fails its own run
+            if point := resumes_from(run, folder):
+                print(f"resuming {run.readable}: {point}")
+    alone = sum(not (folder / line["run"] / RESULT).is_file() for line in known.values())
     if alone:
         print(f"{alone} finished runs have only a line in {folder / RESULTS}; to do one again, delete its line")
+
+
+def _kept(plans: Mapping[str, Sequence[RunConfig]], folder: Path) -> str:
+    """What an interrupted comparison leaves."""
+    runs = [(run, folder / name) for name, planned in plans.items() for run in planned]
+    done = sum(len(finished(planned, folder / name)) for name, planned in plans.items())
+    begun = sum(resumable(unfinished_folder(root, run.name, run.digest), run) for run, root in runs)
+    kept = f"{done} of {len(runs)} runs are finished and {begun} have a checkpoint, in {folder}"
+    return f"{kept}; the same command resumes there"
 
 
 def _shown(experiment: Experiment, outcome: Sweep, folder: Path) -> int:

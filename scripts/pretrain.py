@@ -25,7 +25,7 @@ from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import BackboneTrainer, TrainingConfig, accuracy, random_routes
 from dfs_env.process import SkippingProcess
 from dfs_env.task import calibrate, check_device
-from scripts.cli import clear_errors
+from scripts.cli import NOTHING, clear_errors, keeping
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,23 @@ class Pretrain:
     """Processor threads."""
     device: str = "cpu"
     """Torch device."""
+
+    def output_file(self) -> Path:
+        """File to write."""
+        return self.output or own_checkpoint(self.dataset, self.depth, data_folder(self.data))
+
+    def state_file(self) -> Path:
+        """File that a killed training is resumed from."""
+        return self.output_file().with_suffix(".state")
+
+    def kept(self) -> str:
+        """What an interrupted training leaves."""
+        if not self.state_file().is_file():
+            return f"no epoch was finished: {NOTHING}"
+        epoch = torch.load(self.state_file(), map_location="cpu", weights_only=True)["epoch"]
+        return (
+            f"{epoch} of {self.training.epochs} epochs are done, in {self.state_file()}; the same command resumes there"
+        )
 
 
 def processes(backbone: ResNet) -> dict[tuple[int, ...], SkippingProcess]:
@@ -100,7 +117,7 @@ def main(args: Pretrain) -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.training.seed)
     dataset = load_dataset(args.dataset, args.data)
-    output = args.output or own_checkpoint(args.dataset, args.depth, data_folder(args.data))
+    output = args.output_file()
     width = usual_width(args.dataset, args.depth) if args.width is None else args.width
     config = ResNetConfig(args.depth, dataset.num_classes, width, args.bitwidths, args.widest, args.quantizer)
     backbone = ResNet(config)
@@ -108,9 +125,11 @@ def main(args: Pretrain) -> None:
         backbone.start_from(load_backbone(args.start, dataset=args.dataset))
     runs = processes(backbone.to(args.device))
     runners = {bitwidths: process.run for bitwidths, process in runs.items()}
-    trainer = BackboneTrainer(backbone, runners, dataset, args.training, output.with_suffix(".state"))
+    trainer = BackboneTrainer(backbone, runners, dataset, args.training, args.state_file())
     widest = runs[max(runs, key=len)]
     glance = Split(dataset.validation.images[:1000], dataset.validation.labels[:1000])
+    if trainer.epoch:
+        print(f"resuming: {trainer.epoch} of {args.training.epochs} epochs are done, in {trainer.state_file}")
     progress = tqdm(total=args.training.epochs, initial=trainer.epoch, desc=f"{args.dataset} ResNet-{args.depth}")
     start, first = time.perf_counter(), trainer.epoch
     for epoch, loss in trainer.epochs():
@@ -138,4 +157,6 @@ def main(args: Pretrain) -> None:
 
 if __name__ == "__main__":
     with clear_errors():
-        main(tyro.cli(Pretrain, description=__doc__))
+        arguments = tyro.cli(Pretrain, description=__doc__)
+        with keeping(arguments.kept):
+            main(arguments)

@@ -19,13 +19,13 @@ from agents.policies import FILE
 from agents.recorder import BACKBONE
 from agents.runs import decisions
 from agents.runs.config import TaskConfig
-from agents.runs.folders import CONFIG, PARTIAL, finished_folders
+from agents.runs.folders import CONFIG, finished_folders
 from agents.runs.results import RESULT, expanded, read_line
 from agents.sb3.policy import ARCHIVE
-from backbone.checkpoint import SHIPPED, shipped_checkpoint
-from scripts.cli import clear_errors
+from backbone.checkpoint import SHIPPED, shipped_checkpoint, write_atomically
+from scripts.cli import clear_errors, keeping
 
-KEPT = (RESULT, CONFIG, FILE, ARCHIVE, BACKBONE, decisions.FILE, TABLE)
+KEPT = (CONFIG, FILE, ARCHIVE, BACKBONE, decisions.FILE, TABLE)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Ship:
 
 
 def ship(args: Ship) -> list[Path]:
-    """Copy each run under a temporary name and rename it; those that are there already stay as they are.
+    """Copy each run, its result line last; those that are there already stay as they are.
 
     Raises:
         FileNotFoundError: there is no finished run.
@@ -77,14 +77,13 @@ def ship(args: Ship) -> list[Path]:
         raise ValueError(f"{args.source} has no such run: there are {choices}")
     for folder in wanted:
         _check_backbone(folder, lines[folder])
-        target, partial = args.target / folder.name, args.target / f"{folder.name}{PARTIAL}"
-        if target.is_dir():
+        target = args.target / folder.name
+        if (target / RESULT).is_file():
             continue
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        target.mkdir(parents=True, exist_ok=True)
         for file in (file for pattern in KEPT for file in folder.glob(pattern)):
-            shutil.copyfile(file, partial / file.name)
-        partial.rename(target)
+            shutil.copyfile(file, target / file.name)
+        write_atomically(target / RESULT, (folder / RESULT).read_bytes())  # last: with it the run is there
     return [args.target / folder.name for folder in wanted]
 
 
@@ -102,7 +101,8 @@ def _check_backbone(folder: Path, line: dict[str, Any]) -> None:
 
 def main(args: Ship) -> None:
     """Copy, and say how much."""
-    copied = ship(args)
+    with keeping(lambda: f"runs that were copied whole are kept in {args.target}; the same command copies the others"):
+        copied = ship(args)
     size = sum(file.stat().st_size for folder in copied for file in folder.iterdir())
     print(f"{len(copied)} runs in {args.target}, {size / 1e6:.1f} MB")
 

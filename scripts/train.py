@@ -13,6 +13,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,18 @@ from agents.method_config import MethodConfig
 from agents.methods import default_config, labels, method
 from agents.recorder import LEEWAY
 from agents.runs.config import RunConfig, TaskConfig
-from agents.runs.run import run
-from scripts.cli import clear_errors
+from agents.runs.folders import finished_folders
+from agents.runs.results import RESULT
+from agents.runs.run import other_code, resumes_from, run
+from scripts.cli import NOTHING, clear_errors, keeping
 
 
 def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threads: int, resume: bool) -> None:
     """Run, with a progress bar over the images that the learner is shown."""
     torch.set_num_threads(threads)
     request = RunConfig(name, config, task)
-    with tqdm(total=config.num_images, unit="image", desc=name) as bar:
+    _say_what_is_there(request, output, resume)
+    with keeping(lambda: _kept(request, output)), tqdm(total=config.num_images, unit="image", desc=name) as bar:
         result = run(request, output, progress=bar.update, resume=resume)
     shown = {key: value for key, value in result.items() if key not in ("config", "histogram", "at_budgets")}
     print(json.dumps(shown, indent=1))
@@ -41,6 +45,27 @@ def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threa
     print(f"run folder: {output / result['run']}")
     if config.holds_budget and result["cost"] > LEEWAY * config.budget:
         print(f"the budget was missed: it spends {result['cost'] / config.budget:.3g} times as much", file=sys.stderr)
+
+
+def _say_what_is_there(request: RunConfig, output: Path, resume: bool) -> None:
+    """Say which run is only read, or what is resumed from where, or why a run like one that is there is done again."""
+    finished = finished_folders(output).get(request.digest)
+    if finished:
+        when = datetime.fromtimestamp((finished / RESULT).stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+        print(f"finished on {when}, and only read now; to run it again, delete {finished}", file=sys.stderr)
+        return
+    for folder in other_code(request, output):
+        print(f"{folder} was run with another source of the code that it names: this is a new run", file=sys.stderr)
+    if resume and (point := resumes_from(request, output)):
+        print(f"resuming: {point}", file=sys.stderr)
+
+
+def _kept(request: RunConfig, output: Path) -> str:
+    """What an interrupted run leaves."""
+    if request.digest in finished_folders(output):
+        return f"the run is finished; the same command reads it from {output}"
+    point = resumes_from(request, output)
+    return f"{point}; the same command resumes there" if point else f"no checkpoint was written yet: {NOTHING}"
 
 
 def command(name: str) -> Callable[..., None]:

@@ -22,7 +22,7 @@ from agents.runs.engines import Processes, attempt, disk_is_full
 from agents.runs.ray_engine import Ray
 from agents.runs.results import RESULT, RESULTS
 from agents.runs.run import run
-from agents.runs.sweep import sweep
+from agents.runs.sweep import finished, sweep
 from backbone.checkpoint import save_state, write_atomically
 from scripts.cli import clear_errors
 from scripts.compare import Compare
@@ -110,7 +110,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_is_finished(where, tmp_path, 
 
     def engine(configs, root, report):
         if where == "a run":
-            monkeypatch.setattr("agents.runs.folders.os.replace", no_space)
+            monkeypatch.setattr("agents.runs.run.write_atomically", no_space)
         for config, ok in here(configs, root, report):
             monkeypatch.setattr("backbone.checkpoint.os.replace", no_space)
             yield config, ok
@@ -238,7 +238,7 @@ def test_a_full_disk_in_a_worker_ends_what_runs_and_begins_no_more(tmp_path, mar
     assert (tmp_path / "slow").exists()
     assert not (tmp_path / "slow was not ended").exists()
     assert not (tmp_path / "third").exists()
-    assert not [config for config in configs if (tmp_path / "runs" / config.name).exists()]
+    assert not finished(configs, tmp_path / "runs")
 
 
 @pytest.mark.slow
@@ -248,7 +248,7 @@ def test_a_worker_that_dies_leaves_the_others_at_work_together(tmp_path, marked)
     told = []
     outcome = sweep([deadly, *others], tmp_path / "runs", Processes(2), lambda kind, count: told.append((kind, count)))
     assert [line["run"] for line in outcome.results] == [config.name for config in others]
-    assert [file.parent.name for file in outcome.failed] == [f"{deadly.name}.partial"]
+    assert [file.parent.name for file in outcome.failed] == [deadly.name]
     assert "died" in outcome.failed[0].read_text()
     assert sum(count for kind, count in told if kind == "started") == 3
 
@@ -268,7 +268,7 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
         "import sys, pathlib\n"
         "if __name__ == '__main__':\n"
         "    from agents.runs.engines import Processes\n    from agents.runs.experiment import read_experiment\n"
-        "    from agents.runs.planning import plan\n    from agents.runs.sweep import sweep\n"
+        "    from agents.runs.planning import plan\n    from agents.runs.sweep import finished, sweep\n"
         f"    here = pathlib.Path(r'{tmp_path}')\n"
         "    sweep(plan(read_experiment(here / 'small.toml')), here / 'killed', Processes(1))\n"
     )
@@ -291,7 +291,7 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert (tmp_path / "held").exists()
-    assert len(list(tmp_path.glob("killed/*.partial"))) == 1
+    assert len(list(tmp_path.glob("killed/*/config.json"))) == 2
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"killed/*/{RESULT}")}
     assert len(finished) == 1
     (tmp_path / "hold").unlink()
@@ -305,7 +305,6 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
     whole = sweep(plan(read_experiment(tmp_path / "small.toml")), tmp_path / "whole", here)
     lines = [json.loads(line) for line in (tmp_path / "killed" / RESULTS).read_text().splitlines()]
     assert untimed(lines) == untimed(whole.results)
-    assert not list(tmp_path.glob("killed/*.partial"))
 
 
 def test_a_run_on_ray_gives_the_line_of_one_here(tmp_path):

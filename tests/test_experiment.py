@@ -142,6 +142,8 @@ PPO = {"method": "ppo"}
         ({"arms": [PPO], "task": {"datset": "digits"}}, r"\[task\] has no option 'datset'; did you mean 'dataset'"),
         ({"arms": [PPO], "task": {"depth": "20"}}, r"\[task\]: depth must be int, got '20'"),
         ({"arms": [{**PPO, "ent_coeff": 0.1}]}, "arm 'ppo' .* has no option 'ent_coeff'; did you mean 'ent_coef'"),
+        ({"arms": [{"method": "dfs", "entcoef": 1}]}, "no option 'entcoef'; 'ent_coef' is an option of .*ppo.* It has"),
+        ({"arms": [{"method": "dfs", "zzz": 1}]}, r"no option 'zzz'\. It has method"),
         ({"arms": [{**PPO, "lable": "x"}]}, "has no option 'lable'; did you mean 'label'"),
         ({"arms": [{**PPO, "sb3": {"vf_coeff": 1}}]}, "no option 'vf_coeff'; did you mean 'vf_coef'"),
         ({"arms": [{**PPO, "ent_coef": "low"}]}, "ent_coef must be float, got 'low'"),

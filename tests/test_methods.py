@@ -21,7 +21,6 @@ from agents.policies import AssignmentPolicy
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Processes
-from agents.runs.folders import CONFIG, ERROR
 from agents.runs.results import RESULT
 from agents.runs.run import run
 from agents.runs.saved import load_run
@@ -273,14 +272,18 @@ def test_an_unknown_gate_is_refused_before_anything_runs():
 
 def test_a_finished_run_is_not_run_again_and_half_a_run_is_run_anew(tiny_data, tmp_path):
     config = tiny_run("constant", tiny_data, budget=0.3)
-    partial = tmp_path / f"{config.name}.partial"
-    partial.mkdir()
-    (partial / RESULT).write_text('{"half')
+    folder = tmp_path / config.name
+    folder.mkdir()
+    (folder / ".result.1.json").write_text('{"half')
+    (folder / "of half a run").touch()
+    assert finished([config], tmp_path) == {}
     result = run(config, tmp_path)
-    assert not partial.exists()
+    assert not (folder / "of half a run").exists()
+    (folder / CHECKPOINT).touch()  # its process was killed as soon as the run was finished
     stamp = (tmp_path / config.name / RESULT).stat().st_mtime_ns
     assert run(config, tmp_path) == result
     assert (tmp_path / config.name / RESULT).stat().st_mtime_ns == stamp
+    assert not {CHECKPOINT, ".result.1.json"} & {path.name for path in folder.iterdir()}
 
 
 def test_a_run_whose_label_changes_is_not_run_again_and_its_line_has_the_new_label(tiny_data, tmp_path):
@@ -293,30 +296,6 @@ def test_a_run_whose_label_changes_is_not_run_again_and_its_line_has_the_new_lab
         assert finished([renamed], tmp_path) == {renamed.name: {**plain, "method": label or "constant"}}
     assert sorted(path.name for path in tmp_path.iterdir()) == folders == [plain["run"]]
     assert finished([replace(config, config=replace(config.config, seed=1))], tmp_path) == {}
-
-
-@pytest.mark.parametrize("label", ["constant", "renamed since"])
-def test_a_run_that_was_killed_before_its_folder_was_renamed_is_only_renamed(tiny_data, tmp_path, monkeypatch, label):
-    config = tiny_run("constant", tiny_data, budget=0.3)
-    line = run(config, tmp_path)
-    partial = (tmp_path / config.name).rename(tmp_path / f"{config.name}.partial")
-    for name in (CHECKPOINT, ERROR):
-        (partial / name).write_text("left behind")
-    files = {path.name for path in partial.iterdir()} - {CHECKPOINT, ERROR}
-    monkeypatch.setattr("agents.runs.run.make_task", None)  # nothing is done again
-    renamed = replace(config, label=label)
-    assert run(renamed, tmp_path) == {**line, "run": renamed.name, "method": label}
-    assert {path.name for path in (tmp_path / renamed.name).iterdir()} == files
-    assert not list(tmp_path.glob("*.partial"))
-
-
-def test_a_whole_run_of_another_configuration_is_not_renamed(tiny_data, tmp_path):
-    config = tiny_run("constant", tiny_data, budget=0.3)
-    line = run(config, tmp_path)
-    partial = (tmp_path / config.name).rename(tmp_path / f"{config.name}.partial")
-    (partial / CONFIG).write_text("{}")
-    (partial / RESULT).write_text((partial / RESULT).read_text().replace('"accuracy": ', '"accuracy": 9'))
-    assert run(config, tmp_path)["accuracy"] == line["accuracy"]
 
 
 def test_a_run_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_path):

@@ -75,7 +75,7 @@ def comparison() -> list[dict]:
 def folder(tmp_path, tiny_data) -> Path:
     found = leave(tmp_path / "compare", comparison())
     (found / "experiment.toml").write_text('name = "ablation"\n')
-    broken = found / "dfs-budget0.9-seed0-00000000.partial"
+    broken = found / "dfs-budget0.9-seed0-00000000"
     broken.mkdir()
     (broken / "error.txt").write_text("ValueError: no\n")
     return found
@@ -240,11 +240,11 @@ def test_only_planned_runs_count_as_failed(tmp_path, tiny_data):
     )
     names = [plan(experiment)[0].name, "gone-budget0.1-seed0-00000000"]
     for name in names:
-        (folder / f"{name}.partial").mkdir()
-        (folder / f"{name}.partial" / "error.txt").write_text("ValueError: no\n")
+        (folder / name).mkdir()
+        (folder / name / "error.txt").write_text("ValueError: no\n")
     assert len(Material.read(folder).failed) == 2
     (folder / "experiment.toml").write_text(as_toml(experiment))
-    assert [each.name for each in Material.read(folder).failed] == [f"{names[0]}.partial"]
+    assert [each.name for each in Material.read(folder).failed] == [names[0]]
     assert "1 method; budgets 0.1; 1 seed; 1 run; 1 failed" in page(Material.read(folder)).about
     (folder / "experiment.toml").write_text(as_toml(replace(experiment, seeds=(0, 1, 2))))
     assert "1 of 3 planned runs" in page(Material.read(folder)).about

@@ -18,7 +18,8 @@ from agents.logs import TABLE
 from agents.methods import method, method_names
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig, TaskConfig
-from agents.runs.folders import CONFIG, ERROR
+from agents.runs.folders import CONFIG, ERROR, finished_folders
+from agents.runs.results import RESULT
 from agents.runs.run import run
 from dfs_env import DFSVectorEnv
 from scripts.train import train
@@ -117,7 +118,7 @@ def test_a_run_that_is_killed_twice_equals_one_that_never_was(name, values, tiny
         progress, calls = killed_at(kill)
         with pytest.raises(Killed):
             run(config, tmp_path / "killed", progress)
-        assert (tmp_path / "killed" / f"{config.name}.partial" / CHECKPOINT).is_file()
+        assert (tmp_path / "killed" / config.name / CHECKPOINT).is_file()
     assert calls[0] >= 24, "the second run began anew"
     resumed = run(config, tmp_path / "killed")
     assert without_times(resumed) == without_times(whole)
@@ -175,12 +176,12 @@ def test_a_process_that_is_killed_by_the_system_is_resumed_by_another(tmp_path):
 
 
 @pytest.fixture
-def partial(tiny_data, tmp_path):
+def unfinished(tiny_data, tmp_path):
     """A configuration, and the folder of its run that was killed."""
     config = small_run("gumbel", tiny_data)
     with pytest.raises(Killed):
         run(config, tmp_path, killed_at(60)[0])
-    folder = tmp_path / f"{config.name}.partial"
+    folder = tmp_path / config.name
     (folder / ERROR).write_text("of an earlier failure")
     (folder / ".checkpoint.1.pt").write_text("half of one")
     return config, folder
@@ -194,8 +195,8 @@ def test_a_method_that_never_reports_what_it_shows_is_told_so(task):
     assert not recorder.goes_on()
 
 
-def test_a_run_begins_anew_if_asked_to_or_if_the_checkpoint_is_of_another_configuration(partial, tmp_path):
-    config, folder = partial
+def test_a_run_begins_anew_if_asked_to_or_if_the_checkpoint_is_of_another_configuration(unfinished, tmp_path):
+    config, folder = unfinished
     progress, calls = killed_at(36)
     with pytest.raises(Killed):
         run(config, tmp_path, progress, resume=False)
@@ -210,8 +211,8 @@ def test_a_run_begins_anew_if_asked_to_or_if_the_checkpoint_is_of_another_config
 
 
 @pytest.mark.parametrize("content", [b"", b"half", None])
-def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named_with_the_way_out(content, partial, tmp_path):
-    config, folder = partial
+def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named_with_the_way_out(content, unfinished, tmp_path):
+    config, folder = unfinished
     if content is None:
         states = torch.load(folder / CHECKPOINT, weights_only=False)
         torch.save({**states, "surprise": 1}, folder / CHECKPOINT)
@@ -220,6 +221,37 @@ def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named_with_the_way
     with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be resumed .*--no-resume"):
         run(config, tmp_path)
     run(config, tmp_path, resume=False)
+
+
+def test_what_follows_the_logs_of_a_run_has_them_when_it_has_ended(unfinished, tmp_path):
+    """Each event file keeps its path, from the first process through a kill to the end."""
+    config, folder = unfinished
+    followed = {path: path.stat().st_ino for path in folder.glob("events*")}
+    assert followed
+    assert not finished_folders(tmp_path)
+
+    def follow(_):
+        assert not (folder / RESULT).exists()
+        followed.update({path: path.stat().st_ino for path in (*folder.glob("events*"), folder / TABLE)})
+
+    run(config, tmp_path, follow)
+    assert len(followed) > 2
+    assert {path for path in followed if path.is_file()} == set(followed)
+    assert all(path.stat().st_ino == node for path, node in followed.items() if path.name != TABLE)
+    assert finished_folders(tmp_path) == {config.digest: folder}
+
+
+@pytest.mark.parametrize("name", ["{}.partial", "another label-budget0.3-seed0-{}", "another label-{}.partial"])
+def test_a_run_that_was_killed_under_another_name_is_resumed(name, unfinished, tmp_path):
+    """That of an earlier version, or of another label."""
+    config, folder = unfinished
+    if name.endswith(".partial"):
+        (folder / RESULT).write_text("of a process that was killed before it renamed the folder")
+    folder.rename(tmp_path / name.format(config.name if name.startswith("{") else config.digest))
+    calls = []
+    run(config, tmp_path, calls.append)
+    assert calls[0] > 12, "it began anew"
+    assert [path.name for path in tmp_path.iterdir()] == [config.name]
 
 
 def test_an_environment_is_put_back_in_the_middle_of_its_episodes(task):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from agents.evaluation import evaluate
+from agents.logs import TABLE
 from agents.runs.folders import finished_folders
 from agents.runs.results import RESULT
 from agents.runs.run import run
@@ -76,9 +77,15 @@ def test_where_images_take_no_single_route_there_is_nothing_to_shuffle(tiny_data
 
 
 def test_a_copy_that_was_killed_is_no_finished_run_and_is_made_anew(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.copyfile", lambda source, target: target.write_text("half"))
-    monkeypatch.setattr("pathlib.Path.rename", lambda self, target: None)
-    ship(Ship(runs, tmp_path / "shipped"))
+    def die(source, target):
+        target.write_text("half")
+        if target.name == TABLE:  # what is copied last
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.copyfile", die)
+    with pytest.raises(KeyboardInterrupt):
+        ship(Ship(runs, tmp_path / "shipped"))
+    assert list(tmp_path.glob("shipped/*/*"))
     assert not finished_folders(tmp_path / "shipped")
     monkeypatch.undo()
     assert all(json.loads((folder / RESULT).read_text()) for folder in ship(Ship(runs, tmp_path / "shipped")))

@@ -86,6 +86,52 @@ def test_the_best_trial_becomes_a_preset_that_is_found_by_its_name(task, presets
         command.main(args)
 
 
+@pytest.mark.parametrize("killed", [0, 1, 3, 12])
+def test_a_search_that_is_killed_resumes_to_what_it_finds_unbroken_and_says_so(killed, presets, monkeypatch, capsys):
+    """TPE proposes from what was found once ten trials are done."""
+    pytest.importorskip("optuna")
+    done, limit = [], killed
+
+    def peak(label, config, task):
+        if len(done) == limit:
+            raise KeyboardInterrupt
+        done.append(config)
+        if config.lr > 0.05:
+            raise TrainingDivergedError("nan")
+        return round(1 - abs(config.lr - 0.02), 6)
+
+    monkeypatch.setattr(tuning, "score", peak)
+    args = command.Tune("dfs", trials=14, num_images=64, name="killed", folder=presets)
+    whole = replace(args, name="whole")
+    kept = f"{killed} of 14 trials are done, in .*the same command resumes" if killed else "no trial was finished"
+    with pytest.raises(KeyboardInterrupt, match=kept), command.keeping(args.kept):
+        command.main(args)
+    limit = 14
+    command.main(args)
+    assert (f"resuming: {killed} of 14 trials" in capsys.readouterr().out) == bool(killed)
+    assert len(done) == 14, "no trial was done twice"
+    limit = 100
+    command.main(whole)
+    assert args.known() == whole.known()
+    assert default_config("dfs-killed") == default_config("dfs-whole")
+
+
+def test_a_search_that_is_finished_can_be_given_more_trials_and_another_search_is_refused(presets, monkeypatch, capsys):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(tuning, "score", lambda label, config, task: 1 - abs(config.lr - 0.02))
+    args = command.Tune("dfs", trials=2, num_images=64, folder=presets)
+    command.main(args)
+    with pytest.raises(ValueError, match=r"exists already: .*more --trials than the 2"):
+        command.main(args)
+    with pytest.raises(ValueError, match="trials of another search"):
+        command.main(replace(args, budgets=(0.3,), trials=4))
+    command.main(replace(args, trials=4))
+    assert "resuming: 2 of 4 trials are done" in capsys.readouterr().out
+    args.trials_file.write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        command.main(replace(args, trials=6))
+
+
 def test_a_preset_with_what_tuning_would_not_choose_is_the_first_trial_all_the_same(monkeypatch):
     pytest.importorskip("optuna")
     monkeypatch.setattr(tuning, "score", lambda *_: 0.5)

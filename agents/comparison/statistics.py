@@ -114,6 +114,7 @@ def _check_configurations(lines: Sequence[Line]) -> None:
     seen: set[tuple[Any, ...]] = set()
     tasks: dict[str, Any] = {}
     options: dict[str, dict[str, Any]] = {}
+    code: dict[str, str] = {}
     for line in lines:
         one = tuple(line[key] for key in ("method", "budget", "seed"))
         if one in seen:
@@ -130,6 +131,9 @@ def _check_configurations(lines: Sequence[Line]) -> None:
                 _same(task, resolved["task"], f"runs of {method} and {line['method']}", but)
         own = {key: value for key, value in resolved.get("config", {}).items() if key not in ("budget", "seed")}
         own |= {key: resolved.get(key) for key in ("version", "revision")}
+        for module, digest in resolved.get("code", {}).items():
+            which = f"the source of {module}"
+            _same({which: code.setdefault(module, digest)}, {which: digest}, "runs")
         _same(options.setdefault(line["method"], own), own, f"runs of {line['method']}")
 
 

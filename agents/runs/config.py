@@ -12,7 +12,8 @@ from typing import Any
 
 from agents.method_config import MethodConfig
 from agents.runs.folders import DIGITS
-from backbone.checkpoint import find_checkpoint
+from agents.runs.user_code import code_digests
+from backbone.checkpoint import find_checkpoint, read_about
 from backbone.data import data_folder
 
 VERSION = 3
@@ -46,12 +47,21 @@ class TaskConfig:
 
     def backbone_digest(self) -> str:
         """What tells the weights apart from any others: a hash of the checkpoint file, or "random"."""
+        path = self.backbone_file()
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path else "random"
+
+    def backbone_file(self) -> Path | None:
+        """The checkpoint file; None for an untrained backbone.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
         if self.checkpoint == "random":
-            return "random"
+            return None
         path = Path(self.checkpoint or find_checkpoint(self.dataset, self.depth, data_folder(self.data)))
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint {path} does not exist; name a file that scripts.pretrain wrote")
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return path
 
 
 @dataclass(frozen=True)
@@ -74,13 +84,21 @@ class RunConfig:
 
     def resolved(self) -> dict[str, Any]:
         """The configuration as plain data: what decides the result, and so neither where files lie nor the device nor
-        how many processes share the work."""
+        how many processes share the work.
+
+        Raises:
+            FileNotFoundError: there is no backbone.
+            ValueError: user code that it names cannot be identified, see `code_digests`.
+        """
         where = ("checkpoint", "data", "device")
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
         task["backbone"] = self.task.backbone_digest()
         options = {name: value for name, value in asdict(self.config).items() if name != "workers"}
         revision = {"revision": self.config.revision} if self.config.revision else {}
-        return {"version": VERSION, **revision, "method": self.method, "config": options, "task": task}
+        path = self.task.backbone_file()
+        code = code_digests([options, task, read_about(path).get("config") if path else None])
+        found = {"version": VERSION, **revision, "method": self.method, "config": options, "task": task}
+        return {**found, "code": code} if code else found
 
     @cached_property
     def digest(self) -> str:

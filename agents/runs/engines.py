@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import signal
 import time
 import traceback
 from collections import deque
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agents.runs.config import RunConfig
-from agents.runs.folders import ERROR, PARTIAL
+from agents.runs.folders import ERROR
 from agents.runs.run import run
-from agents.workers import start_worker
+from agents.workers import start_worker, without_interrupts
 from backbone.checkpoint import write_atomically
 
 DIED = "the worker process died, perhaps for want of memory"
@@ -56,7 +55,7 @@ class Engine(Protocol):
 
 def error_file(config: RunConfig, root: Path) -> Path:
     """Where the traceback of a run that failed is."""
-    return root / f"{config.name}{PARTIAL}" / ERROR
+    return root / config.name / ERROR
 
 
 def write_error(config: RunConfig, root: Path, text: str) -> None:
@@ -190,7 +189,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, root))
-        self.process.start()
+        with without_interrupts():
+            self.process.start()
         other.close()
         self.begin(config)
 
@@ -220,7 +220,6 @@ class _Worker:
 
 def _serve(pipe: Connection, root: Path) -> None:
     """In a worker: do what comes through the pipe, until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     start_worker()
 
     def tell(kind: str, value: Any) -> None:

@@ -34,11 +34,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from agents.method_config import MethodConfig
-from agents.methods import default_config, labels
+from agents.methods import default_config, labels, method, method_names
 from agents.options import fitting, read_toml, toml_table, with_options
 from agents.runs.config import TaskConfig
 from backbone.names import check_names
@@ -82,7 +83,8 @@ class Arm:
         base, owner = default_config(self.method), f"arm {self.name!r} ({self.method})"
         for name in {"budget", "seed"} & set(self.options):
             raise ValueError(f"{owner}: give {name}s = [...] in place of {name}: an experiment runs over several")
-        return with_options(base, self.options, owner, _options_of(base))
+        check_names(self.options, _options_of(base), owner, _who_has())
+        return with_options(base, self.options, owner)
 
     def __post_init__(self) -> None:
         check_names(self.task, OWN_TASK, f"task of arm {self.name!r}, which is compared with the others,")
@@ -185,13 +187,24 @@ def _arm(entries: Mapping[str, Any]) -> Arm:
     owner = f"arm {entries.get('label', entries['method'])!r}"
     plain = Arm(fitting(entries["method"], str, f"{owner}: method"))
     options = {name: value for name, value in entries.items() if name not in own}
-    check_names({*options} - {"budget", "seed"}, [*own, *_options_of(plain.config())], f"{owner} ({plain.method})")
+    known = [*own, *_options_of(plain.config())]
+    check_names({*options} - {"budget", "seed"}, known, f"{owner} ({plain.method})", _who_has())
     named = _with_seeds({name: value for name, value in entries.items() if name in own})
     return replace(with_options(plain, named, owner, own), options=options)
 
 
-def _options_of(config: MethodConfig) -> list[str]:
+def _options_of(config: MethodConfig | type[MethodConfig]) -> list[str]:
     return [entry.name for entry in fields(config) if entry.name not in PLANNED]
+
+
+@cache
+def _who_has() -> dict[str, list[str]]:
+    """The methods that have an option, by the option's name."""
+    found: dict[str, list[str]] = {}
+    for name in method_names():
+        for option in _options_of(method(name).Config):
+            found.setdefault(option, []).append(name)
+    return found
 
 
 def _with_seeds(entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,58 +1,51 @@
-"""Folders of runs: READABLE-DIGEST when a run is finished, READABLE-DIGEST.partial before.
+"""Folders of runs: READABLE-DIGEST from the first moment on, so that whatever follows the logs of a run keeps them.
 
-A run is found by its digest, whatever the readable part of the name: that begins with a label, and labels change.
+A run is finished exactly when its folder holds result.json, which is written last and atomically. It is found by its
+digest, whatever the readable part of the name: that begins with a label, and labels change.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from pathlib import Path
 
 from agents.checkpoints import UNFINISHED
-from agents.runs.results import RESULT, read_line
+from agents.runs.results import RESULT
 
 CONFIG, ERROR = "config.json", "error.txt"
-PARTIAL = ".partial"
+FORMERLY = ".partial"
+"""What earlier versions appended to the name of a run's folder until the run was finished."""
 DIGITS = 8
 """Of a run's digest."""
 
 
 def finished_folders(root: Path) -> dict[str, Path]:
     """The folders of the finished runs in `root`, by their digests."""
-    return {digest: folder for digest, folder in _folders(root, "") if (folder / RESULT).is_file()}
+    return {digest: folder for digest, folder in _folders(root) if (folder / RESULT).is_file()}
 
 
-def partial_folder(root: Path, name: str, digest: str) -> Path:
-    """Where the run of that name is done. If it was killed under another name, its folder gets this one."""
-    partial = root / f"{name}{PARTIAL}"
-    others = [folder for found, folder in _folders(root, PARTIAL) if found == digest]
-    if others and partial not in others:
-        os.replace(others[0], partial)
-    return partial
+def failed_folders(root: Path) -> list[Path]:
+    """The folders of the runs in `root` that left a traceback."""
+    found = _folders(root) + _folders(root, FORMERLY)
+    return [folder for _, folder in found if (folder / ERROR).is_file() and not (folder / RESULT).is_file()]
 
 
-def is_whole(partial: Path) -> bool:
-    """Whether all that a run leaves behind is written, and only the name is not final."""
-    try:
-        read_line(partial / RESULT)  # what is written last
-    except (OSError, ValueError):
-        return False
-    return True
+def unfinished_folder(root: Path, name: str, digest: str) -> Path:
+    """Where the run of that name is resumed from: the folder of that name, or, if there is none, the one in which the
+    run was killed under another label or by an earlier version."""
+    if (root / name).is_dir():
+        return root / name
+    others = [other for found, other in _folders(root) + _folders(root, FORMERLY) if found == digest]
+    return others[0] if others else root / name
 
 
-def finish(partial: Path) -> Path:
-    """Give the folder of a run its final name, and return it."""
-    folder = partial.with_suffix("")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+def clear(folder: Path) -> None:
+    """Remove what a finished run no longer needs."""
     for left in (*(folder / name for name in (*UNFINISHED, ERROR)), *folder.glob(".*")):
         left.unlink(missing_ok=True)
-    return folder
 
 
-def _folders(root: Path, ending: str) -> list[tuple[str, Path]]:
+def _folders(root: Path, ending: str = "") -> list[tuple[str, Path]]:
     """Digests and folders of the runs in `root` whose names have that ending, in one scan."""
     name = re.compile(rf".*-([0-9a-f]{{{DIGITS}}}){re.escape(ending)}", re.DOTALL)
     paths = sorted(root.iterdir()) if root.is_dir() else []

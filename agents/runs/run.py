@@ -1,24 +1,26 @@
 """A run: from a resolved configuration to a folder with one result line.
 
-The folder appears under its final name only when the run is finished (`agents.runs.folders`); until then it is called
-NAME.partial, and whoever starts the run again goes on from the checkpoint in it, if there is one: to the same result,
+The folder has its name from the start, and the run is finished when the result line is in it (`agents.runs.folders`).
+Whoever starts an unfinished run again resumes from the checkpoint in its folder, if there is one: to the same result,
 bit for bit on one thread, as if it had never stopped.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from agents.checkpoints import UNFINISHED
+from agents.checkpoints import CHECKPOINT, SEARCHED, UNFINISHED, read_checkpoint
 from agents.evaluation import SelfMeasured, evaluate
 from agents.method_config import MethodConfig
 from agents.methods import method
@@ -26,7 +28,7 @@ from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig
 from agents.runs.decisions import write_decisions
-from agents.runs.folders import CONFIG, ERROR, finish, finished_folders, is_whole, partial_folder
+from agents.runs.folders import CONFIG, ERROR, clear, finished_folders, unfinished_folder
 from agents.runs.locks import held
 from agents.runs.results import RESULT, read_line
 from backbone.checkpoint import write_atomically
@@ -52,11 +54,18 @@ def run(
         The result line.
 
     Raises:
-        TrainingDivergedError: the best policy before that is kept in NAME.partial.
-        ValueError: among others, a checkpoint that is damaged, or another process that is at this run.
+        TrainingDivergedError: the best policy before that is kept in the run's folder.
+        ValueError: among others, a checkpoint that is damaged, another process that is at this run, or user code that
+            has changed since the configuration was planned.
     """
+    if replace(config).digest != config.digest:  # the digest of a configuration is of the time when it was planned
+        raise ValueError(
+            f"code or a backbone that {config.readable} names has changed since the run was planned: start again"
+        )
     found = finished_folders(root).get(config.digest)
-    if found:  # which needs no right to write there
+    if found:
+        with suppress(OSError):  # reading needs no right to write there
+            clear(found)  # its process may have been killed before it did
         return result_line(config, found)
     error = f"another process is at {config.name} in {root}: wait for its end, or choose another folder"
     with held(root / f".{config.digest}.lock", error, keep=False):
@@ -66,10 +75,10 @@ def run(
 
 def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None, resume: bool) -> Path:
     """The folder of the run, once it is done."""
-    partial = partial_folder(root, config.name, config.digest)
-    if resume and is_whole(partial) and _is_of(partial, config):  # killed just before it was renamed
-        return finish(partial)
-    _prepare(partial, config, resume)
+    folder, found = root / config.name, unfinished_folder(root, config.name, config.digest)
+    if found != folder:
+        os.replace(found, folder)
+    _prepare(folder, config, resume)
     seed_everything(config.config.seed)
     task = make_task(**asdict(config.task))
     settings = config.config
@@ -78,7 +87,7 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
         task,
         settings.budget,
         settings.num_images,
-        partial,
+        folder,
         checks=settings.checks,
         progress=progress,
         holds_budget=settings.holds_budget,
@@ -86,13 +95,14 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
     )
     try:
         policy = method(config.method).train(config.config, task, recorder)
-        result = _result(config, task, recorder, policy, recorder.seconds, partial, progress)
+        result = _result(config, task, recorder, policy, recorder.seconds, folder, progress)
         recorder.summarise(*_summary(result))
     finally:
         recorder.close()
-    policy.save(partial)
-    write_atomically(partial / RESULT, json.dumps(result) + "\n")
-    return finish(partial)
+    policy.save(folder)
+    write_atomically(folder / RESULT, json.dumps(result) + "\n")
+    clear(folder)
+    return folder
 
 
 def result_line(config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -104,19 +114,50 @@ def result_line(config: RunConfig, folder: Path) -> dict[str, Any]:
     return {**read_line(folder / RESULT), "run": folder.name, "method": config.display}
 
 
-def _prepare(partial: Path, config: RunConfig, resume: bool) -> None:
+def _prepare(folder: Path, config: RunConfig, resume: bool) -> None:
     """Clear the folder, or, where a run goes on, what its last process left unfinished."""
-    if not (resume and resumable(partial, config)):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    for left in (partial / ERROR, *partial.glob(".*")):
+    if not (resume and resumable(folder, config)):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for left in (folder / ERROR, folder / RESULT, *folder.glob(".*")):
         left.unlink(missing_ok=True)
-    write_atomically(partial / CONFIG, _config_text(config))
+    write_atomically(folder / CONFIG, _config_text(config))
 
 
-def resumable(partial: Path, config: RunConfig) -> bool:
+def resumable(folder: Path, config: RunConfig) -> bool:
     """Whether the folder of an unfinished run holds something to go on from, of this very configuration and version."""
-    return any((partial / name).is_file() for name in UNFINISHED) and _is_of(partial, config)
+    return any((folder / name).is_file() for name in UNFINISHED) and _is_of(folder, config)
+
+
+def other_code(config: RunConfig, root: Path) -> list[Path]:
+    """Folders of finished runs in `root` that differ from this one in the source of the user's code alone."""
+    wanted = json.loads(_config_text(config))
+    if not wanted.pop("code", {}):
+        return []
+    found = []
+    for digest, folder in finished_folders(root).items():
+        file = folder / CONFIG
+        if digest != config.digest and folder.name.startswith(f"{config.readable}-") and file.is_file():
+            saved = json.loads(file.read_text())
+            saved.pop("code", None)
+            found += [folder] if saved == wanted else []
+    return found
+
+
+def resumes_from(config: RunConfig, root: Path) -> str:
+    """How much of an unfinished run in `root` is done, and which file it is resumed from; "" if there is nothing to
+    resume.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    folder = unfinished_folder(root, config.name, config.digest)
+    if not resumable(folder, config):
+        return ""
+    if (folder / CHECKPOINT).is_file():
+        seen = read_checkpoint(folder / CHECKPOINT)["recorder"]["seen"]
+        return f"{seen:,} of {config.config.num_images:,} images are done, in {folder / CHECKPOINT}"
+    return f"what its search has found is in {folder / SEARCHED}"
 
 
 def _is_of(folder: Path, config: RunConfig) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 from agents.recorder import Recorder
 from agents.search.digest import digest
 from agents.search.routes import search
-from agents.workers import start_worker
+from agents.workers import start_worker, without_interrupts
 from backbone.cost import TOLERANCE
 from dfs_env.process import SkippingProcess
 
@@ -183,7 +183,9 @@ def _shared(
     parts = ((pixels[i : i + IMAGES], None if answers is None else answers[i : i + IMAGES], options) for i in starts)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(process,)) as pool:
-        yield from pool.map(_work, parts)
+        with without_interrupts():
+            found = pool.map(_work, parts)
+        yield from found
 
 
 _process: SkippingProcess | None = None

@@ -29,7 +29,7 @@ from agents.comparison.statistics import FINETUNED, NOTHING_LEARNED, Row, summar
 from agents.logs import TABLE
 from agents.runs.decisions import Decisions, read_decisions
 from agents.runs.experiment import read_experiment
-from agents.runs.folders import ERROR, PARTIAL
+from agents.runs.folders import FORMERLY, failed_folders
 from agents.runs.planning import plan
 from agents.runs.results import EXPERIMENT, Line, expanded, labelled, read_lines, without_preset
 
@@ -132,8 +132,8 @@ class Material:
     @cached_property
     def failed(self) -> list[Path]:
         """Folders of runs that left a traceback; of an experiment whose file is there, only of those it still has."""
-        found = sorted(file.parent for file in self.folder.glob(f"*{PARTIAL}/{ERROR}"))
-        return [folder for folder in found if self.planned is None or folder.stem in self.planned]
+        found = failed_folders(self.folder)
+        return [each for each in found if self.planned is None or each.name.removesuffix(FORMERLY) in self.planned]
 
     @cached_property
     def planned(self) -> set[str] | None:

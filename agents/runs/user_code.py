@@ -1,0 +1,176 @@
+"""The user's own code that a configuration names as "module:function": its source is part of a run's identity.
+
+The source is that of the module and of every module that it imports, directly or not, but for the standard library,
+installed packages (other than one that is named itself), this project and what it is built on. Imports are found by
+their statements, without running anything; what is imported by other means, and data files, are not seen.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import resolve_name
+from pathlib import Path
+from typing import Any
+
+OWN = ("agents", "backbone", "dfs_env", "scripts")
+BUILT_ON = {*OWN, "gymnasium", "numpy", "sb3_contrib", "stable_baselines3", "torch"}
+"""Packages that are no user's code; for changes of this project's own, `agents.runs.config.VERSION` is raised."""
+NAME = re.compile(r"(?<![\w.:])([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
+"""A "module:function", alone or within more, as in "a:reward(potential=b:potential)"."""
+
+_loaded: dict[str, tuple[object, str]] = {}
+"""Of modules that this process has imported: the spec, which is new after a reload, and the digest."""
+
+
+def code_digests(value: Any) -> dict[str, str]:
+    """The digests of all user code that plain data name, by module; by "module:function" where there is no file.
+
+    Raises:
+        ValueError: a source that cannot be read, or that has changed since this process imported it.
+    """
+    digests: dict[str, str] = {}
+    for module, function in sorted({name for text in _texts(value) for name in NAME.findall(text)}):
+        sources = _sources(module)
+        if sources:
+            digests[module] = _checked(module, _digest(sources))
+        elif _is_made(module, function):
+            digests[f"{module}:{function}"] = _digest({function: _source_of(module, function)})
+    return digests
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    for entry in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        yield from _texts(entry)
+
+
+def _digest(sources: Mapping[str, bytes]) -> str:
+    found = hashlib.sha256()
+    for name, source in sorted(sources.items()):
+        found.update(f"{name}:{len(source)}:".encode() + source)
+    return found.hexdigest()[:16]
+
+
+def _checked(module: str, digest: str) -> str:
+    """The digest, if it is the one that the module had when this process first saw it imported.
+
+    Raises:
+        ValueError: it is not, so that what would run is not what the file says.
+    """
+    loaded = sys.modules.get(module)
+    if loaded:
+        spec, before = _loaded.setdefault(module, (loaded.__spec__ or loaded, digest))
+        if spec is not (loaded.__spec__ or loaded):
+            _loaded[module] = loaded.__spec__ or loaded, digest
+        elif before != digest:
+            raise ValueError(f"the source of {module!r} has changed since this process imported it: start again")
+    return digest
+
+
+def _sources(module: str) -> dict[str, bytes]:
+    """The user's source files that importing a module reads, by the names of their modules."""
+    package = module.partition(".")[0]
+    found: dict[str, bytes] = {}
+    waiting = set(_with_parents(module))
+    while waiting:
+        name = waiting.pop()
+        spec, path = _found(name)
+        if path is None or name in found or not _is_users(path, name, package):
+            continue
+        source = _read(spec, path)
+        if source is not None:
+            found[name] = source
+            is_package = spec is not None and spec.submodule_search_locations is not None
+            waiting.update(_imports(source, name if is_package else name.rpartition(".")[0]))
+    return found
+
+
+def _is_users(path: Path, name: str, package: str) -> bool:
+    if name.partition(".")[0] in BUILT_ON:
+        return False
+    if {"site-packages", "dist-packages"} & set(path.parts):
+        return name.partition(".")[0] == package
+    return not any(path.is_relative_to(sysconfig.get_path(which)) for which in ("stdlib", "platstdlib"))
+
+
+def _found(module: str) -> tuple[ModuleSpec | None, Path | None]:
+    """How a module was imported, or would be, and from where; a script that is run has no spec."""
+    loaded = sys.modules.get(module)
+    spec = loaded.__spec__ if loaded else _spec(module)
+    path = getattr(loaded, "__file__", None) if loaded else spec.origin if spec else None
+    return spec, Path(path) if path else None
+
+
+def _read(spec: ModuleSpec | None, path: Path) -> bytes | None:
+    """The content of a module's file, which may lie in an archive; None where there is no file."""
+    if path.is_file():
+        return path.read_bytes()
+    try:
+        data: bytes = spec.loader.get_data(str(path))  # type: ignore[union-attr]
+        return data
+    except (AttributeError, OSError):
+        return None
+
+
+def _spec(module: str) -> ModuleSpec | None:
+    """What `importlib.util.find_spec` returns, but the name, without importing the parents."""
+    first, *others = module.split(".")
+    spec = next((found for finder in sys.meta_path if (found := finder.find_spec(first, None))), None)
+    for name in others:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    return spec
+
+
+def _with_parents(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]
+
+
+@lru_cache(maxsize=1024)
+def _imports(source: bytes, package: str) -> frozenset[str]:
+    """The modules, and their parents, that the import statements of a source may mean."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # an extension module, or what its import will complain about
+        return frozenset()
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return frozenset(each for name in names for each in _with_parents(name))
+
+
+def _is_made(module: str, function: str) -> bool:
+    """Whether a module that has this function was made by a program, such as a notebook."""
+    loaded = sys.modules.get(module)
+    has_source = hasattr(loaded, "__file__") or module in sys.builtin_module_names
+    return callable(getattr(loaded, function, None)) and not has_source
+
+
+def _source_of(module: str, function: str) -> bytes:
+    """The source of the function alone: what it calls in its module is not followed.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return inspect.getsource(getattr(sys.modules[module], function)).encode()
+    except (OSError, TypeError, AttributeError):
+        raise ValueError(
+            f"the source of '{module}:{function}' cannot be read, so that a change of it would go unnoticed: put it "
+            "into a file of its own"
+        ) from None
