@@ -7,12 +7,11 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from agents.method_config import MethodConfig
 from agents.runs.folders import DIGITS
-from backbone.checkpoint import find_checkpoint
+from backbone.checkpoint import find_checkpoint, identity_of
 from backbone.data import data_folder
 
 VERSION = 3
@@ -45,13 +44,10 @@ class TaskConfig:
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
 
     def backbone_digest(self) -> str:
-        """What tells the weights apart from any others: a hash of the checkpoint file, or "random"."""
+        """Identity of the weights: that of the checkpoint file (`backbone.checkpoint.identity_of`), or "random"."""
         if self.checkpoint == "random":
             return "random"
-        path = Path(self.checkpoint or find_checkpoint(self.dataset, self.depth, data_folder(self.data)))
-        if not path.is_file():
-            raise FileNotFoundError(f"checkpoint {path} does not exist; name a file that scripts.pretrain wrote")
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return identity_of(self.checkpoint or find_checkpoint(self.dataset, self.depth, data_folder(self.data)))
 
 
 @dataclass(frozen=True)

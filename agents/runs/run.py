@@ -28,7 +28,7 @@ from agents.runs.config import RunConfig
 from agents.runs.decisions import write_decisions
 from agents.runs.folders import CONFIG, ERROR, finish, finished_folders, is_whole, partial_folder
 from agents.runs.locks import held
-from agents.runs.results import RESULT, read_line
+from agents.runs.results import RESULT, line_text, read_line
 from backbone.checkpoint import write_atomically
 from backbone.cost import TOLERANCE
 from dfs_env.task import Task, make_task
@@ -91,7 +91,7 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
     finally:
         recorder.close()
     policy.save(partial)
-    write_atomically(partial / RESULT, json.dumps(result) + "\n")
+    write_atomically(partial / RESULT, line_text(result))
     return finish(partial)
 
 
