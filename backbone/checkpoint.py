@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,29 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 
 def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) -> None:
-    """What `torch.load` reads, written atomically; with `weights_only` it reads pickle's protocol 2 alone.
+    """What `load_state` reads, with a digest at its end, written atomically.
+
+    With `weights_only` torch reads pickle's protocol 2 alone.
 
     Raises:
-        OSError: it cannot be written, or the disk is full: torch says so of Python's files, not of those it opens.
+        OSError: it cannot be written, or the disk is full.
     """
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(dict(state), file, pickle_protocol=protocol)
+    buffer = BytesIO()
+    torch.save(dict(state), buffer, pickle_protocol=protocol)
+    write_atomically(path, with_digest(buffer.getvalue() + BLANK.encode()))
+
+
+def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
+    """What `save_state` wrote, on the CPU. Without `weights_only` it is unpickled: only for files of one's own.
+
+    Raises:
+        ValueError: it is damaged.
+        Exception: what `torch.load` raises of files that it cannot read.
+    """
+    content = path.read_bytes()
+    check_digest(content, path, "delete it to start anew")
+    state: dict[str, Any] = torch.load(BytesIO(content), map_location="cpu", weights_only=weights_only)
+    return state
 
 
 def digest(tensors: Iterable[Tensor], about: object) -> str:
