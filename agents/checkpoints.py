@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from backbone.checkpoint import save_state
+from backbone.checkpoint import load_state, save_state
 
 CHECKPOINT = "checkpoint.pt"
 SEARCHED = "searched.json"
@@ -79,14 +79,13 @@ def write_checkpoint(file: Path, kept: Mapping[str, Stateful]) -> None:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """The states in a file that `write_checkpoint` wrote: pickled, so trusted as this program is.
+    """The states in a file that `write_checkpoint` wrote: pickled, so only ever read from a run of one's own.
 
     Raises:
         ValueError: the file is damaged.
     """
     with _explained(file):
-        states: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
-        return states
+        return load_state(file, weights_only=False)
 
 
 def put_back(file: Path, states: Mapping[str, Any], kept: Mapping[str, Stateful]) -> None:

@@ -6,21 +6,28 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from backbone.digests import BLANK, KEY, check_digest, with_digest
+from backbone.names import check_own
 from backbone.resnet import ResNet, ResNetConfig
 
 SHIPPED = Path(__file__).parent / "weights"
 """Folder of the trained backbones that ship with the package."""
+IDENTITY = "identity"
+"""In a file's description: what `identity_of` returns, where it does not follow from the content."""
+CONVERT = "rewrite it by `python -m scripts.convert {}`"
 
 
 @contextmanager
@@ -46,13 +53,29 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 
 def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) -> None:
-    """What `torch.load` reads, written atomically; with `weights_only` it reads pickle's protocol 2 alone.
+    """What `load_state` reads, with a digest at its end, written atomically.
+
+    With `weights_only` torch reads pickle's protocol 2 alone.
 
     Raises:
-        OSError: it cannot be written, or the disk is full: torch says so of Python's files, not of those it opens.
+        OSError: it cannot be written, or the disk is full.
     """
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(dict(state), file, pickle_protocol=protocol)
+    buffer = BytesIO()
+    torch.save(dict(state), buffer, pickle_protocol=protocol)
+    write_atomically(path, with_digest(buffer.getvalue() + BLANK.encode()))
+
+
+def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
+    """What `save_state` wrote, on the CPU. Without `weights_only` it is unpickled: only for files of one's own.
+
+    Raises:
+        ValueError: it is damaged.
+        Exception: what `torch.load` raises of files that it cannot read.
+    """
+    content = path.read_bytes()
+    check_digest(content, path, "delete it to start anew")
+    state: dict[str, Any] = torch.load(BytesIO(content), map_location="cpu", weights_only=weights_only)
+    return state
 
 
 def digest(tensors: Iterable[Tensor], about: object) -> str:
@@ -63,28 +86,76 @@ def digest(tensors: Iterable[Tensor], about: object) -> str:
     return found.hexdigest()
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Tensors and a JSON-able description of them, in one safetensors file, written atomically."""
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], identity: str | None = None
+) -> None:
+    """Tensors and a JSON-able description of them, in one safetensors file with a digest, written atomically.
+
+    `identity` is what `identity_of` returns of the file; by default it follows from the content.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(plain, temporary, metadata={"about": json.dumps(dict(about))})
+    text = json.dumps({KEY: BLANK, **({IDENTITY: identity} if identity else {})} | dict(about) | {KEY: BLANK})
+    write_atomically(path, with_digest(save(plain, metadata={"about": text})))
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote.
+    """What `save_tensors` wrote; a file of an earlier version, which has no digest, with a warning.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a whole safetensors file of this project.
+        ValueError: not a whole safetensors file of this project, or not what was written.
     """
+    content, about, found = _read(path)
+    if found is None:
+        warnings.warn(f"{path} has no digest, so damage to it goes unnoticed: {CONVERT.format(path)}", stacklevel=2)
+    with _explained(path):
+        tensors = load(content)
+    return tensors, {name: value for name, value in about.items() if name not in (KEY, IDENTITY)}
+
+
+def identity_of(path: str | Path) -> str:
+    """16 hexadecimal digits that distinguish the file's content from any other: the start of its digest.
+
+    A file that `add_digest` rewrote keeps those that it had before, by which finished runs name it.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_tensors`.
+    """
+    content, about, found = _read(path)
+    return str(about.get(IDENTITY) or (found or hashlib.sha256(content).hexdigest())[:16])
+
+
+def add_digest(path: str | Path) -> bool:
+    """Rewrite a file of an earlier version with a digest; it keeps its identity. False if it has one already.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_tensors`.
+    """
+    content, about, found = _read(path)
+    if found is None:
+        with _explained(path):
+            tensors = load(content)
+        save_tensors(path, tensors, about, identity=hashlib.sha256(content).hexdigest()[:16])
+    return found is None
+
+
+def _read(path: str | Path) -> tuple[bytes, dict[str, Any], str | None]:
+    """A safetensors file's content, its description, and its digest, checked, if it has one."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; name a file that this project wrote")
+    content = path.read_bytes()
+    found = check_digest(content, f"checkpoint {path}", "delete it and make it again, or restore a copy")
+    with _explained(path):
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return content, dict(json.loads(header["__metadata__"]["about"])), found
+
+
+@contextmanager
+def _explained(path: str | Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        yield
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(
             f"checkpoint {path} is damaged or was not written by this project ({error}); delete it and make it again"
         ) from error
@@ -93,10 +164,8 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def read_about(path: str | Path) -> dict[str, Any]:
     """The description in a file of `save_tensors`, without the tensors; nothing from any other file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {})["about"])
-            return about
-    except (SafetensorError, KeyError, ValueError):
+        return _read(path)[1]
+    except ValueError:
         return {}
 
 
@@ -130,6 +199,7 @@ def load_backbone(
     tensors, about = load_tensors(path)
     try:
         stored: dict[str, Any] = about["config"]
+        check_own("quantizer", stored.get("quantizer"), path)
         config = ResNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})  # type: ignore[arg-type]
         backbone = ResNet(config)
         floats = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}

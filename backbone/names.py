@@ -5,8 +5,16 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import importlib.util
+import site
+import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+PROJECT = ("agents", "backbone", "dfs_env", "scripts")
+"""This project's packages."""
 
 
 def nearest(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
@@ -41,6 +49,49 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
     if not callable(function):
         raise ValueError(f"{kind} {name!r}: module {module_name!r} has no function {function_name!r}")
     return function
+
+
+def check_own(kind: str, name: Any, file: object, trusted: bool = False) -> None:
+    """Make sure that code which `file` names is in a source file of the user's own, before anything imports it.
+
+    A stranger's file could name any function there is, such as "shutil:rmtree" as a data set, which is called with the
+    data folder. Functions of Python, of installed packages and of this project have other uses than these; the user's
+    own are taken to be what they are named as. Names without a colon are this project's and pass.
+
+    Raises:
+        ValueError: it is not, and the caller does not trust the file.
+    """
+    if not (isinstance(name, str) and ":" in name) or trusted or is_own(name):
+        return
+    raise ValueError(
+        f"{file} names {kind} {name!r}, which is not in a source file of your own, so a stranger could have it do "
+        "harm; if you made that run, give --trust-code (in Python, trust_code=True)"
+    )
+
+
+def is_own(name: str) -> bool:
+    """Whether 'module:function' is neither Python's, nor an installed package's, nor this project's.
+
+    Nothing is imported.
+    """
+    top = name.partition(":")[0].partition(".")[0]
+    if top in sys.stdlib_module_names or top in sys.builtin_module_names or top in PROJECT:
+        return False
+    try:
+        spec = importlib.util.find_spec(top) if top else None
+    except ValueError:  # a module that was made in this process, and has no file
+        return True
+    if spec is None:  # to be refused where it is imported
+        return True
+    places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or [])
+    return not any(Path(place).resolve().is_relative_to(root) for place in places for root in _installed())
+
+
+def _installed() -> set[Path]:
+    """Folders of Python's library and of installed packages."""
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    found = {sysconfig.get_paths()[name] for name in names} | {*site.getsitepackages(), site.getusersitepackages()}
+    return {Path(folder).resolve() for folder in found}
 
 
 def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone import schedules
-from backbone.checkpoint import digest, save_state
+from backbone.checkpoint import digest, load_state, save_state
 from backbone.data import Dataset, Split, augment, batches, cutout
 from backbone.torch_state import default_torch_state
 
@@ -254,7 +254,7 @@ class BackboneTrainer:
 
     def _restore(self) -> None:
         try:
-            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+            state = load_state(self.state_file, weights_only=True)
             if state["identity"] != self.identity:
                 raise ValueError(f"it is of {state['identity']}, this is {self.identity}")
             self.backbone.load_state_dict(state["backbone"])

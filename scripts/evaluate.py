@@ -48,6 +48,10 @@ class Evaluate:
     """Processor threads."""
     device: str = "cpu"
     """Torch device."""
+    trust_pickle: bool = False
+    """Read a policy that an earlier version pickled, which can run any code: only for runs that you made."""
+    trust_code: bool = False
+    """Import what the run names from installed packages: only for runs that you made."""
 
 
 def main(args: Evaluate) -> None:
@@ -55,7 +59,7 @@ def main(args: Evaluate) -> None:
     if args.shuffles < 0:
         raise ValueError(f"shuffles must not be negative, got {args.shuffles}")
     torch.set_num_threads(args.threads)
-    policy, task, result = load_run(args.folder, args.device, args.data)
+    policy, task, result = load_run(args.folder, args.device, args.data, args.trust_pickle, args.trust_code)
     trained = result["config"]["config"].get("budget_range")
     default = default_config(without_preset(result["config"]["method"]))  # presets that were tuned may not be here
     budgets = [check_budget(budget, default.highest_budget) for budget in args.budgets] or [result["budget"]]

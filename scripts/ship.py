@@ -25,7 +25,7 @@ from agents.sb3.policy import ARCHIVE
 from backbone.checkpoint import SHIPPED, shipped_checkpoint, write_atomically
 from scripts.cli import clear_errors, keeping
 
-KEPT = (CONFIG, FILE, ARCHIVE, BACKBONE, decisions.FILE, TABLE)
+KEPT = (CONFIG, FILE, BACKBONE, decisions.FILE, TABLE)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def ship(args: Ship) -> list[Path]:
     Raises:
         FileNotFoundError: there is no finished run.
         ValueError: none of those that are there is wanted; a damaged result line; a run on a backbone file that others
-            do not have.
+            do not have, or with a policy that is pickled.
     """
     found = sorted(finished_folders(args.source).values()) if args.source.is_dir() else []
     lines = {folder: read_line(folder / RESULT) for folder in found}
@@ -76,6 +76,8 @@ def ship(args: Ship) -> list[Path]:
         choices = "; ".join(f"{name}s {', '.join(sorted(values))}" for name, values in there.items())
         raise ValueError(f"{args.source} has no such run: there are {choices}")
     for folder in wanted:
+        if next(folder.glob(ARCHIVE), None):
+            raise ValueError(f"{folder} keeps its policy pickled: python -m scripts.convert {folder} --trust-pickle")
         _check_backbone(folder, lines[folder])
         target = args.target / folder.name
         if (target / RESULT).is_file():

@@ -20,7 +20,7 @@ from agents.methods import method
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Processes, attempt, disk_is_full
 from agents.runs.ray_engine import Ray
-from agents.runs.results import RESULT, RESULTS
+from agents.runs.results import RESULT, RESULTS, read_lines
 from agents.runs.run import run
 from agents.runs.sweep import finished, sweep
 from backbone.checkpoint import save_state, write_atomically
@@ -118,7 +118,7 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_is_finished(where, tmp_path, 
     with pytest.raises(OSError, match="No space left"):
         sweep([first, second, third], tmp_path, engine)
     monkeypatch.undo()
-    assert [json.loads(line) for line in (tmp_path / RESULTS).read_text().splitlines()] == before
+    assert read_lines(tmp_path / RESULTS) == before
     assert not (tmp_path / third.name).exists()
     assert (tmp_path / second.name / RESULT).is_file() == (where == "the sweep")
     assert not [name for name in files_of(tmp_path) if Path(name).name.startswith(".")], "half-written files"

@@ -14,7 +14,7 @@ from agents.options import read_toml, toml_table, with_options
 from agents.runs.config import VERSION, RunConfig, TaskConfig
 from agents.runs.experiment import Arm, Experiment, as_toml, experiment_of, read_experiment
 from agents.runs.planning import plan
-from agents.runs.results import RESULT, RESULTS
+from agents.runs.results import RESULT, RESULTS, read_lines
 from agents.runs.sweep import finished, locked
 from scripts import compare
 from scripts.compare import Compare, Flags
@@ -309,7 +309,7 @@ def test_both_engines_give_the_same_lines_of_one_file(tmp_path, capsys):
         assert compare.main(Compare(file, output=tmp_path / engine, engine=engine)) == 0
         assert "dfs [terminal] [/b]" in capsys.readouterr().out
         assert "dfs [terminal] [/b]" in (tmp_path / engine / "table.txt").read_text()
-        lines[engine] = [json.loads(text) for text in (tmp_path / engine / RESULTS).read_text().splitlines()]
+        lines[engine] = [dict(line) for line in read_lines(tmp_path / engine / RESULTS)]
         for line in lines[engine]:
             for name in ("seconds", "seconds_per_thousand_images"):
                 del line[name]

@@ -247,7 +247,7 @@ def test_a_search_that_is_killed_goes_on_from_what_it_had_found(name, tiny_data,
 
 def test_what_a_search_had_found_is_named_if_it_is_damaged(tmp_path):
     (tmp_path / SEARCHED).write_text("{")
-    with pytest.raises(ValueError, match=f"{SEARCHED} is damaged .* delete it to search anew"):
+    with pytest.raises(ValueError, match=f"{SEARCHED} .* delete it to search anew"):
         trials.read_found(tmp_path / SEARCHED, "any")
 
 

@@ -10,7 +10,7 @@ from agents.runs.engines import attempt
 from agents.runs.experiment import as_toml, experiment_of, read_experiment
 from agents.runs.parts import parts_of, plan_parts, read_parts
 from agents.runs.planning import plan
-from agents.runs.results import EXPERIMENT, RESULT, RESULTS
+from agents.runs.results import EXPERIMENT, RESULT, RESULTS, read_lines
 from agents.runs.sweep import SET_ASIDE, locked
 from scripts import compare
 from scripts.compare import Compare, Flags
@@ -178,7 +178,7 @@ def study(tmp_path, tiny_data, monkeypatch):
 
 
 def untimed(folder: Path) -> list[dict]:
-    lines = map(json.loads, (folder / RESULTS).read_text().splitlines())
+    lines = read_lines(folder / RESULTS)
     return [{key: value for key, value in line.items() if not key.startswith("seconds")} for line in lines]
 
 

@@ -8,7 +8,7 @@ import torch
 from agents.evaluation import evaluate
 from agents.logs import TABLE
 from agents.runs.folders import finished_folders
-from agents.runs.results import RESULT
+from agents.runs.results import RESULT, line_text, read_line
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from scripts.evaluate import Evaluate
@@ -93,18 +93,17 @@ def test_a_copy_that_was_killed_is_no_finished_run_and_is_made_anew(runs, tmp_pa
 
 def test_a_run_on_a_backbone_that_was_named_by_its_file_is_refused(runs, tmp_path):
     (folder,) = (folder for folder in runs.iterdir() if folder.name.startswith("ppo"))
-    result = json.loads((folder / RESULT).read_text())
-    (folder / RESULT).write_text(json.dumps({**result, "checkpoint": "mine.safetensors"}) + "\n")
+    (folder / RESULT).write_text(line_text({**read_line(folder / RESULT), "checkpoint": "mine.safetensors"}))
     with pytest.raises(ValueError, match=r"needs mine\.safetensors"):
         ship(Ship(runs, tmp_path / "shipped", methods=("ppo",)))
 
 
 def test_a_run_on_a_backbone_of_ones_own_that_is_found_by_its_name_is_refused(runs, tmp_path):
     (folder,) = (folder for folder in runs.iterdir() if folder.name.startswith("ppo"))
-    result = json.loads((folder / RESULT).read_text())
+    result = read_line(folder / RESULT)
     task = {**result["config"]["task"], "dataset": "digits", "depth": 14, "backbone": "0123456789abcdef"}
     result |= {"checkpoint": None, "config": {**result["config"], "task": task}}
-    (folder / RESULT).write_text(json.dumps(result) + "\n")
+    (folder / RESULT).write_text(line_text(result))
     with pytest.raises(ValueError, match="needs your own backbone"):
         ship(Ship(runs, tmp_path / "shipped", methods=("ppo",)))
 

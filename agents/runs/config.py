@@ -13,7 +13,7 @@ from typing import Any
 from agents.method_config import MethodConfig
 from agents.runs.folders import DIGITS
 from agents.runs.user_code import code_digests
-from backbone.checkpoint import find_checkpoint, read_about
+from backbone.checkpoint import find_checkpoint, identity_of, read_about
 from backbone.data import data_folder
 
 VERSION = 3
@@ -46,9 +46,9 @@ class TaskConfig:
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
 
     def backbone_digest(self) -> str:
-        """What tells the weights apart from any others: a hash of the checkpoint file, or "random"."""
+        """Identity of the weights: that of the checkpoint file (`backbone.checkpoint.identity_of`), or "random"."""
         path = self.backbone_file()
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path else "random"
+        return identity_of(path) if path else "random"
 
     def backbone_file(self) -> Path | None:
         """The checkpoint file; None for an untrained backbone.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import zipfile
 from dataclasses import dataclass, fields
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.evaluation import Evaluation
-from backbone.checkpoint import replacing
+from backbone.checkpoint import write_atomically
+from backbone.digests import BLANK, check_digest, with_digest
 
 FILE = "decisions.npz"
 
@@ -40,8 +42,18 @@ def write_decisions(folder: Path, test: Evaluation) -> None:
         "confidence": test.confidence.numpy().astype(np.float32),
         "cost": test.costs.numpy().astype(np.float32),
     }
-    with replacing(folder / FILE) as temporary:
-        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+    buffer = BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomically(folder / FILE, commented(buffer.getvalue()))
+
+
+def commented(content: bytes) -> bytes:
+    """An npz file with a digest as the comment of its zip archive; as it is, if it has one."""
+    buffer = BytesIO(content)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        if not archive.comment:
+            archive.comment = BLANK.encode()
+    return with_digest(buffer.getvalue())
 
 
 def read_decisions(folder: Path) -> Decisions:
@@ -54,8 +66,12 @@ def read_decisions(folder: Path) -> Decisions:
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: delete this run's folder and run it again to record decisions")
+    content, mend = path.read_bytes(), "delete this run's folder and run it again"
+    undigested = check_digest(content, path, mend) is None
+    if undigested and not content.endswith(b"\0\0"):  # the length of an empty comment
+        raise ValueError(f"{path} is damaged: it is cut short; {mend}")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
             return Decisions(**{field.name: arrays[field.name] for field in fields(Decisions)})
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete this run's folder and run it again") from error
+    except Exception as error:  # zipfile and numpy raise a dozen kinds, by what is damaged
+        raise ValueError(f"{path} is damaged ({error}); {mend}") from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from backbone.digests import checked_json, json_with_digest
 
 Line = Mapping[str, Any]
 """What a finished run leaves behind: "method", "budget", "seed", "accuracy", "cost", ... Costs are fractions of full
@@ -45,7 +46,7 @@ def read_lines(source: Path) -> list[Line]:
     files = [source]
     if source.is_dir():
         combined = source / RESULTS
-        whole = combined.is_file() and combined.read_text().strip()
+        whole = combined.is_file() and combined.read_bytes().strip()
         files = [combined] if whole else sorted(source.rglob(RESULT))
     lines = [_parsed(text, f"{file}:{number}") for file in files for number, text in _numbered(file)]
     if not lines:
@@ -61,7 +62,12 @@ def read_line(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged; it is named.
     """
-    return dict(_parsed(file.read_text(), str(file)))
+    return dict(_parsed(file.read_bytes(), str(file)))
+
+
+def line_text(line: Line) -> str:
+    """A result line as it is kept: JSON with a digest, and the end of the line."""
+    return json_with_digest(line) + "\n"
 
 
 def expanded(lines: Iterable[Line]) -> list[Line]:
@@ -97,19 +103,16 @@ def labelled(lines: Iterable[Line], name: str) -> str | None:
     return name if name in found else found[0] if found else None
 
 
-def _numbered(file: Path) -> list[tuple[int, str]]:
+def _numbered(file: Path) -> list[tuple[int, bytes]]:
     """Lines that are not blank, numbered from 1. A result.json may be spread over several lines."""
-    text = file.read_text()
+    text = file.read_bytes()
     if file.suffix == ".json":
         return [(1, text)]
     return [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
-def _parsed(text: str, place: str) -> Line:
-    try:
-        line = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON ({error}); delete this result and run it again") from error
+def _parsed(text: bytes, place: str) -> Line:
+    line = checked_json(text, place, "delete this result and run it again")
     missing = [key for key in KEYS if key not in line] if isinstance(line, dict) else list(KEYS)
     if missing:
         raise ValueError(f"{place} is not a whole result line: it lacks {', '.join(missing)}")

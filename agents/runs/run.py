@@ -30,7 +30,7 @@ from agents.runs.config import RunConfig
 from agents.runs.decisions import write_decisions
 from agents.runs.folders import CONFIG, ERROR, clear, finished_folders, unfinished_folder
 from agents.runs.locks import held
-from agents.runs.results import RESULT, read_line
+from agents.runs.results import RESULT, line_text, read_line
 from backbone.checkpoint import write_atomically
 from backbone.cost import TOLERANCE
 from dfs_env.task import Task, make_task
@@ -100,7 +100,7 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
     finally:
         recorder.close()
     policy.save(folder)
-    write_atomically(folder / RESULT, json.dumps(result) + "\n")
+    write_atomically(folder / RESULT, line_text(result))
     clear(folder)
     return folder
 

@@ -1,7 +1,19 @@
-"""What finished runs saved: their policies, and the tasks that these were trained on."""
+"""What finished runs saved: their policies, and the tasks that these were trained on.
+
+A run folder may come from a stranger. Reading one unpickles nothing: weights are safetensors files and arguments are
+JSON. It may name code as "module:function" (data set, observation, gate, quantizer, loader, class of a policy). Such
+code is imported only from source files of the user's own, and only called as what it is named as. Functions of Python,
+of installed packages and of this project are refused, except this project's loaders and the modules of torch and
+Stable-Baselines3; with `trust_code` any code is imported.
+
+Policies that earlier versions kept as zip files of Stable-Baselines3 hold pickles, which can run anything: they are
+read with `trust_pickle` alone. The resume checkpoints of unfinished runs (`agents.checkpoints`) are pickled, too: they
+are one's own, and neither shipped nor read here.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,22 +24,34 @@ from agents.policies import FILE, AssignmentPolicy, GatePolicy, Policy, RandomPo
 from agents.recorder import BACKBONE
 from agents.runs.config import TaskConfig
 from agents.runs.results import RESULT, read_line
-from agents.sb3.policy import ARCHIVE, SB3Policy
+from agents.sb3.policy import ARCHIVE, KIND, SB3Policy, read_archive
 from backbone.checkpoint import SHIPPED, load_tensors
-from backbone.names import resolve
+from backbone.names import check_own, resolve
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task, make_task
 
 
 def load_run(
-    folder: Path | str, device: str = "cpu", data: str | None = None
+    folder: Path | str,
+    device: str = "cpu",
+    data: str | None = None,
+    trust_pickle: bool = False,
+    trust_code: bool = False,
 ) -> tuple[Policy | SelfMeasured, Task, dict[str, Any]]:
     """The policy of a finished run, the task that it was trained on (with its co-trained backbone), and its result
     line.
 
+    Args:
+        folder: of the run.
+        device: where it is played.
+        data: data folder.
+        trust_pickle: whether a policy that an earlier version pickled is read: only from runs of one's own.
+        trust_code: whether the run may name code of installed packages: only runs of one's own.
+
     Raises:
         FileNotFoundError: there is no finished run, or no backbone.
-        ValueError: a file is damaged, or the backbone is not the one that the run was made with.
+        ValueError: a file is damaged, the backbone is not the one that the run was made with, or the run needs more
+            trust than it is given.
     """
     folder = Path(folder)
     if not (folder / RESULT).is_file():
@@ -40,6 +64,8 @@ def load_run(
     digest = arguments.pop("backbone")
     if arguments["bitwidths"]:
         arguments["bitwidths"] = tuple(arguments["bitwidths"])
+    for kind in ("dataset", "observation"):
+        check_own(kind, arguments[kind], folder / RESULT, trust_code)
     config = TaskConfig(**arguments)
     if config.backbone_digest() != digest:
         raise ValueError(f"{folder} was made with another backbone than the one that is found now; name it again")
@@ -48,22 +74,35 @@ def load_run(
         heads = task.process.heads  # as they were before the backbone was co-trained
         task = make_task(**asdict(replace(config, checkpoint=str(folder / BACKBONE))))
         task.process.heads = heads
-    return load_policy(folder, task.process), task, result
+    return load_policy(folder, task.process, trust_pickle, trust_code), task, result
 
 
-def load_policy(folder: Path, process: SkippingProcess) -> Policy | SelfMeasured:
+def load_policy(
+    folder: Path, process: SkippingProcess, trust_pickle: bool = False, trust_code: bool = False
+) -> Policy | SelfMeasured:
     """The policy that was saved in `folder`, for use on `process`.
 
     A file of another kind than those of `agents.policies` names its loader as its "kind": a "module:function" of the
-    tensors, of what else was saved, and of the process.
+    tensors, of what else was saved, and of the process. This project's own are called "load".
 
     Raises:
-        FileNotFoundError, ValueError: there is none, it is damaged, or it does not fit the process.
+        FileNotFoundError, ValueError: there is none, it is damaged, it does not fit the process, or it needs more trust
+            than it is given (see `load_run`).
     """
-    for archive in folder.glob(ARCHIVE):
-        return SB3Policy.load(archive, process)
-    tensors, about = load_tensors(folder / FILE)
-    kind = about.get("kind")
+    file, archive = folder / FILE, next(folder.glob(ARCHIVE), None)
+    if archive and not file.is_file():
+        if not trust_pickle:
+            raise ValueError(
+                f"{archive} is pickled, and reading a stranger's can run any code; if you made that run, give "
+                f"--trust-pickle (trust_pickle=True), or convert it: python -m scripts.convert {folder} --trust-pickle"
+            )
+        return SB3Policy.fitting(read_archive(archive), process, archive)
+    tensors, about = load_tensors(file)
+    kind = str(about.get("kind"))
+    check_own("gate", about.get("gate"), file, trust_code)
+    check_own("quantizer", about.get("network", {}).get("quantizer"), file, trust_code)
+    if kind == KIND:
+        return SB3Policy.load(tensors, about, process, file, trust_code)
     if kind == "gate":
         process = sight(about["gate"], process)
         gate = make_gate(about["gate"], process)
@@ -76,6 +115,8 @@ def load_policy(folder: Path, process: SkippingProcess) -> Policy | SelfMeasured
         return AssignmentPolicy(tensors["actions"])
     if kind == "random":
         return RandomPolicy(tensors["probabilities"], about["seed"])
-    load = resolve("policy loader", str(kind), {})
+    if not re.fullmatch(r"agents\.[\w.]+:load", kind):
+        check_own("policy loader", kind, file, trust_code)
+    load = resolve("policy loader", kind, {})
     policy: Policy | SelfMeasured = load(tensors, about, process)
     return policy

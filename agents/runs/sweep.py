@@ -13,7 +13,7 @@ from agents.runs.config import VERSION, RunConfig
 from agents.runs.engines import Engine, Report, error_file, expected_length
 from agents.runs.folders import finished_folders
 from agents.runs.locks import held
-from agents.runs.results import RESULT, RESULTS, Line, read_lines
+from agents.runs.results import RESULT, RESULTS, Line, line_text, read_lines
 from agents.runs.run import result_line
 from backbone.checkpoint import write_atomically
 
@@ -111,20 +111,20 @@ def _set_aside(configs: Sequence[RunConfig], root: Path) -> None:
     if stray:
         file = root / SET_ASIDE
         before = file.read_text() if file.is_file() else ""
-        texts = (json.dumps(line) + "\n" for line in stray)
+        texts = map(line_text, stray)
         write_atomically(file, before + "".join(text for text in texts if text not in before))
 
 
 def _lines_by_digest(root: Path) -> dict[str, Line]:
     file = root / RESULTS
-    lines = read_lines(file) if file.is_file() and file.read_text().strip() else []
+    lines = read_lines(file) if file.is_file() and file.read_bytes().strip() else []
     return {str(line.get("run", number)).rpartition("-")[2]: line for number, line in enumerate(lines)}
 
 
 def _check_version(root: Path) -> None:
     combined = root / RESULTS
-    texts = [file.read_text() for file in sorted(root.glob(f"*/{RESULT}"))]
-    texts += combined.read_text().splitlines() if combined.is_file() else []
+    texts = [file.read_bytes() for file in sorted(root.glob(f"*/{RESULT}"))]
+    texts += combined.read_bytes().splitlines() if combined.is_file() else []
     for text in texts:
         try:
             version = json.loads(text)["config"]["version"]
@@ -139,5 +139,5 @@ def _check_version(root: Path) -> None:
 
 def _write_results(order: Iterable[str], lines: Mapping[str, dict[str, Any]], root: Path) -> list[dict[str, Any]]:
     results = [lines[name] for name in order if name in lines]
-    write_atomically(root / RESULTS, "".join(json.dumps(result) + "\n" for result in results))
+    write_atomically(root / RESULTS, "".join(map(line_text, results)))
     return results

@@ -19,7 +19,7 @@ from agents.dual import DualAscent, FixedPrice, PriceRule
 from agents.method_config import MethodConfig, check_not_negative
 from agents.sb3.off_policy import PricedReplayBuffer
 from agents.sb3.options import as_settings, names_of, parse_settings
-from agents.sb3.policy import algorithm_of
+from agents.sb3.policy import LEARNING, algorithm_of, described
 from backbone.names import check_names
 from backbone.schedules import make_schedule
 from dfs_env.rewards import Shaped, nested, uses_budget, uses_price
@@ -115,7 +115,7 @@ class SB3Config(MethodConfig):
         """Keyword arguments for the constructor: the options that it knows, then the settings in `sb3`.
 
         Raises:
-            ValueError: a setting that it does not know.
+            ValueError: a setting that it does not know, or one of the policy that could not be saved.
         """
         known, own = names_of(self.algorithm), [entry.name for entry in fields(self)]
         settings = parse_settings(self.sb3, self.algorithm, own)
@@ -125,6 +125,7 @@ class SB3Config(MethodConfig):
         if isinstance(policy, str):
             policy = cast(Any, self.algorithm).policy_aliases[policy]
         check_names(kwargs, names_of(policy), f"policy_kwargs of {self.algorithm.__name__}")
+        described({name: value for name, value in kwargs.items() if name not in LEARNING})
         return {**named, **settings, "policy_kwargs": kwargs}
 
 

@@ -1,26 +1,48 @@
-"""A model of Stable-Baselines3 or sb3-contrib as a policy: how it decides, is saved and read again."""
+"""A model of Stable-Baselines3 or sb3-contrib as a policy: how it decides, is saved and read again.
+
+Saved are the weights of its policy, as tensors, and the arguments from which the policy is constructed anew, as JSON.
+Nothing is pickled. What only learning needs, such as optimizers and replay buffers, is left out.
+"""
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from torch import Tensor, nn
 
 from agents.gates import position
+from agents.policies import FILE
+from agents.sb3.options import names_of
+from backbone.checkpoint import save_tensors
 from backbone.cost import count_macs
+from backbone.names import check_names, check_own, resolve
 from dfs_env.process import SkippingProcess
 
+KIND = "sb3"
+"""In the file's description: a policy of Stable-Baselines3 or sb3-contrib."""
 ARCHIVE = "policy.*.zip"
+"""What earlier versions wrote: Stable-Baselines3's zip files, which hold pickles."""
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     algorithm.__name__: algorithm for algorithm in (A2C, DQN, PPO, QRDQN, MaskablePPO, RecurrentPPO)
 }
 """By which of these a model is read again; one of another class needs an entry."""
+LIBRARIES = ("agents", "sb3_contrib", "stable_baselines3", "torch")
+"""Packages of which a saved policy may name classes of modules."""
+CLASS = "class"
+"""Key of a class in saved arguments: {"class": "module:Class"}."""
+LEARNING = ("optimizer_class", "optimizer_kwargs")
+"""Arguments of policies that decide nothing."""
 Array = np.ndarray[Any, Any]
 
 
@@ -39,17 +61,134 @@ def algorithm_of(kind: type[BaseAlgorithm]) -> str:
     return names[0]
 
 
+def described(value: Any) -> Any:
+    """Arguments of a policy as JSON has them: plain values, and classes of modules by their names.
+
+    Raises:
+        ValueError: anything else, such as a function, or a class that cannot be imported by its name.
+    """
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        if "." not in value.__qualname__ and value.__module__ != "__main__":
+            return {CLASS: f"{value.__module__}:{value.__qualname__}"}
+    elif isinstance(value, Mapping):
+        return {str(key): described(part) for key, part in value.items()}
+    elif isinstance(value, (list, tuple)):
+        return [described(part) for part in value]
+    elif value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    elif isinstance(value, np.generic):
+        return value.item()
+    raise ValueError(
+        f"{value!r} among the arguments of a policy cannot be saved: give numbers, strings, and classes derived from "
+        "torch.nn.Module that stand at the top of a module"
+    )
+
+
+def reconstructed(value: Any, file: object, trusted: bool = False) -> Any:
+    """The arguments that `described` made plain.
+
+    Raises:
+        ValueError: a class of a package that is not trusted, or none of a module.
+    """
+    if isinstance(value, list):
+        return [reconstructed(part, file, trusted) for part in value]
+    if isinstance(value, dict) and value.keys() == {CLASS}:
+        return class_named(value[CLASS], nn.Module, file, trusted)
+    if isinstance(value, dict):
+        return {key: reconstructed(part, file, trusted) for key, part in value.items()}
+    return value
+
+
+def class_named(name: Any, base: type, file: object, trusted: bool) -> type:
+    """The class "module:Class", derived from `base`.
+
+    Raises:
+        ValueError: there is none, it is something else, or `file` may not name it.
+    """
+    if str(name).partition(":")[0].partition(".")[0] not in LIBRARIES:
+        check_own("class", name, file, trusted)
+    found = resolve("class", name, {})
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{file} names {name!r}, which is no {base.__name__}")
+    return found
+
+
+def description_of(model: BaseAlgorithm) -> dict[str, Any]:
+    """What, beside its weights, a model's policy is constructed from.
+
+    Raises:
+        ValueError: an unknown algorithm, or arguments that cannot be saved.
+    """
+    name = algorithm_of(type(model))
+    kind = type(model.policy)
+    aliases = [alias for alias, known in ALGORITHMS[name].policy_aliases.items() if known is kind]
+    return {
+        "kind": KIND,
+        "algorithm": name,
+        "policy": aliases[0] if aliases else described(kind),
+        "policy_kwargs": described({key: value for key, value in model.policy_kwargs.items() if key not in LEARNING}),
+        "observations": model.observation_space.shape,
+        "actions": int(getattr(model.action_space, "n", 0)),
+    }
+
+
+def policy_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any], file: object, trusted: bool) -> BasePolicy:
+    """The policy that has these weights and this description, on the CPU.
+
+    Raises:
+        ValueError: they describe none.
+    """
+    try:
+        kind, shape, actions = about["policy"], tuple(about["observations"]), about["actions"]
+        aliases = ALGORITHMS[about["algorithm"]].policy_aliases
+        policy_class = aliases[kind] if isinstance(kind, str) else class_named(kind[CLASS], BasePolicy, file, trusted)
+        arguments = reconstructed(about["policy_kwargs"], file, trusted)
+        check_names(arguments, names_of(policy_class), f"policy {kind}")
+        observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
+        policy: BasePolicy = policy_class(observation_space, spaces.Discrete(actions), lambda _: 0.0, **arguments)
+        policy.load_state_dict(dict(tensors))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{file} is not a policy that can be read: {error}") from error
+    policy.set_training_mode(False)
+    return policy
+
+
+def read_archive(file: Path) -> BaseAlgorithm:
+    """The model in a zip file of an earlier version. It is unpickled, which runs whatever its writer put there.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return ALGORITHMS[file.name.split(".")[1]].load(file, device="cpu")
+    except (KeyError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} is not a policy that can be read: {error}") from error
+
+
+def save_model(folder: Path, model: BaseAlgorithm) -> None:
+    """Write a model's policy into `folder`.
+
+    Raises:
+        ValueError: see `description_of`.
+    """
+    save_tensors(folder / FILE, model.policy.state_dict(), description_of(model))
+
+
 class SB3Policy:
-    """A trained SB3 model behind the policy interface, which it already speaks.
+    """A trained SB3 model behind the policy interface, which it already speaks, or a policy of one that was saved.
 
     A `MaskablePPO` works under a hard budget: its masks follow from the observation, whose last two entries are cost
-    spent and budget, so no image ever exceeds its budget.
+    spent and budget, so no image ever exceeds its budget. A saved policy of DQN or QR-DQN no longer explores.
     """
 
-    def __init__(self, model: BaseAlgorithm, process: SkippingProcess) -> None:
-        self.model, self.process = model, process
+    def __init__(
+        self, model: BaseAlgorithm | BasePolicy, process: SkippingProcess, about: Mapping[str, Any] | None = None
+    ) -> None:
+        self.model, self.process, self._about = model, process, about
+        policy = model.policy if isinstance(model, BaseAlgorithm) else model
+        self._masked = isinstance(policy, MaskableActorCriticPolicy)
         blank = np.zeros((1, process.observation_dim), np.float32)
-        decision = count_macs(model.policy, lambda: model.predict(blank, deterministic=True))
+        decision = count_macs(policy, lambda: model.predict(blank, deterministic=True))
         self.macs_per_image = sum(decision.values()) * process.num_layers
 
     def predict(
@@ -62,10 +201,8 @@ class SB3Policy:
         """
         if episode_start is not None and np.all(episode_start):
             state = None  # of other images, and perhaps of another number of them
-        if isinstance(self.model, MaskablePPO):
-            masks = self.action_masks(observation)
-            return self.model.predict(observation, state, episode_start, deterministic, action_masks=masks)
-        return self.model.predict(observation, state, episode_start, deterministic)
+        masks = {"action_masks": self.action_masks(observation)} if self._masked else {}
+        return self.model.predict(observation, state, episode_start, deterministic, **masks)
 
     def action_masks(self, observation: Array) -> Array:
         """[B, A] bool: the actions after which each image of observations [B, D] can still end within its budget.
@@ -82,22 +219,47 @@ class SB3Policy:
         return masks.cpu().numpy()
 
     def save(self, folder: Path) -> None:
-        """Write the model's zip file, whose name tells its algorithm."""
-        name = algorithm_of(type(self.model))
-        self.model.save(folder / f"policy.{name}.zip")
-
-    @classmethod
-    def load(cls, file: Path, process: SkippingProcess) -> SB3Policy:
-        """The model in a file that `save` wrote.
+        """Write the policy's weights and what it is constructed from.
 
         Raises:
-            ValueError: the file is damaged, or the model does not fit the process.
+            ValueError: see `description_of`.
         """
-        try:
-            model = ALGORITHMS[file.name.split(".")[1]].load(file, device="cpu")
-        except (KeyError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{file} is not a policy that can be read: {error}") from error
-        spaces = model.observation_space.shape, getattr(model.action_space, "n", None)
-        if spaces != ((process.observation_dim,), process.num_actions):
+        if isinstance(self.model, BaseAlgorithm):
+            save_model(folder, self.model)
+        else:
+            save_tensors(folder / FILE, self.model.state_dict(), self._about or {})
+
+    @classmethod
+    def load(
+        cls,
+        tensors: Mapping[str, Tensor],
+        about: Mapping[str, Any],
+        process: SkippingProcess,
+        file: object,
+        trusted: bool = False,
+    ) -> SB3Policy:
+        """The policy that `save` wrote.
+
+        Raises:
+            ValueError: the description is of no policy, or of one that does not fit the process, or it names classes
+                of code that is not trusted.
+        """
+        return cls.fitting(policy_of(tensors, about, file, trusted), process, file, about)
+
+    @classmethod
+    def fitting(
+        cls,
+        model: BaseAlgorithm | BasePolicy,
+        process: SkippingProcess,
+        file: object,
+        about: Mapping[str, Any] | None = None,
+    ) -> SB3Policy:
+        """The model that was read from `file`, if its sizes are those of the process.
+
+        Raises:
+            ValueError: they are not.
+        """
+        found = model.observation_space.shape, getattr(model.action_space, "n", None)
+        if found != ((process.observation_dim,), process.num_actions):
             raise ValueError(f"the policy in {file} was trained on another backbone, observation or tuple of bitwidths")
-        return cls(model, process)
+        return cls(model, process, about)

@@ -31,7 +31,7 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class Falling:
-    """A learning rate that falls linearly from `first` to 0. Saved models name it by this module."""
+    """A learning rate that falls linearly from `first` to 0. Zip files of earlier versions name it."""
 
     first: float
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from agents.checkpoints import CHECKPOINT_SECONDS, SEARCHED
 from agents.recorder import Recorder
 from agents.search.digest import digest
 from backbone.checkpoint import write_atomically
+from backbone.digests import checked_json, json_with_digest
 from dfs_env.process import SkippingProcess, State
 
 ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -67,6 +68,9 @@ FOUND: dict[str, Losses] = {}
 budgets try much the same, and so do the methods that begin with a search."""
 
 
+MEND = "delete it to search anew"
+
+
 def read_found(file: Path, name: str) -> Losses:
     """What a killed run had found by the search of that name, as `write_found` left it.
 
@@ -74,17 +78,21 @@ def read_found(file: Path, name: str) -> Losses:
         ValueError: the file is damaged.
     """
     try:
-        losses = json.loads(file.read_text()).get(name, []) if file.is_file() else []
+        losses = _searched(file).get(name, [])
         return {tuple(assignment): (float(loss), float(seconds)) for assignment, loss, seconds in losses}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); delete it to search anew") from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); {MEND}") from error
 
 
 def write_found(file: Path, name: str, found: Losses) -> None:
     """Keep what was found by the search of that name, beside what others found."""
-    others = json.loads(file.read_text()) if file.is_file() else {}
     losses = [[list(assignment), *of] for assignment, of in found.items()]
-    write_atomically(file, json.dumps(others | {name: losses}))
+    write_atomically(file, json_with_digest(_searched(file) | {name: losses}))
+
+
+def _searched(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = checked_json(file.read_bytes(), file, MEND) if file.is_file() else {}
+    return content
 
 
 PART = 128
