@@ -16,11 +16,14 @@ from backbone.quantization import EXACT_BITS, FLOAT_BITS, Quantized, Quantizer
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    """As `torch.nn.functional.conv2d`; a 1x1 kernel's stride is taken by slicing its input.
+    """As `torch.nn.functional.conv2d`, with right gradients for any number of channels.
 
     oneDNN's weight gradient of a strided 1x1 convolution writes past its buffer where channels-last inputs have fewer
-    channels than a vector register (uxlfoundation/oneDNN #6035).
+    channels than a vector register (uxlfoundation/oneDNN #6035): the input is sliced instead. Where a weight has one
+    channel, its strides say nothing of its layout, which torch's backward pass may take for an impossible one.
     """
+    if 1 in weight.shape[:2]:
+        weight = weight.clone(memory_format=torch.channels_last)
     if stride > 1 and weight.shape[2:] == (1, 1) and padding == 0:
         x, stride = x[:, :, ::stride, ::stride], 1
     return F.conv2d(x, weight, bias, stride, padding)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ from agents.evaluation import evaluate, shuffled_accuracy
 from agents.methods import default_config
 from agents.runs.results import expanded, without_preset
 from agents.runs.saved import load_run
+from backbone.torch_state import use_threads
 from dfs_env.budgets import check_budget
 from scripts.cli import clear_errors
 
@@ -58,7 +58,7 @@ def main(args: Evaluate) -> None:
     """Load, evaluate, print accuracy, costs and BitOps as JSON, and to standard error the histogram of actions."""
     if args.shuffles < 0:
         raise ValueError(f"shuffles must not be negative, got {args.shuffles}")
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     policy, task, result = load_run(args.folder, args.device, args.data, args.trust_pickle, args.trust_code)
     trained = result["config"]["config"].get("budget_range")
     default = default_config(without_preset(result["config"]["method"]))  # presets that were tuned may not be here

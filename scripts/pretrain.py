@@ -22,6 +22,7 @@ from tqdm import tqdm
 from backbone.checkpoint import load_backbone, own_checkpoint, save_backbone, shipped_checkpoint, write_atomically
 from backbone.data import Dataset, Split, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
+from backbone.torch_state import use_threads
 from backbone.training import BackboneTrainer, TrainingConfig, accuracy, random_routes
 from dfs_env.process import SkippingProcess
 from dfs_env.task import calibrate, check_device
@@ -114,7 +115,7 @@ def log(file: Path, line: dict[str, Any]) -> None:
 def main(args: Pretrain) -> None:
     """Train, report on validation after each epoch and on test once at the end, save."""
     check_device(args.device)
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     torch.manual_seed(args.training.seed)
     dataset = load_dataset(args.dataset, args.data)
     output = args.output_file()

@@ -17,7 +17,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -28,12 +27,13 @@ from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.folders import finished_folders
 from agents.runs.results import RESULT
 from agents.runs.run import other_code, resumes_from, run
+from backbone.torch_state import use_threads
 from scripts.cli import NOTHING, clear_errors, keeping
 
 
 def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threads: int, resume: bool) -> None:
     """Run, with a progress bar over the images that the learner is shown."""
-    torch.set_num_threads(threads)
+    use_threads(threads)
     request = RunConfig(name, config, task)
     _say_what_is_there(request, output, resume)
     with keeping(lambda: _kept(request, output)), tqdm(total=config.num_images, unit="image", desc=name) as bar:

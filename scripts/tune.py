@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -29,6 +28,7 @@ from agents.runs.config import TaskConfig
 from agents.runs.locks import held
 from agents.runs.tuning import Trial, options_of_preset, read_trials, search_digest, tune
 from backbone.checkpoint import write_atomically
+from backbone.torch_state import use_threads
 from scripts.cli import NOTHING, clear_errors, keeping
 
 
@@ -94,7 +94,7 @@ class Tune:
 
 def main(args: Tune) -> None:
     """Try, print each trial, write the preset."""
-    torch.set_num_threads(1)
+    use_threads(1)
     base, file = default_config(args.method), args.preset_file
     if not (args.budgets and args.seeds):
         raise ValueError("tuning needs at least one budget and one seed")

@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.checkpoints import CHECKPOINT, SEARCHED, UNFINISHED, read_checkpoint
+from agents.checkpoints import CHECKPOINT, SEARCHED, UNFINISHED, Randomness, read_checkpoint
 from agents.evaluation import SelfMeasured, evaluate
 from agents.method_config import MethodConfig
 from agents.methods import method
@@ -33,9 +33,12 @@ from agents.runs.locks import held
 from agents.runs.results import RESULT, line_text, read_line
 from backbone.checkpoint import write_atomically
 from backbone.cost import TOLERANCE
+from backbone.torch_state import default_torch_state
 from dfs_env.task import Task, make_task
 
 
+@default_torch_state()
+@torch.enable_grad()
 def run(
     config: RunConfig, root: Path, progress: Callable[[int], None] | None = None, resume: bool = True
 ) -> dict[str, Any]:
@@ -70,7 +73,8 @@ def run(
     error = f"another process is at {config.name} in {root}: wait for its end, or choose another folder"
     with held(root / f".{config.digest}.lock", error, keep=False):
         found = finished_folders(root).get(config.digest)
-        return result_line(config, found or _done(config, root, progress, resume))
+        with seeded(config.config.seed):
+            return result_line(config, found or _done(config, root, progress, resume))
 
 
 def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None, resume: bool) -> Path:
@@ -79,7 +83,6 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
     if found != folder:
         os.replace(found, folder)
     _prepare(folder, config, resume)
-    seed_everything(config.config.seed)
     task = make_task(**asdict(config.task))
     settings = config.config
     check_reachable(settings, task)
@@ -192,10 +195,18 @@ def check_reachable(config: MethodConfig, task: Task) -> None:
         )
 
 
-def seed_everything(seed: int) -> None:
-    """Seed torch's and numpy's global generators, which gates and Stable-Baselines3 draw from."""
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's, numpy's and Python's global generators from `seed`, as gates and Stable-Baselines3 draw from them; at
+    the end they are where they were."""
+    randomness = Randomness()
+    before = randomness.state_dict()
     torch.manual_seed(seed)
     np.random.seed(seed)
+    try:
+        yield
+    finally:
+        randomness.load_state_dict(before)
 
 
 def _result(

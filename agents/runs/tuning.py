@@ -14,14 +14,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from agents.method_config import MethodConfig
 from agents.methods import method
 from agents.options import Range
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig, TaskConfig
-from agents.runs.run import check_reachable, seed_everything
+from agents.runs.run import check_reachable, seeded
 from backbone.checkpoint import write_atomically
 from backbone.data import Split
+from backbone.torch_state import default_torch_state
 from backbone.training import TrainingDivergedError
 from dfs_env.task import Task, make_task
 
@@ -140,6 +143,8 @@ def read_trials(file: Path, identity: str) -> list[Trial]:
     return trials
 
 
+@default_torch_state()
+@torch.enable_grad()
 def score(label: str, config: MethodConfig, task: TaskConfig) -> float:
     """Train, and return what the recorder ranks policies by: the accuracy on validation, in [0, 1]; or, if a budget is
     not met there, minus the largest ratio of cost to budget.
@@ -148,23 +153,23 @@ def score(label: str, config: MethodConfig, task: TaskConfig) -> float:
         ValueError: the budget is out of reach.
         TrainingDivergedError: the loss became NaN or infinite.
     """
-    seed_everything(config.seed)
-    found = without_test(make_task(**asdict(task)))
-    check_reachable(config, found)
-    recorder = Recorder(
-        found,
-        config.budget,
-        config.num_images,
-        checks=config.checks,
-        holds_budget=config.holds_budget,
-        budgets=config.validation_budgets,
-    )
-    try:
-        method(label).train(config, found, recorder)
-    finally:
-        recorder.close()
-    assert recorder.best is not None, f"{label} never validates"
-    return recorder.rank[1]
+    with seeded(config.seed):
+        found = without_test(make_task(**asdict(task)))
+        check_reachable(config, found)
+        recorder = Recorder(
+            found,
+            config.budget,
+            config.num_images,
+            checks=config.checks,
+            holds_budget=config.holds_budget,
+            budgets=config.validation_budgets,
+        )
+        try:
+            method(label).train(config, found, recorder)
+        finally:
+            recorder.close()
+        assert recorder.best is not None, f"{label} never validates"
+        return recorder.rank[1]
 
 
 def without_test(task: Task) -> Task:

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from backbone.resnet import ResNet, ResNetConfig
+from backbone.torch_state import use_threads
 from dfs_env.env import DFSVectorEnv
 from dfs_env.execution import CHUNK
 from dfs_env.process import SkippingProcess
@@ -73,7 +74,7 @@ class Setup:
 
 def setup(args: Env) -> Setup:
     """An untrained network, random images and random routes, the same for the same arguments."""
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     torch.manual_seed(0)
     process = SkippingProcess(ResNet(ResNetConfig(args.depth, bitwidths=BITWIDTHS[args.options])).eval())
     process.backbone.requires_grad_(False)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from agents.search.oracle import RouteSearch, find_routes
 from backbone.resnet import ResNet, ResNetConfig
+from backbone.torch_state import use_threads
 from dfs_env.process import SkippingProcess
 
 
@@ -53,7 +54,7 @@ class OracleSearch:
 
 def hopeless(args: OracleSearch) -> tuple[SkippingProcess, torch.Tensor, torch.Tensor]:
     """An untrained network that never answers class 0, noise images [N, 3, 32, 32], and labels [N], which are all 0."""
-    torch.set_num_threads(1)
+    use_threads(1)
     torch.manual_seed(0)
     backbone = ResNet(ResNetConfig(args.depth, bitwidths=args.bitwidths)).eval().requires_grad_(False)
     backbone.classifier.bias[0] = -1e4

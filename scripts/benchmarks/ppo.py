@@ -15,6 +15,7 @@ from stable_baselines3 import PPO
 from agents.sb3 import SB3VecEnv
 from backbone.data import Dataset, Split
 from backbone.resnet import ResNet, ResNetConfig
+from backbone.torch_state import use_threads
 from dfs_env.env import DFSVectorEnv
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
@@ -44,7 +45,7 @@ class Ppo:
 
     def run(self) -> None:
         """Measure and print."""
-        torch.set_num_threads(self.threads)
+        use_threads(self.threads)
         torch.manual_seed(0)
         process = SkippingProcess(ResNet(ResNetConfig(self.depth)).eval().requires_grad_(False))
         env = DFSVectorEnv(noise_task(process, self.num_envs), self.num_envs, autoreset_mode="SameStep")

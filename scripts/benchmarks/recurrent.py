@@ -17,6 +17,7 @@ from sb3_contrib import RecurrentPPO
 from agents.sb3 import SB3VecEnv
 from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO, check_aligned
 from backbone.resnet import ResNet, ResNetConfig
+from backbone.torch_state import use_threads
 from dfs_env.env import DFSVectorEnv
 from dfs_env.process import SkippingProcess
 from scripts.benchmarks.ppo import noise_task
@@ -55,7 +56,7 @@ class Recurrent:
 
     def run(self) -> None:
         """Measure and print."""
-        torch.set_num_threads(self.threads)
+        use_threads(self.threads)
         report(self, interleaved(self))
 
 
