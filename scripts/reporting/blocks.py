@@ -11,6 +11,10 @@ from matplotlib.patches import Patch
 
 from agents.runs.results import Line
 from dfs_env.render import bit_colour
+from scripts.reporting.material import excess
+
+ALARM = "#B34D00"
+"""Colour of what says that a budget was missed."""
 
 
 def draw_histograms(figure: SubFigure, lines: Sequence[Line], methods: Sequence[str]) -> None:
@@ -22,9 +26,11 @@ def draw_histograms(figure: SubFigure, lines: Sequence[Line], methods: Sequence[
         for budget, axes in zip(budgets, strip, strict=True):
             group = [line for line in lines if line["method"] == method and float(line["budget"]) == budget]
             _draw_shares(axes, group, bitwidths)
+            if missed := excess([line["cost"] for line in group], budget):
+                axes.set_title(missed, fontsize=7, loc="right", pad=1, color=ALARM)
         strip[0].set_ylabel(method, rotation=0, ha="right", va="center")
     for budget, axes in zip(budgets, panels[0], strict=True):
-        axes.set_title(f"budget {budget:g}", fontsize=9)
+        axes.set_title(f"budget {budget:g}", fontsize=9, pad=10)
     figure.supxlabel("block", fontsize=9)
     figure.supylabel("share of the images", fontsize=9)
     patches = [Patch(facecolor=colour_of(b, bitwidths), label=f"{b} bit" if b else "skip") for b in bitwidths[::-1]]

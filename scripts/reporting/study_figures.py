@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from agents.runs.results import labelled
 from scripts.reporting.comparison_figure import WIDTH
-from scripts.reporting.fronts import COLOURS, constant_points, legible
+from scripts.reporting.fronts import COLOURS, HOLLOW, constant_points, draw_missed, legible, missed
 from scripts.reporting.published import PUBLISHED
 from scripts.reporting.study_data import BY_THEMSELVES, Part, Study
 
@@ -76,6 +76,8 @@ def _draw_part(axes: Axes, part: Part, colour: str) -> None:
     others = [r for name in learned for r in part.rows(name) if r not in part.learned_front]
     x, y, *_ = _columns(part, others)
     axes.plot(x, y, color=colour, zorder=1, **KINDS["learned, others"])
+    x, y, *_ = _columns(part, missed([row for row in part.material.rows if row.method in part.material.learned]))
+    draw_missed(axes, list(zip(x, y, strict=True)), "o", colour)
     for bits, (cost, accuracy) in constant_points(part.material.lines, "cost").items():
         if bits:
             at = (part.cost(cost), accuracy)
@@ -153,6 +155,8 @@ def _decorate(figure: Figure, axes: Axes, study: Study, published: bool) -> None
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle("; ".join(study.networks), fontsize=11)
+    if any(missed(part.material.rows) for part in study.parts):
+        figure.supxlabel(HOLLOW, x=0.01, ha="left", fontsize=8, color="0.3")
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(study.parts))]
     handles = [Line2D([], [], color=colour, linewidth=5) for colour in colours]
     handles += [Line2D([], [], color="0.3", **style) for style in KINDS.values()]
