@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,10 +28,12 @@ def draw_histograms(figure: SubFigure, lines: Sequence[Line], methods: Sequence[
             group = [line for line in lines if line["method"] == method and float(line["budget"]) == budget]
             _draw_shares(axes, group, bitwidths)
             if missed := excess([line["cost"] for line in group], budget):
-                axes.set_title(missed, fontsize=7, loc="right", pad=1, color=ALARM)
+                box = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1}
+                place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top"}
+                axes.text(0.99, 0.94, missed, fontsize=7, color=ALARM, bbox=box, **place)
         strip[0].set_ylabel(method, rotation=0, ha="right", va="center")
     for budget, axes in zip(budgets, panels[0], strict=True):
-        axes.set_title(f"budget {budget:g}", fontsize=9, pad=10)
+        axes.set_title(f"budget {budget:g}", fontsize=9)
     figure.supxlabel("block", fontsize=9)
     figure.supylabel("share of the images", fontsize=9)
     patches = [Patch(facecolor=colour_of(b, bitwidths), label=f"{b} bit" if b else "skip") for b in bitwidths[::-1]]

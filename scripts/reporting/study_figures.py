@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from agents.runs.results import labelled
 from scripts.reporting.comparison_figure import WIDTH
-from scripts.reporting.fronts import COLOURS, HOLLOW, constant_points, draw_missed, legible, missed
+from scripts.reporting.fronts import COLOURS, constant_points, draw_missed, legible, missed
+from scripts.reporting.material import OVER
 from scripts.reporting.published import PUBLISHED
 from scripts.reporting.study_data import BY_THEMSELVES, Part, Study
 
@@ -155,13 +156,14 @@ def _decorate(figure: Figure, axes: Axes, study: Study, published: bool) -> None
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle("; ".join(study.networks), fontsize=11)
-    if any(missed(part.material.rows) for part in study.parts):
-        figure.supxlabel(HOLLOW, x=0.01, ha="left", fontsize=8, color="0.3")
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(study.parts))]
     handles = [Line2D([], [], color=colour, linewidth=5) for colour in colours]
     handles += [Line2D([], [], color="0.3", **style) for style in KINDS.values()]
     labels = [legible(f"{part.name}: bitwidths {', '.join(map(str, part.bitwidths))}") for part in study.parts]
     labels += list(KINDS)
+    if any(missed(part.material.rows) for part in study.parts):
+        handles.append(Line2D([], [], linestyle="", marker="o", markersize=6, color="0.3", markerfacecolor="white"))
+        labels.append(f"spent more than {OVER:g} times its budget")
     if published:
         handles.append(Line2D([], [], **STAR))
         labels.append("published")
