@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import ResetNeeded
 
 from backbone.checkpoint import load_state, save_state
 
@@ -71,6 +74,104 @@ class Randomness:
         torch.set_rng_state(state["torch"])
         if state["cuda"]:
             torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class Accessors:
+    """A generator, or anything else of which one method tells its state and another sets it.
+
+    Args:
+        get: returns the state.
+        put: sets it.
+    """
+
+    def __init__(self, get: Callable[[], Any], put: Callable[[Any], Any]) -> None:
+        self.state_dict, self.load_state_dict = get, put
+
+
+class EnvironmentState:
+    """An environment, with what its wrappers remember and the generators of its spaces.
+
+    Args:
+        env: a single or vector environment whose innermost has `state_dict` and `load_state_dict`, as those of
+            `dfs_env` have.
+
+    Raises:
+        ValueError: the innermost has not.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]) -> None:
+        *self._wrappers, self._base = layers_of(env)
+        _check_stateful(type(self._base).__name__, self._base)
+        spaces = [value for layer in (env, self._base) for name in SPACES if (value := getattr(layer, name, None))]
+        self._spaces = list({id(space): space for space in spaces}.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of each layer what changes; of an environment that was never reset, nothing."""
+        try:
+            base = self._base.state_dict()
+        except ResetNeeded:
+            base = None
+        return {
+            "base": base,
+            "wrappers": [
+                {name: value for name, value in vars(layer).items() if not (callable(value) or _is_fixed(value))}
+                for layer in self._wrappers
+            ],
+            "spaces": [space.np_random.bit_generator.state for space in self._spaces],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put each layer back."""
+        if state["base"] is not None:
+            self._base.load_state_dict(state["base"])
+        for layer, values in zip(self._wrappers, state["wrappers"], strict=True):
+            vars(layer).update(values)
+        for space, generator in zip(self._spaces, state["spaces"], strict=True):
+            space.np_random.bit_generator.state = generator
+
+
+SPACES = ("action_space", "single_action_space", "observation_space", "single_observation_space")
+
+
+def _is_fixed(value: object) -> bool:
+    return isinstance(value, (gym.Env, gym.vector.VectorEnv, gym.Space, EnvSpec))
+
+
+def layers_of(env: Any) -> list[Any]:
+    """The environment and those that it wraps, from the outermost on."""
+    layers = [env]
+    while layers[-1].unwrapped is not layers[-1]:
+        layers.append(layers[-1].env)
+    return layers
+
+
+def stateful(name: str, value: Any) -> Stateful:
+    """What saves and restores a value that is registered under a name.
+
+    Raises:
+        ValueError: nothing can.
+    """
+    if isinstance(value, (gym.Env, gym.vector.VectorEnv)):
+        return EnvironmentState(value)
+    if isinstance(value, torch.Generator):
+        return Accessors(value.get_state, value.set_state)
+    if isinstance(value, np.random.Generator):
+        bits = value.bit_generator
+        return Accessors(lambda: bits.state, lambda state: setattr(bits, "state", state))
+    if isinstance(value, np.random.RandomState):
+        return Accessors(value.get_state, value.set_state)
+    if isinstance(value, random.Random):
+        return Accessors(value.getstate, value.setstate)
+    _check_stateful(f"keep({name}=...): {type(value).__name__}", value)
+    return cast(Stateful, value)
+
+
+def _check_stateful(name: str, value: object) -> None:
+    if isinstance(value, type) or not (hasattr(value, "state_dict") and hasattr(value, "load_state_dict")):
+        raise ValueError(
+            f"{name} cannot be saved: it has no state_dict() and load_state_dict(). Give an object that has; plain "
+            "values go into agents.checkpoints.Variables, a Stable-Baselines3 model into agents.sb3.training.Learning"
+        )
 
 
 def write_checkpoint(file: Path, kept: Mapping[str, Stateful]) -> None:

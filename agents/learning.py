@@ -169,7 +169,7 @@ class GateLearner:
         self._optimizer = OPTIMIZERS[config.optimizer](self.gate.parameters(), lr=config.lr)
         self._stream = image_stream(task, config.batch_size, config.seed)
         self._stage = Variables(begin=0)
-        recorder.keep(gate=self.gate, optimizer=self._optimizer, stage=self._stage)
+        recorder.keep(gate=self.gate, optimizer=self._optimizer, stage=self._stage, images=self._stream)
 
     def train(
         self,
@@ -195,9 +195,11 @@ class GateLearner:
         backbone = (
             BackboneLearner(self.process.backbone, self.config.backbone_lr if lr is None else lr) if cotrain else None
         )
-        stream, schedule = stream or self._stream, schedule or self.config.schedule
+        schedule = schedule or self.config.schedule
         factor = make_schedule(schedule)
-        self.recorder.keep(stream=stream, **({"backbone": backbone} if backbone else {}))
+        given = {"stream": stream, "backbone": backbone}
+        self.recorder.keep(**{name: value for name, value in given.items() if value is not None})
+        stream = stream or self._stream
         self._stage.begin = self.recorder.seen
         while self.recorder.goes_on(until):
             loss, scalars = loss_of(*(batch := next(stream)))

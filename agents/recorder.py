@@ -4,10 +4,12 @@ validation."""
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from stable_baselines3.common.logger import Logger
@@ -20,11 +22,13 @@ from agents.checkpoints import (
     Stateful,
     put_back,
     read_checkpoint,
+    stateful,
     write_checkpoint,
 )
 from agents.evaluation import Evaluation, SelfMeasured, average, evaluate
 from agents.logs import Board, Table, make_logger
 from agents.policies import Policy
+from agents.unregistered import LoopCheck
 from backbone.checkpoint import save_backbone
 from backbone.training import TrainingDivergedError
 from dfs_env.task import Task
@@ -43,10 +47,10 @@ class Recorder:
     Where training does not aim at the budget, it is the most accurate one, at whatever cost.
 
     To be resumed exactly, a method names by `keep` whatever changes while it trains, and asks `goes_on` between two
-    updates. There a checkpoint is written when one is due: after every validation, and every `CHECKPOINT_SECONDS`. If
-    the folder holds one, `seen` begins where that was written, so that loops which are done with by then are passed
-    over, and the first `goes_on` that is true puts everything back: all that a method does before, it does again, and
-    to no effect.
+    updates; what it forgets is refused, see `agents.unregistered`. There a checkpoint is written when one is due: after
+    every validation, and every `CHECKPOINT_SECONDS`. If the folder holds one, `seen` begins where that was written, so
+    that loops which are done with by then are passed over, and the first `goes_on` that is true puts everything back:
+    all that a method does before, it does again, and to no effect.
 
     Args:
         task: what is learned on.
@@ -90,6 +94,9 @@ class Recorder:
         self._watched: tuple[nn.Module, ...] = ()
         self._snapshot: list[dict[str, Any]] = []
         self._kept: dict[str, Stateful] = {"recorder": self, "randomness": Randomness()}
+        self._registered: dict[str, Any] = {}
+        self._loop: LoopCheck | None = None
+        self._checked_once = False
         self._before = 0.0
         self._start = self._saved = self._logged = time.monotonic()
         self._seen_logged = self._asked = self.seen
@@ -117,10 +124,20 @@ class Recorder:
         """Whether the learner has been shown all its images."""
         return self.seen >= self.num_images
 
-    def keep(self, **states: Stateful) -> None:
-        """Name what a checkpoint must hold beside the recorder's own and the global generators; what had the name
-        before is dropped."""
-        self._kept |= states
+    def keep(self, **states: Any) -> None:
+        """Register what changes while training, by name: what had the name before is dropped. Every checkpoint holds
+        the recorder's own state and the global generators too.
+
+        Args:
+            states: whatever has `state_dict` and `load_state_dict` (modules, optimizers, schedulers, streams,
+                `agents.checkpoints.Variables`), an environment with its wrappers, or a generator.
+
+        Raises:
+            ValueError: something whose state cannot be saved.
+        """
+        self._kept |= {name: stateful(name, value) for name, value in states.items()}
+        self._registered |= states
+        self._loop = None
 
     def goes_on(self, until: int | None = None) -> bool:
         """Whether the learner has not been shown all its images yet, or the first `until`.
@@ -128,9 +145,12 @@ class Recorder:
         To be asked between two updates, where nothing is under way: here checkpoints are written and resumed.
 
         Raises:
-            ValueError: a checkpoint that is not of this method; a loop that never reports what it has shown.
+            ValueError: a checkpoint that is not of this method; a loop that never reports what it has shown; where
+                there is a folder, something that changes while training and is not registered by `keep`, see
+                `agents.unregistered`.
         """
         if self.seen >= (self.num_images if until is None else until):
+            self._loop = None
             return False
         self._idle = self._idle + 1 if self.seen == self._asked else 0
         self._asked = self.seen
@@ -139,14 +159,32 @@ class Recorder:
                 f"goes_on() was asked {PATIENCE} times at {self.seen} images, and would be for ever: report what each "
                 "update shows by recorder.step(images)"
             )
+        due = self._checked or time.monotonic() - self._saved > CHECKPOINT_SECONDS
+        if self.folder:
+            self._check_loop(inspect.currentframe(), due)
         if self._pending is not None:
             assert self.folder
             states, self._pending = self._pending, None
             put_back(self.folder / CHECKPOINT, states, self._kept)
-        elif self.folder and (self._checked or time.monotonic() - self._saved > CHECKPOINT_SECONDS):
+            self._check_loop(inspect.currentframe(), due=False, anew=True)
+        elif self.folder and due:
             write_checkpoint(self.folder / CHECKPOINT, self._kept)
             self._checked, self._saved = False, time.monotonic()
         return True
+
+    def _check_loop(self, own: FrameType | None, due: bool, anew: bool = False) -> None:
+        """Make sure that whoever called the frame `own` has registered what changes: before the first update, after
+        it, and whenever a checkpoint is due; or, if `anew`, note where the loop begins."""
+        frame = own and own.f_back
+        if frame is None:  # an interpreter without frames
+            return
+        if anew and self._loop:
+            self._loop.remember(frame)
+        elif self._loop is None or not self._loop.is_of(frame):
+            self._loop, self._checked_once = LoopCheck(frame, self._registered, self._watched, self), False
+        elif due or not self._checked_once:
+            self._loop.check(frame)
+            self._checked_once = True
 
     def step(self, images: int, **scalars: float) -> None:
         """Count `images` and log the scalars of this update (`agents.logs.SCALARS`). Those named reward_NAME are the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -91,6 +92,14 @@ class DFSEnv(Guarded, gym.Env[Array, int]):
         """[A] bool, as `DFSVectorEnv.action_masks`."""
         masks: Array = self.vector.action_masks()
         return masks[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `DFSVectorEnv.state_dict`."""
+        return self.vector.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As `DFSVectorEnv.load_state_dict`."""
+        self.vector.load_state_dict(state)
 
     def render(self) -> Any:
         """uint8 [H, W, 3], or a line of text."""

@@ -206,7 +206,7 @@ def test_few_seeds_and_what_cannot_be_ranked_are_said(tmp_path, tiny_data):
     markdown = made.markdown()
     winner = next(text for text in markdown.splitlines() if text.startswith("| 0.1 |"))
     assert "| **ppo†** | ppo | 3 |" in winner
-    assert winner.endswith("| - | skipnet (95.00) | reinforce (0 of 1 seeds do) |")
+    assert winner.endswith("| - | skipnet (95.00) | reinforce (0 of 1 seeds do; they cost 0.3) |")
     assert "†" not in page(Material.read(leave(tmp_path / "b", lines[3:8]))).summary[0]
 
 

@@ -64,6 +64,8 @@ class Row:
     accuracy_high: float
     cost: float
     """Mean paper cost."""
+    costs: tuple[float, ...]
+    """Paper cost of each run."""
     total_cost: float
     """Mean total cost."""
     bitops: float
@@ -215,6 +217,7 @@ def _row(
         accuracy,
         low,
         high,
+        costs=tuple(float(line["cost"]) for line in lines),
         **means,
         over=over,
         over_in_total=in_total,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +12,10 @@ from matplotlib.patches import Patch
 
 from agents.runs.results import Line
 from dfs_env.render import bit_colour
+from scripts.reporting.material import excess
+
+ALARM = "#B34D00"
+"""Colour of what says that a budget was missed."""
 
 
 def draw_histograms(figure: SubFigure, lines: Sequence[Line], methods: Sequence[str]) -> None:
@@ -22,6 +27,10 @@ def draw_histograms(figure: SubFigure, lines: Sequence[Line], methods: Sequence[
         for budget, axes in zip(budgets, strip, strict=True):
             group = [line for line in lines if line["method"] == method and float(line["budget"]) == budget]
             _draw_shares(axes, group, bitwidths)
+            if missed := excess([line["cost"] for line in group], budget):
+                box = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1}
+                place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "top"}
+                axes.text(0.99, 0.94, missed, fontsize=7, color=ALARM, bbox=box, **place)
         strip[0].set_ylabel(method, rotation=0, ha="right", va="center")
     for budget, axes in zip(budgets, panels[0], strict=True):
         axes.set_title(f"budget {budget:g}", fontsize=9)

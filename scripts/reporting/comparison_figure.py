@@ -13,7 +13,7 @@ from agents.comparison.statistics import Row, summarise
 from agents.runs.results import Line, expanded
 from backbone.checkpoint import replacing
 from scripts.reporting.blocks import draw_histograms
-from scripts.reporting.fronts import MARKERS, draw_curves, learned
+from scripts.reporting.fronts import HOLLOW, MARKERS, draw_curves, learned, missed
 
 TEXT: dict[Any, Any] = {"text.parse_math": False}
 """Names may hold any character."""
@@ -104,7 +104,7 @@ def _caption(lines: Sequence[Line], rows: Sequence[Row]) -> str:
     return (
         f"Cost is a fraction of full execution (every block {full}). Points are interquartile means over {_seeds(rows)}"
         ", bars and bands 95 % bootstrap intervals.\nBelow 8 bits cost is modelled, not measured speed: "
-        "common processors gain nothing from fewer bits."
+        "common processors gain nothing from fewer bits." + f" {HOLLOW}" * bool(missed(learned(rows)))
     )
 
 

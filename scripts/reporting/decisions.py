@@ -19,7 +19,7 @@ from backbone.data import load_dataset, may_download
 from scripts.reporting.blocks import colour_of
 from scripts.reporting.figures import entropy
 from scripts.reporting.material import Material
-from scripts.reporting.tables import Row, Table, interval, points
+from scripts.reporting.tables import Row, Table, asked, interval, points
 
 SHOWN = 8
 """Easy images, and as many hard ones, that are shown."""
@@ -86,7 +86,7 @@ def differences(material: Material, hard: Hardness) -> Table:
         rows.append(
             [
                 material.shown(method),
-                f"{budget:g}",
+                asked(material, method, budget),
                 str(len(found)),
                 *(_of_routes(routed) if routed else ("-", "-", "-")),
                 f"{interquartile_mean(easy):.4f}",

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from scripts.reporting.blocks import ALARM
 from scripts.reporting.comparison_figure import TEXT, WIDTH, block_figure, front_figure
 from scripts.reporting.fronts import COLOURS, MARKERS, legible
 from scripts.reporting.material import Material
@@ -144,6 +145,9 @@ def heat_maps(
         shown = np.stack([np.full(length, np.nan) if row is None else row for row in rows_of])
         image = panel.imshow(shown, cmap="Blues", vmin=0, vmax=most, aspect="auto")
         _annotate(panel, shown, most)
+        for row, method in enumerate(methods):
+            if missed := material.excess(method, budget) if rows_of[row] is not None else "":
+                panel.text(length - 0.55, row + 0.47, missed, ha="right", va="bottom", fontsize=5.5, color=ALARM)
         panel.set_title(f"budget {budget:g}", fontsize=9)
         panel.set_yticks(range(len(methods)), methods)
         panel.set_xticks(range(0, length, 1 + length // 20), range(1, length + 1, 1 + length // 20))

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from agents.comparison.fronts import pareto_front
 from agents.comparison.statistics import NOTHING_LEARNED, Row
 from agents.runs.results import Line, registered
+from scripts.reporting.material import OVER, excess
 
 STYLES = {
     "baseline": [("-", "black"), ("--", "0.45"), (":", "0.45"), ("-.", "0.45")],
@@ -22,6 +23,9 @@ STYLES = {
 
 FIRST = ("static", "random")
 """Baselines that have the first styles, wherever they are among the lines and whatever their labels."""
+
+HOLLOW = f"Hollow: a run there has spent more than {OVER:g} times its budget."
+"""What a caption says if there are any."""
 
 CONSTANT = "constant"
 """The method whose runs give every block the same bitwidth."""
@@ -123,6 +127,7 @@ def _draw_baseline(axes: Axes, rows: Sequence[Row], cost: str, style: str, colou
 
 
 def _draw_method(axes: Axes, rows: Sequence[Row], cost: str, index: int) -> None:
+    colour = COLOURS[index % len(COLOURS)]
     accuracy = np.array([(row.accuracy, row.accuracy_low, row.accuracy_high) for row in rows]).T
     spread = np.abs(accuracy[1:] - accuracy[0])
     axes.errorbar(
@@ -131,7 +136,7 @@ def _draw_method(axes: Axes, rows: Sequence[Row], cost: str, index: int) -> None
         spread,
         fmt=MARKERS[index % len(MARKERS)] + "-",
         linewidth=0.8,
-        color=COLOURS[index % len(COLOURS)],
+        color=colour,
         markersize=6,
         markeredgecolor="white",
         markeredgewidth=0.6,
@@ -140,6 +145,20 @@ def _draw_method(axes: Axes, rows: Sequence[Row], cost: str, index: int) -> None
         label=legible(rows[0].method),
         zorder=4,
     )
+    points = [(getattr(row, cost), row.accuracy) for row in missed(rows)]
+    draw_missed(axes, points, MARKERS[index % len(MARKERS)], colour)
+
+
+def missed(rows: Sequence[Row]) -> list[Row]:
+    """Those at which a run has missed its budget."""
+    return [row for row in rows if excess(row.costs, row.budget)]
+
+
+def draw_missed(axes: Axes, found: Sequence[tuple[float, float]], marker: str, colour: str) -> None:
+    """Hollow markers at (cost, accuracy) of runs that have missed their budgets."""
+    style: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": colour, "markeredgewidth": 1.2}
+    if len(found):
+        axes.plot(*np.array(found).T, marker, markersize=6, zorder=4.5, **style)
 
 
 def constant_points(lines: Sequence[Line], cost: str) -> dict[int, tuple[float, float]]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.comparison.bootstrap import Estimate, Sample
+from agents.comparison.fronts import NOTHING
 from agents.comparison.matched import (
     Scores,
     Standing,
@@ -169,6 +170,10 @@ class Material:
         found = (self.decisions(line) for line in self.lines)
         return next((len(each.loss) for each in found if each is not None), None)
 
+    def excess(self, method: str, budget: float) -> str:
+        """By how much a method's runs have missed a budget, as `excess` says it."""
+        return excess([line["cost"] for line in self.of(method, budget)], budget)
+
     def of(self, method: str, budget: float) -> list[Line]:
         """The runs of a method at a budget, by seed."""
         found = [line for line in self.lines if line["method"] == method and float(line["budget"]) == budget]
@@ -199,6 +204,29 @@ class Material:
             rows = [[row.get(name) for name in CURVE] for row in csv.DictReader(text)]
         whole = [[float(value) for value in row if value] for row in rows if all(row)]
         return np.array(whole) if whole else None
+
+
+OVER = 1.05
+"""A run has missed its budget if it costs more than this multiple of it on test images: policies that meet it on
+validation images are a few per cent off."""
+MISSED = f'"x budget", "over budget": more than {OVER:g} times the budget was spent'
+"""What the words of `excess` say."""
+
+
+def over_budget(cost: float, budget: float) -> bool:
+    """Whether a paper cost is above a budget by more than `OVER` allows."""
+    return cost > OVER * budget + NOTHING
+
+
+def excess(costs: Sequence[float], budget: float) -> str:
+    """By how much runs have missed their budget, in words: "5.2 x budget" if they did so on average, "1 of 2 over
+    budget" if some did, else nothing."""
+    if not costs:
+        return ""
+    missed, mean = sum(over_budget(cost, budget) for cost in costs), float(np.mean(costs))
+    if over_budget(mean, budget):
+        return f"{mean / budget:.1f} x budget"
+    return f"{missed} of {len(costs)} over budget" if missed else ""
 
 
 STARS = "*: weights of its own; +: runs some images a second time"

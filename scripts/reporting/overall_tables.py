@@ -41,6 +41,10 @@ def _are_few(material: Material, *methods: str | None) -> bool:
     return any(len({line["seed"] for line in own}) < SOON for own in found if statistics.varies(own))
 
 
+def _some_missed(material: Material) -> bool:
+    return any(line["cost"] > material.reference[0] for line in material.lines if line["budget"] in material.common)
+
+
 def hypervolume(material: Material) -> Table:
     """Hypervolume of each method, and the difference to static."""
     found, name_of_static = material.hypervolumes, labelled(material.lines, "static")
@@ -64,5 +68,7 @@ def hypervolume(material: Material) -> Table:
         f"Hypervolume of a seed's points at the budgets {', '.join(f'{b:g}' for b in material.common)}, up to the "
         f"reference point (cost {material.reference[0]:g}, accuracy {material.reference[1]:g}), which is the largest "
         "of these and a little more, and what skipping everything has, or 0 if that was not measured: interquartile "
-        f"mean over the seeds that have all of these budgets. {TENTATIVE}: {FEW}.",
+        f"mean over the seeds that have all of these budgets. {TENTATIVE}: {FEW}."
+        + " Points that cost more than the reference point add nothing." * _some_missed(material)
+        + f" Without {name_of_static or 'static'} at all of these budgets there are no differences." * (static is None),
     )

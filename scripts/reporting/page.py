@@ -11,10 +11,21 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from agents.comparison.bootstrap import verdict
-from agents.comparison.statistics import FINETUNED, Row
+from agents.comparison.matched import Standing
+from agents.comparison.statistics import BASELINES, FINETUNED, Row
 from scripts.reporting.figures import picture
-from scripts.reporting.material import Material
-from scripts.reporting.tables import FEW, SOON, TENTATIVE, Table, escaped, interval, points
+from scripts.reporting.material import OVER, Material
+from scripts.reporting.tables import (
+    FEW,
+    SOON,
+    TENTATIVE,
+    Table,
+    escaped,
+    interval,
+    missing_differences,
+    points,
+    unreached,
+)
 
 STYLE = """
 :root { --ink: #1f2328; --soft: #59636e; --line: #d8dee4; --blue: #0072b2; --orange: #b34d00; }
@@ -140,7 +151,9 @@ def about(material: Material) -> str:
 def summary(material: Material) -> list[str]:
     """Who wins where, by how much, and what does not matter: sentences."""
     said = [_said(material, index) for index in range(len(material.standings))]
+    said += _missed(material)
     said += _against_baselines(material)
+    said += [f"There is {why}." for why in missing_differences(material.rows, BASELINES) if why.startswith("no")]
     said += _intervals(material)
     if material.alike:
         named = [f"{one} and {other} (within {points(most)} points)" for one, other, most in material.alike[:4]]
@@ -160,13 +173,12 @@ def _said(material: Material, index: int) -> str:
     standing = material.standings[index]
     at = f"At budget {standing.cost:g}"
     if not standing.order:
-        why = f"; one seed: {_listed(list(map(material.shown, standing.single)))}" if standing.single else ""
-        return f"{at} no method can be ranked{why}."
+        return f"{at} no method can be ranked: {_unranked(material, standing)}."
     first, found = standing.order[0], standing.accuracy[standing.order[0]]
     name = material.shown(first)
     number = f"{points(found.value)} %{interval(found.low, found.high)}"
     if len(standing.order) == 1:
-        return f"{at} only {name} can be ranked: {number}."
+        return f"{at} only {name} can be ranked: {number}. Of the others, {_unranked(material, standing)}."
     second = standing.behind[standing.order[1]]
     lead = f"{points(second.value)} points{interval(second.low, second.high)}"
     if standing.winner:
@@ -174,6 +186,31 @@ def _said(material: Material, index: int) -> str:
         return f"{at} {name} wins{few}: {number}, {lead} ahead of {material.shown(standing.order[1])}."
     others = _listed([material.shown(each) for each in standing.leaders if each != first])
     return f"{at} there is no winner: {name} is the most accurate, {number}, but not told apart from {others}."
+
+
+def _unranked(material: Material, standing: Standing) -> str:
+    """Why methods are not ranked at a budget, and what would change that."""
+    why = []
+    if standing.unreached:
+        names = _listed([unreached(material, standing, name) for name in standing.unreached])
+        why.append(
+            f"not every seed costs about as much, of {names}; train for longer (--num-images), or add budgets on both "
+            "sides"
+        )
+    if standing.single:
+        why.append(f"there is one seed of {_listed(list(map(material.shown, standing.single)))}: add seeds (--seeds)")
+    return "; ".join(why) or "nothing else was run but bounds"
+
+
+def _missed(material: Material) -> list[str]:
+    """Which learned methods have missed their budgets, by how much."""
+    found = [
+        f"{material.shown(method)} at {budget:g} ({missed})"
+        for budget in material.budgets
+        for method in material.learned
+        if (missed := material.excess(method, budget))
+    ]
+    return [f"Budgets were missed, by more than {100 * OVER - 100:.0f} %, by {_listed(found)}."] if found else []
 
 
 def _intervals(material: Material) -> list[str]:

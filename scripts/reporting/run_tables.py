@@ -10,8 +10,18 @@ from rich.table import Table
 
 from agents.comparison.statistics import BASELINES, summarise
 from agents.runs.results import expanded
-from scripts.reporting.material import STARS, starred
-from scripts.reporting.tables import METHOD_COLUMNS, SOON, TENTATIVE, interval, over_baseline, points, worded
+from scripts.reporting.material import MISSED, STARS, excess, starred
+from scripts.reporting.tables import (
+    METHOD_COLUMNS,
+    SOON,
+    TENTATIVE,
+    interval,
+    missing_differences,
+    over_baseline,
+    points,
+    spent,
+    worded,
+)
 
 
 def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> Table:
@@ -32,7 +42,7 @@ def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> 
                 str(line["seed"]),
                 "-" if chosen is None else f"{100 * chosen:.2f}",
                 f"{100 * line['accuracy']:.2f}",
-                f"{line['cost']:.4f}",
+                spent([line["cost"]], line["budget"]),
                 f"{line['total_cost']:.4f}",
                 f"{line['bitops'] / 1e6:.1f}",
             )
@@ -49,14 +59,17 @@ def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) 
     )
     for column in (*METHOD_COLUMNS, "s/1000"):
         table.add_column(column, justify="left" if column == "method" else "right")
-    for row in summarise(results):
+    rows = summarise(results)
+    notes = missing_differences(rows, BASELINES) + [MISSED] * any(excess(row.costs, row.budget) for row in rows)
+    table.caption = "\n".join(notes) or None
+    for row in rows:
         if row.budget in budgets:
             table.add_row(
                 escape(starred(row.method, row.role)),
                 f"{row.budget:g}",
                 str(row.runs),
                 points(row.accuracy) + (interval(row.accuracy_low, row.accuracy_high) if row.runs > 1 else ""),
-                f"{row.cost:.4f}",
+                spent(row.costs, row.budget),
                 f"{row.total_cost:.4f}",
                 *(worded(over_baseline(row, name)) for name in BASELINES),
                 "-" if np.isnan(row.seconds_per_thousand_images) else f"{row.seconds_per_thousand_images:.2f}",

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from agents.runs.results import labelled
 from scripts.reporting.comparison_figure import WIDTH
-from scripts.reporting.fronts import COLOURS, constant_points, legible
+from scripts.reporting.fronts import COLOURS, constant_points, draw_missed, legible, missed
+from scripts.reporting.material import OVER
 from scripts.reporting.published import PUBLISHED
 from scripts.reporting.study_data import BY_THEMSELVES, Part, Study
 
@@ -76,6 +77,8 @@ def _draw_part(axes: Axes, part: Part, colour: str) -> None:
     others = [r for name in learned for r in part.rows(name) if r not in part.learned_front]
     x, y, *_ = _columns(part, others)
     axes.plot(x, y, color=colour, zorder=1, **KINDS["learned, others"])
+    x, y, *_ = _columns(part, missed([row for row in part.material.rows if row.method in part.material.learned]))
+    draw_missed(axes, list(zip(x, y, strict=True)), "o", colour)
     for bits, (cost, accuracy) in constant_points(part.material.lines, "cost").items():
         if bits:
             at = (part.cost(cost), accuracy)
@@ -158,6 +161,9 @@ def _decorate(figure: Figure, axes: Axes, study: Study, published: bool) -> None
     handles += [Line2D([], [], color="0.3", **style) for style in KINDS.values()]
     labels = [legible(f"{part.name}: bitwidths {', '.join(map(str, part.bitwidths))}") for part in study.parts]
     labels += list(KINDS)
+    if any(missed(part.material.rows) for part in study.parts):
+        handles.append(Line2D([], [], linestyle="", marker="o", markersize=6, color="0.3", markerfacecolor="white"))
+        labels.append(f"spent more than {OVER:g} times its budget")
     if published:
         handles.append(Line2D([], [], **STAR))
         labels.append("published")

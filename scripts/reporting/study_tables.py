@@ -11,7 +11,7 @@ from agents.comparison.statistics import FINETUNED
 from agents.comparison.statistics import Row as Summary
 from agents.runs.results import labelled
 from scripts.reporting.figures import entropy, mean_values
-from scripts.reporting.material import STARS
+from scripts.reporting.material import MISSED, STARS, excess
 from scripts.reporting.published import PUBLISHED, Published, targets
 from scripts.reporting.study_data import OVERSPENT, SETTLED, Part, settled
 from scripts.reporting.tables import (
@@ -23,17 +23,19 @@ from scripts.reporting.tables import (
     Cell,
     Row,
     Table,
+    asked,
     difference,
     interval,
     over_baseline,
     points,
+    spent,
 )
 
 BRIEF = (
     "Accuracy in per cent at the mean paper cost that was reached, and the difference in points to static at that "
     "cost; for methods that co-train the backbone, to static_finetuned, if that was run. ▲ better, ▼ worse, = "
-    f"not told apart, ? no interval (see below); {TENTATIVE} {FEW}. No difference: the baseline was not measured "
-    "around that cost, or cannot be (it runs each image once)."
+    f"not told apart, ? no interval (see below); {TENTATIVE} {FEW}. {MISSED}. No difference: the baseline was not "
+    "measured around that cost, or cannot be (it runs each image once)."
 )
 MARKED = (
     "Interquartile mean over seeds with 95 % bootstrap intervals; differences, in points, at each run's own paper "
@@ -81,7 +83,7 @@ def _briefly(part: Part, row: Summary) -> Cell:
     baseline = part.material.baseline_of(row)
     over = over_baseline(row, baseline)
     judged = row.over[baseline].value
-    text = f"{points(row.accuracy)} at {row.cost:.4f}"
+    text = f"{points(row.accuracy)} at {spent(row.costs, row.budget)}"
     if row.role == "bound" or np.isnan(judged):
         return Cell(text)
     return replace(over, text=f"{text}, {points(judged, sign=True)}")
@@ -97,7 +99,7 @@ def methods(part: Part, caption: str) -> Table:
             f"{row.budget:g}",
             str(row.runs),
             points(row.accuracy) + (interval(row.accuracy_low, row.accuracy_high) if row.runs > 1 else ""),
-            f"{row.cost:.4f}",
+            spent(row.costs, row.budget),
             f"{part.cost(row.cost):.3g}",
             over_baseline(row, "static"),
             over_baseline(row, FINETUNED),
@@ -177,7 +179,10 @@ def first_costs(parts: Sequence[Part]) -> Table:
 
 
 def _reached(part: Part, row: Summary | None) -> str:
-    return "not reached" if row is None else f"{percent(part.cost(row.cost))} ({row.budget:g})"
+    if row is None:
+        return "not reached"
+    budget = ", ".join(filter(None, (f"{row.budget:g}", excess(row.costs, row.budget))))
+    return f"{percent(part.cost(row.cost))} ({budget})"
 
 
 def percent(cost: float) -> str:
@@ -239,7 +244,12 @@ def entropies(part: Part) -> Table | None:
     for method in part.material.learned:
         found = [mean_values(part.material, method, budget, entropy) for budget in budgets]
         if any(each is not None for each in found):
-            cells = ("-" if each is None else f"{each.mean():.3f}" for each in found)
+            cells = [
+                "-"
+                if each is None
+                else ", ".join(filter(None, (f"{each.mean():.3f}", part.material.excess(method, b))))
+                for b, each in zip(budgets, found, strict=True)
+            ]
             rows.append([part.material.shown(method), *cells])
     heads = ("method", *(f"budget {budget:g}" for budget in budgets))
     most = float(np.log2(len(part.bitwidths)))
@@ -256,7 +266,8 @@ def transition(part: Part) -> Table | None:
             shares = mean_values(part.material, method, row.budget, lambda histogram: histogram)
             if shares is not None and row.budget in part.material.budgets:
                 cells = (f"{100 * share:.1f}" for share in shares.mean(0))
-                rows.append([part.material.shown(method), f"{row.budget:g}", f"{part.cost(row.cost):.3g}", *cells])
+                budget = asked(part.material, method, row.budget)
+                rows.append([part.material.shown(method), budget, f"{part.cost(row.cost):.3g}", *cells])
     heads = ("method", "budget", "cost at 32 bits", *(f"{bits} bit %" if bits else "skip %" for bits in part.bitwidths))
     caption = f"{part.name}: share of the blocks at each bitwidth, over images, blocks and seeds."
     return Table(heads, rows, caption) if rows else None

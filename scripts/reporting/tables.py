@@ -11,7 +11,8 @@ import numpy as np
 from agents.comparison import statistics
 from agents.comparison.bootstrap import Estimate, verdict
 from agents.comparison.matched import Standing
-from scripts.reporting.material import STARS, Material
+from agents.runs.results import without_preset
+from scripts.reporting.material import MISSED, STARS, Material, excess
 
 SOON = 5
 """Seeds below which what is said is tentative."""
@@ -109,6 +110,32 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
+def spent(costs: Sequence[float], budget: float) -> str:
+    """Mean paper cost of some runs, and by how much they have missed their budget."""
+    return ", ".join(filter(None, (f"{np.mean(costs):.4f}", excess(costs, budget))))
+
+
+def asked(material: Material, method: str, budget: float) -> str:
+    """A budget that a method was given, for tables that do not say what it has spent; marked where that was more."""
+    missed = material.excess(method, budget)
+    return f"{budget:g}" + f" ({missed})" * bool(missed)
+
+
+def missing_differences(rows: Sequence[statistics.Row], names: Sequence[str]) -> list[str]:
+    """Why there are no differences to some of the baselines: sentences, without a full stop."""
+    said = []
+    for name in names:
+        learned = [row for row in rows if row.role not in statistics.NOTHING_LEARNED]
+        if not any(without_preset(row.registered) == name for row in rows):
+            said.append(
+                f"no difference to {name}: that needs runs of {name} at these costs; add {name} to --methods, or as an "
+                "arm to the experiment file"
+            )
+        elif any(np.isnan(row.over[name].value) for row in learned if without_preset(row.registered) != name):
+            said.append(f"-: no run of {name} costs about as much; add budgets to --baseline-budgets")
+    return said
+
+
 def points(value: float, sign: bool = False) -> str:
     """A share as a number of per cent, or "-"."""
     return "-" if np.isnan(value) else f"{100 * value:{'+' if sign else ''}.2f}"
@@ -180,8 +207,17 @@ def _winner(material: Material, standing: Standing) -> Row:
             ", ".join(map(material.shown, standing.leaders[1:])) or "-",
         ]
     single = (f"{material.shown(name)} ({points(standing.accuracy[name].value)})" for name in standing.single)
-    missing = (f"{material.shown(name)} ({k} of {n} seeds do)" for name, (k, n) in standing.unreached.items())
+    missing = (unreached(material, standing, name) for name in standing.unreached)
     return [f"{standing.cost:g}", *first, ", ".join(single) or "-", ", ".join(missing) or "-"]
+
+
+def unreached(material: Material, standing: Standing, name: str) -> str:
+    """How many seeds of a method reach the cost of a standing, and what those that were given that budget cost."""
+    reach, seeds = standing.unreached[name]
+    costs = sorted(line["cost"] for line in material.of(name, standing.cost))
+    ends = " to ".join(dict.fromkeys(f"{cost:.3g}" for cost in (costs[0], costs[-1]))) if costs else ""
+    spending = f"; they cost {ends}" if ends else "; none was given this budget"
+    return f"{material.shown(name)} ({reach} of {seeds} seeds do{spending})"
 
 
 def methods(material: Material) -> Table:
@@ -195,7 +231,7 @@ def methods(material: Material) -> Table:
             f"{row.budget:g}",
             str(row.runs),
             points(row.accuracy) + (interval(row.accuracy_low, row.accuracy_high) if row.runs > 1 else ""),
-            f"{row.cost:.4f}",
+            spent(row.costs, row.budget),
             f"{row.total_cost:.4f}",
             *(over_baseline(row, name) for name in compared),
             over_baseline(row, material.baseline_of(row), total=True),
@@ -210,5 +246,6 @@ def methods(material: Material) -> Table:
         "Interquartile mean over seeds with 95 % bootstrap intervals. Differences, in points, are to the baseline at "
         "each run's own paper cost, and their intervals have the baseline's uncertainty in them. "
         f"{HELD} {VERDICTS} {TENTATIVE} {FEW}. "
-        f"{STARS}. Bold: the winner at that budget.",
+        f"{STARS}. Bold: the winner at that budget. {MISSED}."
+        + "".join(f" {why[0].upper()}{why[1:]}." for why in missing_differences(material.rows, statistics.BASELINES)),
     )

@@ -1,0 +1,277 @@
+"""What a training loop changes without having registered it, so that a killed run could not be resumed exactly.
+
+A checkpoint holds what a method gave to `Recorder.keep`. What it forgot is looked for where the loop is, in the
+function that calls `Recorder.goes_on`: in its local variables, in what these hold, in closures, and in the global
+variables that it names.
+
+Objects of kinds that change while they are used (`KINDS`) are refused before the first update. Plain values (numbers,
+arrays, tensors, lists, ...) are refused once an update has changed one that the next update reads. Attributes that are
+plain values, and objects of other libraries' classes, are not looked into.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import io
+import random
+import re
+import sys
+import sysconfig
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from agents.checkpoints import layers_of
+
+KINDS = (
+    nn.Module,
+    nn.Parameter,
+    torch.optim.Optimizer,
+    torch.optim.lr_scheduler.LRScheduler,
+    torch.amp.GradScaler,
+    torch.Generator,
+    np.random.Generator,
+    np.random.RandomState,
+    random.Random,
+    gym.Env,
+    gym.vector.VectorEnv,
+    BaseAlgorithm,
+    VecNormalize,
+    Iterator,
+)
+"""What changes while it is used, whatever else it is."""
+PROJECT = {"agents", "backbone", "dfs_env"}
+LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+LARGE = 1000
+"""Containers with more items are not looked into."""
+GLOBAL = {id(torch.default_generator), id(np.random.mtrand._rand), id(getattr(random, "_inst", None))}
+"""Generators that every checkpoint holds."""
+
+
+def walk(roots: Mapping[str, Any], inside: bool, skip: Sequence[object] = ()) -> dict[str, Any]:
+    """Everything of `KINDS` that is reachable from some values, by the expression that names it.
+
+    Args:
+        roots: values by their names.
+        inside: whether to look for what an object of `KINDS` holds and does not save itself.
+        skip: what is passed over.
+    """
+    found: dict[str, Any] = {}
+    seen, queue = GLOBAL | set(map(id, skip)), deque(roots.items())
+    while queue:
+        name, value = queue.popleft()
+        if id(value) in seen or isinstance(value, (type, ModuleType, io.IOBase)):
+            continue
+        seen.add(id(value))
+        kind = isinstance(value, KINDS)
+        if kind:
+            found[name] = value
+        if inside or not kind or (isinstance(value, Iterator) and _own(type(value))):
+            queue.extend(_held(name, value))
+    return found
+
+
+def _held(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value holds, by the expressions that name it."""
+    if isinstance(value, nn.Module):
+        for part in filter(lambda part: _own(type(part)), value.modules()):
+            yield from ((f"{name}.{key}", held) for key, held in vars(part).items() if not key.startswith("_"))
+    elif isinstance(value, (BaseAlgorithm, VecEnvWrapper)):
+        yield f"{name}.env", value.venv if isinstance(value, VecEnvWrapper) else value.env
+    elif isinstance(value, DataLoader):
+        yield f"{name}.generator", value.generator
+    elif isinstance(value, (gym.Env, gym.vector.VectorEnv)):
+        return
+    elif isinstance(value, Mapping):
+        yield from ((f"{name}[{key!r}]", held) for key, held in value.items() if len(value) <= LARGE)
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        yield from ((f"{name}[{i}]", held) for i, held in enumerate(value) if len(value) <= LARGE)
+    elif isinstance(value, functools.partial):
+        yield from ((name, held) for held in (value.func, value.args, value.keywords))
+    elif isinstance(value, MethodType):
+        yield from ((name.rpartition(".")[0] or name, value.__self__), (name, value.__func__))
+    elif isinstance(value, FunctionType):
+        if _own(value):
+            yield from _closure(value)
+    elif _own(type(value)):
+        yield from ((f"{name}.{key}", held) for key, held in getattr(value, "__dict__", {}).items())
+
+
+def _closure(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function refers to outside of itself."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    yield from _globals(function.__code__, function.__globals__)
+
+
+def _globals(code: CodeType, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The global variables that code names, that of the functions in it included."""
+    yield from ((name, values[name]) for name in code.co_names if name in values)
+    for inner in filter(lambda constant: isinstance(constant, CodeType), code.co_consts):
+        yield from _globals(inner, values)
+
+
+def _own(what: Any) -> bool:
+    """Whether a class or function is of this project or of its user, and not of a library."""
+    if what.__module__.partition(".")[0] in PROJECT:
+        return True
+    file = getattr(sys.modules.get(what.__module__), "__file__", None)
+    return what.__module__ not in sys.builtin_module_names and not (file or "").startswith(LIBRARIES)
+
+
+class LoopCheck:
+    """A loop that calls `Recorder.goes_on`, as it is before its first update.
+
+    Args:
+        frame: of the function that calls it.
+        kept: what the loop has registered, by name.
+        watched: modules whose best weights are kept.
+        recorder: the recorder itself, which is not looked into.
+
+    Raises:
+        ValueError: something that changes while it is used is not registered; the message names each.
+    """
+
+    def __init__(
+        self, frame: FrameType, kept: Mapping[str, Any], watched: Sequence[nn.Module], recorder: object
+    ) -> None:
+        self._frame = frame  # kept, as another frame could have its id later
+        self._read = _read_again(frame.f_code, frame.f_lasti)
+        roots = {name: value for name, value in frame.f_locals.items() if name in {*self._read, "self"}}
+        roots |= dict(_globals(frame.f_code, frame.f_globals))
+        roots |= {f"watched_{type(module).__name__}": module for module in watched}
+        covered, weights = _covered(kept)
+        missing, self._frozen = [], {}  # modules that do not learn, but may be assigned to, by name
+        for name, value in walk(roots, inside=True, skip=[recorder]).items():
+            if isinstance(value, nn.Module):
+                own = [each for each in value.parameters() if id(each) not in weights]
+                if any(each.requires_grad for each in own):
+                    missing.append(name)
+                elif own:
+                    self._frozen[name] = value
+            elif id(value) not in covered and not (isinstance(value, nn.Parameter) and id(value) in weights):
+                missing.append(name)
+        if missing:
+            raise ValueError(_refusal(missing))
+        self.remember(frame)
+
+    def remember(self, frame: FrameType) -> None:
+        """Take what is there now as what the loop begins with."""
+        found = {name: value for name, value in frame.f_locals.items() if name in self._read}
+        self._plain = {name: (value, _content(value)) for name, value in found.items()}
+        self._versions = {name: _version(module) for name, module in self._frozen.items()}
+
+    def is_of(self, frame: FrameType) -> bool:
+        """Whether it is this loop that asks again."""
+        return frame is self._frame
+
+    def check(self, frame: FrameType) -> None:
+        """Make sure that what updates have changed is registered.
+
+        Raises:
+            ValueError: something is not.
+        """
+        now = frame.f_locals
+        carried = [name for name, (_, before) in self._plain.items() if name in now and _content(now[name]) != before]
+        if carried:
+            names = ", ".join(carried)
+            values = ", ".join(f"{name}={name}" for name in carried)
+            raise ValueError(
+                f"a killed run could not be resumed exactly: {names} passed from one update to the next and not "
+                f"registered. Hold such values in state = agents.checkpoints.Variables({values}), read and set "
+                f"state.{carried[0]} in the loop, and call recorder.keep(state=state) before it"
+            )
+        moved = [name for name, module in self._frozen.items() if _version(module) != self._versions[name]]
+        if moved:
+            raise ValueError(_refusal(moved))
+
+
+def _covered(kept: Mapping[str, Any]) -> tuple[set[int], set[int]]:
+    """Ids of all that is registered, and of the parameters among or in it."""
+    found = list(walk(kept, inside=False).values())
+    covered, weights = set(map(id, found)), {id(each) for each in found if isinstance(each, nn.Parameter)}
+    for value in found:
+        if isinstance(value, nn.Module):
+            weights |= set(map(id, value.parameters()))
+        elif isinstance(value, (gym.Env, gym.vector.VectorEnv)):
+            covered |= set(map(id, layers_of(value)))
+    return covered, weights
+
+
+def _version(module: nn.Module) -> int:
+    """Grows whenever a weight is changed in place."""
+    return sum(each._version for each in (*module.parameters(), *module.buffers()) if not each.is_inference())
+
+
+def _refusal(names: Sequence[str]) -> str:
+    names = [name for name in names if not any(name.startswith((f"{other}.", f"{other}[")) for other in names)]
+    mend = ", ".join(
+        f"{re.sub(r'^self_', '', re.sub(r'[^0-9a-zA-Z]+', '_', name)).strip('_')}={name}" for name in names
+    )
+    return (
+        f"a killed run could not be resumed exactly: {', '.join(names)} change while training and are not registered. "
+        f"Before the loop call recorder.keep({mend}); what has no state to save (an iterator, a wrapper) needs "
+        "state_dict() and load_state_dict(), as agents.learning.Stream has"
+    )
+
+
+def _content(value: Any, depth: int = 4) -> object:
+    """What can be compared of a plain value; the same for all values that are not plain."""
+    if isinstance(value, KINDS):
+        return None
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic)):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return id(value), 0 if value.is_inference() else value._version
+    if isinstance(value, np.ndarray):
+        return value.shape, repr(value.tolist()) if value.size <= LARGE else value.tobytes()
+    if isinstance(value, (list, tuple, set, frozenset, deque, dict)) and depth:
+        items = value.items() if isinstance(value, dict) else value
+        return len(value), *(_content(item, depth - 1) for item in items if len(value) <= LARGE)
+    if is_dataclass(value) and not isinstance(value, type) and depth:
+        return tuple(_content(held, depth - 1) for held in getattr(value, "__dict__", {}).values())
+    return type(value).__name__
+
+
+@functools.lru_cache
+def _read_again(code: CodeType, start: int) -> frozenset[str]:
+    """Variables of which code may read the value that they have at the instruction `start`, that is, without assigning
+    them first (live variables)."""
+    steps = list(dis.get_instructions(code))
+    offsets = [step.offset for step in steps]
+    jumps = dis.hasjrel + dis.hasjabs
+    live: list[frozenset[str]] = [frozenset()] * (len(steps) + 1)
+    changed = True
+    while changed:
+        changed = False
+        for i, step in reversed(list(enumerate(steps))):
+            found = frozenset() if ENDS.match(step.opname) else live[i + 1]
+            if step.opcode in jumps:
+                found |= live[bisect_right(offsets, step.argval) - 1]
+            names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
+            for action, name in reversed(list(zip(ACCESS.findall(step.opname), names, strict=False))):
+                found = found | {name} if action == "LOAD" else found - {name}
+            changed |= found != live[i]
+            live[i] = found
+    return live[bisect_right(offsets, start)] | frozenset(code.co_cellvars)
+
+
+ENDS = re.compile("RETURN|RAISE|RERAISE|JUMP_(FORWARD|BACKWARD|ABSOLUTE)|JUMP$")
+"""Instructions after which the next one does not follow."""
+ACCESS = re.compile("(LOAD|STORE|DELETE)_(?:FAST(?!_AND_CLEAR)|DEREF|CLASSDEREF|CLOSURE|NAME|GLOBAL)")
+"""What instructions do with variables, some with two at once."""
