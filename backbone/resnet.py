@@ -130,14 +130,20 @@ class ResNet(nn.Module):
     def start_from(self, other: ResNet) -> None:
         """Take over the weights of a network of the same shape, whose bitwidths may be others: of a
         bitwidth that it has not, norms begin from those of its next wider one, and the range of activations from the
-        first batch of training.
+        first batch of training. The quantizer may be another one that learns the same numbers.
 
         Raises:
-            ValueError: another depth, width, number of classes or quantizer.
+            ValueError: another depth, width, number of classes, or a quantizer that learns other numbers.
         """
-        if replace(other.config, bitwidths=self.config.bitwidths, widest=self.config.widest) != self.config:
+        free = {name: getattr(self.config, name) for name in ("bitwidths", "widest", "quantizer")}
+        learned, known = (
+            self.stem_conv.activation_quantizer.state_dict(),
+            other.stem_conv.activation_quantizer.state_dict(),
+        )
+        if replace(other.config, **free) != self.config or learned.keys() != known.keys():
             raise ValueError(
-                f"a network of {self.config} cannot start from one of {other.config}: only bitwidths may differ"
+                f"a network of {self.config} cannot start from one of {other.config}: only bitwidths may differ, and "
+                "quantizers that learn the same numbers"
             )
         theirs = dict(other.named_modules())
         for name, layer in self.named_modules():

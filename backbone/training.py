@@ -47,7 +47,7 @@ class TrainingConfig:
     any_route: bool = True
     """Train on random routes beside full execution; otherwise on full execution only."""
     epochs: int = 30
-    """Passes over the training images."""
+    """Passes over the training images; 0 keeps the weights that are started from."""
     batch_size: int = 128
     """Images per step."""
     lr: float = 0.1
@@ -83,8 +83,8 @@ class TrainingConfig:
             raise ValueError(f"route_share {self.route_share} is not in (0, 1]")
         if not 0 <= self.constant_share <= 1:
             raise ValueError(f"constant_share {self.constant_share} is not in [0, 1]")
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or self.cutout < 0:
-            raise ValueError("epochs and batch_size must be at least 1, lr above 0, cutout not negative")
+        if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0 or self.cutout < 0:
+            raise ValueError("epochs and cutout must not be negative, batch_size at least 1, lr above 0")
 
     def learning_rate(self, progress: float) -> float:
         """The rate at a fraction of training in [0, 1]."""

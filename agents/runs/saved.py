@@ -25,7 +25,7 @@ from agents.recorder import BACKBONE
 from agents.runs.config import TaskConfig
 from agents.runs.results import RESULT, read_line
 from agents.sb3.policy import ARCHIVE, KIND, SB3Policy, read_archive
-from backbone.checkpoint import SHIPPED, load_tensors
+from backbone.checkpoint import SHIPPED, identity_of, load_tensors
 from backbone.names import check_own, resolve
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task, make_task
@@ -68,13 +68,21 @@ def load_run(
         check_own(kind, arguments[kind], folder / RESULT, trust_code)
     config = TaskConfig(**arguments)
     if config.backbone_digest() != digest:
-        raise ValueError(f"{folder} was made with another backbone than the one that is found now; name it again")
+        config = replace(config, checkpoint=_shipped(digest, folder))
     task = make_task(**asdict(config))
     if (folder / BACKBONE).is_file():
         heads = task.process.heads  # as they were before the backbone was co-trained
         task = make_task(**asdict(replace(config, checkpoint=str(folder / BACKBONE))))
         task.process.heads = heads
     return load_policy(folder, task.process, trust_pickle, trust_code), task, result
+
+
+def _shipped(identity: str, folder: Path) -> str:
+    """The shipped backbone that a run in `folder` was made with, which may be one of an earlier version."""
+    for file in sorted(SHIPPED.rglob("*.safetensors")):
+        if identity_of(file) == identity:
+            return str(file)
+    raise ValueError(f"{folder} was made with another backbone than the one that is found now; name it again")
 
 
 def load_policy(
