@@ -28,7 +28,7 @@ class Evaluation:
     loss: float
     """Mean cross-entropy in nats."""
     cost: float
-    """Mean paper cost, a fraction of full execution."""
+    """Mean cost in the unit of budgets: paper cost, a fraction of full execution, unless that is measured time."""
     total_cost: float
     """Mean total cost, the gate's own work included, as a fraction of the ungated network's full execution."""
     bitops: float
@@ -46,12 +46,19 @@ class Evaluation:
     confidence: Tensor
     """[N] float32, the probability of the class that was answered."""
     costs: Tensor
-    """[N] float32, paper costs."""
+    """[N] float32, costs in the unit of budgets."""
+    block_cost: float | None = None
+    """Mean paper cost, where budgets and `cost` are in measured time instead."""
+    milliseconds: float | None = None
+    """Mean measured time of an image, if a latency table is in use; a gate counts as the table's. None where images
+    take no single route."""
 
     def line(self) -> dict[str, Any]:
         """The numbers that go into a result line."""
         names = ("accuracy", "loss", "cost", "total_cost", "bitops", "gate_macs", "histogram")
-        return {name: getattr(self, name) for name in names}
+        measured = {name: getattr(self, name) for name in ("block_cost", "milliseconds")}
+        known = {name: value for name, value in measured.items() if value is not None}
+        return {name: getattr(self, name) for name in names} | known
 
 
 def average(results: Sequence[Evaluation]) -> Evaluation:
@@ -248,4 +255,13 @@ def summary(task: Task, gate_macs: float, routes: Tensor, logits: Tensor, labels
     )
     chosen = F.one_hot(routes, task.process.num_actions).double().mean(0)
     histogram = [[round(share, 6) for share in row] for row in chosen.tolist()]
-    return replace(found, gate_macs=gate_macs, histogram=histogram, routes=routes.cpu())
+    measured = costs.route_milliseconds(routes)
+    gate = task.process.num_layers * costs.gate_milliseconds if gate_macs else 0.0
+    return replace(
+        found,
+        gate_macs=gate_macs,
+        histogram=histogram,
+        routes=routes.cpu(),
+        block_cost=None if costs.unit == "blocks" else float(costs.block_cost(routes).double().mean()),
+        milliseconds=None if measured is None else float(measured.double().mean()) + gate,
+    )

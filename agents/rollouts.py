@@ -39,7 +39,7 @@ class Rollout:
     @property
     def step_costs(self) -> Tensor:
         """[B, L] paper cost of each decision."""
-        return (self.weights * self.process.cost.paper).sum(2)
+        return (self.weights * self.process.cost.charged).sum(2)
 
     @property
     def cost(self) -> Tensor:

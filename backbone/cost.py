@@ -8,8 +8,9 @@ Two conventions, both fractions of full execution (every block at the widest bit
   the same at full execution. What is always on runs at the widest bitwidth. A gate's own work is added by the
   evaluation.
 
-Absolute BitOps (multiply-accumulates x weight bits x activation bits) stand beside them. Below 8 bits no common
-processor gets faster: there these are modelled costs, not measured latency.
+Absolute BitOps (multiply-accumulates x weight bits x activation bits) stand next to them. Modelled costs are no
+latencies: on CPUs, torch, ONNX Runtime and OpenVINO run nothing faster below 8 bits, though 4-bit tensor cores do.
+Measured time is a quantity of its own, which decisions can be charged in place of block cost (`dfs_env.latency`).
 """
 
 from __future__ import annotations
@@ -84,11 +85,40 @@ class CostTable:
     """Total cost of stem, shortcuts, head and blocks that are not decided: that of the route that skips every block."""
     full_bitops: float
     """BitOps of full execution for one image; total cost is a fraction of this."""
+    unit: str = "blocks"
+    """What budgets and rewards count: "blocks", the paper cost, or "latency", measured time."""
+    milliseconds: Tensor | None = None
+    """[L, A] measured time of an action at a block for an image, if a latency table is in use."""
+    always_on_milliseconds: float = 0.0
+    """Measured time of stem and head for an image."""
+    gate_milliseconds: float = 0.0
+    """Measured time of one decision of the default gate for an image."""
+
+    @cached_property
+    def charged(self) -> Tensor:
+        """[L, A] what an action at a block is charged, in the unit of budgets: `paper`, or its share of the time that
+        all decided blocks take at full execution."""
+        if self.unit == "blocks" or self.milliseconds is None:
+            return self.paper
+        return self.milliseconds / self.milliseconds[:, -1].sum()
 
     def route_cost(self, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Paper and total cost of routes [B, L] of actions: two tensors [B]."""
-        blocks = torch.arange(self.paper.shape[0], device=self.paper.device)
-        return self.paper[blocks, actions].sum(1), self.total[blocks, actions].sum(1) + self.total_always_on
+        """Cost in the unit of budgets and total cost of routes [B, L] of actions: two tensors [B]."""
+        return self._along(self.charged, actions), self._along(self.total, actions) + self.total_always_on
+
+    def route_milliseconds(self, actions: Tensor) -> Tensor | None:
+        """[B] measured time of routes [B, L] of actions, stem and head included and gates not; None without a table."""
+        if self.milliseconds is None:
+            return None
+        return self._along(self.milliseconds, actions) + self.always_on_milliseconds
+
+    def block_cost(self, actions: Tensor) -> Tensor:
+        """[B] paper cost of routes [B, L] of actions, whatever the unit of budgets."""
+        return self._along(self.paper, actions)
+
+    def _along(self, table: Tensor, actions: Tensor) -> Tensor:
+        blocks = torch.arange(table.shape[0], device=table.device)
+        return table[blocks, actions].sum(1)
 
     @cached_property
     def by_macs(self) -> Tensor:
@@ -98,8 +128,8 @@ class CostTable:
 
     @cached_property
     def cheapest(self) -> Tensor:
-        """[L + 1] paper cost of the cheapest route through the blocks from each one on; the last entry is 0."""
-        least = torch.cat((self.paper.amin(1), self.paper.new_zeros(1)))
+        """[L + 1] cost of the cheapest route through the blocks from each one on; the last entry is 0."""
+        least = torch.cat((self.charged.amin(1), self.charged.new_zeros(1)))
         return least.flip(0).cumsum(0).flip(0)
 
     def fits(self, layer: int, spent: Tensor, budget: Tensor) -> Tensor:
@@ -107,10 +137,10 @@ class CostTable:
 
         Args:
             layer: the block that is decided, in [0, L).
-            spent: [B] paper cost spent before it.
-            budget: [B] paper cost that a route may have; `TOLERANCE` above it is rounding.
+            spent: [B] cost spent before it.
+            budget: [B] cost that a route may have; `TOLERANCE` above it is rounding.
         """
-        at_least = spent[:, None] + self.paper[layer] + self.cheapest[layer + 1]
+        at_least = spent[:, None] + self.charged[layer] + self.cheapest[layer + 1]
         return at_least <= budget[:, None] + TOLERANCE
 
 

@@ -159,7 +159,7 @@ class SkippingProcess:
             raise ValueError("every block is decided already: this state is terminal")
         action = action.long()  # bytes would select as a mask
         features = self._block(state.layer).grouped(state.features, action, in_place)
-        cost = state.cost + self.cost.paper[state.layer, action]
+        cost = state.cost + self.cost.charged[state.layer, action]
         return replace(state, features=features, layer=state.layer + 1, cost=cost)
 
     def relaxed_transition(self, state: State, weights: Tensor, needed: Tensor | None = None) -> State:
@@ -179,7 +179,7 @@ class SkippingProcess:
             everywhere = torch.is_grad_enabled() and weights.requires_grad
             needed = torch.ones_like(weights, dtype=torch.bool) if everywhere else weights != 0
         features = self._block(state.layer).mixed(state.features, weights, needed)
-        cost = state.cost + weights @ self.cost.paper[state.layer]
+        cost = state.cost + weights @ self.cost.charged[state.layer]
         return replace(state, features=features, layer=state.layer + 1, cost=cost)
 
     def observe(self, state: State) -> Tensor:

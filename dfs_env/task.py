@@ -13,6 +13,7 @@ from backbone.confidence import PATIENCE, LinearHeads, fit_heads
 from backbone.data import Dataset, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state
+from dfs_env.latency import latency_file, load_latency, parse_cost
 from dfs_env.observations import CONFIDENT
 from dfs_env.process import SkippingProcess
 
@@ -86,6 +87,8 @@ def make_task(
     always_on: int = 0,
     device: str = "cpu",
     data: str | None = None,
+    cost: str = "blocks",
+    latency: str | None = None,
 ) -> Task:
     """Load a data set and a frozen backbone.
 
@@ -99,12 +102,21 @@ def make_task(
         always_on: how many leading blocks always run at the widest bitwidth and are not decided.
         device: a torch device.
         data: the data folder; by default $DFS_DATA, else the user's cache folder.
+        cost: what budgets and rewards count: "blocks" (block cost), or "latency", measured time of single images on
+            this machine ("latency@64": in batches of 64).
+        latency: a file of `python -m scripts.bench latency`; by default, where cost is latency, the one in the data
+            folder.
 
     Raises:
-        FileNotFoundError: no such checkpoint (the message says which command makes it), or data files are missing.
+        FileNotFoundError: no such checkpoint or latency table (the message says which command makes it), or data files
+            are missing.
         ValueError: a name or number that is not possible, or a checkpoint that does not fit.
     """
     check_device(device)
+    charged, batch_size = parse_cost(cost)
+    if charged and latency is None:
+        latency = str(latency_file(dataset, depth, data_folder(data)))
+    table = None if latency is None else load_latency(latency)
     if checkpoint is None:  # before any data are downloaded
         checkpoint = str(find_checkpoint(dataset, depth, data_folder(data)))
     images = load_dataset(dataset, data)
@@ -119,6 +131,8 @@ def make_task(
         backbone = load_backbone(checkpoint, depth, images.num_classes, dataset)
     chosen = _default(backbone.config) if bitwidths is None else bitwidths
     process = SkippingProcess(backbone.to(device), chosen, observation, always_on)
+    if table:
+        table.apply(process, batch_size, charged, latency)
     task = Task(process, images)
     if checkpoint == "random":
         calibrate(process, images)

@@ -19,13 +19,13 @@ from agents.policies import FILE
 from agents.recorder import BACKBONE
 from agents.runs import decisions
 from agents.runs.config import TaskConfig
-from agents.runs.folders import CONFIG, finished_folders
+from agents.runs.folders import CONFIG, LATENCY, finished_folders
 from agents.runs.results import RESULT, expanded, read_line
 from agents.sb3.policy import ARCHIVE
 from backbone.checkpoint import SHIPPED, shipped_checkpoint, write_atomically
 from scripts.cli import clear_errors, keeping
 
-KEPT = (CONFIG, FILE, BACKBONE, decisions.FILE, TABLE)
+KEPT = (CONFIG, LATENCY, FILE, BACKBONE, decisions.FILE, TABLE)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     process = task.process
     if config.bits is not None and config.bits not in process.bitwidths:
         raise ValueError(f"bits {config.bits} is not among the bitwidths {process.bitwidths}")
-    costs = process.cost.paper.sum(0).tolist()
+    costs = process.cost.charged.sum(0).tolist()
     affordable = [action for action, cost in enumerate(costs) if cost <= config.budget + TOLERANCE]
     if config.bits is None and not affordable:
         raise ValueError(

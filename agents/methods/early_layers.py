@@ -33,7 +33,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     if config.bits is not None and config.bits not in [bits for bits in process.bitwidths if bits]:
         raise ValueError(f"bits {config.bits} must be above 0 and among the bitwidths {process.bitwidths}")
     bits = process.widest if config.bits is None else config.bits
-    prices = process.cost.paper.double().cpu()
+    prices = process.cost.charged.double().cpu()
     running, least = prices[:, process.bitwidths.index(bits)], prices.min(1).values
     costs = [float(running[:k].sum() + least[k:].sum()) for k in range(process.num_layers + 1)]
     affordable = [k for k, cost in enumerate(costs) if cost <= config.budget + TOLERANCE]

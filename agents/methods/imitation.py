@@ -187,7 +187,7 @@ def meet_budget(process: SkippingProcess, gate: nn.Module, images: Tensor, budge
     """
     biases = [layer.bias.view(-1, process.num_actions) for layer in score_layers(gate)]
     starts = [bias.detach().clone() for bias in biases]
-    costs = process.cost.paper.mean(0)
+    costs = process.cost.charged.mean(0)
 
     def set_price(price: float) -> None:
         for bias, start in zip(biases, starts, strict=True):

@@ -15,6 +15,7 @@ from agents.runs.folders import DIGITS
 from agents.runs.user_code import code_digests
 from backbone.checkpoint import find_checkpoint, identity_of, read_about
 from backbone.data import data_folder
+from dfs_env.latency import LatencyTable, latency_file, load_latency
 
 VERSION = 3
 """Raised when a change of the code changes what the same configuration gives with most methods; results of other
@@ -44,11 +45,30 @@ class TaskConfig:
     """Torch device."""
     data: str | None = None
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
+    cost: str = "blocks"
+    """What budgets and rewards count: "blocks" (block cost), or "latency", measured time of single images on this
+    machine; "latency@64" in batches of 64."""
+    latency: str | None = None
+    """File of `python -m scripts.bench latency`; by default, where cost is latency, the one in the data folder."""
 
     def backbone_digest(self) -> str:
         """Identity of the weights: that of the checkpoint file (`backbone.checkpoint.identity_of`), or "random"."""
         path = self.backbone_file()
         return identity_of(path) if path else "random"
+
+    def latency_table(self) -> LatencyTable | None:
+        """The latency table; None where none is in use.
+
+        Raises:
+            FileNotFoundError, ValueError: see `dfs_env.latency.load_latency`.
+        """
+        if self.latency is None and self.cost == "blocks":
+            return None
+        return load_latency(self.latency or latency_file(self.dataset, self.depth, data_folder(self.data)))
+
+    def latency_digest(self) -> str:
+        """What distinguishes the latency table from any other."""
+        return hashlib.sha256(repr(self.latency_table()).encode()).hexdigest()[:16]
 
     def backbone_file(self) -> Path | None:
         """The checkpoint file; None for an untrained backbone.
@@ -90,9 +110,11 @@ class RunConfig:
             FileNotFoundError: there is no backbone.
             ValueError: user code that it names cannot be identified, see `code_digests`.
         """
-        where = ("checkpoint", "data", "device")
+        where = ("checkpoint", "data", "device", "cost", "latency")
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
         task["backbone"] = self.task.backbone_digest()
+        if self.task.cost != "blocks":  # measured time alone decides nothing
+            task |= {"cost": self.task.cost, "latency": self.task.latency_digest()}
         options = {name: value for name, value in asdict(self.config).items() if name != "workers"}
         revision = {"revision": self.config.revision} if self.config.revision else {}
         path = self.task.backbone_file()

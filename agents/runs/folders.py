@@ -13,6 +13,8 @@ from agents.checkpoints import UNFINISHED
 from agents.runs.results import RESULT
 
 CONFIG, ERROR = "config.json", "error.txt"
+LATENCY = "latency.json"
+"""The latency table that the run's milliseconds, and perhaps its costs, are of."""
 FORMERLY = ".partial"
 """What earlier versions appended to the name of a run's folder until the run was finished."""
 DIGITS = 8

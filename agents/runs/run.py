@@ -28,7 +28,7 @@ from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig
 from agents.runs.decisions import write_decisions
-from agents.runs.folders import CONFIG, ERROR, clear, finished_folders, unfinished_folder
+from agents.runs.folders import CONFIG, ERROR, LATENCY, clear, finished_folders, unfinished_folder
 from agents.runs.locks import held
 from agents.runs.results import RESULT, line_text, read_line
 from backbone.checkpoint import write_atomically
@@ -103,6 +103,8 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
     finally:
         recorder.close()
     policy.save(folder)
+    if latency := config.task.latency_table():
+        latency.save(folder / LATENCY)  # the run's costs are those of this table, on whatever machine it is evaluated
     write_atomically(folder / RESULT, line_text(result))
     clear(folder)
     return folder

@@ -23,10 +23,12 @@ from agents.gates import make_gate, sight
 from agents.policies import FILE, AssignmentPolicy, GatePolicy, Policy, RandomPolicy
 from agents.recorder import BACKBONE
 from agents.runs.config import TaskConfig
+from agents.runs.folders import LATENCY
 from agents.runs.results import RESULT, read_line
 from agents.sb3.policy import ARCHIVE, KIND, SB3Policy, read_archive
 from backbone.checkpoint import SHIPPED, identity_of, load_tensors
 from backbone.names import check_own, resolve
+from dfs_env.latency import load_latency, parse_cost
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task, make_task
 
@@ -62,6 +64,8 @@ def load_run(
         checkpoint = str(SHIPPED / Path(checkpoint).name)  # it was named from the repository's folder
     arguments = {**result["config"]["task"], "checkpoint": checkpoint, "device": device, "data": data}
     digest = arguments.pop("backbone")
+    charged, batch_size = parse_cost(arguments.pop("cost", "blocks"))
+    arguments.pop("latency", None)
     if arguments["bitwidths"]:
         arguments["bitwidths"] = tuple(arguments["bitwidths"])
     for kind in ("dataset", "observation"):
@@ -74,6 +78,8 @@ def load_run(
         heads = task.process.heads  # as they were before the backbone was co-trained
         task = make_task(**asdict(replace(config, checkpoint=str(folder / BACKBONE))))
         task.process.heads = heads
+    if (folder / LATENCY).is_file():
+        load_latency(folder / LATENCY).apply(task.process, batch_size, charged, folder / LATENCY, here=False)
     return load_policy(folder, task.process, trust_pickle, trust_code), task, result
 
 

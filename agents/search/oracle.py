@@ -150,7 +150,7 @@ def within_budget(process: SkippingProcess, found: Routes, budget: float) -> Ten
     Raises:
         ValueError: the cheapest route costs more than the budget.
     """
-    prices = process.cost.paper.double().cpu()
+    prices = process.cost.charged.double().cpu()
     least, cheapest = prices.min(1)
     if float(least.sum()) > budget + TOLERANCE:
         raise ValueError(

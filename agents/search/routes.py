@@ -38,7 +38,7 @@ class Best:
 
     def __init__(self, process: SkippingProcess, targets: Tensor, loss_price: float = 0.0) -> None:
         self.targets, self.loss_price = targets, loss_price
-        self.prices = (process.cost.paper.double() / UNIT).round().long()
+        self.prices = (process.cost.charged.double() / UNIT).round().long()
         """[L, A] paper cost of an action at a block, in UNIT."""
         least = self.prices.min(1).values
         self.rest = F.pad(least.flip(0).cumsum(0).flip(0), (0, 1))
@@ -117,7 +117,7 @@ def search(
 
 def _constants(process: SkippingProcess, start: State, labels: Tensor | None, loss_price: float) -> Best:
     """What the constant bitwidths and the cheapest route answer; the last bitwidth's answer replaces absent labels."""
-    count, cheapest = len(start.features), process.cost.paper.argmin(1)
+    count, cheapest = len(start.features), process.cost.charged.argmin(1)
     routes = [cheapest, *(torch.full_like(cheapest, action) for action in range(process.num_actions))]
     logits = [_complete(process, start, route.expand(count, -1)) for route in routes]
     best = Best(process, logits[-1].argmax(1) if labels is None else labels, loss_price)

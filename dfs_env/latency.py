@@ -1,0 +1,261 @@
+"""Measured latency: how long each block takes at each bitwidth on this machine, as a table that costs can count in.
+
+`python -m scripts.bench latency` measures one. It is kept apart from modelled cost: a table holds for one machine, one
+engine, one number of threads and one shape of network, and is refused for any other.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backbone import integer
+from backbone.checkpoint import own_checkpoint, write_atomically
+from backbone.data import IMAGE_SIZE
+from backbone.digests import checked_json, json_with_digest
+from dfs_env.process import SkippingProcess
+
+KIND = "dfs-env latency"
+COMMAND = "python -m scripts.bench latency"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds an image."""
+
+    median: float
+    """Of all rounds."""
+    spread: float
+    """Between the first and the third quartile."""
+
+
+@dataclass(frozen=True)
+class BatchTimings:
+    """What an image takes in batches of one size."""
+
+    stem: Timing
+    """Up to the first decision."""
+    blocks: tuple[tuple[Timing, ...], ...]
+    """[L][A] each block at each bitwidth, grouping included; a block's shortcut is part of it."""
+    head: Timing
+    """After the last decision."""
+    gate: Timing
+    """One decision of the default gate (LSTM-10), observation included."""
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Latencies of one network on one machine."""
+
+    network: dict[str, Any]
+    """Its shape: depth, width, number of classes, quantizer, leading blocks that are not decided."""
+    bitwidths: tuple[int, ...]
+    """Of the A options of each block, ascending."""
+    machine: dict[str, Any]
+    """Processor, threads, engine."""
+    batches: dict[int, BatchTimings]
+    """By batch size."""
+
+    def save(self, path: Path | str) -> None:
+        """As JSON with a digest."""
+        content = asdict(self) | {"kind": KIND}
+        write_atomically(path, json_with_digest(content) + "\n")
+
+    def at(self, batch_size: int) -> BatchTimings:
+        """What an image takes in batches of this size.
+
+        Raises:
+            ValueError: that was not measured.
+        """
+        if batch_size not in self.batches:
+            sizes = ", ".join(map(str, self.batches))
+            raise ValueError(f"latency at batch size {batch_size} was not measured, only at {sizes}: {COMMAND}")
+        return self.batches[batch_size]
+
+    def apply(
+        self,
+        process: SkippingProcess,
+        batch_size: int = 1,
+        charged: bool = True,
+        place: object = "the latency table",
+        here: bool = True,
+    ) -> None:
+        """Have the process's cost table know these latencies.
+
+        Args:
+            process: of the network that was measured; its weights may be others.
+            batch_size: images at once.
+            charged: whether budgets and rewards count in them.
+            place: what errors call the table.
+            here: whether it must be of this machine.
+
+        Raises:
+            ValueError: the table is of another network or machine, or has no such batches.
+        """
+        self._check_fits(process, place, here)
+        timings = self.at(batch_size)
+        columns = [self.bitwidths.index(bits) for bits in process.bitwidths]
+        process.cost = replace(
+            process.cost,
+            unit="latency" if charged else "blocks",
+            milliseconds=torch.tensor([[row[c].median for c in columns] for row in timings.blocks]).to(process.device),
+            always_on_milliseconds=timings.stem.median + timings.head.median,
+            gate_milliseconds=timings.gate.median,
+        )
+
+    def _check_fits(self, process: SkippingProcess, place: object, here: bool) -> None:
+        mend = f"measure again: {COMMAND}"
+        parts = [("network", self.network, shape_of(process))]
+        if here:
+            parts.append(("machine", self.machine, this_machine(self.machine.get("threads", 1))))
+        for what, measured, wanted in parts:
+            for name, value in wanted.items():
+                if measured.get(name) != value:
+                    raise ValueError(
+                        f"{place} is of another {what}: its {name} is {measured.get(name)!r}, here it is {value!r}; "
+                        f"{mend}"
+                    )
+        missing = [bits for bits in process.bitwidths if bits not in self.bitwidths]
+        if missing or process.widest != self.bitwidths[-1]:
+            raise ValueError(
+                f"{place} is of other bitwidths: {self.bitwidths}, here they are {process.bitwidths}; {mend}"
+            )
+
+
+def load_latency(path: Path | str) -> LatencyTable:
+    """The table in a file that `LatencyTable.save` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or no such table.
+    """
+    path, mend = Path(path), f"measure it again: {COMMAND} --output {path}"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no latency table at {path}: {mend}")
+    content = checked_json(path.read_bytes(), path, mend)
+    try:
+        if content.pop("kind") != KIND:
+            raise KeyError(KIND)
+        batches = {int(size): _batch(timings) for size, timings in content.pop("batches").items()}
+        bitwidths = tuple(int(bits) for bits in content.pop("bitwidths"))
+        return LatencyTable(bitwidths=bitwidths, batches=batches, **content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a latency table ({error!r}); {mend}") from error
+
+
+def latency_file(dataset: str, depth: int, folder: Path) -> Path:
+    """Where the table of that network on this machine is kept: in the data folder."""
+    return folder / "latency" / own_checkpoint(dataset, depth, folder).with_suffix(".json").name
+
+
+def parse_cost(cost: str) -> tuple[bool, int]:
+    """Whether "blocks", "latency" or "latency@BATCH" counts in measured time, and at which batch size (1 by default).
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    unit, at, size = str(cost).partition("@")
+    if unit not in ("blocks", "latency") or (at and not (unit == "latency" and size.isdecimal() and int(size))):
+        raise ValueError(f'cost {cost!r} is unknown: choose "blocks", "latency", or "latency@64" for batches of 64')
+    return unit == "latency", int(size or 1)
+
+
+def _batch(timings: dict[str, Any]) -> BatchTimings:
+    blocks = tuple(tuple(Timing(**timing) for timing in row) for row in timings["blocks"])
+    return BatchTimings(blocks=blocks, **{name: Timing(**timings[name]) for name in ("stem", "head", "gate")})
+
+
+def shape_of(process: SkippingProcess) -> dict[str, Any]:
+    """What decides how long a network takes, whatever its weights."""
+    config = process.backbone.config
+    known = {name: getattr(config, name, None) for name in ("depth", "width", "num_classes", "quantizer")}
+    return {"backbone": type(process.backbone).__name__, **known, "always_on": process.always_on}
+
+
+def this_machine(threads: int) -> dict[str, Any]:
+    """What decides how long this machine takes."""
+    engine = "oneDNN int8" if integer.enabled() else "float"
+    return {"processor": _processor(), "threads": threads, "engine": engine, "torch": torch.__version__}
+
+
+def _processor() -> str:
+    """Its model name, on Linux with family and stepping, since cloud machines share names."""
+    try:
+        lines = dict(
+            line.split(":", 1)
+            for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+            if ":" in line
+        )
+        found = {key.strip(): value.strip() for key, value in lines.items()}
+        parts = [found[key] for key in ("model name", "cpu family", "model", "stepping") if key in found]
+        return " ".join(parts) or platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def measure(
+    process: SkippingProcess,
+    decide: Callable[[Tensor], Any],
+    batch_sizes: tuple[int, ...],
+    repeats: int,
+    progress: Callable[[], None] = lambda: None,
+) -> LatencyTable:
+    """Time every part in turn, `repeats` rounds of each batch size, after one that is not counted.
+
+    Args:
+        process: what is timed, on random images.
+        decide: a gate: observations [B, D] -> anything.
+        batch_sizes: images at once.
+        repeats: rounds.
+        progress: called after each round.
+    """
+    batches = {}
+    for size in batch_sizes:
+        rounds: dict[Any, list[float]] = {}
+        for number in range(repeats + 1):
+            for part, seconds in _round(process, decide, size):
+                rounds.setdefault(part, []).extend([1000 * seconds / size] if number else [])
+            progress()
+        batches[size] = _summarised(rounds, process.num_layers, process.num_actions)
+    return LatencyTable(shape_of(process), process.bitwidths, this_machine(torch.get_num_threads()), batches)
+
+
+@torch.no_grad()
+def _round(process: SkippingProcess, decide: Callable[[Tensor], Any], size: int) -> Iterator[tuple[Any, float]]:
+    """Each part of the network and the seconds that it took on `size` images."""
+    images = torch.randn(size, 3, IMAGE_SIZE, IMAGE_SIZE)
+    state, seconds = _timed(lambda: process.initial(images))
+    yield "stem", seconds
+    yield "gate", _timed(lambda: decide(process.observe(state)))[1]
+    for layer in range(process.num_layers):
+        after = state
+        for action in range(process.num_actions):
+            before = state.take(torch.arange(size))  # in memory of its own, which the block may overwrite
+            actions = torch.full((size,), action)
+            after, seconds = _timed(lambda before=before, actions=actions: process.transition(before, actions, True))
+            yield (layer, action), seconds
+        state = after
+    yield "head", _timed(lambda: process.logits(state))[1]
+
+
+def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    outcome = run()
+    return outcome, time.perf_counter() - start
+
+
+def _summarised(rounds: dict[Any, list[float]], layers: int, actions: int) -> BatchTimings:
+    def timing(part: Any) -> Timing:
+        first, median, third = statistics.quantiles(rounds[part], n=4) if len(rounds[part]) > 1 else rounds[part] * 3
+        return Timing(median, third - first)
+
+    blocks = tuple(tuple(timing((layer, action)) for action in range(actions)) for layer in range(layers))
+    return BatchTimings(timing("stem"), blocks, timing("head"), timing("gate"))
