@@ -96,12 +96,15 @@ class EnvironmentState:
             `dfs_env` have.
 
     Raises:
-        ValueError: the innermost has not.
+        ValueError: the innermost has not, or a wrapper holds what cannot be pickled.
     """
 
     def __init__(self, env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]) -> None:
         *self._wrappers, self._base = layers_of(env)
         _check_stateful(type(self._base).__name__, self._base)
+        for wrapper in self._wrappers:
+            for name, value in _changing(wrapper).items():
+                _check_pickles(f"{type(wrapper).__name__}.{name}", value)
         spaces = [value for layer in (env, self._base) for name in SPACES if (value := getattr(layer, name, None))]
         self._spaces = list({id(space): space for space in spaces}.values())
 
@@ -113,10 +116,7 @@ class EnvironmentState:
             base = None
         return {
             "base": base,
-            "wrappers": [
-                {name: value for name, value in vars(layer).items() if not (callable(value) or _is_fixed(value))}
-                for layer in self._wrappers
-            ],
+            "wrappers": [_changing(layer) for layer in self._wrappers],
             "spaces": [space.np_random.bit_generator.state for space in self._spaces],
         }
 
@@ -133,8 +133,14 @@ class EnvironmentState:
 SPACES = ("action_space", "single_action_space", "observation_space", "single_observation_space")
 
 
-def _is_fixed(value: object) -> bool:
-    return isinstance(value, (gym.Env, gym.vector.VectorEnv, gym.Space, EnvSpec))
+def _changing(wrapper: Any) -> dict[str, Any]:
+    """Attributes of a wrapper, without those that it is made of."""
+    fixed = (gym.Env, gym.vector.VectorEnv, gym.Space, EnvSpec)
+    return {
+        name: value
+        for name, value in vars(wrapper).items()
+        if name != "_saved_kwargs" and not (callable(value) or isinstance(value, fixed))
+    }
 
 
 def layers_of(env: Any) -> list[Any]:
@@ -164,6 +170,13 @@ def stateful(name: str, value: Any) -> Stateful:
         return Accessors(value.getstate, value.setstate)
     _check_stateful(f"keep({name}=...): {type(value).__name__}", value)
     return cast(Stateful, value)
+
+
+def _check_pickles(name: str, value: object) -> None:
+    try:
+        pickle.dumps(value)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be saved ({error}): leave that wrapper out") from error
 
 
 def _check_stateful(name: str, value: object) -> None:

@@ -7,6 +7,7 @@ Reads result lines, learning curves and decisions that finished runs have writte
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -22,6 +23,7 @@ from scripts.reporting import decisions, figures, overall_tables, tables
 from scripts.reporting.commands import command
 from scripts.reporting.material import Material
 from scripts.reporting.page import Page, about, summary
+from scripts.reporting.progress import stages
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,17 @@ def page(material: Material, title: str = "", data: str | None = None) -> Page:
     """
     first = material.lines[0]
     heading = title or f"{material.folder.resolve().name}: who decides best on {first['dataset']}"
-    made = Page(heading, about(material), summary(material))
-    _results(made, material)
-    _learning(made, material)
-    _decisions(made, material, data)
-    _how(made, material)
+    made = Page(heading, about(material), ())
+    parts: dict[str, Callable[[], None]] = {
+        "statistics": lambda: material.compute(),
+        "who wins": lambda: _results(made, material),
+        "learning curves": lambda: _learning(made, material),
+        "decisions": lambda: _decisions(made, material, data),
+        "commands": lambda: _how(made, material),
+    }
+    for name in stages("report", list(parts)):
+        parts[name]()
+    made.summary = summary(material)
     return made
 
 

@@ -20,6 +20,7 @@ from scripts.cli import clear_errors
 from scripts.reporting import decisions, study_tables
 from scripts.reporting.comparison_figure import TEXT, save
 from scripts.reporting.page import Page, about
+from scripts.reporting.progress import stages
 from scripts.reporting.study_data import Study
 from scripts.reporting.study_figures import fronts
 from scripts.reporting.tables import Table, escaped, points
@@ -43,6 +44,9 @@ def page(study: Study) -> Page:
     Raises:
         ValueError: lines of a part that cannot be compared, or a damaged file.
     """
+    parts_of = {part.name: part for part in study.parts}
+    for name in stages("statistics", list(parts_of)):
+        parts_of[name].material.compute()
     network = study.networks[0] if len(study.networks) == 1 else "several networks"
     parts = len(study.parts)
     title = f"{study.folder.resolve().name}: {network}, in {parts} part{'s' * (parts > 1)}"

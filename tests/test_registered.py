@@ -1,6 +1,7 @@
 """A training loop of one's own resumes exactly if what changes in it is registered, and is refused by name if not."""
 
 import copy
+import threading
 
 import gymnasium as gym
 import numpy as np
@@ -180,6 +181,14 @@ def test_a_tensor_that_is_reassigned_in_each_update_is_no_state(task, tmp_path):
     while recorder.goes_on():
         observation = torch.ones(3) * len(observation.shape) if recorder.seen < 0 else torch.ones(3)
         recorder.step(int(observation.sum()) * 20)
+
+
+def test_wrappers_that_hold_functions_can_be_registered_and_what_cannot_be_saved_is_named(task):
+    env = gym.wrappers.TransformReward(DFSEnv(task), lambda reward: 2 * reward)
+    Recorder(task, 0.3, 10).keep(env=env)
+    env.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"TransformReward\.lock cannot be saved"):
+        Recorder(task, 0.3, 10).keep(env=env)
 
 
 @pytest.mark.parametrize(

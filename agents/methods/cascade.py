@@ -21,7 +21,7 @@ from torch import Tensor
 from agents.evaluation import Evaluation, answered
 from agents.policies import FILE
 from agents.recorder import Recorder
-from agents.search.assignments import SearchConfig, constants, descent, make_search
+from agents.search.assignments import SearchConfig, constants, descent, make_search, shown
 from agents.search.trials import Search
 from backbone.checkpoint import save_tensors
 from backbone.confidence import confidence
@@ -174,7 +174,8 @@ def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tupl
     search, process = make_search(config, task, recorder), task.process
     with torch.no_grad():
         same = constants(process)
-        ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
+        with shown(search, config):
+            ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
         costs = process.cost.route_cost(torch.tensor(ladder, device=process.device))[0]
         chosen = Stages.of(map(search.logits, ladder), search.labels, costs).best(config.budget)
     return torch.tensor([ladder[chosen.first], ladder[chosen.second]]), chosen, search

@@ -84,12 +84,13 @@ def candidates(search: Search, config: SearchConfig) -> list[list[int]]:
     """What is worth a second look: the assignments within the budget on the way from full execution down, as far as the
     first that leaves enough to look at every image twice, and the constant ones."""
     same, limit, found = constants(search.process), config.budget + TOLERANCE, []
-    for assignment in descent(search, same[-1], lazy=config.exchanges is not None):
-        cost = search.cost(assignment)
-        if cost <= limit:
-            found.append(assignment)
-        if 2 * cost <= limit:
-            break
+    with search.counted("search of an assignment"):
+        for assignment in descent(search, same[-1], lazy=config.exchanges is not None):
+            cost = search.cost(assignment)
+            if cost <= limit:
+                found.append(assignment)
+            if 2 * cost <= limit:
+                break
     return found + [constant for constant in same[1:-1] if search.cost(constant) <= limit]
 
 

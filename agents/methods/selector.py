@@ -123,7 +123,7 @@ def continuations(config: Config, task: Task, recorder: Recorder | None = None) 
     check_block(config, task)
     own, search = best_assignment(config, task, recorder)
     widest = [process.num_actions - 1] * (process.num_layers - config.decide_at)
-    with torch.no_grad():
+    with torch.no_grad(), search.counted("search of continuations"):
         found = list(descent(search, [*own.tolist()[: config.decide_at], *widest], config.decide_at, lazy=True))
     found = [route for route in found if route != own.tolist()]
     if config.spread is not None:

@@ -8,6 +8,7 @@ exchanges between blocks as long as one helps. The loss is minus the mean reward
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from agents.learning import image_stream
 from agents.method_config import MethodConfig
 from agents.recorder import Recorder
+from agents.search.progress import forewarn
 from agents.search.trials import ANSWERS, Search
 from backbone.cost import TOLERANCE
 from dfs_env.process import SkippingProcess
@@ -186,6 +188,22 @@ def make_search(
         return Search(task.process, view(images), labels, config.answer, recorder)
 
 
+@contextmanager
+def shown(search: Search, config: SearchConfig) -> Iterator[None]:
+    """Show on standard error how many assignments have been tried within; and first, if that takes hours, that it does:
+    without a limit on exchanges, a step of the descent tries every change, and a round of exchanges every pair."""
+    widest = [search.process.num_actions - 1] * search.process.num_layers
+    changes = sum(widest)
+    trials = changes**2 if config.exchanges is None else 2 * changes + config.exchanges
+    # a trial runs the blocks from the first one on that differs from the trial before: half of them, on average
+    with torch.no_grad():
+        seconds = trials * search.seconds(widest) / 2
+    mend = "fewer --search-images, or --exchanges 64, are faster"
+    forewarn(f"the search of an assignment ({trials:,} trials)", seconds, mend)
+    with search.counted("search of an assignment"):
+        yield
+
+
 def constants(process: SkippingProcess) -> list[list[int]]:
     """Each action everywhere."""
     return [[action] * process.num_layers for action in range(process.num_actions)]
@@ -201,8 +219,9 @@ def best_assignment(config: SearchConfig, task: Task, recorder: Recorder | None 
     process, budget, search = task.process, config.budget, make_search(config, task, recorder)
     with torch.no_grad():
         same = constants(process)
-        descended = descend(search, same[-1], budget, lazy=config.exchanges is not None)
-        affordable = [constant for constant in same if search.cost(constant) <= budget + TOLERANCE]
-        start = min([descended, *affordable[-1:]], key=search.loss)
-        assignment = exchange(search, start, budget, process.num_actions, config.exchanges)
+        with shown(search, config):
+            descended = descend(search, same[-1], budget, lazy=config.exchanges is not None)
+            affordable = [constant for constant in same if search.cost(constant) <= budget + TOLERANCE]
+            start = min([descended, *affordable[-1:]], key=search.loss)
+            assignment = exchange(search, start, budget, process.num_actions, config.exchanges)
     return torch.tensor(assignment), search

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from agents.recorder import Recorder
 from agents.search.digest import digest
+from agents.search.progress import bar, forewarn
 from agents.search.routes import search
 from agents.workers import start_worker, without_interrupts
 from backbone.cost import TOLERANCE
@@ -126,10 +127,14 @@ def find_routes(
         if workers > 1:
             find = _shared(process, images, answers, options, workers)
         found, start = [], time.perf_counter()
-        for part in find:
-            found.append(part)
-            if progress:
-                progress(len(part[0]))
+        with bar("search of a route for each image", " images", len(images)) as shown:
+            for part in find:
+                found.append(part)
+                tell = progress or shown.update
+                tell(len(part[0]))
+                if len(found) == 1 and len(images):
+                    whole = (time.perf_counter() - start) * len(images) / len(part[0]) / workers
+                    forewarn("the search of a route for each image", whole, "a smaller beam or more workers are faster")
         routes, serves = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
         cost = process.cost.route_cost(routes.to(process.device))[0].cpu()
         _KNOWN[key] = Routes(routes, cost, serves), time.perf_counter() - start

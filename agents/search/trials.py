@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from agents.checkpoints import CHECKPOINT_SECONDS, SEARCHED
 from agents.recorder import Recorder
 from agents.search.digest import digest
+from agents.search.progress import bar
 from backbone.checkpoint import write_atomically
 from backbone.digests import checked_json, json_with_digest
 from dfs_env.process import SkippingProcess, State
@@ -133,6 +135,7 @@ class Search:
         self._found = FOUND.setdefault(self._name, {})
         self._file = recorder.folder / SEARCHED if recorder and recorder.folder else None
         self._saved = time.monotonic()
+        self._tell: Callable[[int], object] = lambda trials: None
         if self._file:
             self._found.update(read_found(self._file, self._name))
 
@@ -149,8 +152,22 @@ class Search:
                 loss = -float(self._reward(self.logits(assignment), self.labels).mean())
                 self._found[key] = loss, time.perf_counter() - start
                 self._save()
+                self._tell(1)
             self._known[key] = self._found[key][0]
         return self._known[key]
+
+    @contextmanager
+    def counted(self, what: str) -> Iterator[None]:
+        """Show on standard error how many assignments are tried within, once that takes a while."""
+        with bar(what, " trials") as trials:
+            self._tell = trials.update
+            yield
+        self._tell = lambda trials: None
+
+    def seconds(self, assignment: list[int]) -> float:
+        """How long a trial of the assignment takes, or took."""
+        self.loss(assignment)
+        return self._found[tuple(assignment)][1]
 
     def _save(self) -> None:
         if self._file and time.monotonic() - self._saved > CHECKPOINT_SECONDS:

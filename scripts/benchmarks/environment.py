@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from tqdm import tqdm
 
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import use_threads
@@ -49,7 +50,8 @@ class Env:
 
     def run(self) -> None:
         """Measure and print."""
-        memory = {name: memory_of(self, name) for name in CASES}  # first: a child's peak starts at its parent's size
+        # first: a child's peak starts at its parent's size
+        memory = {name: memory_of(self, name) for name in tqdm(CASES, "memory", leave=False)}
         report(self, interleaved(setup(self), self.repeats), memory)
 
 
@@ -155,11 +157,10 @@ def memory_of(args: Env, name: str) -> tuple[float, float]:
 def interleaved(s: Setup, repeats: int) -> dict[str, list[float]]:
     """Seconds of each repeat of each case; the cases take turns, after a round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in CASES}
-    for _ in range(repeats + 1):
-        for name, case in CASES.items():
-            start = time.perf_counter()
-            case(s)
-            seconds[name].append(time.perf_counter() - start)
+    for name in tqdm(list(CASES) * (repeats + 1), "speed", leave=False):
+        start = time.perf_counter()
+        CASES[name](s)
+        seconds[name].append(time.perf_counter() - start)
     return {name: values[1:] for name, values in seconds.items()}
 
 

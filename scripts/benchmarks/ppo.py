@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
+from tqdm import tqdm
 
 from agents.sb3 import SB3VecEnv
 from backbone.data import Dataset, Split
@@ -67,7 +68,8 @@ class Ppo:
         clock.watch(model.policy, "forward", "policy, acting")
         clock.watch(model, "train", "policy, learning")
         start = time.perf_counter()
-        model.learn(self.rollouts * steps, reset_num_timesteps=False)
+        for _ in tqdm(range(self.rollouts), "rollouts", leave=False):
+            model.learn(steps, reset_num_timesteps=False)
         report(self, clock, self.rollouts * steps, time.perf_counter() - start)
 
 

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from sb3_contrib import RecurrentPPO
+from tqdm import tqdm
 
 from agents.sb3 import SB3VecEnv
 from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO, check_aligned
@@ -93,9 +94,8 @@ def interleaved(args: Recurrent) -> dict[str, list[Seconds]]:
     """What each rollout of each path took."""
     models = {name: learner(args, name) for name in (OWN, ALIGNED)}
     seconds: dict[str, list[Seconds]] = {name: [] for name in models}
-    for _ in range(args.repeats + 1):
-        for name, model in models.items():
-            seconds[name].append(_one_rollout(model))
+    for name in tqdm(list(models) * (args.repeats + 1), "rollouts", leave=False):
+        seconds[name].append(_one_rollout(models[name]))
     return {name: values[1:] for name, values in seconds.items()}
 
 

@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from agents.methods import default_config
 from agents.options import with_options
 from agents.runs.config import RunConfig, TaskConfig
@@ -50,7 +52,12 @@ class SweepSpeed:
         """
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            outcome = sweep(self.configs(), Path(folder), Processes(workers))
+            with tqdm(total=self.runs, desc=f"{workers} worker(s)", unit="run", leave=False) as bar:
+
+                def report(kind: str, count: int) -> None:
+                    bar.update(count if kind == "done" else 0)
+
+                outcome = sweep(self.configs(), Path(folder), Processes(workers), report)
             if outcome.failed:
                 raise ValueError(f"a run failed: {outcome.failed[0].read_text().splitlines()[-1]}")
             return time.perf_counter() - start

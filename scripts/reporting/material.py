@@ -68,6 +68,10 @@ class Material:
         """
         return summarise(self.lines)
 
+    def compute(self) -> None:
+        """Do the statistics, which take a while, at once."""
+        _ = self.rows, self.standings, self.improvements, self.hypervolumes, self.alike
+
     @cached_property
     def budgets(self) -> tuple[float, ...]:
         """Budgets that learned methods were given."""
