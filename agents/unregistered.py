@@ -4,21 +4,19 @@ A checkpoint holds what a method gave to `Recorder.keep`. What it forgot is look
 function that calls `Recorder.goes_on`: in its local variables, in what these hold, in closures, and in the global
 variables that it names.
 
-Objects of kinds that change while they are used (`KINDS`) are refused before the first update. Plain values (numbers,
-arrays, tensors, lists, ...) are refused once an update has changed one that the next update reads. Attributes that are
-plain values, and objects of other libraries' classes, are not looked into.
+Objects of kinds that change while they are used (`KINDS`) are refused before the first update. Local variables with
+plain values (numbers, arrays, tensors, lists, ...) that are there before the first update are refused once an update
+has changed them. Attributes that are plain values, and objects of other libraries' classes, are not looked into.
 """
 
 from __future__ import annotations
 
-import dis
 import functools
 import io
 import random
 import re
 import sys
 import sysconfig
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -151,8 +149,7 @@ class LoopCheck:
         self, frame: FrameType, kept: Mapping[str, Any], watched: Sequence[nn.Module], recorder: object
     ) -> None:
         self._frame = frame  # kept, as another frame could have its id later
-        self._read = _read_again(frame.f_code, frame.f_lasti)
-        roots = {name: value for name, value in frame.f_locals.items() if name in {*self._read, "self"}}
+        roots = dict(frame.f_locals)
         roots |= dict(_globals(frame.f_code, frame.f_globals))
         roots |= {f"watched_{type(module).__name__}": module for module in watched}
         covered, weights = _covered(kept)
@@ -172,8 +169,7 @@ class LoopCheck:
 
     def remember(self, frame: FrameType) -> None:
         """Take what is there now as what the loop begins with."""
-        found = {name: value for name, value in frame.f_locals.items() if name in self._read}
-        self._plain = {name: (value, _content(value)) for name, value in found.items()}
+        self._plain = {name: (value, _content(value)) for name, value in frame.f_locals.items()}
         self._versions = {name: _version(module) for name, module in self._frozen.items()}
 
     def is_of(self, frame: FrameType) -> bool:
@@ -246,32 +242,3 @@ def _content(value: Any, depth: int = 4) -> object:
     if is_dataclass(value) and not isinstance(value, type) and depth:
         return tuple(_content(held, depth - 1) for held in getattr(value, "__dict__", {}).values())
     return type(value).__name__
-
-
-@functools.lru_cache
-def _read_again(code: CodeType, start: int) -> frozenset[str]:
-    """Variables of which code may read the value that they have at the instruction `start`, that is, without assigning
-    them first (live variables)."""
-    steps = list(dis.get_instructions(code))
-    offsets = [step.offset for step in steps]
-    jumps = dis.hasjrel + dis.hasjabs
-    live: list[frozenset[str]] = [frozenset()] * (len(steps) + 1)
-    changed = True
-    while changed:
-        changed = False
-        for i, step in reversed(list(enumerate(steps))):
-            found = frozenset() if ENDS.match(step.opname) else live[i + 1]
-            if step.opcode in jumps:
-                found |= live[bisect_right(offsets, step.argval) - 1]
-            names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
-            for action, name in reversed(list(zip(ACCESS.findall(step.opname), names, strict=False))):
-                found = found | {name} if action == "LOAD" else found - {name}
-            changed |= found != live[i]
-            live[i] = found
-    return live[bisect_right(offsets, start)] | frozenset(code.co_cellvars)
-
-
-ENDS = re.compile("RETURN|RAISE|RERAISE|JUMP_(FORWARD|BACKWARD|ABSOLUTE)|JUMP$")
-"""Instructions after which the next one does not follow."""
-ACCESS = re.compile("(LOAD|STORE|DELETE)_(?:FAST(?!_AND_CLEAR)|DEREF|CLASSDEREF|CLOSURE|NAME|GLOBAL)")
-"""What instructions do with variables, some with two at once."""
