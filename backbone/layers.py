@@ -193,16 +193,17 @@ class QuantConvNorm(QuantizedLayer):
             return None
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self._sources(bits))):
             return None
-        conv: IntegerConv | None = self._kept((bits, "integer"), lambda: self._integer(bits))
+        size = x.shape[2:]
+        conv: IntegerConv | None = self._kept((bits, size), lambda: self._integer(bits, size))
         return conv
 
-    def _integer(self, bits: int) -> IntegerConv | None:
+    def _integer(self, bits: int, size: torch.Size) -> IntegerConv | None:
         bounds = getattr(self.activation_quantizer, "bounds", None)
         if bounds is None:
             return None
         weight, gain, bias = self._derived(bits)
         scale = float(self._input_scale(bits))
-        return integer_conv(weight, gain, bias, self.stride, self.padding, scale, bounds(bits))
+        return integer_conv(weight, gain, bias, self.stride, self.padding, scale, bounds(bits), size)
 
     def _sources(self, bits: int) -> Iterator[Tensor]:
         yield from super()._sources(bits)
