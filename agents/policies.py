@@ -63,10 +63,13 @@ class GatePolicy:
         if episode_start is not None and episode_start.any():
             state = None
         training = self.gate.training
+        if training:  # else there is nothing to change, which would take twice as long as a decision
+            self.gate.eval()
         with torch.no_grad():
-            scores, state = self.gate.eval()(torch.as_tensor(observation, device=self.process.device), state)
+            scores, state = self.gate(torch.as_tensor(observation, device=self.process.device), state)
             action = scores.argmax(1) if deterministic else torch.multinomial(scores.softmax(1), 1).squeeze(1)
-        self.gate.train(training)
+        if training:
+            self.gate.train()
         return action.cpu().numpy(), state
 
     def save(self, folder: Path) -> None:

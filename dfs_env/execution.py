@@ -18,9 +18,9 @@ CHUNK = 64
 
 
 def _chunks(images: Tensor) -> tuple[Tensor, ...]:
-    """Images [B, ...], or their rows [B], at most `CHUNK` at a time; on a GPU, where starting work is what is dear, all
-    at once."""
-    return (images,) if images.is_cuda or len(images) <= CHUNK else images.split(CHUNK)
+    """Images [B, ...], or their rows [B], in equal parts of at most `CHUNK`; on a GPU, where starting work is what
+    takes long, all at once."""
+    return (images,) if images.is_cuda or len(images) <= CHUNK else images.tensor_split(-(-len(images) // CHUNK))
 
 
 def in_chunks(run: Callable[[Tensor], Tensor], images: Tensor, features: Tensor | None = None) -> Tensor:
