@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dis
-import sys
-from collections.abc import Iterator
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
-from gymnasium.wrappers import PassiveEnvChecker
+from gymnasium.vector import SyncVectorEnv, VectorActionWrapper, VectorWrapper
+from gymnasium.wrappers import OrderEnforcing
 from torch import Tensor
 
 from dfs_env.attributes import callers
@@ -23,28 +22,28 @@ REWARD = "accuracy_minus_cost(weight=0)"
 """By default 1 for a right answer: cost is no part of the reward."""
 
 
-class SixResults(tuple[Any, ...]):
-    """What a step returns. Whoever unpacks it into five, as Gymnasium's wrappers do, gets an error that says why."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """Its parts.
-
-        Raises:
-            ValueError: the caller unpacks another number of them.
-        """
-        caller = sys._getframe(1)
-        instruction, count = caller.f_code.co_code[caller.f_lasti : caller.f_lasti + 2]
-        if dis.opname[instruction] == "UNPACK_SEQUENCE" and count != len(self):
-            raise _refusal(getattr(caller.f_code, "co_qualname", caller.f_code.co_name), count)
-        return super().__iter__()
+PASS_ON = (OrderEnforcing, gym.ActionWrapper, VectorActionWrapper)
+"""Gymnasium's wrappers that return what a step returns, however many results that are."""
 
 
-def _refusal(caller: str, count: int) -> ValueError:
-    return ValueError(
-        f"{caller} expects {count} results of a step, and a DFS/Safe-* environment returns six, the cost third: use "
-        "the id without Safe-, whose info holds the step's cost, or convert it first (SafetyGymnasium2Gymnasium of "
-        "Safety-Gymnasium)"
-    )
+def check_wrapper() -> None:
+    """Make sure that the step that calls this is not called by something of Gymnasium's that unpacks five results.
+
+    Raises:
+        ValueError: it is.
+    """
+    for caller in callers():
+        name = "AsyncVectorEnv" if getattr(caller, "co_name", "") == "_async_worker" else type(caller).__name__
+        if name != "AsyncVectorEnv":
+            if not isinstance(caller, gym.Wrapper | VectorWrapper | SyncVectorEnv) or isinstance(caller, PASS_ON):
+                continue
+            if not type(caller).__module__.startswith("gymnasium."):
+                return  # one that knows of six, such as Safety-Gymnasium's converter
+        raise ValueError(
+            f"{name} expects 5 results of a step, and a DFS/Safe-* environment returns six, the cost "
+            "third: use the id without Safe-, whose info holds the step's cost, or convert it first "
+            "(SafetyGymnasium2Gymnasium of Safety-Gymnasium)"
+        )
 
 
 class SafeDFSVectorEnv(DFSVectorEnv):
@@ -62,9 +61,10 @@ class SafeDFSVectorEnv(DFSVectorEnv):
 
     def step(self, actions: Array) -> Any:
         """As `DFSVectorEnv.step`, with the costs [N] of the decisions after the rewards."""
+        check_wrapper()
         self._costs = np.zeros(self.num_envs, np.float32)
         observation, reward, *rest = super().step(actions)
-        return SixResults((observation, reward, self._costs.copy(), *rest))
+        return observation, reward, self._costs.copy(), *rest
 
     def _outcome(self, before: State, action: Tensor, after: State) -> tuple[Array, dict[str, Any]]:
         self._costs = (after.cost - before.cost).cpu().numpy()
@@ -81,7 +81,5 @@ class SafeDFSEnv(DFSEnv):
 
     def step(self, action: int) -> Any:
         """(observation, reward, cost, terminated, truncated, info), cost being the decision's."""
-        if any(isinstance(caller, PassiveEnvChecker) for caller in callers()):  # it counts before it unpacks
-            raise _refusal("PassiveEnvChecker", 5)
         observation, reward, cost, terminated, truncated, info = self._step(action)
-        return SixResults((observation, float(reward), float(cost), terminated, truncated, info))
+        return observation, float(reward), float(cost), terminated, truncated, info
