@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.rollouts import Rollout
-from backbone.cost import TOLERANCE
+from backbone.cost import TOLERANCE, check_modelled
 from backbone.names import resolve
 
 BudgetLoss = Callable[[Rollout, float, float], Tensor]
@@ -56,6 +56,7 @@ def fractrain(
     The gate is to begin at full precision: `start_full` of the method. The target bounds the weighted cost, of which
     the paper cost, by which policies are chosen and reported, differs somewhat.
     """
+    check_modelled(rollout.process.cost, "the budget loss fractrain")
     macs = rollout.process.cost.total[:, -1]
     cost = (rollout.step_costs * macs / macs.mean()).sum(1).mean()
     limit = share * cross_entropy / float(cost.detach().clamp_min(1e-6))

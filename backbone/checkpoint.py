@@ -22,6 +22,7 @@ from torch import Tensor
 from backbone.digests import BLANK, KEY, check_digest, with_digest
 from backbone.names import check_own
 from backbone.resnet import ResNet, ResNetConfig
+from backbone.torch_state import default_torch_state
 
 SHIPPED = Path(__file__).parent / "weights"
 """Folder of the trained backbones that ship with the package."""
@@ -182,6 +183,7 @@ def save_backbone(
     save_tensors(path, state, {**(about or {}), "config": asdict(backbone.config)})
 
 
+@default_torch_state()
 def load_backbone(
     path: str | Path, depth: int | None = None, num_classes: int | None = None, dataset: str | None = None
 ) -> ResNet:
@@ -201,7 +203,8 @@ def load_backbone(
         stored: dict[str, Any] = about["config"]
         check_own("quantizer", stored.get("quantizer"), path)
         config = ResNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})  # type: ignore[arg-type]
-        backbone = ResNet(config)
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
+            backbone = ResNet(config)
         floats = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
         backbone.load_state_dict(floats)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

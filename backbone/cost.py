@@ -113,7 +113,7 @@ class CostTable:
         return self._along(self.milliseconds, actions) + self.always_on_milliseconds
 
     def block_cost(self, actions: Tensor) -> Tensor:
-        """[B] paper cost of routes [B, L] of actions, whatever the unit of budgets."""
+        """[B] block cost of routes [B, L] of actions, whatever the unit of budgets."""
         return self._along(self.paper, actions)
 
     def _along(self, table: Tensor, actions: Tensor) -> Tensor:
@@ -142,6 +142,16 @@ class CostTable:
         """
         at_least = spent[:, None] + self.charged[layer] + self.cheapest[layer + 1]
         return at_least <= budget[:, None] + TOLERANCE
+
+
+def check_modelled(cost: CostTable, what: str) -> None:
+    """Make sure that budgets count modelled cost, which `what` weights by multiply-accumulates.
+
+    Raises:
+        ValueError: they count measured time.
+    """
+    if cost.unit != "blocks":
+        raise ValueError(f"{what} counts multiply-accumulates, and budgets count measured time: leave one of them out")
 
 
 def _block_macs(backbone: Any) -> tuple[list[float], float]:

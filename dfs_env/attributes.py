@@ -9,12 +9,13 @@ import dis
 import inspect
 import sys
 from collections.abc import Iterator
+from difflib import get_close_matches
 from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.vector import VectorWrapper
+from gymnasium.vector import SyncVectorEnv, VectorWrapper
 
 SETTABLE = ("budget", "price")
 """What a user or a learner may set."""
@@ -56,6 +57,10 @@ class Guarded:
             f"an environment with another {name!r} if there is such an argument"
         )
 
+    def parts(self) -> tuple[object, ...]:
+        """What attributes of the environment are of."""
+        return self, *(getattr(self, name, None) for name in ("vector", "process", "task"))
+
     def take_from_wrappers(self) -> None:
         """Move here what was set on the wrappers that the call came through.
 
@@ -69,6 +74,9 @@ class Guarded:
             if isinstance(wrapper, gym.Wrapper | VectorWrapper) and wrapper.unwrapped is self:
                 own = _set_by(type(wrapper))  # type: ignore[arg-type]
                 for name in [each for each in vars(wrapper) if each[0] != "_" and each not in own]:
+                    known = any(hasattr(part, name) for part in self.parts())
+                    if not known and not get_close_matches(name, SETTABLE):
+                        continue  # somebody's note on the wrapper
                     self.check_settable(name)
                     setattr(self, name, vars(wrapper).pop(name))
 
@@ -80,6 +88,15 @@ def callers() -> Iterator[Any]:
         method = frame.f_code.co_varnames[:1] == ("self",)
         yield frame.f_locals.get("self") if method else frame.f_code
         frame = frame.f_back
+
+
+def vectorizer(caller: Any) -> str | None:
+    """The name of what puts one-image environments side by side in Gymnasium or Stable-Baselines3, or of the latter's
+    wrapper, if the caller is one: they take a step for five results, and a reward for a number."""
+    if isinstance(caller, CodeType):
+        return {"_async_worker": "AsyncVectorEnv", "_worker": "SubprocVecEnv"}.get(caller.co_name)
+    ours = type(caller) is SyncVectorEnv or type(caller).__module__.startswith("stable_baselines3.")
+    return type(caller).__name__ if ours else None
 
 
 @cache

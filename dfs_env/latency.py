@@ -7,21 +7,16 @@ engine, one number of threads and one shape of network, and is refused for any o
 from __future__ import annotations
 
 import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from backbone import integer
 from backbone.checkpoint import own_checkpoint, write_atomically
-from backbone.data import IMAGE_SIZE
 from backbone.digests import checked_json, json_with_digest
+from backbone.torch_state import default_torch_state
 from dfs_env.process import SkippingProcess
 
 KIND = "dfs-env latency"
@@ -116,7 +111,7 @@ class LatencyTable:
         mend = f"measure again: {COMMAND}"
         parts = [("network", self.network, shape_of(process))]
         if here:
-            parts.append(("machine", self.machine, this_machine(self.machine.get("threads", 1))))
+            parts.append(("machine", self.machine, this_machine()))
         for what, measured, wanted in parts:
             for name, value in wanted.items():
                 if measured.get(name) != value:
@@ -157,6 +152,13 @@ def latency_file(dataset: str, depth: int, folder: Path) -> Path:
     return folder / "latency" / own_checkpoint(dataset, depth, folder).with_suffix(".json").name
 
 
+def find_latency(cost: str, latency: str | None, dataset: str, depth: int, folder: Path) -> Path | None:
+    """The file of the latency table that is given, or, where cost is latency, the one in the data folder."""
+    if latency is None and not parse_cost(cost)[0]:
+        return None
+    return Path(latency) if latency else latency_file(dataset, depth, folder)
+
+
 def parse_cost(cost: str) -> tuple[bool, int]:
     """Whether "blocks", "latency" or "latency@BATCH" counts in measured time, and at which batch size (1 by default).
 
@@ -181,9 +183,10 @@ def shape_of(process: SkippingProcess) -> dict[str, Any]:
     return {"backbone": type(process.backbone).__name__, **known, "always_on": process.always_on}
 
 
-def this_machine(threads: int) -> dict[str, Any]:
-    """What decides how long this machine takes."""
-    engine = "oneDNN int8" if integer.enabled() else "float"
+@default_torch_state()
+def this_machine() -> dict[str, Any]:
+    """What decides how long this machine takes: its processor, and how many threads run which engine."""
+    engine, threads = "oneDNN int8" if integer.enabled() else "float", torch.get_num_threads()
     return {"processor": _processor(), "threads": threads, "engine": engine, "torch": torch.__version__}
 
 
@@ -200,63 +203,3 @@ def _processor() -> str:
         return " ".join(parts) or platform.machine()
     except OSError:
         return platform.processor() or platform.machine()
-
-
-def measure(
-    process: SkippingProcess,
-    decide: Callable[[Tensor], Any],
-    batch_sizes: tuple[int, ...],
-    repeats: int,
-    progress: Callable[[], None] = lambda: None,
-) -> LatencyTable:
-    """Time every part in turn, `repeats` rounds of each batch size, after one that is not counted.
-
-    Args:
-        process: what is timed, on random images.
-        decide: a gate: observations [B, D] -> anything.
-        batch_sizes: images at once.
-        repeats: rounds.
-        progress: called after each round.
-    """
-    batches = {}
-    for size in batch_sizes:
-        rounds: dict[Any, list[float]] = {}
-        for number in range(repeats + 1):
-            for part, seconds in _round(process, decide, size):
-                rounds.setdefault(part, []).extend([1000 * seconds / size] if number else [])
-            progress()
-        batches[size] = _summarised(rounds, process.num_layers, process.num_actions)
-    return LatencyTable(shape_of(process), process.bitwidths, this_machine(torch.get_num_threads()), batches)
-
-
-@torch.no_grad()
-def _round(process: SkippingProcess, decide: Callable[[Tensor], Any], size: int) -> Iterator[tuple[Any, float]]:
-    """Each part of the network and the seconds that it took on `size` images."""
-    images = torch.randn(size, 3, IMAGE_SIZE, IMAGE_SIZE)
-    state, seconds = _timed(lambda: process.initial(images))
-    yield "stem", seconds
-    yield "gate", _timed(lambda: decide(process.observe(state)))[1]
-    for layer in range(process.num_layers):
-        after = state
-        for action in range(process.num_actions):
-            before = state.take(torch.arange(size))  # in memory of its own, which the block may overwrite
-            actions = torch.full((size,), action)
-            after, seconds = _timed(partial(process.transition, before, actions, in_place=True))
-            yield (layer, action), seconds
-        state = after
-    yield "head", _timed(lambda: process.logits(state))[1]
-
-
-def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    outcome = run()
-    return outcome, time.perf_counter() - start
-
-
-def _summarised(rounds: dict[Any, list[float]], layers: int, actions: int) -> BatchTimings:
-    def timing(part: Any) -> Timing:
-        first, median, third = statistics.quantiles(rounds[part], n=4) if len(rounds[part]) > 1 else rounds[part] * 3
-        return Timing(median, third - first)
-
-    blocks = tuple(tuple(timing((layer, action)) for action in range(actions)) for layer in range(layers))
-    return BatchTimings(timing("stem"), blocks, timing("head"), timing("gate"))

@@ -11,14 +11,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers import RecordEpisodeStatistics
 from torch import Tensor
 from tqdm import tqdm
 
 from backbone.confidence import PATIENCE
 from backbone.names import resolve
 from backbone.torch_state import default_torch_state
-from dfs_env.attributes import callers
+from dfs_env.attributes import callers, vectorizer
 from dfs_env.checks import Array, check_evaluating
 from dfs_env.env import DFSVectorEnv
 from dfs_env.rewards import Components, Transition
@@ -218,15 +218,18 @@ class MODFSEnv(DFSEnv):
         Raises:
             ValueError: Gymnasium's own vectorizers would take the reward for a number.
         """
-        around = list(callers())
-        scalar = any(type(each) is SyncVectorEnv or getattr(each, "co_name", "") == "_async_worker" for each in around)
-        wrappers = [type(each).__module__ for each in around if isinstance(each, gym.Wrapper)]
-        if scalar and set(wrappers) <= {"gymnasium.wrappers.common"}:  # others may have made a number of the reward
-            raise ValueError(
-                "SyncVectorEnv and AsyncVectorEnv take rewards for numbers, and those of a DFS/MO-* environment are "
-                "vectors: use gymnasium.make_vec without a vectorization_mode, MOSyncVectorEnv of "
-                "mo_gymnasium.wrappers.vector, or a wrapper such as LinearReward"
-            )
+        for caller in callers():
+            module, name = type(caller).__module__, vectorizer(caller)
+            if isinstance(caller, RecordEpisodeStatistics) and module == RecordEpisodeStatistics.__module__:
+                name = "RecordEpisodeStatistics"
+            if name:
+                raise ValueError(
+                    f"{name} takes a reward for a number, and those of a DFS/MO-* environment are vectors: use "
+                    "gymnasium.make_vec without a vectorization_mode, a wrapper such as LinearReward, or those of "
+                    "mo_gymnasium.wrappers (MOSyncVectorEnv, MORecordEpisodeStatistics)"
+                )
+            if isinstance(caller, gym.Wrapper) and module != "gymnasium.wrappers.common":
+                break  # it may have made a number of the reward
         return super().reset(seed=seed, options=options)
 
     def step(self, action: int) -> tuple[Array, Any, bool, bool, dict[str, Any]]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import SyncVectorEnv, VectorActionWrapper, VectorWrapper
+from gymnasium.vector import VectorActionWrapper, VectorWrapper
 from gymnasium.wrappers import OrderEnforcing
 from torch import Tensor
 
-from dfs_env.attributes import callers
+from dfs_env.attributes import callers, vectorizer
 from dfs_env.checks import Array
 from dfs_env.env import DFSVectorEnv
 from dfs_env.process import State
@@ -33,12 +33,13 @@ def check_wrapper() -> None:
         ValueError: it is.
     """
     for caller in callers():
-        name = "AsyncVectorEnv" if getattr(caller, "co_name", "") == "_async_worker" else type(caller).__name__
-        if name != "AsyncVectorEnv":
-            if not isinstance(caller, gym.Wrapper | VectorWrapper | SyncVectorEnv) or isinstance(caller, PASS_ON):
+        name = vectorizer(caller)
+        if name is None:
+            if not isinstance(caller, gym.Wrapper | VectorWrapper) or isinstance(caller, PASS_ON):
                 continue
             if not type(caller).__module__.startswith("gymnasium."):
                 return  # one that knows of six, such as Safety-Gymnasium's converter
+            name = type(caller).__name__
         raise ValueError(
             f"{name} expects 5 results of a step, and a DFS/Safe-* environment returns six, the cost "
             "third: use the id without Safe-, whose info holds the step's cost, or convert it first "

@@ -13,7 +13,7 @@ from backbone.confidence import PATIENCE, LinearHeads, fit_heads
 from backbone.data import Dataset, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state
-from dfs_env.latency import latency_file, load_latency, parse_cost
+from dfs_env.latency import find_latency, load_latency, parse_cost
 from dfs_env.observations import CONFIDENT
 from dfs_env.process import SkippingProcess
 
@@ -114,9 +114,8 @@ def make_task(
     """
     check_device(device)
     charged, batch_size = parse_cost(cost)
-    if charged and latency is None:
-        latency = str(latency_file(dataset, depth, data_folder(data)))
-    table = None if latency is None else load_latency(latency)
+    file = find_latency(cost, latency, dataset, depth, data_folder(data))
+    table = load_latency(file) if file else None
     if checkpoint is None:  # before any data are downloaded
         checkpoint = str(find_checkpoint(dataset, depth, data_folder(data)))
     images = load_dataset(dataset, data)
@@ -132,7 +131,7 @@ def make_task(
     chosen = _default(backbone.config) if bitwidths is None else bitwidths
     process = SkippingProcess(backbone.to(device), chosen, observation, always_on)
     if table:
-        table.apply(process, batch_size, charged, latency)
+        table.apply(process, batch_size, charged, file)
     task = Task(process, images)
     if checkpoint == "random":
         calibrate(process, images)

@@ -4,18 +4,21 @@ import json
 from dataclasses import replace
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
 from agents.evaluation import evaluate
 from agents.methods import method
 from agents.policies import AssignmentPolicy
+from agents.recorder import Recorder
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from backbone.checkpoint import save_backbone
-from dfs_env import Task, latency, make_task
-from dfs_env.latency import BatchTimings, LatencyTable, Timing, load_latency, measure, parse_cost
+from dfs_env import DFSVectorEnv, Task, latency, make_task
+from dfs_env.latency import BatchTimings, LatencyTable, Timing, load_latency, parse_cost
+from scripts.benchmarks.latency import measure
 
 
 def timing(milliseconds):
@@ -31,7 +34,7 @@ def table(process):
         return BatchTimings(timing(0.5 * scale), rows, timing(0.25 * scale), timing(0.1 * scale))
 
     return LatencyTable(
-        latency.shape_of(process), process.bitwidths, latency.this_machine(1), {1: batch(1.0), 64: batch(0.1)}
+        latency.shape_of(process), process.bitwidths, latency.this_machine(), {1: batch(1.0), 64: batch(0.1)}
     )
 
 
@@ -87,7 +90,28 @@ def test_measuring_covers_every_part(process):
     assert set(found.batches) == {1, 2}
     assert all(part.median > 0 for row in found.at(2).blocks for part in row)
     assert [len(row) for row in found.at(1).blocks] == [4, 4, 4]
-    found.apply(process.seeing(process.observation), batch_size=2)
+    timed = process.seeing(process.observation)
+    found.apply(timed, batch_size=2)
+    assert timed.cost.milliseconds.tolist() == [
+        [pytest.approx(part.median) for part in row] for row in found.at(2).blocks
+    ]
+
+
+def test_what_weighs_by_multiply_accumulates_is_refused_in_time(timed):
+    env = DFSVectorEnv(timed, 2, reward="accuracy_minus_cost(normalize=macs)", autoreset_mode="SameStep")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match='normalize="macs"'):
+        env.step(np.zeros(2, int))
+    with pytest.raises(ValueError, match="gate single activations"):
+        method("precision_gating").train(method("precision_gating").Config(num_images=8), timed, Recorder(timed, 1, 8))
+
+
+def test_an_oracle_in_time_is_searched_anew(timed, task):
+    oracle = method("oracle").train(method("oracle").Config(), task, Recorder(task, 1, 8))
+    modelled, measured = (evaluate(oracle, each, "test") for each in (task, timed))
+    fresh = method("oracle").train(method("oracle").Config(), timed, Recorder(timed, 1, 8))
+    assert measured.cost == evaluate(fresh, timed, "test").cost
+    assert measured.costs.sum() != modelled.costs.sum()
 
 
 # --- refusals
@@ -95,6 +119,10 @@ def test_measuring_covers_every_part(process):
 
 def elsewhere(table):
     return replace(table, machine={**table.machine, "processor": "another processor"})
+
+
+def on_more_threads(table):
+    return replace(table, machine={**table.machine, "threads": 7})
 
 
 def of_another_network(table):
@@ -109,6 +137,7 @@ def of_other_bitwidths(table):
     ("change", "culprit"),
     [
         (elsewhere, "another machine: its processor is 'another processor'"),
+        (on_more_threads, "another machine: its threads is 7"),
         (of_another_network, "another network: its depth is 110"),
         (of_other_bitwidths, r"other bitwidths: \(0, 3, 4, 8\)"),
     ],
@@ -159,8 +188,8 @@ def test_a_run_in_time_is_one_of_its_own_and_carries_its_table(files, table, pro
     plain = TaskConfig(depth=8, bitwidths=process.bitwidths, checkpoint=files["checkpoint"])
     beside = replace(plain, latency=files["latency"])
     in_time = replace(beside, cost="latency")
-    digests = [RunConfig("static", config, each).digest for each in (plain, beside, in_time)]
-    assert digests[0] == digests[1] != digests[2]
+    digests = {RunConfig("static", config, each).digest for each in (plain, beside, in_time)}
+    assert len(digests) == 3, "a finished run without milliseconds is none with them"
     result = run(RunConfig("static", config, in_time), tmp_path / "runs")
     assert result["cost"] <= 0.4 + 1e-6
     assert result["milliseconds"] == pytest.approx(18 * result["cost"] + 0.75, rel=1e-5)

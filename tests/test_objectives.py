@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from backbone.data import Split
 from dfs_env import (
@@ -405,3 +407,19 @@ def test_whoever_expects_five_results_is_told_that_there_are_six(tiny_data, kind
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"expects 5 results .* returns six.*without Safe-"):
         env.step(np.zeros(1, int))
+
+
+def played(env, action):
+    env.reset()
+    env.step(action)
+
+
+@pytest.mark.parametrize("kind", ["Safe", "MO"])
+@pytest.mark.parametrize("around", [Monitor, DummyVecEnv])
+def test_stable_baselines3s_own_wrappers_are_refused_by_name(tiny_data, kind, around):
+    def make():
+        return gym.make(f"DFS/{kind}-Digits-v0", dataset=tiny_data, **TINY)
+
+    env, action = (Monitor(make()), 0) if around is Monitor else (DummyVecEnv([make]), np.zeros(1, int))
+    with pytest.raises(ValueError, match=f"{around.__name__} (expects 5|takes a reward)"):
+        played(env, action)

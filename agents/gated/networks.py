@@ -48,6 +48,8 @@ class GatedNetwork:
                 f"a network with gates of its own gates every block, but the task has always_on {process.always_on}: "
                 "their costs could not be compared"
             )
+        if process.cost.unit != "blocks":
+            raise ValueError("networks that gate single activations have no measured latency: leave out cost='latency'")
         self.network, self.loader = network.to(process.device), loader
         self.cost = gated_cost(network, process.cost.full_bitops)
 

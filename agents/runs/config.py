@@ -15,7 +15,7 @@ from agents.runs.folders import DIGITS
 from agents.runs.user_code import code_digests
 from backbone.checkpoint import find_checkpoint, identity_of, read_about
 from backbone.data import data_folder
-from dfs_env.latency import LatencyTable, latency_file, load_latency
+from dfs_env.latency import LatencyTable, find_latency, load_latency
 
 VERSION = 3
 """Raised when a change of the code changes what the same configuration gives with most methods; results of other
@@ -62,13 +62,8 @@ class TaskConfig:
         Raises:
             FileNotFoundError, ValueError: see `dfs_env.latency.load_latency`.
         """
-        if self.latency is None and self.cost == "blocks":
-            return None
-        return load_latency(self.latency or latency_file(self.dataset, self.depth, data_folder(self.data)))
-
-    def latency_digest(self) -> str:
-        """What distinguishes the latency table from any other."""
-        return hashlib.sha256(repr(self.latency_table()).encode()).hexdigest()[:16]
+        file = find_latency(self.cost, self.latency, self.dataset, self.depth, data_folder(self.data))
+        return load_latency(file) if file else None
 
     def backbone_file(self) -> Path | None:
         """The checkpoint file; None for an untrained backbone.
@@ -113,8 +108,9 @@ class RunConfig:
         where = ("checkpoint", "data", "device", "cost", "latency")
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
         task["backbone"] = self.task.backbone_digest()
-        if self.task.cost != "blocks":  # measured time alone decides nothing
-            task |= {"cost": self.task.cost, "latency": self.task.latency_digest()}
+        table = self.task.latency_table()
+        if table:
+            task |= {"cost": self.task.cost, "latency": hashlib.sha256(repr(table).encode()).hexdigest()[:16]}
         options = {name: value for name, value in asdict(self.config).items() if name != "workers"}
         revision = {"revision": self.config.revision} if self.config.revision else {}
         path = self.task.backbone_file()

@@ -38,7 +38,7 @@ def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
     base = replace(base, **changes)
     task = with_options(experiment.task, arm.task, f"task of arm {arm.name!r}")
     seeds = arm.seeds or experiment.seeds
-    cheapest = cheapest_cost(task.bitwidths) if task.bitwidths else 0.0
+    cheapest = cheapest_cost(task.bitwidths) if task.bitwidths and task.cost == "blocks" else 0.0
     further = [budget for budget in experiment.baseline_budgets if budget >= cheapest]  # what no route meets, left out
     more = (base.is_baseline or base.is_bound) and not arm.budgets
     budgets = {*experiment.budgets_of(arm), *(further if more else ())}

@@ -83,6 +83,9 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
     if found != folder:
         os.replace(found, folder)
     _prepare(folder, config, resume)
+    if latency := config.task.latency_table():
+        latency.save(folder / LATENCY)  # the run's costs are those of this table, on whatever machine it is evaluated
+        config = replace(config, task=replace(config.task, latency=str(folder / LATENCY)))
     task = make_task(**asdict(config.task))
     settings = config.config
     check_reachable(settings, task)
@@ -103,8 +106,6 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
     finally:
         recorder.close()
     policy.save(folder)
-    if latency := config.task.latency_table():
-        latency.save(folder / LATENCY)  # the run's costs are those of this table, on whatever machine it is evaluated
     write_atomically(folder / RESULT, line_text(result))
     clear(folder)
     return folder

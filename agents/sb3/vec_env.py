@@ -89,7 +89,9 @@ class SB3VecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Decide the current block of every image."""
-        observation, rewards, terminated, _, info = self.wrapped.step(self._actions)
+        observation, rewards, terminated, truncated, info = self.wrapped.step(self._actions)
+        if np.any(truncated) or len(np.unique(terminated)) > 1:
+            raise ValueError(f"{self.wrapped} ends episodes on its own, but images are decided in lockstep: drop it")
         if np.shape(rewards) != (self.num_envs,):
             raise ValueError(
                 f"Stable-Baselines3 needs one number for each reward, {self.wrapped} returns rewards of shape "

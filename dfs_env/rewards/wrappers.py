@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from backbone.cost import check_modelled
 from dfs_env.process import SkippingProcess, State
 from dfs_env.rewards.transition import Components, Reward, Transition
 
@@ -75,6 +76,7 @@ class CostByMacs(RewardWrapper):
     def __call__(self, t: Transition) -> Components:
         """The inner reward at these costs."""
         process, state = seen(t)
+        check_modelled(process.cost, 'normalize="macs"')
         costs = process.cost.by_macs[state.layer - 1]
         step_cost = costs[t.action]
         self._spent = self._spent + step_cost

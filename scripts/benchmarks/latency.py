@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from agents.runs.saved import load_run
 from backbone.checkpoint import find_checkpoint, load_backbone
 from backbone.data import IMAGE_SIZE, data_folder
 from backbone.torch_state import use_threads
-from dfs_env.latency import LatencyTable, latency_file, measure
+from dfs_env.latency import BatchTimings, LatencyTable, Timing, latency_file, shape_of, this_machine
 from dfs_env.process import SkippingProcess
+from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class Latency:
         """Measure, write and print."""
         use_threads(self.threads)
         torch.manual_seed(0)
+        loaded = [load_run(run, data=self.data) for run in self.runs]
+        players = {run[2]["run"]: player(*run) for run in loaded}
+        images = torch.randn(256, 3, IMAGE_SIZE, IMAGE_SIZE)
+        if loaded:  # what its policies decide depends on the images
+            dataset = loaded[0][1].dataset
+            images = dataset.normalize(dataset.test.images[:4096])
         folder = data_folder(self.data)
         path = self.checkpoint or find_checkpoint(self.dataset, self.depth, folder)
         process = SkippingProcess(load_backbone(path, self.depth), self.bitwidths, always_on=self.always_on)
@@ -75,8 +83,7 @@ class Latency:
         table.save(output)
         console = Console()
         console.print(parts_table(table))
-        players = {str(run): player(*load_run(run, data=self.data)[:2]) for run in self.runs}
-        console.print(whole_table(self, process, players))
+        console.print(whole_table(self, process, players, images))
         console.print(f"table: {output}", soft_wrap=True)
 
 
@@ -101,43 +108,100 @@ Player = Callable[[Tensor], Any]
 """What takes normalised images [B, 3, H, W] all the way to classes."""
 
 
-def player(policy: Policy | SelfMeasured, task: Any) -> Player:
-    """A policy with its gate, decision by decision; an assignment looks at nothing.
+def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any]) -> Player:
+    """A run's policy at its budget, gate included; an assignment looks at nothing.
 
     Raises:
         ValueError: it does not decide block by block.
     """
     if isinstance(policy, SelfMeasured):
-        raise ValueError(f"{type(policy).__name__} does not decide block by block: its latency is not measured")
+        raise ValueError(f"{result['run']} does not decide block by block: its latency is not measured")
     process = seen_by(policy, task) if policy.macs_per_image else task.process.seeing("position")
-    return lambda images: play(policy, process, images)
+    return lambda images: play(policy, process, images, result["budget"])
 
 
-def whole_table(args: Latency, process: SkippingProcess, players: dict[str, Player]) -> Table:
-    """Milliseconds from image to class, the players taking turns."""
+def whole_table(args: Latency, process: SkippingProcess, players: dict[str, Player], images: Tensor) -> Table:
+    """Milliseconds from image to class, the players taking turns on the images [N, 3, H, W]."""
     full = torch.full((1, process.num_layers), process.num_actions - 1)
     ours = {f"static {process.widest} bit": lambda images: process.run(images, full.expand(len(images), -1))}
     table = Table("from image to class", title="milliseconds an image, median (interquartile range)")
-    columns = {size: interleaved({**ours, **players}, size, args.repeats) for size in args.batch_sizes}
+    columns = {size: interleaved({**ours, **players}, images, size, args.repeats) for size in args.batch_sizes}
     for size in columns:
         table.add_column(f"batch {size}", justify="right")
     for name in next(iter(columns.values())):
-        cells = []
-        for seconds in columns.values():
-            first, median, third = statistics.quantiles(seconds[name], n=4)
-            cells.append(f"{median:.3f} ({third - first:.3f})")
-        table.add_row(name, *cells)
+        quartiles = [statistics.quantiles(milliseconds[name], n=4) for milliseconds in columns.values()]
+        table.add_row(name, *(f"{median:.3f} ({third - first:.3f})" for first, median, third in quartiles))
     return table
 
 
 @torch.no_grad()
-def interleaved(players: dict[str, Player], size: int, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds an image of each round of each player, after a round that is not counted."""
-    images = torch.randn(size, 3, IMAGE_SIZE, IMAGE_SIZE)
+def interleaved(players: dict[str, Player], images: Tensor, size: int, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds an image of each round of each player, after a round that is not counted. Every round is of the
+    next `size` images, as a policy's routes depend on them."""
     found: dict[str, list[float]] = {name: [] for name in players}
     for number in range(repeats + 1):
+        batch = images[(torch.arange(size) + number * size) % len(images)]
         for name, whole in players.items():
-            start = time.perf_counter()
-            whole(images)
-            found[name] += [1000 * (time.perf_counter() - start) / size] if number else []
+            _, seconds = _timed(partial(whole, batch))
+            found[name] += [1000 * seconds / size] if number else []
     return found
+
+
+def measure(
+    process: SkippingProcess,
+    decide: Callable[[Tensor], Any],
+    batch_sizes: tuple[int, ...],
+    repeats: int,
+    progress: Callable[[], None] = lambda: None,
+) -> LatencyTable:
+    """Time every part in turn, `repeats` rounds of each batch size, after one that is not counted.
+
+    Args:
+        process: what is timed, on random images.
+        decide: a gate: observations [B, D] -> anything.
+        batch_sizes: images at once.
+        repeats: rounds.
+        progress: called after each round.
+    """
+    batches = {}
+    for size in batch_sizes:
+        rounds: dict[Any, list[float]] = {}
+        for number in range(repeats + 1):
+            for part, seconds in _round(process, decide, size):
+                rounds.setdefault(part, []).extend([1000 * seconds / size] if number else [])
+            progress()
+        batches[size] = _summarised(rounds, process.num_layers, process.num_actions)
+    return LatencyTable(shape_of(process), process.bitwidths, this_machine(), batches)
+
+
+@torch.no_grad()
+def _round(process: SkippingProcess, decide: Callable[[Tensor], Any], size: int) -> Iterator[tuple[Any, float]]:
+    """Each part of the network and the seconds that it took on `size` images."""
+    images = torch.randn(size, 3, IMAGE_SIZE, IMAGE_SIZE)
+    state, seconds = _timed(lambda: process.initial(images))
+    yield "stem", seconds
+    yield "gate", _timed(lambda: decide(process.observe(state)))[1]
+    for layer in range(process.num_layers):
+        after = state
+        for action in range(process.num_actions):
+            before = state.take(torch.arange(size))  # in memory of its own, which the block may overwrite
+            actions = torch.full((size,), action)
+            after, seconds = _timed(partial(process.transition, before, actions, in_place=True))
+            yield (layer, action), seconds
+        state = after
+    yield "head", _timed(lambda: process.logits(state))[1]
+
+
+def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    start = time.perf_counter()
+    outcome = run()
+    return outcome, time.perf_counter() - start
+
+
+def _summarised(rounds: dict[Any, list[float]], layers: int, actions: int) -> BatchTimings:
+    def timing(part: Any) -> Timing:
+        first, median, third = statistics.quantiles(rounds[part], n=4) if len(rounds[part]) > 1 else rounds[part] * 3
+        return Timing(median, third - first)
+
+    blocks = tuple(tuple(timing((layer, action)) for action in range(actions)) for layer in range(layers))
+    return BatchTimings(timing("stem"), blocks, timing("head"), timing("gate"))
