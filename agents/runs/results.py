@@ -80,6 +80,12 @@ def expanded(lines: Iterable[Line]) -> list[Line]:
     ]
 
 
+def cost_name(lines: Iterable[Line]) -> str:
+    """What the lines' "cost" and their budgets are."""
+    units = {line.get("config", {}).get("task", {}).get("cost", "blocks") for line in lines}
+    return "paper cost" if units <= {"blocks"} else "measured time"
+
+
 def registered(line: Line) -> str:
     """Name under which a line's method is registered, METHOD or METHOD-PRESET, whatever its label."""
     return str(line.get("config", {}).get("method", line["method"]))

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from agents.comparison.fronts import pareto_front
 from agents.comparison.statistics import NOTHING_LEARNED, Row
-from agents.runs.results import Line, registered
+from agents.runs.results import Line, cost_name, registered
 from scripts.reporting.material import OVER, excess
 
 STYLES = {
@@ -49,7 +49,7 @@ def draw_curves(
     rows = [row for row in every if row.method not in others]
     floor, ceiling = _accuracy_range(rows)
     for axes, cost, label in (
-        (large, "cost", "paper cost (gated blocks only, fraction of full execution)"),
+        (large, "cost", f"{cost_name(lines)} (gated blocks only, fraction of full execution)"),
         (small, "total_cost", "total cost (everything, fraction of full execution)"),
     ):
         for name, (style, colour) in _lines_of(every, bounds=axes is large).items():

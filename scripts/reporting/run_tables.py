@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.comparison.statistics import BASELINES, summarise
-from agents.runs.results import expanded
+from agents.runs.results import cost_name, expanded
 from scripts.reporting.material import MISSED, STARS, excess, starred
 from scripts.reporting.tables import (
-    METHOD_COLUMNS,
     SOON,
     TENTATIVE,
     interval,
+    method_columns,
     missing_differences,
     over_baseline,
     points,
@@ -31,7 +31,16 @@ def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> 
         title="every run, on test images; choose among options by the column of validation images\n"
         "(which promises too much of what is searched on these: search_split, or a threshold)"
     )
-    for column in ("method", "budget", "seed", "validation %", "accuracy %", "paper cost", "total cost", "M BitOps"):
+    for column in (
+        "method",
+        "budget",
+        "seed",
+        "validation %",
+        "accuracy %",
+        cost_name(results),
+        "total cost",
+        "M BitOps",
+    ):
         table.add_column(column, justify="left" if column == "method" else "right")
     for result in results:
         for line in (each for each in expanded([result]) if each["budget"] in budgets):
@@ -52,12 +61,13 @@ def table_of_runs(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> 
 def table_of_methods(results: list[dict[str, Any]], budgets: tuple[float, ...]) -> Table:
     """One row for each method at each of the budgets, with intervals and the difference to the baselines at equal
     cost."""
+    unit = cost_name(results)
     table = Table(
-        title="interquartile mean over seeds, 95 % bootstrap interval; differences at equal paper cost, in points, to "
+        title=f"interquartile mean over seeds, 95 % bootstrap interval; differences at equal {unit}, in points, to "
         f"baselines on the frozen backbone\n({STARS}; =: not told apart; ?: no interval; {TENTATIVE}: "
         f"fewer than {SOON} seeds); s/1000: seconds of training for a thousand images"
     )
-    for column in (*METHOD_COLUMNS, "s/1000"):
+    for column in (*method_columns(unit), "s/1000"):
         table.add_column(column, justify="left" if column == "method" else "right")
     rows = summarise(results)
     notes = missing_differences(rows, BASELINES) + [MISSED] * any(excess(row.costs, row.budget) for row in rows)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from agents.comparison.fronts import Curve, pareto_front
 from agents.comparison.statistics import FINETUNED, NOTHING_LEARNED, Baseline, Row
 from agents.runs.parts import read_parts
-from agents.runs.results import EXPERIMENT, RESULT, RESULTS, Line, labelled, method_of
+from agents.runs.results import EXPERIMENT, RESULT, RESULTS, Line, cost_name, labelled, method_of
 from backbone.cost import at_full_precision
 from scripts.reporting.material import Material
 from scripts.reporting.published import DATASET
@@ -172,7 +172,13 @@ class Study:
             )
         names = [name for name in planned if name in found] + [name for name in found if name not in planned]
         missing = tuple(name for name in planned if name not in found)
-        return cls(folder, tuple(Part(name, Material.read(folder / name)) for name in names), missing)
+        parts = tuple(Part(name, Material.read(folder / name)) for name in names)
+        for part in parts:
+            if cost_name(part.material.lines) != "paper cost":
+                raise ValueError(
+                    f"{folder / part.name} counts measured time, which a study has no axis for: use report"
+                )
+        return cls(folder, parts, missing)
 
     @property
     def networks(self) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from agents.comparison import statistics
 from agents.comparison.bootstrap import Estimate, verdict
 from agents.comparison.matched import Standing
-from agents.runs.results import without_preset
+from agents.runs.results import cost_name, without_preset
 from scripts.reporting.material import MISSED, STARS, Material, excess
 
 SOON = 5
@@ -35,8 +35,11 @@ HELD = (
     f"{IN_TOTAL[0].upper()}{IN_TOTAL[1:]}, in which stem, shortcuts, head and the gate's own work in float32 count: "
     "the difference to static, or, for methods that co-train the backbone, to static_finetuned if that was run."
 )
-METHOD_COLUMNS = ("method", "budget", "runs", "accuracy %", "paper cost", "total cost", "over random", "over static")
-"""What a table of methods says of each."""
+
+
+def method_columns(cost: str) -> tuple[str, ...]:
+    """Headings of a table of methods, in which `cost` is what budgets count."""
+    return "method", "budget", "runs", "accuracy %", cost, "total cost", "over random", "over static"
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,7 @@ def unreached(material: Material, standing: Standing, name: str) -> str:
 
 def methods(material: Material) -> Table:
     """Every method at every budget, and its differences to the baselines."""
+    unit = cost_name(material.lines)
     leaders = {(name, each.cost) for each in material.standings if each.winner for name in [each.winner]}
     finetuned = not all(np.isnan(row.over[statistics.FINETUNED].value) for row in material.rows)
     compared = statistics.COMPARED_WITH if finetuned else statistics.BASELINES
@@ -241,10 +245,10 @@ def methods(material: Material) -> Table:
         if row.budget in material.budgets
     ]
     return Table(
-        (*METHOD_COLUMNS, *[f"over {statistics.FINETUNED}"] * finetuned, IN_TOTAL, "s/1000 images"),
+        (*method_columns(unit), *[f"over {statistics.FINETUNED}"] * finetuned, IN_TOTAL, "s/1000 images"),
         rows,
         "Interquartile mean over seeds with 95 % bootstrap intervals. Differences, in points, are to the baseline at "
-        "each run's own paper cost, and their intervals have the baseline's uncertainty in them. "
+        f"each run's own {unit}, and their intervals have the baseline's uncertainty in them. "
         f"{HELD} {VERDICTS} {TENTATIVE} {FEW}. "
         f"{STARS}. Bold: the winner at that budget. {MISSED}."
         + "".join(f" {why[0].upper()}{why[1:]}." for why in missing_differences(material.rows, statistics.BASELINES)),
