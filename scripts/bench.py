@@ -1,6 +1,7 @@
 """Measure how fast this project runs on this machine, on random images.
 
     python -m scripts.bench env --depth 38
+    python -m scripts.bench env --bitwidths 0 8 10 12 14 16 32
     python -m scripts.bench ppo --depth 38
     python -m scripts.bench latency --dataset cifar10 --depth 38
     python -m scripts.bench oracle --images 10000

@@ -6,7 +6,7 @@ import torch
 from agents.search import progress
 from agents.search.assignments import SearchConfig, best_assignment
 from agents.search.oracle import RouteSearch, find_routes
-from scripts.benchmarks.environment import Env
+from scripts.benchmarks import environment
 from scripts.report import page
 from scripts.reporting.material import Material
 from scripts.reporting.progress import stages
@@ -60,13 +60,14 @@ def test_a_search_ends_as_it_would_without_a_bar(task, monkeypatch):
     assert search.seen == again.seen
 
 
-def test_reports_studies_and_measurements_show_their_parts(tmp_path, tiny_data, capsys):
+def test_reports_studies_and_measurements_show_their_parts(tmp_path, tiny_data, capsys, monkeypatch):
     material = Material.read(leave(tmp_path / "one", [finished("ppo", 0.1), finished("static", 0.1)]))
     page(material)
     assert "report: " in capsys.readouterr().err
     study_page(Study(tmp_path, (Part("one", material),)))
     assert "statistics: one" in capsys.readouterr().err
-    Env(depth=8, batch_size=2, options=2, repeats=1).run()
+    monkeypatch.setattr(environment, "memory_of", lambda args, name: (1.0, 2.0))  # each takes a process
+    environment.Env(depth=8, batch_size=2, bitwidths=(0, 8), repeats=1).run()
     assert "speed: " in capsys.readouterr().err
 
 

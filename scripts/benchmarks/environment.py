@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property, partial
 
 import torch
 from rich.console import Console
@@ -17,27 +17,31 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
+from backbone.integer import enabled
+from backbone.quantization import EXACT_BITS, check_bitwidths
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import use_threads
 from dfs_env.env import DFSVectorEnv
 from dfs_env.execution import CHUNK
 from dfs_env.process import SkippingProcess
 from scripts.benchmarks.ppo import noise_task
+from scripts.benchmarks.runtimes import Network, missing, on_engine, openvino_int8
 
-BITWIDTHS = {2: (0, 32), 4: (0, 8, 16, 32), 7: (0, 8, 10, 12, 14, 16, 32)}
-"""By number of options: SkipNet's, those of DFS's figures, those of DFS's code."""
+FLOAT_PATH = ", float path"
+"""Ends the names of cases that run on it."""
 
 
 @dataclass(frozen=True)
 class Env:
-    """Decisions per second and memory of the environment, beside those of the bare backbone."""
+    """Decisions per second and memory of the environment: on integer kernels, on the float path, and beside the bare
+    network, all options masked, and OpenVINO."""
 
     depth: int = 38
     """Layers of the ResNet, 6n + 2."""
     batch_size: int = 256
     """Images that are decided together, B."""
-    options: Literal[2, 4, 7] = 7
-    """Number of options per block, A: (0, 32), (0, 8, 16, 32) or (0, 8, 10, 12, 14, 16, 32) bits."""
+    bitwidths: tuple[int, ...] = (0, 2, 4, 8)
+    """Options of each block, the first of which is 0. DFS's code has (0, 8, 10, 12, 14, 16, 32)."""
     repeats: int = 5
     """Repeats of each case."""
     threads: int = 1
@@ -47,11 +51,13 @@ class Env:
         for name in ("batch_size", "repeats", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if check_bitwidths(self.bitwidths)[0]:
+            raise ValueError(f"bitwidths {self.bitwidths} must begin with 0: half of the blocks are skipped")
 
     def run(self) -> None:
         """Measure and print."""
         # first: a child's peak starts at its parent's size
-        memory = {name: memory_of(self, name) for name in tqdm(CASES, "memory", leave=False)}
+        memory = {name: memory_of(self, name) for name in tqdm(measurable(self), "memory", leave=False)}
         report(self, interleaved(setup(self), self.repeats), memory)
 
 
@@ -59,6 +65,7 @@ class Env:
 class Setup:
     """What all cases run on."""
 
+    args: Env
     process: SkippingProcess
     env: DFSVectorEnv
     images: Tensor
@@ -68,17 +75,18 @@ class Setup:
     mixed: Tensor
     """[B, L] actions, uniformly random."""
 
-    @property
-    def full(self) -> Tensor:
-        """[B, L] actions: widest everywhere."""
-        return torch.full_like(self.mixed, self.process.num_actions - 1)
+    @cached_property
+    def openvino(self) -> dict[int, Network]:
+        """The static int8 network for each size of batch that the images are split into."""
+        sizes = {len(images) for images in self.images.split(CHUNK)}
+        return {size: openvino_int8(self.process.backbone, (size, *self.images.shape[1:])) for size in sizes}
 
 
 def setup(args: Env) -> Setup:
     """An untrained network, random images and random routes, the same for the same arguments."""
     use_threads(args.threads)
     torch.manual_seed(0)
-    process = SkippingProcess(ResNet(ResNetConfig(args.depth, bitwidths=BITWIDTHS[args.options])).eval())
+    process = SkippingProcess(ResNet(ResNetConfig(args.depth, bitwidths=args.bitwidths)).eval())
     process.backbone.requires_grad_(False)
     task = noise_task(process, args.batch_size)
     env = DFSVectorEnv(task, args.batch_size, autoreset_mode="SameStep")
@@ -86,13 +94,13 @@ def setup(args: Env) -> Setup:
     shape = args.batch_size, process.num_layers
     half = torch.where(torch.rand(shape) < 0.5, 0, process.num_actions - 1)
     images = task.dataset.normalize(task.dataset.train.images)
-    return Setup(process, env, images, half, torch.randint(process.num_actions, shape))
+    return Setup(args, process, env, images, half, torch.randint(process.num_actions, shape))
 
 
-def bare(s: Setup, chunk: int) -> None:
+def bare(s: Setup) -> None:
     """The network as it would be run without decisions."""
     with torch.no_grad():
-        for images in s.images.split(chunk):
+        for images in s.images.split(CHUNK):
             s.process.backbone(images, s.process.widest)
 
 
@@ -100,6 +108,11 @@ def play(s: Setup, routes: Tensor) -> None:
     """One episode of each image through the environment; its last step resets, that is, runs the next images' stem."""
     for actions in routes.T.numpy():
         s.env.step(actions)
+
+
+def constant(s: Setup, action: int) -> None:
+    """`play` with every block at the same bitwidth."""
+    play(s, torch.full_like(s.mixed, action))
 
 
 def masked(s: Setup) -> Tensor:
@@ -122,18 +135,68 @@ def _masked_block(process: SkippingProcess, layer: int, x: Tensor, action: Tenso
     return mixed
 
 
-WHOLE, CHUNKED, MASKED = "bare, whole batch", f"bare, chunks of {CHUNK}", "masked, random bits"
-FULL, HALF, MIXED = "env, widest everywhere", "env, half skipped", "env, random bits"
-CASES: dict[str, Callable[[Setup], object]] = {
-    WHOLE: lambda s: bare(s, len(s.images)),
-    CHUNKED: lambda s: bare(s, CHUNK),
-    FULL: lambda s: play(s, s.full),
-    HALF: lambda s: play(s, s.half),
-    MIXED: lambda s: play(s, s.mixed),
-    MASKED: masked,
-}
-GOALS = ((FULL, None, 0.8), (HALF, None, 1.5), (MIXED, MASKED, 4.0))
-"""Case, what it is compared with (None: the faster bare network), and how many times as fast it should be."""
+def whole(s: Setup) -> None:
+    """The network in OpenVINO."""
+    for images in s.images.split(CHUNK):
+        s.openvino[len(images)](images)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to measure."""
+
+    run: Callable[[Setup], object]
+    engine: str = "auto"
+    """See `scripts.benchmarks.runtimes.on_engine`."""
+
+    def __call__(self, s: Setup) -> None:
+        with on_engine(self.engine):
+            self.run(s)
+
+
+BARE, MASKED, OPENVINO = "bare network", "masked, float path", "OpenVINO static int8"
+HALF, MIXED, FLOAT_MIXED = "env half skipped", "env random", f"env random{FLOAT_PATH}"
+
+
+def everywhere(bits: int, path: str = "") -> str:
+    """The name of the case in which every block runs at `bits`."""
+    return f"env {bits} bits{path}"
+
+
+def cases(args: Env) -> dict[str, Case]:
+    """Every case by its name."""
+    last = len(args.bitwidths) - 1
+    named = {BARE: Case(bare)}
+    for action in range(last, 0, -1):
+        named[everywhere(args.bitwidths[action])] = Case(partial(constant, action=action))
+    named[HALF] = Case(lambda s: play(s, s.half))
+    named[MIXED] = Case(lambda s: play(s, s.mixed))
+    named[everywhere(args.bitwidths[last], FLOAT_PATH)] = Case(partial(constant, action=last), "float")
+    named[FLOAT_MIXED] = Case(lambda s: play(s, s.mixed), "float")
+    named[MASKED] = Case(masked, "float")
+    if runs_on_integers(args):
+        named[OPENVINO] = Case(whole)
+    return named
+
+
+def measurable(args: Env) -> dict[str, Case]:
+    """The cases without that of a package that is not there."""
+    return {name: case for name, case in cases(args).items() if name != OPENVINO or not missing("openvino")}
+
+
+def runs_on_integers(args: Env) -> bool:
+    """Whether all bitwidths are those of integer kernels."""
+    return args.bitwidths[-1] <= EXACT_BITS
+
+
+def goals(args: Env) -> list[tuple[str, str, float]]:
+    """A case, what it is compared with, and how many times as fast it should be."""
+    full = everywhere(args.bitwidths[-1])
+    if not runs_on_integers(args):
+        return [(full, BARE, 0.8), (HALF, BARE, 1.5), (MIXED, MASKED, 4.0)]
+    path = everywhere(args.bitwidths[-1], FLOAT_PATH)
+    constant_bits = [(everywhere(bits), path, 2.5) for bits in args.bitwidths[:0:-1]]
+    return [*constant_bits, (HALF, full, 1.4), (MIXED, full, 0.75), (MIXED, MASKED, 4.0), (full, OPENVINO, 0.6)]
 
 
 def peak_memory() -> float:
@@ -144,7 +207,7 @@ def peak_memory() -> float:
 def _child_memory(args: Env, name: str) -> tuple[float, float]:
     s = setup(args)
     before = peak_memory()
-    CASES[name](s)
+    cases(args)[name](s)
     return before, peak_memory()
 
 
@@ -156,10 +219,11 @@ def memory_of(args: Env, name: str) -> tuple[float, float]:
 
 def interleaved(s: Setup, repeats: int) -> dict[str, list[float]]:
     """Seconds of each repeat of each case; the cases take turns, after a round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in CASES}
-    for name in tqdm(list(CASES) * (repeats + 1), "speed", leave=False):
+    named = measurable(s.args)
+    seconds: dict[str, list[float]] = {name: [] for name in named}
+    for name in tqdm(list(named) * (repeats + 1), "speed", leave=False):
         start = time.perf_counter()
-        CASES[name](s)
+        named[name](s)
         seconds[name].append(time.perf_counter() - start)
     return {name: values[1:] for name, values in seconds.items()}
 
@@ -171,28 +235,46 @@ def speedup(seconds: dict[str, list[float]], name: str, reference: str) -> float
 
 def report(args: Env, seconds: dict[str, list[float]], memory: dict[str, tuple[float, float]]) -> None:
     """Print the table, and under it the goals."""
-    reference = min((WHOLE, CHUNKED), key=lambda name: statistics.median(seconds[name]))
-    decisions = args.batch_size * (args.depth - 2) // 2
-    options = ", ".join(str(bits) for bits in BITWIDTHS[args.options])
+    decisions = (args.depth - 2) // 2
+    options = ", ".join(map(str, args.bitwidths))
     title = f"ResNet-{args.depth}, {args.batch_size} images, options ({options}), {args.threads} thread(s)"
     table = Table("case", title=title)
-    for heading in ("decisions/s", "times bare", "peak MiB", "case adds"):
+    for heading in ("ms/image", "decisions/s", "x bare", "peak MiB", "adds"):
         table.add_column(heading, justify="right")
     for name, values in seconds.items():
-        before, after = memory[name]
-        speed = f"{decisions / statistics.median(values):,.0f}"
-        table.add_row(
-            name, speed, f"{speedup(seconds, name, reference):.2f}", f"{after:,.0f}", f"{after - before:,.0f}"
-        )
+        taken, (before, after) = statistics.median(values) / args.batch_size, memory[name]
+        ratio = speedup(seconds, name, BARE)
+        figures = f"{1e3 * taken:.3f}", f"{decisions / taken:,.0f}", f"{ratio:.2f}", f"{after:,.0f}"
+        table.add_row(name, *figures, f"{after - before:,.0f}")
     console = Console()
     console.print(table)
+    with on_engine("auto"):
+        there = enabled()
+    kernels = "Integer kernels serve" if there else "This processor has no integer kernels: the float path serves"
     console.print(
-        f"Medians of {args.repeats} rounds. Bare: the network alone. Masked: all options computed for all images.\n"
-        "Peak memory: of a fresh process that runs the case once; what the case adds to a process that is set up."
+        f"Medians of {args.repeats} rounds. Bare: the network alone. Random: of all options. "
+        "Masked: all options computed for all images, one of them used.\n"
+        "Peak memory: of a fresh process that runs the case once; what the case adds to a process that is set up.\n"
+        f"{kernels} what has up to {EXACT_BITS} bits, except where the float path is named."
     )
-    for name, other, goal in GOALS:
-        ratio = speedup(seconds, name, other or reference)
-        verdict = "met" if ratio >= goal else "missed"
+    for name, other, goal in goals(args):
+        if other not in seconds:
+            console.print(f"{name}: not compared with {other}: {missing('openvino')}", soft_wrap=True)
+            continue
+        ratio = speedup(seconds, name, other)
         console.print(
-            f"{name}: {ratio:.2f} times as fast as {other or reference}; goal {goal} or more: {verdict}", soft_wrap=True
+            f"{name}: {ratio:.2f} times as fast as {other}; goal {goal} or more: {verdict(ratio >= goal)}",
+            soft_wrap=True,
         )
+    if runs_on_integers(args):
+        name, other = everywhere(args.bitwidths[-1]), everywhere(args.bitwidths[-1], FLOAT_PATH)
+        ratio = memory[name][1] / memory[other][1]
+        console.print(
+            f"{name}: {ratio:.2f} times the peak memory of {other}; goal 1 or less: {verdict(ratio <= 1)}",
+            soft_wrap=True,
+        )
+
+
+def verdict(reached: bool) -> str:
+    """Of a goal."""
+    return "met" if reached else "missed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,18 +21,26 @@ from backbone.torch_state import use_threads
 from dfs_env.env import DFSVectorEnv
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
+from scripts.benchmarks.runtimes import on_engine
+
+INTEGER, FLOAT = "integer kernels", "float path"
+PATHS = {INTEGER: "auto", FLOAT: "float"}
+"""Each with its engine, see `on_engine`."""
+WHOLE, REST = "all", "Stable-Baselines3, the rest"
+GOAL = 2.0
+"""How many times as many decisions per second there should be on integer kernels."""
 
 
 @dataclass(frozen=True)
 class Ppo:
-    """Decisions per second of PPO end to end, and the shares of backbone, environment, policy and Stable-Baselines3."""
+    """Decisions per second of PPO end to end on integer kernels and on the float path, and where the time goes."""
 
     depth: int = 38
     """Layers of the ResNet, 6n + 2."""
     num_envs: int = 256
     """Images that are decided together."""
     rollouts: int = 4
-    """Rollouts of one episode per image, after one that is not counted."""
+    """Rollouts of one episode per image on each path, after one on each that is not counted."""
     batch_size: int = 1152
     """Decisions per minibatch."""
     n_epochs: int = 4
@@ -46,31 +55,37 @@ class Ppo:
 
     def run(self) -> None:
         """Measure and print."""
-        use_threads(self.threads)
-        torch.manual_seed(0)
-        process = SkippingProcess(ResNet(ResNetConfig(self.depth)).eval().requires_grad_(False))
-        env = DFSVectorEnv(noise_task(process, self.num_envs), self.num_envs, autoreset_mode="SameStep")
-        length = process.num_layers
-        model = PPO(
-            "MlpPolicy",
-            SB3VecEnv(env),
-            n_steps=length,
-            batch_size=self.batch_size,
-            n_epochs=self.n_epochs,
-            device="cpu",
-        )
-        steps = self.num_envs * length
-        model.learn(steps)
-        clock = Clock()
-        for name in ("initial", "transition", "observe", "logits"):
-            clock.watch(process, name, "backbone")
-        clock.watch(env, "step", "environment")
-        clock.watch(model.policy, "forward", "policy, acting")
-        clock.watch(model, "train", "policy, learning")
+        report(self, measured(self))
+
+
+def measured(args: Ppo) -> dict[str, list[dict[str, float]]]:
+    """Seconds of each part of each rollout, and of the `WHOLE`, on each of `PATHS`. These take turns on one learner,
+    to which they are the same, after a rollout on each that is not counted."""
+    use_threads(args.threads)
+    torch.manual_seed(0)
+    process = SkippingProcess(ResNet(ResNetConfig(args.depth)).eval().requires_grad_(False))
+    env = DFSVectorEnv(noise_task(process, args.num_envs), args.num_envs, autoreset_mode="SameStep")
+    length = process.num_layers
+    model = PPO(
+        "MlpPolicy", SB3VecEnv(env), n_steps=length, batch_size=args.batch_size, n_epochs=args.n_epochs, device="cpu"
+    )
+    clock = Clock()
+    clock.watch(process, "initial", "stem")
+    clock.watch(process, "transition", "blocks")
+    clock.watch(process, "logits", "head")
+    clock.watch(process, "observe", "observations")
+    clock.watch(env, "step", "environment, the rest")
+    clock.watch(model.policy, "forward", "policy, acting")
+    clock.watch(model, "train", "policy, learning")
+    seconds: dict[str, list[dict[str, float]]] = {path: [] for path in PATHS}
+    for path in tqdm([*PATHS] * (1 + args.rollouts), "rollouts", leave=False):
+        clock.seconds = {}
         start = time.perf_counter()
-        for _ in tqdm(range(self.rollouts), "rollouts", leave=False):
-            model.learn(steps, reset_num_timesteps=False)
-        report(self, clock, self.rollouts * steps, time.perf_counter() - start)
+        with on_engine(PATHS[path]):
+            model.learn(args.num_envs * length, reset_num_timesteps=False)
+        whole = time.perf_counter() - start
+        seconds[path].append({**clock.seconds, REST: whole - sum(clock.seconds.values()), WHOLE: whole})
+    return {path: rollouts[1:] for path, rollouts in seconds.items()}
 
 
 class Clock:
@@ -104,14 +119,26 @@ def noise_task(process: SkippingProcess, count: int) -> Task:
     return Task(process, Dataset("noise", 10, (0.5,) * 3, (0.25,) * 3, split, split, split, flip=True, pad=4))
 
 
-def report(args: Ppo, clock: Clock, decisions: int, seconds: float) -> None:
-    """Print decisions per second and the shares."""
-    rest = seconds - sum(clock.seconds.values())
-    table = Table("part", title=f"PPO on ResNet-{args.depth}, {args.num_envs} images, {args.threads} thread(s)")
-    for heading in ("seconds", "share"):
-        table.add_column(heading, justify="right")
-    for name, spent in (*clock.seconds.items(), ("Stable-Baselines3, the rest", rest)):
-        table.add_row(name, f"{spent:.2f}", f"{spent / seconds:.0%}")
+def report(args: Ppo, seconds: dict[str, list[dict[str, float]]]) -> None:
+    """Print where the time goes on each path, decisions per second, and how many times as fast one is as the other."""
+    table = Table("seconds", title=f"PPO on ResNet-{args.depth}, {args.num_envs} images, {args.threads} thread(s)")
+    totals = {
+        path: {part: sum(each[part] for each in rollouts) for part in rollouts[0]} for path, rollouts in seconds.items()
+    }
+    for path in totals:
+        table.add_column(path, justify="right")
+        table.add_column("share", justify="right")
+    for part in totals[INTEGER]:
+        figures = ((spent[part], spent[part] / spent[WHOLE]) for spent in totals.values())
+        table.add_row(part, *(cell for taken, share in figures for cell in (f"{taken:.2f}", f"{share:.0%}")))
     console = Console()
     console.print(table)
-    console.print(f"{decisions / seconds:,.0f} decisions per second, end to end, over {decisions:,} decisions")
+    decisions = args.num_envs * (args.depth - 2) // 2
+    speeds = {
+        path: decisions / statistics.median(each[WHOLE] for each in rollouts) for path, rollouts in seconds.items()
+    }
+    summary = ", ".join(f"{speed:,.0f} on {path}" for path, speed in speeds.items())
+    ratio = statistics.median(old[WHOLE] / new[WHOLE] for new, old in zip(*seconds.values(), strict=True))
+    console.print(f"decisions per second, end to end: {summary}")
+    reached = "met" if ratio >= GOAL else "missed"
+    console.print(f"{INTEGER}: {ratio:.2f} times as fast as {FLOAT}; goal {GOAL} or more: {reached}", soft_wrap=True)
