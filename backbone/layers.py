@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from backbone.frozen import FrozenConv
 from backbone.integer import IntegerConv, enabled, integer_conv
 from backbone.quantization import EXACT_BITS, FLOAT_BITS, Quantized, Quantizer
 
@@ -168,6 +169,9 @@ class QuantConvNorm(QuantizedLayer):
         conv = self.integer(x, bits)
         if conv is not None:
             return conv.to_features(conv.levels(x))
+        frozen = self.frozen(x, bits)
+        if frozen is not None:
+            return frozen(x)
         with self._arithmetic(x, bits):
             return self._evaluate(x, bits)
 
@@ -195,6 +199,23 @@ class QuantConvNorm(QuantizedLayer):
             return None
         conv: IntegerConv | None = self._kept((bits, "integer"), lambda: self._integer(bits))
         return conv
+
+    def frozen(self, x: Tensor, bits: int) -> FrozenConv | None:
+        """The layer on integer kernels, differentiable in its input `x` only, where these can serve it and its
+        parameters need no gradient; else None."""
+        if not (x.requires_grad and torch.is_grad_enabled()) or self.integer(x.detach(), bits) is None:
+            return None
+        frozen: FrozenConv | None = self._kept((bits, "frozen"), lambda: self._frozen(bits))
+        return frozen
+
+    def _frozen(self, bits: int) -> FrozenConv | None:
+        gradient, conv = getattr(self.activation_quantizer, "gradient", None), self._integer(bits)
+        if gradient is None or conv is None:
+            return None
+        weight, gain, _ = self._derived(bits)
+        weight = weight * (gain / self._input_scale(bits)).view(-1, 1, 1, 1)
+        weight = weight.clone(memory_format=torch.channels_last)
+        return FrozenConv(conv, weight, lambda grad, x: gradient(grad, x, bits))
 
     def _integer(self, bits: int) -> IntegerConv | None:
         bounds = getattr(self.activation_quantizer, "bounds", None)

@@ -75,6 +75,9 @@ class BasicBlock(nn.Module):
         """
         conv1, conv2 = self.conv1.integer(x, bits), self.conv2.integer(x, bits)
         if conv1 is None or conv2 is None:
+            frozen1, frozen2 = self.conv1.frozen(x, bits), self.conv2.frozen(x, bits)
+            if frozen1 is not None and frozen2 is not None:
+                return frozen2(frozen1(x, relu=True), x if self.shortcut is None else self.shortcut(x, widest))
             out = self.conv2(self.conv1(x, bits).relu_(), bits)
             out += x if self.shortcut is None else self.shortcut(x, widest)
             return out.relu_()
