@@ -16,6 +16,7 @@ from agents.policies import Policy
 from backbone.cost import gate_bitops
 from backbone.data import batches
 from backbone.torch_state import default_torch_state
+from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
 
 
@@ -115,28 +116,41 @@ def evaluate(
     if not hasattr(policy, "macs_per_image"):
         kind = type(policy).__name__
         raise TypeError(f"{kind} has no macs_per_image; SB3Policy(model, task.process) makes a policy of SB3's models")
-    process, own = task.process, getattr(policy, "process", None)
-    if own is not None:
-        process = process.seeing(own.observation)
+    process = seen_by(policy, task)
     images = task.dataset.split(split)
     routes, answers = [], []
     memory: Any = None
     for rows in batches(images, batch_size):
-        with torch.no_grad():
-            state = process.initial(task.dataset.normalize(images.images[rows]).to(process.device), budget)
-            taken = []
-            for layer in range(process.num_layers):
-                starts = np.full(len(rows), layer == 0)
-                observation = process.observe(state).cpu().numpy()
-                action, memory = policy.predict(observation, memory, starts, deterministic=True)
-                taken.append(torch.as_tensor(action, device=process.device))
-                state = process.transition(state, taken[-1], in_place=True)
-            answers.append(process.logits(state))
-        routes.append(torch.stack(taken, 1))
+        normalised = task.dataset.normalize(images.images[rows]).to(process.device)
+        taken, logits, memory = play(policy, process, normalised, budget, memory)
+        routes.append(taken)
+        answers.append(logits)
         if progress:
             progress(len(rows))
     looks = process.observation_macs if policy.macs_per_image else 0.0  # an assignment looks at nothing
     return summary(task, policy.macs_per_image + looks, torch.cat(routes), torch.cat(answers), images.labels)
+
+
+def seen_by(policy: Policy, task: Task) -> SkippingProcess:
+    """The task's process as the policy observes it."""
+    own = getattr(policy, "process", None)
+    return task.process if own is None else task.process.seeing(own.observation)
+
+
+@torch.no_grad()
+def play(
+    policy: Policy, process: SkippingProcess, images: Tensor, budget: float = 1.0, memory: Any = None
+) -> tuple[Tensor, Tensor, Any]:
+    """From normalised images [B, 3, H, W] to their routes [B, L], the logits [B, K] and the policy's memory."""
+    state = process.initial(images, budget)
+    taken = []
+    for layer in range(process.num_layers):
+        starts = np.full(len(images), layer == 0)
+        observation = process.observe(state).cpu().numpy()
+        action, memory = policy.predict(observation, memory, starts, deterministic=True)
+        taken.append(torch.as_tensor(action, device=process.device))
+        state = process.transition(state, taken[-1], in_place=True)
+    return torch.stack(taken, 1), process.logits(state), memory
 
 
 @default_torch_state()
@@ -230,7 +244,8 @@ def from_answers(logits: Tensor, labels: Tensor, paper: Tensor, total: Tensor, f
         total: [N] total costs.
         full_bitops: of full execution.
     """
-    total_cost, answers = float(total.double().mean()), judged(logits, labels)
+    total_cost = float(total.double().mean())
+    answers: dict[str, Any] = judged(logits, labels)
     return Evaluation(
         accuracy=float(answers["correct"].double().mean()),
         loss=float(answers["losses"].double().mean()),

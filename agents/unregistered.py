@@ -5,7 +5,7 @@ function that calls `Recorder.goes_on`: in its local variables, in what these ho
 variables that it names.
 
 Objects of kinds that change while they are used (`KINDS`) are refused before the first update. Local variables with
-plain values (numbers, arrays, tensors, lists, ...) that are there before the first update are refused once an update
+plain values (numbers, arrays, lists, ...) that are there before the first update are refused once an update
 has changed them. Attributes that are plain values, and objects of other libraries' classes, are not looked into.
 """
 
@@ -20,7 +20,7 @@ import sysconfig
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
-from types import CodeType, FrameType, FunctionType, MethodType, ModuleType
+from types import CodeType, FrameType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -70,7 +70,8 @@ def walk(roots: Mapping[str, Any], inside: bool, skip: Sequence[object] = ()) ->
     seen, queue = GLOBAL | set(map(id, skip)), deque(roots.items())
     while queue:
         name, value = queue.popleft()
-        if id(value) in seen or isinstance(value, (type, ModuleType, io.IOBase)):
+        exhausted = isinstance(value, GeneratorType) and value.gi_frame is None
+        if id(value) in seen or exhausted or isinstance(value, (type, ModuleType, io.IOBase)):
             continue
         seen.add(id(value))
         kind = isinstance(value, KINDS)
@@ -233,7 +234,7 @@ def _content(value: Any, depth: int = 4) -> object:
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic)):
         return repr(value)
     if isinstance(value, Tensor):
-        return id(value), 0 if value.is_inference() else value._version
+        return None  # it may share its memory with a parameter that is registered
     if isinstance(value, np.ndarray):
         return value.shape, repr(value.tolist()) if value.size <= LARGE else value.tobytes()
     if isinstance(value, (list, tuple, set, frozenset, deque, dict)) and depth:

@@ -13,9 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.autograd.function import once_differentiable
 
 from backbone.integer import IntegerConv
+
+
+import os
+GRADIENT_DTYPE = getattr(torch, os.environ.get('BT','bfloat16'))
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,10 @@ class FrozenConv:
 
     def input_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
         """Gradient with respect to the input `x`, from that with respect to the convolution's outcome."""
-        stride, padding = [self.conv.stride] * 2, [self.conv.padding] * 2
-        only_input = [True, False, False]
-        convolved = torch.ops.aten.convolution_backward(
-            grad, x, self.weight, None, stride, padding, [1, 1], False, [0, 0], 1, only_input
-        )
-        return self.quantizer_gradient(convolved[0], x)
+        stride, padding = self.conv.stride, self.conv.padding
+        rest = [(size + 2 * padding - self.weight.shape[2]) % stride for size in x.shape[2:]]
+        convolved = F.conv_transpose2d(grad.to(self.weight.dtype), self.weight, None, stride, padding, rest)
+        return self.quantizer_gradient(convolved.to(x.dtype), x)
 
 
 class _Apply(torch.autograd.Function):

@@ -43,8 +43,8 @@ class GatedConfig:
     """Bits of the blocks' weights."""
     activation_bits: int = FLOAT_BITS
     """Bits of the blocks' input activations."""
-    quantizer: str = "pact_sawb"
-    """Name of the quantizer; "pact_sawb" clips activations at a learned bound (PACT)."""
+    quantizer: str = "pact_sawb_int8"
+    """Name of the quantizer; "pact_sawb_int8" clips activations at a learned bound (PACT)."""
     block: str = "original"
     """"original": ReLU after the sum with the shortcut; "post_activation": ReLU before it."""
     gated: str = "first"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -62,8 +63,9 @@ class IntegerConv:
 
     def to_levels(self, levels: Tensor, then: IntegerConv) -> Tensor:
         """The input levels of the convolution `then`, which follows after a ReLU."""
-        highest = then.high * then.scale
-        return self._run(levels, then.scale, torch.uint8, "hardtanh", [0.0, highest])
+        # Clamping to the highest level in the kernel would make it another one, to be compiled, at every scale.
+        out = self._run(levels, then.scale, torch.uint8, "relu", [])
+        return out if then.high == 255 else out.clamp_(max=then.high)
 
     def to_features(self, levels: Tensor, relu: bool = False) -> Tensor:
         """Features [B, C_out, H', W'], float32."""
@@ -85,7 +87,14 @@ class IntegerConv:
 
 
 def integer_conv(
-    weight: Tensor, gain: Tensor, bias: Tensor, stride: int, padding: int, scale: float, bounds: tuple[int, int]
+    weight: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+    stride: int,
+    padding: int,
+    scale: float,
+    bounds: tuple[int, int],
+    size: Sequence[int],
 ) -> IntegerConv | None:
     """The convolution, if its levels fit bytes.
 
@@ -97,6 +106,8 @@ def integer_conv(
         padding: likewise, in level 0.
         scale: of the input's levels.
         bounds: the input's lowest and highest level.
+        size: height and width of the input. Without them oneDNN chooses a layout for the weights that some layers (48
+            channels on 8x8) spend thirty times their own time to change.
     """
     low, high = bounds
     fits = low >= -128 and high <= 127 if low else high <= 255
@@ -104,7 +115,8 @@ def integer_conv(
         return None
     whole = weight.to(torch.int8).contiguous()
     gain, bias, zero = gain.contiguous(), bias.contiguous(), 128 if low else 0
-    packed = torch.ops.onednn.qconv_prepack(whole, gain, 1.0, zero, [stride] * 2, [padding] * 2, [1, 1], 1, None)
+    shape = [1, weight.shape[1], *size]
+    packed = torch.ops.onednn.qconv_prepack(whole, gain, 1.0, zero, [stride] * 2, [padding] * 2, [1, 1], 1, shape)
     weight_zero = torch.zeros(len(gain), dtype=torch.int32)
     return IntegerConv(packed, gain, bias, weight_zero, stride, padding, scale, low, high)
 
@@ -133,7 +145,7 @@ def _kernels_are_right() -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch says once that its quantized dtypes will be removed
-            conv = integer_conv(weight, torch.ones(2), torch.zeros(2), 1, 1, 1.0, (0, 255))
+            conv = integer_conv(weight, torch.ones(2), torch.zeros(2), 1, 1, 1.0, (0, 255), (4, 4))
             assert conv is not None
             features = conv.to_features(conv.levels(x))
             total = torch.zeros_like(features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from backbone.frozen import FrozenConv
+from backbone.frozen import GRADIENT_DTYPE, FrozenConv
 from backbone.integer import IntegerConv, enabled, integer_conv
 from backbone.quantization import EXACT_BITS, FLOAT_BITS, Quantized, Quantizer
 
@@ -197,33 +198,32 @@ class QuantConvNorm(QuantizedLayer):
             return None
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self._sources(bits))):
             return None
-        conv: IntegerConv | None = self._kept((bits, "integer"), lambda: self._integer(bits))
+        size = x.shape[2:]
+        conv: IntegerConv | None = self._kept((bits, size), lambda: self._integer(bits, size))
         return conv
 
     def frozen(self, x: Tensor, bits: int) -> FrozenConv | None:
-        """The layer on integer kernels, differentiable in its input `x` only, where these can serve it and its
-        parameters need no gradient; else None."""
-        if not (x.requires_grad and torch.is_grad_enabled()) or self.integer(x.detach(), bits) is None:
+        """The layer on integer kernels and differentiable in its input `x` [B, C_in, H, W], where kernels can serve it,
+        the input needs a gradient, and no parameter does; else None."""
+        conv = self.integer(x.detach(), bits) if x.requires_grad and torch.is_grad_enabled() else None
+        gradient = getattr(self.activation_quantizer, "gradient", None)
+        if conv is None or gradient is None:
             return None
-        frozen: FrozenConv | None = self._kept((bits, "frozen"), lambda: self._frozen(bits))
-        return frozen
+        weight: Tensor = self._kept((bits, "frozen"), lambda: self._frozen_weight(bits))
+        return FrozenConv(conv, weight, partial(gradient, bits=bits))
 
-    def _frozen(self, bits: int) -> FrozenConv | None:
-        gradient, conv = getattr(self.activation_quantizer, "gradient", None), self._integer(bits)
-        if gradient is None or conv is None:
-            return None
+    def _frozen_weight(self, bits: int) -> Tensor:
         weight, gain, _ = self._derived(bits)
         weight = weight * (gain / self._input_scale(bits)).view(-1, 1, 1, 1)
-        weight = weight.clone(memory_format=torch.channels_last)
-        return FrozenConv(conv, weight, lambda grad, x: gradient(grad, x, bits))
+        return weight.to(GRADIENT_DTYPE).clone(memory_format=torch.channels_last)
 
-    def _integer(self, bits: int) -> IntegerConv | None:
+    def _integer(self, bits: int, size: torch.Size) -> IntegerConv | None:
         bounds = getattr(self.activation_quantizer, "bounds", None)
         if bounds is None:
             return None
         weight, gain, bias = self._derived(bits)
         scale = float(self._input_scale(bits))
-        return integer_conv(weight, gain, bias, self.stride, self.padding, scale, bounds(bits))
+        return integer_conv(weight, gain, bias, self.stride, self.padding, scale, bounds(bits), size)
 
     def _sources(self, bits: int) -> Iterator[Tensor]:
         yield from super()._sources(bits)

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ def _round(process: SkippingProcess, decide: Callable[[Tensor], Any], size: int)
         for action in range(process.num_actions):
             before = state.take(torch.arange(size))  # in memory of its own, which the block may overwrite
             actions = torch.full((size,), action)
-            after, seconds = _timed(lambda before=before, actions=actions: process.transition(before, actions, True))
+            after, seconds = _timed(partial(process.transition, before, actions, in_place=True))
             yield (layer, action), seconds
         state = after
     yield "head", _timed(lambda: process.logits(state))[1]

@@ -1,7 +1,8 @@
-"""Measure how fast this project runs on this machine, on untrained networks and random images.
+"""Measure how fast this project runs on this machine, on random images.
 
     python -m scripts.bench env --depth 38
     python -m scripts.bench ppo --depth 38
+    python -m scripts.bench latency --dataset cifar10 --depth 38
     python -m scripts.bench oracle --images 10000
     python -m scripts.bench recurrent
     python -m scripts.bench sweep
@@ -17,14 +18,16 @@ from collections.abc import Callable
 import tyro
 
 from scripts.benchmarks.environment import Env
+from scripts.benchmarks.latency import Latency
 from scripts.benchmarks.oracle import OracleSearch
 from scripts.benchmarks.ppo import Ppo
 from scripts.benchmarks.recurrent import Recurrent
 from scripts.benchmarks.sweep import SweepSpeed
 from scripts.cli import clear_errors
 
-COMMANDS: dict[str, Callable[..., Env | Ppo | Recurrent | OracleSearch | SweepSpeed]] = {
+COMMANDS: dict[str, Callable[..., Env | Latency | Ppo | Recurrent | OracleSearch | SweepSpeed]] = {
     "env": Env,
+    "latency": Latency,
     "ppo": Ppo,
     "recurrent": Recurrent,
     "oracle": OracleSearch,

@@ -203,9 +203,15 @@ def test_gradients_of_strided_1x1_convolutions_are_right(width, threads):
 PLAY = """
 import os; os.environ.pop("OMP_NUM_THREADS", None)
 import gymnasium as gym, numpy as np, multiprocessing, torch, dfs_env
+from backbone.data import Dataset, Split
 from stable_baselines3.common.vec_env import SubprocVecEnv
+TASK = {"checkpoint": "random", "dataset": "play:load"}
+def load(folder):
+    images = torch.arange(12 * 3 * 32 * 32).view(12, 3, 32, 32).to(torch.uint8)
+    splits = [Split(images[k::3].clone(), torch.arange(4)) for k in range(3)]
+    return Dataset("noise", 4, (.5,) * 3, (.25,) * 3, *splits, True, 4)
 def play(index):
-    env = gym.make("DFS/Digits-v0", checkpoint="random")
+    env = gym.make("DFS/Digits-v0", **TASK)
     env.reset(seed=index)
     return float(env.step(1)[0].sum())
 if __name__ == "__main__":
@@ -217,12 +223,12 @@ if __name__ == "__main__":
         with multiprocessing.get_context("fork").Pool(2) as pool:
             assert pool.map(play, [0, 1]) == first
     elif how == "async":
-        env = gym.make_vec("DFS/Digits-v0", num_envs=2, vectorization_mode="async", checkpoint="random")
+        env = gym.make_vec("DFS/Digits-v0", num_envs=2, vectorization_mode="async", **TASK)
         env.reset(seed=0)
         assert np.allclose(env.step(np.ones(2, int))[0].sum(1), first)
         env.close()
     else:
-        env = SubprocVecEnv([lambda: gym.make("DFS/Digits-v0", checkpoint="random")] * 2, start_method=how)
+        env = SubprocVecEnv([lambda: gym.make("DFS/Digits-v0", **TASK)] * 2, start_method=how)
         env.seed(0)
         env.reset()
         assert np.allclose(env.step(np.ones(2, int))[0].sum(1), first)
@@ -236,5 +242,5 @@ def test_workers_answer_as_the_parent_does(tmp_path, how):
         pytest.skip(f"no {how} here")
     program = tmp_path / "play.py"
     program.write_text(PLAY.replace("{how!r}", repr(how)))
-    paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([os.getcwd(), str(tmp_path), os.environ.get("PYTHONPATH", "")])
     subprocess.run([sys.executable, str(program)], check=True, timeout=120, env={**os.environ, "PYTHONPATH": paths})

@@ -172,7 +172,7 @@ def test_accuracy_by_hand(dataset):
         ({"schedule": "linear"}, "unknown schedule 'linear'"),
         ({"precision": "float16"}, "unknown precision 'float16'"),
         ({"distill": 1.5}, r"distill 1\.5 is not in"),
-        ({"epochs": 0}, "epochs"),
+        ({"epochs": -1}, "epochs"),
         ({"batch_size": 0}, "batch_size"),
         ({"lr": 0.0}, "lr"),
     ],

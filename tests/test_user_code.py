@@ -17,7 +17,7 @@ from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.results import RESULT
 from agents.runs.run import other_code, run
 from agents.runs.user_code import NAME, code_digests
-from backbone.checkpoint import save_backbone
+from backbone.checkpoint import SHIPPED, identity_of, save_backbone
 from backbone.resnet import ResNet, ResNetConfig
 
 ROOT = Path(__file__).parent.parent
@@ -152,8 +152,9 @@ def test_a_run_is_done_again_when_its_reward_is_edited_and_what_was_done_with_th
 @pytest.mark.parametrize("file", COMMITTED, ids=[file.parent.name for file in COMMITTED])
 def test_committed_runs_have_the_names_that_their_configurations_give(file):
     line = json.loads(file.read_text())
-    task = {**line["config"]["task"], "checkpoint": line["checkpoint"]}
-    del task["backbone"]
+    task = dict(line["config"]["task"])
+    identities = {identity_of(backbone): str(backbone) for backbone in SHIPPED.rglob("*.safetensors")}
+    task["checkpoint"] = identities[task.pop("backbone")]
     options = {name: "none" if value is None else value for name, value in line["config"]["config"].items()}
     config = with_options(method(line["config"]["method"]).Config(), options, "config")
     given = with_options(TaskConfig(), {name: value for name, value in task.items() if value is not None}, "task")

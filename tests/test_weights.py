@@ -10,18 +10,18 @@ from backbone.checkpoint import SHIPPED, load_backbone, load_tensors
 from backbone.data import load_dataset
 from dfs_env.process import SkippingProcess
 
-FILES = sorted(SHIPPED.glob("*.safetensors"))
+FILES = [*sorted(SHIPPED.glob("*.safetensors")), *sorted(SHIPPED.glob("earlier/*.safetensors"))]
 
 
 def test_the_list_of_checksums_is_complete():
     names = [line.split()[1] for line in (SHIPPED / "SHA256SUMS").read_text().splitlines()]
-    assert names == [file.name for file in FILES]
+    assert names == [str(file.relative_to(SHIPPED)) for file in FILES]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SHIPPED)))
 def test_a_shipped_backbone_is_whole_small_and_documented(file):
     sums = dict(reversed(line.split()) for line in (SHIPPED / "SHA256SUMS").read_text().splitlines())
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == sums[file.name]
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == sums[str(file.relative_to(SHIPPED))]
     assert file.stat().st_size <= 3 * 2**20
     about = json.loads(file.with_suffix(".json").read_text())
     assert about["command"].startswith("python -m scripts.pretrain ")

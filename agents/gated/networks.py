@@ -140,8 +140,8 @@ class NetworkConfig(MethodConfig):
     start: str = "backbone"
     """"backbone": weights and norms of the task's trained backbone, as other methods have them; "scratch", as
     published."""
-    quantizer: str = "pact_sawb"
-    """"pact_sawb" (PACT clipping), "minmax", or "module:function"."""
+    quantizer: str = "pact_sawb_int8"
+    """"pact_sawb_int8" (PACT clipping), "pact_sawb", "minmax", or "module:function"."""
     target: float | None = None
     """What thresholds are pulled to, which trades accuracy for cost; None moves it so that the mean cost meets the
     budget."""
