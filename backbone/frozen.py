@@ -3,6 +3,8 @@
 Forward, they are those of `backbone.integer`. Backward, the gradient is the float path's: that of the quantizer of
 activations, after the transposed convolution with the quantized weights. What a frozen network does not need is left
 out: gradients of weights, scales and norms, and the float levels that they are made of.
+
+The transposed convolutions stay in float32: in bfloat16 training was at most 8 % faster.
 """
 
 from __future__ import annotations
@@ -13,14 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from backbone.integer import IntegerConv
-
-
-import os
-GRADIENT_DTYPE = getattr(torch, os.environ.get('BT','bfloat16'))
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,7 @@ class FrozenConv:
         """Gradient with respect to the input `x`, from that with respect to the convolution's outcome."""
         stride, padding = self.conv.stride, self.conv.padding
         rest = [(size + 2 * padding - self.weight.shape[2]) % stride for size in x.shape[2:]]
-        convolved = F.conv_transpose2d(grad.to(self.weight.dtype), self.weight, None, stride, padding, rest)
-        return self.quantizer_gradient(convolved.to(x.dtype), x)
+        return self.quantizer_gradient(F.conv_transpose2d(grad, self.weight, None, stride, padding, rest), x)
 
 
 class _Apply(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from backbone.frozen import GRADIENT_DTYPE, FrozenConv
+from backbone.frozen import FrozenConv
 from backbone.integer import IntegerConv, enabled, integer_conv
 from backbone.quantization import EXACT_BITS, FLOAT_BITS, Quantized, Quantizer
 
@@ -215,7 +215,7 @@ class QuantConvNorm(QuantizedLayer):
     def _frozen_weight(self, bits: int) -> Tensor:
         weight, gain, _ = self._derived(bits)
         weight = weight * (gain / self._input_scale(bits)).view(-1, 1, 1, 1)
-        return weight.to(GRADIENT_DTYPE).clone(memory_format=torch.channels_last)
+        return weight.clone(memory_format=torch.channels_last)
 
     def _integer(self, bits: int, size: torch.Size) -> IntegerConv | None:
         bounds = getattr(self.activation_quantizer, "bounds", None)

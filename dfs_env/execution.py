@@ -188,10 +188,8 @@ class _Weighed(torch.autograd.Function):
             action, features, *saved = saved
             along.scatter_(1, action[:, None], _inner(grads[0], features)[:, None])
         for index, rows, outcome in zip(ctx.actions, saved[::2], saved[1::2], strict=True):
-            if len(outcome) == len(weights):
-                along[rows, index] = _inner(grads[0], outcome)[rows]
-            else:
-                along[rows, index] = _inner(take(grads[0], rows), outcome)
+            whole = len(outcome) == len(weights)
+            along[rows, index] = _inner(grads[0], outcome)[rows] if whole else _inner(take(grads[0], rows), outcome)
         return grads[0], along, None, None
 
 
