@@ -63,8 +63,9 @@ class IntegerConv:
 
     def to_levels(self, levels: Tensor, then: IntegerConv) -> Tensor:
         """The input levels of the convolution `then`, which follows after a ReLU."""
-        highest = then.high * then.scale
-        return self._run(levels, then.scale, torch.uint8, "hardtanh", [0.0, highest])
+        # Clamping to the highest level in the kernel would make it another one, to be compiled, at every scale.
+        out = self._run(levels, then.scale, torch.uint8, "relu", [])
+        return out if then.high == 255 else out.clamp_(max=then.high)
 
     def to_features(self, levels: Tensor, relu: bool = False) -> Tensor:
         """Features [B, C_out, H', W'], float32."""

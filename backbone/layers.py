@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from backbone.frozen import FrozenConv
 from backbone.integer import IntegerConv, enabled, integer_conv
 from backbone.quantization import EXACT_BITS, FLOAT_BITS, Quantized, Quantizer
 
@@ -168,6 +170,9 @@ class QuantConvNorm(QuantizedLayer):
         conv = self.integer(x, bits)
         if conv is not None:
             return conv.to_features(conv.levels(x))
+        frozen = self.frozen(x, bits)
+        if frozen is not None:
+            return frozen(x)
         with self._arithmetic(x, bits):
             return self._evaluate(x, bits)
 
@@ -196,6 +201,21 @@ class QuantConvNorm(QuantizedLayer):
         size = x.shape[2:]
         conv: IntegerConv | None = self._kept((bits, size), lambda: self._integer(bits, size))
         return conv
+
+    def frozen(self, x: Tensor, bits: int) -> FrozenConv | None:
+        """The layer on integer kernels and differentiable in its input `x` [B, C_in, H, W], where kernels can serve it,
+        the input needs a gradient, and no parameter does; else None."""
+        conv = self.integer(x.detach(), bits) if x.requires_grad and torch.is_grad_enabled() else None
+        gradient = getattr(self.activation_quantizer, "gradient", None)
+        if conv is None or gradient is None:
+            return None
+        weight: Tensor = self._kept((bits, "frozen"), lambda: self._frozen_weight(bits))
+        return FrozenConv(conv, weight, partial(gradient, bits=bits))
+
+    def _frozen_weight(self, bits: int) -> Tensor:
+        weight, gain, _ = self._derived(bits)
+        weight = weight * (gain / self._input_scale(bits)).view(-1, 1, 1, 1)
+        return weight.clone(memory_format=torch.channels_last)
 
     def _integer(self, bits: int, size: torch.Size) -> IntegerConv | None:
         bounds = getattr(self.activation_quantizer, "bounds", None)

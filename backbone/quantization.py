@@ -156,6 +156,10 @@ class MinMaxActivations(nn.Module):
         lowest = int((self.low[self.row[bits]].clamp_max(0) / self.scale(bits)).round())
         return lowest, lowest + 2**bits - 1
 
+    def gradient(self, grad: Tensor, x: Tensor, bits: int) -> Tensor:
+        """With respect to `x`, from that with respect to the levels times their scale."""
+        return grad
+
     def scale(self, bits: int) -> Tensor:
         """The step between two neighbouring levels, a scalar in the unit of the activations."""
         row = self.row[bits]
@@ -256,6 +260,12 @@ class LearnedActivations(nn.Module):
             return Quantized(torch.mul(x, 1 / scale).round_().clamp_(low, high), scale)
         return Quantized(_LearnedClip.apply(x, scale, low, high), scale.detach())
 
+    def gradient(self, grad: Tensor, x: Tensor, bits: int) -> Tensor:
+        """With respect to `x`, from that with respect to the levels times their scale; zero outside the range."""
+        low, high = (bound * float(self.scale(bits)) for bound in self.bounds(bits))
+        inside: Tensor = torch.ops.aten.hardtanh_backward(grad, x, low, high)
+        return inside
+
     def scale(self, bits: int) -> Tensor:
         """The step between two neighbouring levels, a scalar in the unit of the activations."""
         return self.clip[self.row[bits]].detach().clamp_min(LEAST_CLIP) / self.bounds(bits)[1]
@@ -267,7 +277,8 @@ class Quantizer(NamedTuple):
     Both are called with a tensor and a bitwidth and return its levels and their scale (`Quantized`); gradients go
     through the levels. Activations also have `scale(bits)`, the scale in evaluation, which no input changes: it is
     folded into the weights; for networks that start from others, `row`, from a bitwidth to its row in each entry of
-    their state; and, to run on integer kernels, `bounds(bits)`, the lowest and the highest level in evaluation.
+    their state; and, to run on integer kernels, `bounds(bits)`, the lowest and the highest level in evaluation. Beside
+    that, `gradient(grad, x, bits)` in evaluation lets gradients with respect to the input pass there, too.
     """
 
     weights: type[nn.Module]

@@ -75,9 +75,7 @@ class BasicBlock(nn.Module):
         """
         conv1, conv2 = self.conv1.integer(x, bits), self.conv2.integer(x, bits)
         if conv1 is None or conv2 is None:
-            out = self.conv2(self.conv1(x, bits).relu_(), bits)
-            out += x if self.shortcut is None else self.shortcut(x, widest)
-            return out.relu_()
+            return self._differentiably(x, bits, widest)
         levels = conv1.to_levels(conv1.levels(x), conv2)
         if self.shortcut is not None:
             x = self.shortcut(x, widest)
@@ -85,6 +83,17 @@ class BasicBlock(nn.Module):
             x = x.clone(memory_format=torch.channels_last)
         conv2.add_to(x, levels)
         return x
+
+    def _differentiably(self, x: Tensor, bits: int, widest: int) -> Tensor:
+        frozen1 = self.conv1.frozen(x, bits)
+        hidden = self.conv1(x, bits).relu_() if frozen1 is None else frozen1(x, relu=True)
+        residual = x if self.shortcut is None else self.shortcut(x, widest)
+        frozen2 = self.conv2.frozen(hidden, bits)
+        if frozen2 is not None:
+            return frozen2(hidden, residual)
+        out = self.conv2(hidden, bits)
+        out += residual
+        return out.relu_()
 
     runs_in_place = True
     """Whether `forward` takes `in_place`."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 CHUNK = 64
 """Images that a block runs on at once; larger chunks leave the processor's cache and run slower."""
@@ -106,15 +108,24 @@ class GroupedBlock:
         Raises:
             ValueError: all weights are zero.
         """
-        mixture = self._weighted(features, weights)
-        for action, bits in enumerate(self.bitwidths):
-            weight = weights[:, action]
-            rows = (needed[:, action] & (weight == 0)).nonzero().squeeze(1)
+        action = weights.detach().argmax(1)
+        hard = torch.equal(weights.detach(), F.one_hot(action, len(self.bitwidths)).to(weights.dtype))
+        mixture = self.grouped(features, action) if hard else self._weighted(features, weights)
+        if not (torch.is_grad_enabled() and weights.requires_grad):
+            return mixture
+        options = []
+        for index, bits in enumerate(self.bitwidths):
+            rows = (needed[:, index] & (weights[:, index] == 0)).nonzero().squeeze(1)
             if len(rows):
-                with torch.no_grad():
-                    outcome = self.run(take(features, rows), bits)
-                mixture = _Untaken.apply(mixture, weight, rows, outcome)
-        return mixture
+                options.append((index, rows, self._outcome(features.detach(), rows, bits)))
+        return _Weighed.apply(mixture, weights, action if hard else None, options)
+
+    @torch.no_grad()
+    def _outcome(self, features: Tensor, rows: Tensor, bits: int) -> Tensor:
+        """The images at `rows` [R] at one bitwidth, or all images where that takes no work."""
+        if not bits and self.block.skip_is_identity:
+            return features
+        return self.run(take(features, rows), bits, in_place=True)
 
     def _weighted(self, features: Tensor, weights: Tensor) -> Tensor:
         """Sum of the outcomes times their weights [B, A], where these are not zero."""
@@ -147,21 +158,44 @@ class _Permute(torch.autograd.Function):
         return take(grads[0], ctx.saved_tensors[0]), None, None
 
 
-class _Untaken(torch.autograd.Function):
-    """Outcomes [R, C, H, W] of weight 0 for some rows of the images: no part of the features [B, C, H, W], but of the
-    gradient with respect to the weights [B]."""
+class _Weighed(torch.autograd.Function):
+    """Features [B, C, H, W] that already are the outcomes' mixture by weights [B, A]: adds the gradient with respect to
+    the weights, which is the inner product of each outcome with the gradient.
+
+    Args:
+        features: the mixture.
+        weights: of the outcomes.
+        action: [B] where the weights are one-hot, so that the mixture is the outcome of an action; else None, and the
+            gradient of weights that are not zero is none of this function's.
+        options: (action, rows [R], outcome) of weight zero; outcomes are of the rows, or of all images.
+    """
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, rows: Tensor, outcome: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, outcome)
-        ctx.images = len(weight)
+    def forward(
+        ctx: Any, features: Tensor, weights: Tensor, action: Tensor | None, options: list[tuple[int, Tensor, Tensor]]
+    ) -> Tensor:
+        taken = [] if action is None else [action, features]
+        ctx.actions, ctx.hard = [index for index, _, _ in options], bool(taken)
+        ctx.save_for_backward(weights, *taken, *(tensor for _, *tensors in options for tensor in tensors))
         return features.view_as(features)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        rows, outcome = ctx.saved_tensors
-        along = (take(grads[0], rows) * outcome).sum((1, 2, 3))
-        return grads[0], along.new_zeros(ctx.images).index_copy_(0, rows, along), None, None
+        weights, *saved = ctx.saved_tensors
+        along = torch.zeros_like(weights)
+        if ctx.hard:
+            action, features, *saved = saved
+            along.scatter_(1, action[:, None], _inner(grads[0], features)[:, None])
+        for index, rows, outcome in zip(ctx.actions, saved[::2], saved[1::2], strict=True):
+            whole = len(outcome) == len(weights)
+            along[rows, index] = _inner(grads[0], outcome)[rows] if whole else _inner(take(grads[0], rows), outcome)
+        return grads[0], along, None, None
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """[B] inner products of features [B, C, H, W]."""
+    return (a * b).sum((1, 2, 3))
 
 
 def take(features: Tensor, rows: Tensor) -> Tensor:
