@@ -3,7 +3,7 @@
 Activations are unsigned bytes, weights signed bytes. Scales, folded norm, ReLU, the rounding to the next layer's
 levels, and the sum with the residual are part of oneDNN's convolution, which torch brings. The float path of
 `backbone.layers` is the specification: both differ only where the rounding of a scale moves a tie, and both give an
-image the same result in any batch.
+image the same result in any batch. Features that are not finite have no levels: they become finite ones.
 
 Of two libraries tried, oneDNN takes groups of any size, which `GroupedBlock` makes anew at every block. OpenVINO's
 models, one for each block and bitwidth, are as fast in static shapes only, and take 0.1 seconds each to compile.
@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from backbone.torch_state import default_torch_state
 
 ENGINES = ("auto", "float")
 
@@ -64,12 +66,13 @@ class IntegerConv:
     def to_levels(self, levels: Tensor, then: IntegerConv) -> Tensor:
         """The input levels of the convolution `then`, which follows after a ReLU."""
         # Clamping to the highest level in the kernel would make it another one, to be compiled, at every scale.
-        out = self._run(levels, then.scale, torch.uint8, "relu", [])
-        return out if then.high == 255 else out.clamp_(max=then.high)
+        out = self._run(levels, then.scale, torch.uint8, "relu", then.zero)
+        highest = then.high + then.zero
+        return out if highest == 255 else out.clamp_(max=highest)
 
     def to_features(self, levels: Tensor, relu: bool = False) -> Tensor:
         """Features [B, C_out, H', W'], float32."""
-        return self._run(levels, 1.0, torch.float32, "relu" if relu else "none", [])
+        return self._run(levels, 1.0, torch.float32, "relu" if relu else "none")
 
     def add_to(self, features: Tensor, levels: Tensor) -> None:
         """Add the outcome to `features` [B, C_out, H', W'] in place, then apply a ReLU."""
@@ -77,8 +80,8 @@ class IntegerConv:
             *self._arguments(levels, features), 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "relu", [], ""
         )
 
-    def _run(self, levels: Tensor, scale: float, dtype: torch.dtype, attr: str, scalars: list[float]) -> Tensor:
-        return torch.ops.onednn.qconv2d_pointwise(*self._arguments(levels), scale, 0, dtype, attr, scalars, "")
+    def _run(self, levels: Tensor, scale: float, dtype: torch.dtype, attr: str, zero: int = 0) -> Tensor:
+        return torch.ops.onednn.qconv2d_pointwise(*self._arguments(levels), scale, zero, dtype, attr, [], "")
 
     def _arguments(self, levels: Tensor, *onto: Tensor) -> tuple[Any, ...]:
         strides, padding = [self.stride] * 2, [self.padding] * 2
@@ -134,6 +137,7 @@ def enabled() -> bool:
 
 
 @cache
+@default_torch_state()
 def _kernels_are_right() -> bool:
     """Whether oneDNN's convolution is there and exact on this processor.
 
@@ -157,7 +161,7 @@ def _kernels_are_right() -> bool:
 
 def _to_bytes(x: Tensor, scale: float, zero: int) -> Tensor:
     """round(x / scale) + zero as bytes, clamped to [0, 255], in the memory layout of `x` [B, C, H, W]."""
-    if not hasattr(torch, "quint8"):
+    if zero or not hasattr(torch, "quint8"):  # the fused pass rounds after it has added `zero`, which moves ties
         return torch.mul(x, 1 / scale).round_().add_(zero).clamp_(0, 255).to(torch.uint8)
     # One pass over the memory, where the four operations above take six times as long.
     quantized = torch.quantize_per_tensor(x, scale, zero, torch.quint8)

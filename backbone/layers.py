@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from backbone.derived import Derived, Place, with_parts
 from backbone.frozen import FrozenConv
 from backbone.integer import IntegerConv, enabled, integer_conv
 from backbone.quantization import EXACT_BITS, FLOAT_BITS, Quantized, Quantizer
@@ -31,15 +32,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
     return F.conv2d(x, weight, bias, stride, padding)
 
 
-def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """Its parameters and buffers and those of its parts. Torch's own iterators take ten times as long, which counts
-    where single images are run."""
-    for tensor in (*module._parameters.values(), *module._buffers.values()):
-        if tensor is not None:
-            yield tensor
-    for part in module._modules.values():
-        if part is not None:
-            yield from tensors_of(part)
+def _definer(quantizer: object, method: str) -> type | None:
+    """The class that the object has a method from."""
+    return next((kind for kind in type(quantizer).__mro__ if method in vars(kind)), None)
 
 
 class QuantizedLayer(nn.Module):
@@ -59,7 +54,7 @@ class QuantizedLayer(nn.Module):
                 f"{type(self.activation_quantizer).__name__} has no scale(bits): see Quantizer for what "
                 "a quantizer of activations must have"
             )
-        self._cache: dict[Any, tuple[tuple[int, ...], Any]] = {}
+        self._cache: dict[Any, Derived] = {}
 
     @contextmanager
     def _arithmetic(self, x: Tensor, bits: int) -> Iterator[None]:
@@ -102,28 +97,25 @@ class QuantizedLayer(nn.Module):
     def _input_scale(self, bits: int) -> Tensor:
         return self.weight.new_ones(()) if bits == FLOAT_BITS else self.activation_quantizer.scale(bits)
 
-    def _sources(self, bits: int) -> Iterator[Tensor]:
-        """The parameters and buffers that `_derive` reads."""
-        yield self.weight
-        yield from tensors_of(self.weight_quantizer)
-        yield from tensors_of(self.activation_quantizer)
+    def _sources(self, bits: int) -> list[Place]:
+        """What `_derive` reads."""
+        parts = (self._modules, "weight_quantizer"), (self._modules, "activation_quantizer")
+        return [(self._parameters, "weight", self.weight), *with_parts(parts)]
+
+    def _learns(self, bits: int) -> bool:
+        """Whether a gradient is asked for of what `_derive` reads."""
+        return torch.is_grad_enabled() and any(getattr(part, "requires_grad", 0) for *_, part in self._sources(bits))
 
     def _derived(self, bits: int) -> tuple[Tensor, ...]:
         """Tensors derived from the parameters at `bits`, kept until a parameter they come from changes."""
-        if torch.is_grad_enabled() and any(source.requires_grad for source in self._sources(bits)):
-            return self._derive(bits)
-        return self._kept(bits, lambda: self._derive(bits))
+        return self._derive(bits) if self._learns(bits) else self._kept(bits, bits, lambda: self._derive(bits))
 
-    def _kept(self, key: Any, derive: Callable[[], Any]) -> Any:
-        # An in-place change raises a tensor's version, a move to another device changes its address. What fused
-        # optimizers and changes of `.data` do is seen by neither: after these, `eval()`.
-        bits = key if isinstance(key, int) else key[0]
-        state = tuple(number for source in self._sources(bits) for number in (source._version, source.data_ptr()))
+    def _kept(self, key: Any, bits: int, derive: Callable[[], Any]) -> Any:
         kept = self._cache.get(key)
-        if kept is None or kept[0] != state:
+        if kept is None or not kept.holds():
             with torch.inference_mode(False), torch.no_grad():  # fit for autograd, whoever fills the cache
-                kept = self._cache[key] = (state, derive())
-        return kept[1]
+                kept = self._cache[key] = Derived(self._sources(bits), derive())
+        return kept.value
 
     def _derive(self, bits: int) -> tuple[Tensor, ...]:
         raise NotImplementedError
@@ -191,15 +183,15 @@ class QuantConvNorm(QuantizedLayer):
 
         They serve evaluation on the CPU at up to 8 bits, without gradients, and without hooks, which would see nothing.
         """
-        hooks = self._forward_hooks or self._forward_pre_hooks
-        if bits > EXACT_BITS or self.norms[str(bits)].training or hooks or not enabled():
+        quantizer = self.activation_quantizer
+        if self._forward_hooks or self._forward_pre_hooks or quantizer._forward_hooks or quantizer._forward_pre_hooks:
             return None
-        if x.device.type != "cpu" or x.dtype != torch.float32:
+        if bits > EXACT_BITS or x.device.type != "cpu" or x.dtype != torch.float32 or not enabled():
             return None
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self._sources(bits))):
+        if self.norms[str(bits)].training or (torch.is_grad_enabled() and x.requires_grad) or self._learns(bits):
             return None
         size = x.shape[2:]
-        conv: IntegerConv | None = self._kept((bits, size), lambda: self._integer(bits, size))
+        conv: IntegerConv | None = self._kept((bits, size), bits, lambda: self._integer(bits, size))
         return conv
 
     def frozen(self, x: Tensor, bits: int) -> FrozenConv | None:
@@ -209,7 +201,7 @@ class QuantConvNorm(QuantizedLayer):
         gradient = getattr(self.activation_quantizer, "gradient", None)
         if conv is None or gradient is None:
             return None
-        weight: Tensor = self._kept((bits, "frozen"), lambda: self._frozen_weight(bits))
+        weight: Tensor = self._kept((bits, "frozen"), bits, lambda: self._frozen_weight(bits))
         return FrozenConv(conv, weight, partial(gradient, bits=bits))
 
     def _frozen_weight(self, bits: int) -> Tensor:
@@ -218,16 +210,21 @@ class QuantConvNorm(QuantizedLayer):
         return weight.clone(memory_format=torch.channels_last)
 
     def _integer(self, bits: int, size: torch.Size) -> IntegerConv | None:
-        bounds = getattr(self.activation_quantizer, "bounds", None)
-        if bounds is None:
-            return None
+        quantizer = self.activation_quantizer
+        bounds = getattr(quantizer, "bounds", None)
+        if bounds is None or _definer(quantizer, "bounds") is not _definer(quantizer, "forward"):
+            return None  # a subclass that rounds otherwise has bounds that say nothing of its levels
         weight, gain, bias = self._derived(bits)
         scale = float(self._input_scale(bits))
         return integer_conv(weight, gain, bias, self.stride, self.padding, scale, bounds(bits), size)
 
-    def _sources(self, bits: int) -> Iterator[Tensor]:
-        yield from super()._sources(bits)
-        yield from tensors_of(self.norms[str(bits)])
+    def _sources(self, bits: int) -> list[Place]:
+        norms: Any = self.norms
+        return [
+            *super()._sources(bits),
+            *with_parts([(self._modules, "norms")], deep=False),
+            *with_parts([(norms._modules, str(bits))]),
+        ]
 
     def start_from(self, other: QuantizedLayer) -> None:
         """The norm of a bitwidth that `other` lacks begins as that of its next wider one, or of its widest."""

@@ -206,10 +206,10 @@ def take(features: Tensor, rows: Tensor) -> Tensor:
 def _put(features: Tensor, rows: Tensor, outcome: Tensor) -> None:
     """Write images [K, C, H, W] over those at `rows` [K] of features [B, C, H, W], outside of autograd."""
     to, written = features.permute(0, 2, 3, 1), outcome.permute(0, 2, 3, 1)
-    if features.is_cuda:
-        to.index_copy_(0, rows, written)
-    else:  # numpy copies whole images, which takes a quarter of the time
+    if features.device.type == "cpu":  # numpy copies whole images, which takes a quarter of the time
         to.numpy()[rows.numpy()] = written.numpy()
+    else:
+        to.index_copy_(0, rows, written)
 
 
 def _add_rows(features: Tensor, rows: Tensor, outcome: Tensor) -> Tensor:

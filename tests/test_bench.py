@@ -181,11 +181,11 @@ def test_a_network_without_32_bits_runs_in_float_with_the_same_weights(images):
 def test_a_missing_package_is_a_row_that_says_how_to_install_it(network, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(runtimes.RUNTIMES, "torch.compile, float32")
-    taken = runtimes.milliseconds(network, batch_size=2, repeats=1)
+    taken = runtimes.build(network, (2, 3, 32, 32))
     assert list(taken) == list(runtimes.RUNTIMES)
     affected = [name for name in taken if name.startswith("ONNX" if package.startswith("onnx") else "OpenVINO")]
     assert all(package.partition(".")[0] in taken[name] and "make extras" in taken[name] for name in affected)
-    assert len(taken["this project"]) == 1
+    assert callable(taken["this project"])
 
 
 @pytest.mark.parametrize(("config", "culprit"), [({"quantizer": "pact_sawb"}, "stem"), ({"bitwidths": (0, 16)}, "16")])

@@ -26,6 +26,7 @@ from backbone.torch_state import use_threads
 from dfs_env.latency import BatchTimings, LatencyTable, Timing, latency_file, shape_of, this_machine
 from dfs_env.process import SkippingProcess
 from dfs_env.task import Task
+from scripts.benchmarks.runtimes import build
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,23 @@ def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any])
 
 
 def whole_table(args: Latency, process: SkippingProcess, players: dict[str, Player], images: Tensor) -> Table:
-    """Milliseconds from image to class, the players taking turns on the images [N, 3, H, W]."""
+    """Milliseconds from image to class in every runtime and of every player, taking turns on the images [N, 3, H, W];
+    and, under the table, why a runtime is not there."""
     full = torch.full((1, process.num_layers), process.num_actions - 1)
-    ours = {f"static {process.widest} bit": lambda images: process.run(images, full.expand(len(images), -1))}
+    ours = {f"this project, {process.widest} bit, block by block": lambda x: process.run(x, full.expand(len(x), -1))}
     table = Table("from image to class", title="milliseconds an image, median (interquartile range)")
-    columns = {size: interleaved({**ours, **players}, images, size, args.repeats) for size in args.batch_sizes}
-    for size in columns:
+    columns: list[dict[str, list[float]]] = []
+    missing: dict[str, str] = {}
+    for size in args.batch_sizes:
+        built = build(process.backbone, (size, 3, IMAGE_SIZE, IMAGE_SIZE))
+        missing |= {name: why for name, why in built.items() if isinstance(why, str)}
+        runtimes = {name: network for name, network in built.items() if not isinstance(network, str)}
+        columns.append(interleaved({**runtimes, **ours, **players}, images, size, args.repeats))
         table.add_column(f"batch {size}", justify="right")
-    for name in next(iter(columns.values())):
-        quartiles = [statistics.quantiles(milliseconds[name], n=4) for milliseconds in columns.values()]
+    for name in columns[0]:
+        quartiles = [statistics.quantiles(milliseconds[name], n=4) for milliseconds in columns]
         table.add_row(name, *(f"{median:.3f} ({third - first:.3f})" for first, median, third in quartiles))
+    table.caption = "; ".join(f"{name}: {why}" for name, why in missing.items()) or None
     return table
 
 

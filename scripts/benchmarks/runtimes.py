@@ -7,7 +7,6 @@ optional: `make extras` installs them.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbone.data import IMAGE_SIZE
 from backbone.quantization import FLOAT_BITS
 from scripts.benchmarks.plain import Layer, Plan, UnavailableError, connect, float_network, integer_bits, plan_of
 
@@ -265,25 +263,3 @@ def build(backbone: Any, shape: tuple[int, ...]) -> dict[str, Network | str]:
         except UnavailableError as error:
             networks[name] = str(error)
     return networks
-
-
-def milliseconds(backbone: Any, batch_size: int, repeats: int) -> dict[str, list[float] | str]:
-    """Milliseconds that each runtime takes for `batch_size` random images, or why it is not there.
-
-    In each of `repeats` rounds, after one that is not counted, all runtimes take turns.
-    """
-    images = torch.randn(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE)
-    networks = build(backbone, tuple(images.shape))
-    rounds: list[dict[str, float]] = []
-    for _ in range(repeats + 1):
-        taken = {}
-        for name, network in networks.items():
-            if not isinstance(network, str):
-                start = time.perf_counter()
-                network(images)
-                taken[name] = 1e3 * (time.perf_counter() - start)
-        rounds.append(taken)
-    return {
-        name: network if isinstance(network, str) else [taken[name] for taken in rounds[1:]]
-        for name, network in networks.items()
-    }
