@@ -161,7 +161,11 @@ class ResNet(nn.Module):
 
     def stem(self, images: Tensor, widest: int) -> Tensor:
         """Normalised images [B, 3, H, W] -> features [B, C, H, W]."""
-        return self.stem_conv(images.contiguous(memory_format=torch.channels_last), widest).relu_()
+        images = images.contiguous(memory_format=torch.channels_last)
+        conv = self.stem_conv.integer(images, widest)
+        if conv is not None:
+            return conv.to_features(conv.levels(images), relu=True)
+        return self.stem_conv(images, widest).relu_()
 
     def head(self, x: Tensor, widest: int) -> Tensor:
         """Features of the last block [B, C, H, W] -> logits [B, num_classes]."""

@@ -74,7 +74,8 @@ class Draws:
 
     def rows(self) -> Array:
         """Indices [N] into the split."""
-        return np.array([generator.integers(len(self.split)) for generator in self.generators])
+        count = len(self.split)
+        return np.array([generator.integers(count) for generator in self.generators])
 
     def images(self, rows: Array) -> Tensor:
         """The images [N, 3, H, W] of these indices as a network takes them, moved by new draws with `augment`."""

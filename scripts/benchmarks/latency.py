@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from agents.evaluation import SelfMeasured, play, seen_by
 from agents.gates import make_gate
-from agents.policies import Policy
+from agents.policies import AssignmentPolicy, Policy
 from agents.runs.saved import load_run
 from backbone.checkpoint import find_checkpoint, load_backbone
 from backbone.data import IMAGE_SIZE, data_folder
@@ -110,14 +110,16 @@ Player = Callable[[Tensor], Any]
 
 
 def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any]) -> Player:
-    """A run's policy at its budget, gate included; an assignment looks at nothing.
+    """A run's policy at its budget, gate included; an assignment needs none.
 
     Raises:
         ValueError: it does not decide block by block.
     """
     if isinstance(policy, SelfMeasured):
         raise ValueError(f"{result['run']} does not decide block by block: its latency is not measured")
-    process = seen_by(policy, task) if policy.macs_per_image else task.process.seeing("position")
+    if isinstance(policy, AssignmentPolicy):
+        return lambda images: task.process.run(images, policy.actions.expand(len(images), -1))
+    process = seen_by(policy, task)
     return lambda images: play(policy, process, images, result["budget"])
 
 
