@@ -178,8 +178,9 @@ class QuantConvNorm(QuantizedLayer):
         out = out * gain if gain.requires_grad else out.mul_(gain)  # in place: addcmul would be 20 times slower here
         return out.add_(bias)
 
-    def integer(self, x: Tensor, bits: int) -> IntegerConv | None:
-        """The layer on integer kernels, where these can serve the input `x` [B, C_in, H, W]; else None: the float path.
+    def integer(self, x: Tensor, bits: int, stride: int = 1) -> IntegerConv | None:
+        """The layer on integer kernels, where these can serve the input `x` [B, C_in, H, W], or what a layer of that
+        stride makes of it; else None: the float path.
 
         They serve evaluation on the CPU at up to 8 bits, without gradients, and without hooks, which would see nothing.
         """
@@ -190,7 +191,7 @@ class QuantConvNorm(QuantizedLayer):
             return None
         if self.norms[str(bits)].training or (torch.is_grad_enabled() and x.requires_grad) or self._learns(bits):
             return None
-        size = x.shape[2:]
+        size = tuple(-(-length // stride) for length in x.shape[2:])
         conv: IntegerConv | None = self._kept((bits, size), bits, lambda: self._integer(bits, size))
         return conv
 
@@ -209,7 +210,7 @@ class QuantConvNorm(QuantizedLayer):
         weight = weight * (gain / self._input_scale(bits)).view(-1, 1, 1, 1)
         return weight.clone(memory_format=torch.channels_last)
 
-    def _integer(self, bits: int, size: torch.Size) -> IntegerConv | None:
+    def _integer(self, bits: int, size: tuple[int, ...]) -> IntegerConv | None:
         quantizer = self.activation_quantizer
         bounds = getattr(quantizer, "bounds", None)
         if bounds is None or _definer(quantizer, "bounds") is not _definer(quantizer, "forward"):

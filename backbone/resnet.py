@@ -73,7 +73,7 @@ class BasicBlock(nn.Module):
 
         `in_place` lets integer kernels write over `x`, where the shape stays and `x` is channels last.
         """
-        conv1, conv2 = self.conv1.integer(x, bits), self.conv2.integer(x, bits)
+        conv1, conv2 = self.conv1.integer(x, bits), self.conv2.integer(x, bits, self.conv1.stride)
         if conv1 is None or conv2 is None:
             return self._differentiably(x, bits, widest)
         levels = conv1.to_levels(conv1.levels(x), conv2)
