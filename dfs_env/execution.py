@@ -20,9 +20,10 @@ CHUNK = 64
 
 
 def _chunks(images: Tensor) -> tuple[Tensor, ...]:
-    """Images [B, ...], or their rows [B], in equal parts of at most `CHUNK`; on a GPU, where starting work is what
-    takes long, all at once."""
-    return (images,) if images.is_cuda or len(images) <= CHUNK else images.tensor_split(-(-len(images) // CHUNK))
+    """Images [B, ...], or their rows [B], in equal parts of about `CHUNK`; on a GPU, where starting work is what takes
+    long, all at once."""
+    parts = 1 if images.is_cuda else max(1, round(len(images) / CHUNK))
+    return (images,) if parts == 1 else images.tensor_split(parts)
 
 
 def in_chunks(run: Callable[[Tensor], Tensor], images: Tensor, features: Tensor | None = None) -> Tensor:
