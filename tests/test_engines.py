@@ -1,7 +1,6 @@
 """Engines and sweeps: a killed sweep goes on, a full disk ends it cleanly, Ray does what processes do."""
 
 import errno
-import json
 import multiprocessing
 import os
 import signal
@@ -303,7 +302,7 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
 
     monkeypatch.syspath_prepend(str(tmp_path))
     whole = sweep(plan(read_experiment(tmp_path / "small.toml")), tmp_path / "whole", here)
-    lines = [json.loads(line) for line in (tmp_path / "killed" / RESULTS).read_text().splitlines()]
+    lines = [dict(line) for line in read_lines(tmp_path / "killed")]
     assert untimed(lines) == untimed(whole.results)
 
 

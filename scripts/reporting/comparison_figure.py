@@ -103,8 +103,8 @@ def _caption(lines: Sequence[Line], rows: Sequence[Row]) -> str:
     full = "in full precision" if widest == 32 else f"at {widest} bit"
     return (
         f"Cost is a fraction of full execution (every block {full}). Points are interquartile means over {_seeds(rows)}"
-        ", bars and bands 95 % bootstrap intervals.\nBelow 8 bits cost is modelled, not measured speed: "
-        "common processors gain nothing from fewer bits." + f" {HOLLOW}" * bool(missed(learned(rows)))
+        ", bars and bands 95 % bootstrap intervals.\nCost is modelled: below 8 bits CPUs "
+        "save no time, though 4-bit tensor cores do." + f" {HOLLOW}" * bool(missed(learned(rows)))
     )
 
 
