@@ -193,7 +193,7 @@ def write_checkpoint(file: Path, kept: Mapping[str, Stateful]) -> None:
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """The states in a file that `write_checkpoint` wrote: pickled, so only ever read from a run of one's own.
+    """The states in a file that `write_checkpoint` wrote: pickled, so to be read from your own runs only.
 
     Raises:
         ValueError: the file is damaged.

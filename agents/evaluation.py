@@ -29,7 +29,7 @@ class Evaluation:
     loss: float
     """Mean cross-entropy in nats."""
     cost: float
-    """Mean cost in the unit of budgets: paper cost, a fraction of full execution, unless that is measured time."""
+    """Mean cost in the unit of budgets: block cost, a fraction of full execution, unless that is measured time."""
     total_cost: float
     """Mean total cost, the gate's own work included, as a fraction of the ungated network's full execution."""
     bitops: float
@@ -49,7 +49,7 @@ class Evaluation:
     costs: Tensor
     """[N] float32, costs in the unit of budgets."""
     block_cost: float | None = None
-    """Mean paper cost, where budgets and `cost` are in measured time instead."""
+    """Mean block cost, where budgets and `cost` are in measured time instead."""
     milliseconds: float | None = None
     """Mean measured time of an image, if a latency table is in use; a gate counts as the table's. None where images
     take no single route."""

@@ -38,12 +38,12 @@ class Rollout:
 
     @property
     def step_costs(self) -> Tensor:
-        """[B, L] paper cost of each decision."""
+        """[B, L] cost of each decision, in the unit of budgets."""
         return (self.weights * self.process.cost.charged).sum(2)
 
     @property
     def cost(self) -> Tensor:
-        """[B] paper cost of the route."""
+        """[B] cost of the route."""
         return self.step_costs.sum(1)
 
     def scalars(self, labels: Tensor) -> dict[str, float]:

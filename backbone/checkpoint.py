@@ -67,7 +67,7 @@ def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) ->
 
 
 def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
-    """What `save_state` wrote, on the CPU. Without `weights_only` it is unpickled: only for files of one's own.
+    """What `save_state` wrote, on the CPU. Without `weights_only` it is unpickled: for your own files only.
 
     Raises:
         ValueError: it is damaged.

@@ -86,7 +86,7 @@ class CostTable:
     full_bitops: float
     """BitOps of full execution for one image; total cost is a fraction of this."""
     unit: str = "blocks"
-    """What budgets and rewards count: "blocks", the paper cost, or "latency", measured time."""
+    """What budgets and rewards count: "blocks", the block cost, or "latency", measured time."""
     milliseconds: Tensor | None = None
     """[L, A] measured time of an action at a block for an image, if a latency table is in use."""
     always_on_milliseconds: float = 0.0

@@ -59,7 +59,7 @@ class GroupedBlock:
         widest = self.bitwidths[-1]
         if not bits:
             return self.block.skip(features, widest)
-        # New memory takes long to touch. A block of one's own need not know of it.
+        # New memory takes long to touch. A user's block need not know of it.
         allowed = {"in_place": True} if in_place and getattr(self.block, "runs_in_place", False) else {}
         return self.block(features, bits, widest, **allowed)
 

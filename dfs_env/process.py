@@ -31,7 +31,7 @@ class State:
     layer: int
     """Index of the block that is decided next; L when all are decided."""
     cost: Tensor
-    """[B] paper cost spent so far, a fraction of full execution."""
+    """[B] cost spent so far, in the unit of budgets: by default block cost, a fraction of full execution."""
     budget: Tensor
     """[B] the cost that each image should stay within, a fraction of full execution."""
 

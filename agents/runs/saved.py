@@ -8,7 +8,7 @@ Stable-Baselines3; with `trust_code` any code is imported.
 
 Policies that earlier versions kept as zip files of Stable-Baselines3 hold pickles, which can run anything: they are
 read with `trust_pickle` alone. The resume checkpoints of unfinished runs (`agents.checkpoints`) are pickled, too: they
-are one's own, and neither shipped nor read here.
+are neither shipped nor read here.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def load_run(
         folder: of the run.
         device: where it is played.
         data: data folder.
-        trust_pickle: whether a policy that an earlier version pickled is read: only from runs of one's own.
-        trust_code: whether the run may name code of installed packages: only runs of one's own.
+        trust_pickle: whether a policy that an earlier version pickled is read: from your own runs only.
+        trust_code: whether the run may name code of installed packages: for your own runs only.
 
     Raises:
         FileNotFoundError: there is no finished run, or no backbone.
