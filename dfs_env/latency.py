@@ -153,10 +153,19 @@ def latency_file(dataset: str, depth: int, folder: Path) -> Path:
 
 
 def find_latency(cost: str, latency: str | None, dataset: str, depth: int, folder: Path) -> Path | None:
-    """The file of the latency table that is given, or, where cost is latency, the one in the data folder."""
-    if latency is None and not parse_cost(cost)[0]:
-        return None
-    return Path(latency) if latency else latency_file(dataset, depth, folder)
+    """The file of the latency table that is given, or, where cost is latency, the one in the data folder.
+
+    Raises:
+        FileNotFoundError: there is none in the data folder.
+        ValueError: an unknown cost.
+    """
+    if latency is not None or not parse_cost(cost)[0]:
+        return Path(latency) if latency else None
+    file = latency_file(dataset, depth, folder)
+    if not file.is_file():
+        command = f"{COMMAND} --dataset {dataset} --depth {depth}"
+        raise FileNotFoundError(f"there is no latency table at {file}: measure one with {command}, or name a file")
+    return file
 
 
 def parse_cost(cost: str) -> tuple[bool, int]:
