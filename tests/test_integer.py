@@ -1,11 +1,14 @@
 """Integer kernels against the float path, which is the specification."""
 
 import pickle
+from functools import partial
 
 import pytest
 import torch
 
 from backbone import integer
+from backbone.checkpoint import SHIPPED, load_backbone
+from backbone.data import load_dataset, may_download
 from backbone.layers import QuantConvNorm
 from backbone.quantization import (
     LearnedActivations,
@@ -175,3 +178,25 @@ def test_the_fallback_of_the_rounding_pass_is_equal(monkeypatch):
         monkeypatch.delattr(torch, "quint8")
         assert torch.equal(integer._to_bytes(x, 0.01, zero), fused)
         monkeypatch.undo()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits-resnet14", "cifar10-resnet20", "cifar10-resnet38"])
+def test_a_shipped_backbone_answers_all_test_images_as_on_the_float_path(name, monkeypatch):
+    token = may_download.set(False)
+    try:
+        dataset = load_dataset(name.partition("-")[0])  # CIFAR-10 where $DFS_DATA has it
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    finally:
+        may_download.reset(token)
+    process = SkippingProcess(load_backbone(SHIPPED / f"{name}.safetensors"), (0, 2, 4, 8))
+    images = dataset.test.images
+    constant = [torch.full((len(images), process.num_layers), action) for action in (1, 2, 3)]
+    for routes in (*constant, random_routes(process, len(images))):
+        for part, route in zip(images.split(256), routes.split(256), strict=True):
+            normalised = dataset.normalize(part)
+            run = partial(process.run, normalised, route)
+            found, expected = on("auto", monkeypatch, run), on("float", monkeypatch, run)
+            assert torch.equal(found.argmax(1), expected.argmax(1))
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
