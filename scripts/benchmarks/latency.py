@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
@@ -140,7 +141,7 @@ def whole_table(args: Latency, process: SkippingProcess, players: dict[str, Play
     for name in columns[0]:
         quartiles = [statistics.quantiles(milliseconds[name], n=4) for milliseconds in columns]
         table.add_row(name, *(f"{median:.3f} ({third - first:.3f})" for first, median, third in quartiles))
-    table.caption = "; ".join(f"{name}: {why}" for name, why in missing.items()) or None
+    table.caption = escape("; ".join(f"{name}: {why}" for name, why in missing.items())) or None
     return table
 
 
