@@ -6,6 +6,8 @@ keeps it so.
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +88,7 @@ class GroupedBlock:
             if reuse and not self.bitwidths[index]:
                 continue
             for chunk in _chunks(rows):
-                outcome = self.run(take(features, chunk), self.bitwidths[index], in_place=True)
+                outcome = self.run(_taken.take(features, chunk), self.bitwidths[index], in_place=True)
                 if outcomes is None:
                     outcomes = _empty_like(outcome, len(action))
                 _put(outcomes, chunk, outcome)
@@ -202,6 +204,25 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 def take(features: Tensor, rows: Tensor) -> Tensor:
     """The images at `rows` [K] of features [B, C, H, W], in memory of their own."""
     return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+
+
+class _Taken(threading.local):
+    """Memory for the images of one group, used again by the next: new memory takes long to touch."""
+
+    memory: Tensor | None = None
+
+    def take(self, features: Tensor, rows: Tensor) -> Tensor:
+        """As `take`, outside of autograd, until the next call."""
+        images = features.permute(0, 2, 3, 1)
+        shape = len(rows), *images.shape[1:]
+        needed, memory = math.prod(shape), self.memory
+        if memory is None or memory.numel() < needed or (memory.dtype, memory.device) != (images.dtype, images.device):
+            with torch.inference_mode(False):  # for use outside of it, too
+                memory = self.memory = images.new_empty(needed)
+        return torch.index_select(images, 0, rows, out=memory[:needed].view(shape)).permute(0, 3, 1, 2)
+
+
+_taken = _Taken()
 
 
 def _put(features: Tensor, rows: Tensor, outcome: Tensor) -> None:
