@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,8 +41,7 @@ class Derived:
         return all(held.get(name) is value for held, name, value in self._sources) and self._now() == self._state
 
 
-def with_parts(parts: Iterable[tuple[dict[str, Any], str]], deep: bool = True) -> Iterator[Place]:
-    """Modules by the dictionaries that hold them, and, if `deep`, what they hold."""
-    for held, name in parts:
-        yield held, name, held[name]
-        yield from places(held[name]) if deep else ()
+def part(held: dict[str, Any], name: str) -> Iterator[Place]:
+    """A module by the dictionary that holds it, and what it holds."""
+    yield held, name, held[name]
+    yield from places(held[name])

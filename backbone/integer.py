@@ -54,7 +54,7 @@ class IntegerConv:
     @property
     def zero(self) -> int:
         """The byte that stands for level 0."""
-        return 0 if self.low == 0 else 128
+        return _zero(self.low)
 
     def levels(self, x: Tensor) -> Tensor:
         """Features [B, C_in, H, W] rounded to levels, as bytes."""
@@ -117,7 +117,7 @@ def integer_conv(
     if not fits or weight.abs().max() > 127 or not torch.equal(weight, weight.round()):
         return None
     whole = weight.to(torch.int8).contiguous()
-    gain, bias, zero = gain.contiguous(), bias.contiguous(), 128 if low else 0
+    gain, bias, zero = gain.contiguous(), bias.contiguous(), _zero(low)
     shape = [1, weight.shape[1], *size]
     packed = torch.ops.onednn.qconv_prepack(whole, gain, 1.0, zero, [stride] * 2, [padding] * 2, [1, 1], 1, shape)
     weight_zero = torch.zeros(len(gain), dtype=torch.int32)
@@ -157,6 +157,11 @@ def _kernels_are_right() -> bool:
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
     return torch.equal(features[0, :, 1, 1], expected) and torch.equal(total[0, :, 1, 1], expected.clamp_min(0))
+
+
+def _zero(low: int) -> int:
+    """The byte that stands for level 0 where `low` is the lowest."""
+    return 128 if low else 0
 
 
 def _to_bytes(x: Tensor, scale: float, zero: int) -> Tensor:

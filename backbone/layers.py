@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from backbone.derived import Derived, Place, with_parts
+from backbone.derived import Derived, Place, part
 from backbone.frozen import FrozenConv
 from backbone.integer import IntegerConv, enabled, integer_conv
 from backbone.quantization import EXACT_BITS, FLOAT_BITS, Quantized, Quantizer
@@ -99,12 +99,17 @@ class QuantizedLayer(nn.Module):
 
     def _sources(self, bits: int) -> list[Place]:
         """What `_derive` reads."""
-        parts = (self._modules, "weight_quantizer"), (self._modules, "activation_quantizer")
-        return [(self._parameters, "weight", self.weight), *with_parts(parts)]
+        quantizers = "weight_quantizer", "activation_quantizer"
+        return [
+            (self._parameters, "weight", self.weight),
+            *(place for quantizer in quantizers for place in part(self._modules, quantizer)),
+        ]
 
     def _learns(self, bits: int) -> bool:
         """Whether a gradient is asked for of what `_derive` reads."""
-        return torch.is_grad_enabled() and any(getattr(part, "requires_grad", 0) for *_, part in self._sources(bits))
+        return torch.is_grad_enabled() and any(
+            getattr(source, "requires_grad", 0) for *_, source in self._sources(bits)
+        )
 
     def _derived(self, bits: int) -> tuple[Tensor, ...]:
         """Tensors derived from the parameters at `bits`, kept until a parameter they come from changes."""
@@ -223,8 +228,8 @@ class QuantConvNorm(QuantizedLayer):
         norms: Any = self.norms
         return [
             *super()._sources(bits),
-            *with_parts([(self._modules, "norms")], deep=False),
-            *with_parts([(norms._modules, str(bits))]),
+            (self._modules, "norms", norms),
+            *part(norms._modules, str(bits)),
         ]
 
     def start_from(self, other: QuantizedLayer) -> None:

@@ -75,7 +75,7 @@ class BasicBlock(nn.Module):
         """
         conv1, conv2 = self.conv1.integer(x, bits), self.conv2.integer(x, bits, self.conv1.stride)
         if conv1 is None or conv2 is None:
-            return self._differentiably(x, bits, widest)
+            return self._layer_by_layer(x, bits, widest)
         levels = conv1.to_levels(conv1.levels(x), conv2)
         if self.shortcut is not None:
             x = self.shortcut(x, widest)
@@ -84,7 +84,7 @@ class BasicBlock(nn.Module):
         conv2.add_to(x, levels)
         return x
 
-    def _differentiably(self, x: Tensor, bits: int, widest: int) -> Tensor:
+    def _layer_by_layer(self, x: Tensor, bits: int, widest: int) -> Tensor:
         frozen1 = self.conv1.frozen(x, bits)
         hidden = self.conv1(x, bits).relu_() if frozen1 is None else frozen1(x, relu=True)
         residual = x if self.shortcut is None else self.shortcut(x, widest)

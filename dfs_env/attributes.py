@@ -71,6 +71,8 @@ class Guarded:
             AttributeError: one may not be set.
         """
         for wrapper in callers():
+            if isinstance(wrapper, Guarded) and wrapper is not self:
+                return  # whoever is further out wraps that environment
             if isinstance(wrapper, gym.Wrapper | VectorWrapper) and wrapper.unwrapped is self:
                 own = _set_by(type(wrapper))  # type: ignore[arg-type]
                 for name in [each for each in vars(wrapper) if each[0] != "_" and each not in own]:

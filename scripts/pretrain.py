@@ -19,7 +19,14 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from backbone.checkpoint import load_backbone, own_checkpoint, save_backbone, shipped_checkpoint, write_atomically
+from backbone.checkpoint import (
+    load_backbone,
+    load_state,
+    own_checkpoint,
+    save_backbone,
+    shipped_checkpoint,
+    write_atomically,
+)
 from backbone.data import Dataset, Split, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import use_threads
@@ -73,7 +80,7 @@ class Pretrain:
         """What an interrupted training leaves."""
         if not self.state_file().is_file():
             return f"no epoch was finished: {NOTHING}"
-        epoch = torch.load(self.state_file(), map_location="cpu", weights_only=True)["epoch"]
+        epoch = load_state(self.state_file(), weights_only=True)["epoch"]
         return (
             f"{epoch} of {self.training.epochs} epochs are done, in {self.state_file()}; the same command resumes there"
         )

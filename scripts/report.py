@@ -50,7 +50,7 @@ def page(material: Material, title: str = "", data: str | None = None) -> Page:
     heading = title or f"{material.folder.resolve().name}: who decides best on {first['dataset']}"
     made = Page(heading, about(material), ())
     parts: dict[str, Callable[[], None]] = {
-        "statistics": lambda: material.compute(),
+        "statistics": material.compute,
         "who wins": lambda: _results(made, material),
         "learning curves": lambda: _learning(made, material),
         "decisions": lambda: _decisions(made, material, data),

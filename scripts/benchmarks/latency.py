@@ -211,7 +211,7 @@ def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
 
 def _summarised(rounds: dict[Any, list[float]], layers: int, actions: int) -> BatchTimings:
     def timing(part: Any) -> Timing:
-        first, median, third = statistics.quantiles(rounds[part], n=4) if len(rounds[part]) > 1 else rounds[part] * 3
+        first, median, third = statistics.quantiles(rounds[part], n=4)
         return Timing(median, third - first)
 
     blocks = tuple(tuple(timing((layer, action)) for action in range(actions)) for layer in range(layers))
