@@ -85,9 +85,11 @@ class QuantizedLayer(nn.Module):
         return self.weight_quantizer(self.weight, bits)
 
     @torch.no_grad()
-    def start_from(self, other: QuantizedLayer) -> None:
-        """Take over what `other` has learned, as far as the bitwidths are the same."""
-        self.weight.copy_(other.weight)
+    def start_from(self, other: QuantizedLayer, same_outputs: bool = True) -> None:
+        """Take over what `other` has learned, as far as the bitwidths are the same, and, if the outputs are the same,
+        its weights."""
+        if same_outputs:
+            self.weight.copy_(other.weight)
         mine, theirs = (layer.activation_quantizer for layer in (self, other))
         learned = theirs.state_dict()
         for name, rows in mine.state_dict().items():  # views of the module's own tensors, a row for each bitwidth
@@ -232,14 +234,19 @@ class QuantConvNorm(QuantizedLayer):
             *part(norms._modules, str(bits)),
         ]
 
-    def start_from(self, other: QuantizedLayer) -> None:
+    def start_from(self, other: QuantizedLayer, same_outputs: bool = True) -> None:
         """The norm of a bitwidth that `other` lacks begins as that of its next wider one, or of its widest."""
         assert isinstance(other, QuantConvNorm)
-        super().start_from(other)
+        super().start_from(other, same_outputs)
         known = sorted(map(int, other.norms))
         for bits, norm in self.norms.items():
             nearest = next((wider for wider in known if wider >= int(bits)), known[-1])
             norm.load_state_dict(other.norms[str(nearest)].state_dict())
+
+    def start_as_zero(self) -> None:
+        """Have the layer return zeros at every bitwidth, until its norms' gains are trained."""
+        for norm in self.norms.values():
+            nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
 
     def _derive(self, bits: int) -> tuple[Tensor, ...]:
         """Weight levels [C_out, C_in, k, k]; per channel the gain and the bias that scales and norm add up to."""
@@ -261,11 +268,12 @@ class QuantLinear(QuantizedLayer):
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     @torch.no_grad()
-    def start_from(self, other: QuantizedLayer) -> None:
+    def start_from(self, other: QuantizedLayer, same_outputs: bool = True) -> None:
         """The bias as well."""
         assert isinstance(other, QuantLinear)
-        super().start_from(other)
-        self.bias.copy_(other.bias)
+        super().start_from(other, same_outputs)
+        if same_outputs:
+            self.bias.copy_(other.bias)
 
     def forward(self, x: Tensor, bits: int) -> Tensor:
         """[B, in] -> [B, out]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -137,27 +137,43 @@ class ResNet(nn.Module):
         self.register_buffer("feature_std", torch.ones(statistics))
 
     def start_from(self, other: ResNet) -> None:
-        """Take over the weights of a network of the same shape, whose bitwidths may be others: of a
-        bitwidth that it has not, norms begin from those of its next wider one, and the range of activations from the
-        first batch of training. The quantizer may be another one that learns the same numbers.
+        """Take over the weights of a network of the same width, whose depth, classes and bitwidths may be others.
+
+        - Depth: each stage's blocks are spread evenly over the stage; a block in between begins as the identity, since
+          the gain of its last norm is zero. Of a deeper network, evenly spaced blocks are taken.
+        - Classes: the weights of the classifier stay as they are.
+        - Bitwidths: of one that `other` lacks, norms begin from those of its next wider one, and the range of
+          activations from the first batch of training.
+        - Quantizer: another one that learns the same numbers.
 
         Raises:
-            ValueError: another depth, width, number of classes, or a quantizer that learns other numbers.
+            ValueError: another width, or a quantizer that learns other numbers.
         """
-        free = {name: getattr(self.config, name) for name in ("bitwidths", "widest", "quantizer")}
         learned, known = (
             self.stem_conv.activation_quantizer.state_dict(),
             other.stem_conv.activation_quantizer.state_dict(),
         )
-        if replace(other.config, **free) != self.config or learned.keys() != known.keys():
+        if other.config.width != self.config.width or learned.keys() != known.keys():
             raise ValueError(
-                f"a network of {self.config} cannot start from one of {other.config}: only bitwidths may differ, and "
-                "quantizers that learn the same numbers"
+                f"a network of {self.config} cannot start from one of {other.config}: the width must be the same, and "
+                "quantizers must learn the same numbers"
             )
-        theirs = dict(other.named_modules())
-        for name, layer in self.named_modules():
-            if isinstance(layer, QuantizedLayer):
-                layer.start_from(theirs[name])
+        self.stem_conv.start_from(other.stem_conv)
+        self.classifier.start_from(other.classifier, same_outputs=self.config.num_classes == other.config.num_classes)
+        mine, theirs = len(self.blocks) // 3, len(other.blocks) // 3
+        placed: dict[int, int] = {}
+        for index in range(min(mine, theirs)):
+            place, source = (index * mine // theirs, index) if mine > theirs else (index, index * theirs // mine)
+            placed[place] = source
+        for index, block in enumerate(self.blocks):
+            stage, place = divmod(index, mine)
+            if place not in placed:
+                block.conv2.start_as_zero()  # type: ignore[operator, union-attr]
+                continue
+            source = dict(other.blocks[stage * theirs + placed[place]].named_modules())
+            for name, layer in block.named_modules():
+                if isinstance(layer, QuantizedLayer):
+                    layer.start_from(source[name])  # type: ignore[arg-type]
 
     def stem(self, images: Tensor, widest: int) -> Tensor:
         """Normalised images [B, 3, H, W] -> features [B, C, H, W]."""

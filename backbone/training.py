@@ -46,6 +46,9 @@ class TrainingConfig:
 
     any_route: bool = True
     """Train on random routes beside full execution; otherwise on full execution only."""
+    bits: int | None = None
+    """Bitwidth of every block in what `any_route` calls full execution; by default the widest. A network for few bits
+    is trained with `any_route` off and these bits, its stem, shortcuts and head staying at the widest."""
     epochs: int = 30
     """Passes over the training images; 0 keeps the weights that are started from."""
     batch_size: int = 128
@@ -236,7 +239,9 @@ class BackboneTrainer:
         pick = int(torch.randint(len(self.runners), (), generator=self.generator))
         bitwidths, run = self.runners[pick]
         count, layers, actions = len(images), len(self.backbone.blocks), len(bitwidths)
-        full = torch.full((count, layers), actions - 1)
+        full = torch.full(
+            (count, layers), actions - 1 if self.config.bits is None else bitwidths.index(self.config.bits)
+        )
         shown = math.ceil(count * self.config.route_share)
         constant = self.config.constant_share
         routes = random_routes(shown, layers, actions, self.generator, constant) if self.config.any_route else None

@@ -55,7 +55,8 @@ class Pretrain:
     quantizer: str = "pact_sawb_int8"
     """"pact_sawb_int8", "pact_sawb", "minmax", or "module:function"."""
     start: Path | None = None
-    """Backbone file of the same depth and width to begin with, such as a plainly trained one."""
+    """Backbone file of the same width to begin with, such as one that is trained plainly, is shallower, or has other
+    classes."""
     output: Path | None = None
     """File to write; by default among your own weights in the data folder, where the environments look first. Beside it
     stand a .json with the command and the test accuracies, and a .log with one line for each epoch."""
@@ -128,9 +129,11 @@ def main(args: Pretrain) -> None:
     output = args.output_file()
     width = usual_width(args.dataset, args.depth) if args.width is None else args.width
     config = ResNetConfig(args.depth, dataset.num_classes, width, args.bitwidths, args.widest, args.quantizer)
+    if args.training.bits not in (None, *args.bitwidths[1:]):
+        raise ValueError(f"--training.bits {args.training.bits} is not among the bitwidths {args.bitwidths}")
     backbone = ResNet(config)
     if args.start is not None:
-        backbone.start_from(load_backbone(args.start, dataset=args.dataset))
+        backbone.start_from(load_backbone(args.start))
     runs = processes(backbone.to(args.device))
     runners = {bitwidths: process.run for bitwidths, process in runs.items()}
     trainer = BackboneTrainer(backbone, runners, dataset, args.training, args.state_file())

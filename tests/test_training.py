@@ -62,9 +62,45 @@ def test_start_takes_over_a_plain_network_and_fills_in_bitwidths():
     assert torch.equal(other.stem_conv.norms["8"].weight, plain.stem_conv.norms["32"].weight)
 
 
-def test_start_refuses_another_shape():
-    with pytest.raises(ValueError, match="only bitwidths may differ"):
+def test_start_makes_a_deeper_network_that_begins_as_the_shallower_one():
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    shallow, deep = ResNet(ResNetConfig(8, 10, 4, (0, 2, 32))), ResNet(ResNetConfig(26, 10, 4, (0, 2, 32)))
+    for bits in (2, 32):
+        shallow.train()(images, bits, 32)
+    deep.start_from(shallow)
+    for bits in (2, 32):
+        assert torch.equal(deep.eval()(images, bits, 32), shallow.eval()(images, bits, 32))
+    other = ResNet(ResNetConfig(8, 10, 4, (0, 2, 32)))
+    other.start_from(deep)  # and back: evenly spaced blocks
+    assert torch.equal(other.eval()(images, 32), shallow(images, 32))
+
+
+def test_start_keeps_the_classifier_of_another_number_of_classes():
+    plain, other = ResNet(ResNetConfig(8, 10, 4)), ResNet(ResNetConfig(8, 100, 4))
+    weight = other.classifier.weight.clone()
+    other.start_from(plain)
+    assert torch.equal(other.classifier.weight, weight)
+    assert torch.equal(other.blocks[2].conv1.weight, plain.blocks[2].conv1.weight)
+
+
+def test_start_refuses_another_width():
+    with pytest.raises(ValueError, match="width"):
         ResNet(ResNetConfig(8, 10, 4)).start_from(ResNet(ResNetConfig(8, 10, 8)))
+
+
+def test_training_for_few_bits_trains_the_norms_of_these_bits(dataset, tmp_path):
+    backbone = ResNet(ResNetConfig(8, 10, 4))
+    process = SkippingProcess(backbone)
+    config = TrainingConfig(any_route=False, bits=2, epochs=1, batch_size=8)
+    before = {bits: norm.running_mean.clone() for bits, norm in backbone.blocks[0].conv1.norms.items()}
+    for _ in BackboneTrainer(backbone, {process.bitwidths: process.run}, dataset, config, tmp_path / "s").epochs():
+        pass
+    moved = {
+        bits
+        for bits, norm in backbone.blocks[0].conv1.norms.items()
+        if not torch.equal(norm.running_mean, before[bits])
+    }
+    assert moved == {"2"}
 
 
 # --- routes, losses, schedules
