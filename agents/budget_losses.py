@@ -39,7 +39,7 @@ def sign_published(rollout: Rollout, target: float, cross_entropy: float, weight
     alpha, the weight, is 5e-6 in the paper and 1e-5 in its code, for batches of 128 images and 35 gated blocks.
     """
     cost = rollout.cost
-    return _direction(cost.mean(), target, target) * weight * rollout.process.num_layers * cost.sum()
+    return _direction(cost.mean(), target, target) * weight * rollout.mdp.num_layers * cost.sum()
 
 
 def hinge(rollout: Rollout, target: float, cross_entropy: float, weight: float = 1.0) -> Tensor:
@@ -54,10 +54,10 @@ def fractrain(
     there is no loss from the target to `band` * target above it, and at most `share` of the cross-entropy.
 
     The gate is to begin at full precision: `start_full` of the method. The target bounds the weighted cost, of which
-    the paper cost, by which policies are chosen and reported, differs somewhat.
+    the block cost, by which policies are chosen and reported, differs somewhat.
     """
-    check_modelled(rollout.process.cost, "the budget loss fractrain")
-    macs = rollout.process.cost.total[:, -1]
+    check_modelled(rollout.mdp.cost, "the budget loss fractrain")
+    macs = rollout.mdp.cost.total[:, -1]
     cost = (rollout.step_costs * macs / macs.mean()).sum(1).mean()
     limit = share * cross_entropy / float(cost.detach().clamp_min(1e-6))
     return _direction(cost, target, target * (1 + band)) * min(weight / target, limit) * cost
@@ -69,8 +69,8 @@ def target_rates(rollout: Rollout, target: float, cross_entropy: float, weight: 
     A block's rate is its batch-mean cost as a fraction of that block at the widest bitwidth; every block has the same
     target. Rates are relative to the target here, so that one weight serves all budgets.
     """
-    rates = rollout.step_costs.mean(0) * rollout.process.num_layers
-    return weight * (rates / target - 1).square().sum() / rollout.process.num_layers
+    rates = rollout.step_costs.mean(0) * rollout.mdp.num_layers
+    return weight * (rates / target - 1).square().sum() / rollout.mdp.num_layers
 
 
 def mean_bits(rollout: Rollout, target: float, cross_entropy: float, weight: float = 0.05) -> Tensor:
@@ -79,10 +79,10 @@ def mean_bits(rollout: Rollout, target: float, cross_entropy: float, weight: flo
     The target is the constant bitwidth that would cost the budget: widest * sqrt(target). Cost is quadratic in the
     bits, so a mixture of bitwidths with that mean costs more than the budget.
     """
-    process = rollout.process
-    bits = torch.tensor(process.bitwidths, dtype=rollout.weights.dtype, device=rollout.weights.device)
+    mdp = rollout.mdp
+    bits = torch.tensor(mdp.bitwidths, dtype=rollout.weights.dtype, device=rollout.weights.device)
     mean = (rollout.weights @ bits).mean()
-    return weight * (mean - process.widest * target**0.5).clamp_min(0)
+    return weight * (mean - mdp.widest * target**0.5).clamp_min(0)
 
 
 def _direction(cost: Tensor, low: float, high: float) -> float:

@@ -16,7 +16,7 @@ from agents.policies import Policy
 from backbone.cost import gate_bitops
 from backbone.data import batches
 from backbone.torch_state import default_torch_state
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 
@@ -115,42 +115,42 @@ def evaluate(
         return policy.measure(task, split, budget, progress)
     if not hasattr(policy, "macs_per_image"):
         kind = type(policy).__name__
-        raise TypeError(f"{kind} has no macs_per_image; SB3Policy(model, task.process) makes a policy of SB3's models")
-    process = seen_by(policy, task)
+        raise TypeError(f"{kind} has no macs_per_image; SB3Policy(model, task.mdp) makes a policy of SB3's models")
+    mdp = seen_by(policy, task)
     images = task.dataset.split(split)
     routes, answers = [], []
     memory: Any = None
     for rows in batches(images, batch_size):
-        normalised = task.dataset.normalize(images.images[rows]).to(process.device)
-        taken, logits, memory = play(policy, process, normalised, budget, memory)
+        normalised = task.dataset.normalize(images.images[rows]).to(mdp.device)
+        taken, logits, memory = play(policy, mdp, normalised, budget, memory)
         routes.append(taken)
         answers.append(logits)
         if progress:
             progress(len(rows))
-    looks = process.observation_macs if policy.macs_per_image else 0.0  # an assignment looks at nothing
+    looks = mdp.observation_macs if policy.macs_per_image else 0.0  # an allocation looks at nothing
     return summary(task, policy.macs_per_image + looks, torch.cat(routes), torch.cat(answers), images.labels)
 
 
-def seen_by(policy: Policy, task: Task) -> SkippingProcess:
+def seen_by(policy: Policy, task: Task) -> BlockMDP:
     """The task's process as the policy observes it."""
-    own = getattr(policy, "process", None)
-    return task.process if own is None else task.process.seeing(own.observation)
+    own = getattr(policy, "mdp", None)
+    return task.mdp if own is None else task.mdp.with_observation(own.observation)
 
 
 @torch.no_grad()
 def play(
-    policy: Policy, process: SkippingProcess, images: Tensor, budget: float = 1.0, memory: Any = None
+    policy: Policy, mdp: BlockMDP, images: Tensor, budget: float = 1.0, memory: Any = None
 ) -> tuple[Tensor, Tensor, Any]:
     """From normalised images [B, 3, H, W] to their routes [B, L], the logits [B, K] and the policy's memory."""
-    state = process.initial(images, budget)
+    state = mdp.initial(images, budget)
     taken = []
-    for layer in range(process.num_layers):
+    for layer in range(mdp.num_layers):
         starts = np.full(len(images), layer == 0)
-        observation = process.observe(state).cpu().numpy()
+        observation = mdp.observe(state).cpu().numpy()
         action, memory = policy.predict(observation, memory, starts, deterministic=True)
-        taken.append(torch.as_tensor(action, device=process.device))
-        state = process.transition(state, taken[-1], in_place=True)
-    return torch.stack(taken, 1), process.logits(state), memory
+        taken.append(torch.as_tensor(action, device=mdp.device))
+        state = mdp.transition(state, taken[-1], in_place=True)
+    return torch.stack(taken, 1), mdp.logits(state), memory
 
 
 @default_torch_state()
@@ -177,17 +177,17 @@ def shuffled_accuracy(
         ValueError: routes of another shape, as where images take no single route.
     """
     images = task.dataset.split(split)
-    if routes.shape != (len(images), task.process.num_layers):
+    if routes.shape != (len(images), task.mdp.num_layers):
         raise ValueError(
-            f"routes of the {len(images)} {split} images must be {[len(images), task.process.num_layers]} actions, got "
+            f"routes of the {len(images)} {split} images must be {[len(images), task.mdp.num_layers]} actions, got "
             f"{list(routes.shape)}: where images take no single route, none can be given to another image"
         )
     order = torch.randperm(len(routes), generator=torch.Generator().manual_seed(seed))
-    drawn = iter(routes[order].to(task.process.device).split(batch_size))
+    drawn = iter(routes[order].to(task.mdp.device).split(batch_size))
 
     def answer(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         theirs = next(drawn)
-        return task.process.run(batch, theirs), *task.process.cost.route_cost(theirs)
+        return task.mdp.run(batch, theirs), *task.mdp.cost.route_cost(theirs)
 
     return answered(task, split, answer, progress, batch_size).accuracy
 
@@ -204,18 +204,18 @@ def answered(
     Args:
         task: backbone, bitwidths and data set.
         split: "train", "validation" or "test".
-        answer: normalised images [B, 3, H, W] -> logits [B, K], paper costs [B], total costs [B].
+        answer: normalised images [B, 3, H, W] -> logits [B, K], block costs [B], total costs [B].
         progress: called with the number of images of each batch that is done.
         batch_size: images at once.
     """
     images, results = task.dataset.split(split), []
     for rows in batches(images, batch_size):
         with torch.no_grad():
-            results.append(answer(task.dataset.normalize(images.images[rows]).to(task.process.device)))
+            results.append(answer(task.dataset.normalize(images.images[rows]).to(task.mdp.device)))
         if progress:
             progress(len(rows))
     logits, paper, total = (torch.cat(column) for column in zip(*results, strict=True))
-    return from_answers(logits, images.labels, paper, total, task.process.cost.full_bitops)
+    return from_answers(logits, images.labels, paper, total, task.mdp.cost.full_bitops)
 
 
 def judged(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -240,7 +240,7 @@ def from_answers(logits: Tensor, labels: Tensor, paper: Tensor, total: Tensor, f
     Args:
         logits: [N, K].
         labels: [N].
-        paper: [N] paper costs.
+        paper: [N] block costs.
         total: [N] total costs.
         full_bitops: of full execution.
     """
@@ -263,15 +263,15 @@ def from_answers(logits: Tensor, labels: Tensor, paper: Tensor, total: Tensor, f
 def summary(task: Task, gate_macs: float, routes: Tensor, logits: Tensor, labels: Tensor) -> Evaluation:
     """The evaluation of N images from their routes [N, L], the network's logits [N, K] on these, their labels [N], and
     the gate's own multiply-accumulates for an image."""
-    costs = task.process.cost
+    costs = task.mdp.cost
     paper, total = costs.route_cost(routes)
     found = from_answers(
         logits, labels, paper, total.double() + gate_bitops(gate_macs) / costs.full_bitops, costs.full_bitops
     )
-    chosen = F.one_hot(routes, task.process.num_actions).double().mean(0)
+    chosen = F.one_hot(routes, task.mdp.num_actions).double().mean(0)
     histogram = [[round(share, 6) for share in row] for row in chosen.tolist()]
     measured = costs.route_milliseconds(routes)
-    gate = task.process.num_layers * costs.gate_milliseconds if gate_macs else 0.0
+    gate = task.mdp.num_layers * costs.gate_milliseconds if gate_macs else 0.0
     return replace(
         found,
         gate_macs=gate_macs,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backbone.cost import count_macs
 from backbone.names import resolve
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 
 Hidden = Any
 
@@ -30,12 +30,12 @@ class RecurrentGate(nn.Module):
 
     units = 10
 
-    def __init__(self, process: SkippingProcess) -> None:
+    def __init__(self, mdp: BlockMDP) -> None:
         super().__init__()
-        self.num_layers = process.num_layers
-        self.project = nn.ModuleList(nn.Linear(process.observation_dim, self.units) for _ in range(process.num_layers))
+        self.num_layers = mdp.num_layers
+        self.project = nn.ModuleList(nn.Linear(mdp.observation_dim, self.units) for _ in range(mdp.num_layers))
         self.lstm = nn.LSTMCell(self.units, self.units)
-        self.score = nn.Linear(self.units, process.num_actions)
+        self.score = nn.Linear(self.units, mdp.num_actions)
 
     def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
         """[B, D] -> [B, A]."""
@@ -49,12 +49,12 @@ class FeedForwardGate(nn.Module):
 
     units = 64
 
-    def __init__(self, process: SkippingProcess) -> None:
+    def __init__(self, mdp: BlockMDP) -> None:
         super().__init__()
         self.hidden = nn.Sequential(
-            nn.Linear(process.observation_dim, self.units), nn.Tanh(), nn.Linear(self.units, self.units), nn.Tanh()
+            nn.Linear(mdp.observation_dim, self.units), nn.Tanh(), nn.Linear(self.units, self.units), nn.Tanh()
         )
-        self.score = nn.Linear(self.units, process.num_actions)
+        self.score = nn.Linear(self.units, mdp.num_actions)
 
     def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
         """[B, D] -> [B, A]."""
@@ -66,11 +66,11 @@ class BlockwiseGate(nn.Module):
 
     units = 16
 
-    def __init__(self, process: SkippingProcess) -> None:
+    def __init__(self, mdp: BlockMDP) -> None:
         super().__init__()
-        self.num_layers = process.num_layers
-        self.hidden = nn.ModuleList(nn.Linear(process.observation_dim, self.units) for _ in range(self.num_layers))
-        self.scores = nn.ModuleList(nn.Linear(self.units, process.num_actions) for _ in range(self.num_layers))
+        self.num_layers = mdp.num_layers
+        self.hidden = nn.ModuleList(nn.Linear(mdp.observation_dim, self.units) for _ in range(self.num_layers))
+        self.scores = nn.ModuleList(nn.Linear(self.units, mdp.num_actions) for _ in range(self.num_layers))
 
     def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
         """[B, D] -> [B, A]."""
@@ -83,11 +83,11 @@ class _ConvolutionalGate(nn.Module):
 
     observation = "features"
 
-    def __init__(self, process: SkippingProcess) -> None:
+    def __init__(self, mdp: BlockMDP) -> None:
         super().__init__()
-        self.shapes = process.feature_shapes[: process.num_layers]
+        self.shapes = mdp.feature_shapes[: mdp.num_layers]
         self.looks = nn.ModuleList(self.look(channels) for channels, _, _ in self.shapes)
-        self.scores = nn.ModuleList(nn.Linear(channels, process.num_actions) for channels, _, _ in self.shapes)
+        self.scores = nn.ModuleList(nn.Linear(channels, mdp.num_actions) for channels, _, _ in self.shapes)
 
     def look(self, channels: int) -> nn.Sequential:
         """[B, C, H, W] -> features that are pooled before they are scored."""
@@ -127,14 +127,14 @@ class OneShotGate(nn.Module):
 
     observation = "features"
 
-    def __init__(self, process: SkippingProcess) -> None:
+    def __init__(self, mdp: BlockMDP) -> None:
         super().__init__()
-        self.shape, self.num_layers = process.feature_shapes[0], process.num_layers
+        self.shape, self.num_layers = mdp.feature_shapes[0], mdp.num_layers
         width = self.shape[0]
         self.look = nn.Sequential(
             *_conv_norm(width, width, 2), *_conv_norm(width, 2 * width, 2), *_conv_norm(2 * width, 4 * width, 2)
         )
-        self.score = nn.Linear(4 * width, process.num_layers * process.num_actions)
+        self.score = nn.Linear(4 * width, mdp.num_layers * mdp.num_actions)
 
     def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
         """[B, D] -> [B, A]; `hidden` [B, L, A] holds the scores for all blocks."""
@@ -160,32 +160,30 @@ GATES: dict[str, type[nn.Module]] = {
 }
 
 
-def sight(name: str, process: SkippingProcess) -> SkippingProcess:
+def observed_by(name: str, mdp: BlockMDP) -> BlockMDP:
     """The process as the gate called `name` sees it."""
     observation = getattr(resolve("gate", name, GATES), "observation", None)
-    return process.seeing(observation) if observation else process
+    return mdp.with_observation(observation) if observation else mdp
 
 
-def make_gate(name: str, process: SkippingProcess) -> nn.Module:
-    """A new gate for `process`, its own `sight` of the task's: a name in `GATES`, or a user's own "module:Class".
+def make_gate(name: str, mdp: BlockMDP) -> nn.Module:
+    """A new gate for `mdp`, its own `sight` of the task's: a name in `GATES`, or a user's own "module:Class".
 
     Raises:
         ValueError: an unknown name, or a process with another observation than the gate needs.
     """
     build = resolve("gate", name, GATES)
-    wanted = getattr(build, "observation", process.observation)
-    if wanted != process.observation:
-        raise ValueError(
-            f"gate {name!r} needs observation {wanted!r}, not {process.observation!r}; see agents.gates.sight"
-        )
-    gate: nn.Module = build(process)
-    return gate.to(process.device)
+    wanted = getattr(build, "observation", mdp.observation)
+    if wanted != mdp.observation:
+        raise ValueError(f"gate {name!r} needs observation {wanted!r}, not {mdp.observation!r}; see agents.gates.sight")
+    gate: nn.Module = build(mdp)
+    return gate.to(mdp.device)
 
 
 def position(observation: Tensor, num_layers: int) -> int:
     """The block that observations [B, D] were made in front of.
 
-    The one-hot position stands before the last two entries (cost, budget), see `SkippingProcess.observe`.
+    The one-hot position stands before the last two entries (cost, budget), see `BlockMDP.observe`.
     """
     return int(observation[0, -num_layers - 2 : -2].argmax())
 
@@ -211,15 +209,15 @@ def score_layers(gate: nn.Module) -> list[nn.Linear]:
     return list(found)
 
 
-def macs_of_an_episode(gate: nn.Module, process: SkippingProcess) -> float:
+def macs_of_an_episode(gate: nn.Module, mdp: BlockMDP) -> float:
     """A gate's own multiply-accumulates for all decisions on one image."""
     training = gate.training
 
     def play() -> None:
         hidden = None
-        for layer in range(process.num_layers):
-            observation = torch.zeros(1, process.observation_dim, device=process.device)
-            observation[0, -process.num_layers - 2 + layer] = 1
+        for layer in range(mdp.num_layers):
+            observation = torch.zeros(1, mdp.observation_dim, device=mdp.device)
+            observation[0, -mdp.num_layers - 2 + layer] = 1
             _, hidden = gate(observation, hidden)
 
     macs = sum(count_macs(gate.eval(), play).values())

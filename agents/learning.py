@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.checkpoints import Variables
-from agents.gates import GATES, make_gate, score_layers, sight
+from agents.gates import GATES, make_gate, observed_by, score_layers
 from agents.method_config import MethodConfig, check_not_negative
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
@@ -66,7 +66,7 @@ def image_stream(task: Task, batch_size: int, seed: int, copies: int = 1, split:
     """Endless batches of normalised images [B, 3, H, W] and labels [B], augmented unless the split is another than
     "train"; with copies, each image stands so many times in a row, augmented alike, and B is as many times the batch
     size."""
-    dataset, device, drawn_from = task.dataset, task.process.device, task.dataset.split(split)
+    dataset, device, drawn_from = task.dataset, task.mdp.device, task.dataset.split(split)
 
     def batch_of(rows: Tensor, generator: torch.Generator) -> Batch:
         images = dataset.normalize(drawn_from.images[rows])
@@ -158,18 +158,18 @@ class GateLearner:
 
     def __init__(self, config: GateConfig, task: Task, recorder: Recorder) -> None:
         self.config, self.recorder = config, recorder
-        self.process = sight(config.gate, task.process)
-        self.gate = make_gate(config.gate, self.process)
+        self.mdp = observed_by(config.gate, task.mdp)
+        self.gate = make_gate(config.gate, self.mdp)
         if config.start_full:
             for layer in score_layers(self.gate):
                 with torch.no_grad():
-                    layer.bias.view(-1, self.process.num_actions)[:, -1] += FULL_BIAS
-        self.policy = GatePolicy(self.gate, config.gate, self.process)
-        recorder.watch(self.gate, *([task.process.backbone] if config.cotrain else []))
+                    layer.bias.view(-1, self.mdp.num_actions)[:, -1] += FULL_BIAS
+        self.policy = GatePolicy(self.gate, config.gate, self.mdp)
+        recorder.track_weights(self.gate, *([task.mdp.backbone] if config.cotrain else []))
         self._optimizer = OPTIMIZERS[config.optimizer](self.gate.parameters(), lr=config.lr)
         self._stream = image_stream(task, config.batch_size, config.seed)
         self._stage = Variables(begin=0)
-        recorder.keep(gate=self.gate, optimizer=self._optimizer, stage=self._stage, images=self._stream)
+        recorder.register_state(gate=self.gate, optimizer=self._optimizer, stage=self._stage, images=self._stream)
 
     def train(
         self,
@@ -193,29 +193,29 @@ class GateLearner:
             before_check: called before the policy is validated.
         """
         backbone = (
-            BackboneLearner(self.process.backbone, self.config.backbone_lr if lr is None else lr) if cotrain else None
+            BackboneLearner(self.mdp.backbone, self.config.backbone_lr if lr is None else lr) if cotrain else None
         )
         schedule = schedule or self.config.schedule
         factor = make_schedule(schedule)
         given = {"stream": stream, "backbone": backbone}
-        self.recorder.keep(**{name: value for name, value in given.items() if value is not None})
+        self.recorder.register_state(**{name: value for name, value in given.items() if value is not None})
         stream = stream or self._stream
-        self._stage.begin = self.recorder.seen
-        while self.recorder.goes_on(until):
+        self._stage.begin = self.recorder.images_seen
+        while self.recorder.should_continue(until):
             loss, scalars = loss_of(*(batch := next(stream)))
             self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
             share = factor(self._progress(schedule, until))
             self._step(loss, (self.config.lr if lr is None else lr) * share)
             if backbone:
                 backbone.apply(share)
-            if self.recorder.check_due():
+            if self.recorder.validation_due():
                 if before_check:
                     before_check()
-                self.recorder.consider(self.policy)
+                self.recorder.validate(self.policy)
 
     def _progress(self, schedule: str, until: int) -> float:
         """Share of training that is done; for "step", of the stage."""
-        seen, begin = self.recorder.seen, self._stage.begin
+        seen, begin = self.recorder.images_seen, self._stage.begin
         return (seen - begin) / (until - begin) if schedule.startswith("step") else seen / self.recorder.num_images
 
     def _step(self, loss: Tensor, lr: float) -> None:

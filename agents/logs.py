@@ -33,7 +33,7 @@ SCALARS = (
 """What every method that learns logs, whatever else it does. Those of training are means since the last validation:
 
 - accuracy: share of right answers on the routes that were taken in training;
-- cost: mean paper cost of these routes, a fraction of full execution;
+- cost: mean block cost of these routes, a fraction of full execution;
 - reward: what the method raises, for an image: the return of an episode, or minus the loss. Its components, of which it
   is the sum, are `train/reward_NAME`;
 - entropy: of the distribution that decides, in nats for a decision; for networks with gates of their own, of the share

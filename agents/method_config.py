@@ -41,7 +41,7 @@ class MethodConfig:
     """Whether the method trains a network with gates of its own rather than a policy on the environment: it cannot skip
     everything, its floor is what it always computes, and full execution of the backbone is not among its choices."""
     runs_again: ClassVar[bool] = False
-    """Whether an image may be run more than once, so that the method is no policy of the decision process."""
+    """Whether an image may be run more than once, so that the method is no policy of the MDP."""
     highest_budget: ClassVar[float] = 1.0
     """The largest budget it can be given: more than 1 where images may be run more than once."""
     seeded: ClassVar[bool] = True
@@ -53,12 +53,12 @@ class MethodConfig:
     """Options that tuning may choose, each from a range or from some values."""
 
     budget: float = 0.04
-    """Mean cost to stay within, as a fraction of full execution (paper cost)."""
+    """Mean cost to stay within, as a fraction of full execution (block cost)."""
     num_images: int = 30_000
     """Images shown to the learner, repetitions counted."""
     seed: int = 0
     """Seed of everything random."""
-    checks: int = 10
+    num_evals: int = 10
     """How often the policy is validated; the best of these is kept."""
 
     @property
@@ -92,6 +92,6 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_budget(self.budget, self.highest_budget)
-        for name in ("num_images", "checks", "batch_size", "num_envs", "n_epochs", "n_steps", "search_images"):
+        for name in ("num_images", "num_evals", "batch_size", "num_envs", "n_epochs", "n_steps", "search_images"):
             if getattr(self, name, 1) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

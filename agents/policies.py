@@ -3,7 +3,7 @@
 `predict(observation, state, episode_start, deterministic) -> (actions, state)` takes and returns numpy arrays. `state`
 is None in the very first call and then what the last call returned; `episode_start` [B] says whose episode begins.
 Beside it a policy has `macs_per_image`, its own multiply-accumulates for all blocks of an image, and `save(folder)`. A
-policy that wants another observation than the task's has a `process` of its own that makes it.
+policy that wants another observation than the task's has a `mdp` of its own that makes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agents.gates import macs_of_an_episode, position
 from backbone.checkpoint import save_tensors
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 
 FILE = "policy.safetensors"
 Array = np.ndarray[Any, Any]
@@ -40,12 +40,12 @@ class Policy(Protocol):
 class GatePolicy:
     """A gate as a policy: the best-scored action, or one drawn from the softmax of the scores.
 
-    `process` is the gate's own sight of the task's, whose observations it wants.
+    `mdp` is the gate's own sight of the task's, whose observations it wants.
     """
 
-    def __init__(self, gate: nn.Module, name: str, process: SkippingProcess) -> None:
-        self.gate, self.name, self.process = gate, name, process
-        self.macs_per_image = macs_of_an_episode(gate, process)
+    def __init__(self, gate: nn.Module, name: str, mdp: BlockMDP) -> None:
+        self.gate, self.name, self.mdp = gate, name, mdp
+        self.macs_per_image = macs_of_an_episode(gate, mdp)
 
     def predict(
         self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
@@ -55,10 +55,10 @@ class GatePolicy:
         Raises:
             ValueError: observations of another width than the gate was made for.
         """
-        if observation.shape[1:] != (self.process.observation_dim,):
+        if observation.shape[1:] != (self.mdp.observation_dim,):
             raise ValueError(
-                f"the gate sees {self.process.observation_dim} numbers (observation "
-                f"{self.process.observation!r}), and was given {observation.shape[1:]}"
+                f"the gate sees {self.mdp.observation_dim} numbers (observation "
+                f"{self.mdp.observation!r}), and was given {observation.shape[1:]}"
             )
         if episode_start is not None and episode_start.any():
             state = None
@@ -66,7 +66,7 @@ class GatePolicy:
         if training:  # else there is nothing to change, which would take twice as long as a decision
             self.gate.eval()
         with torch.no_grad():
-            scores, state = self.gate(torch.as_tensor(observation, device=self.process.device), state)
+            scores, state = self.gate(torch.as_tensor(observation, device=self.mdp.device), state)
             action = scores.argmax(1) if deterministic else torch.multinomial(scores.softmax(1), 1).squeeze(1)
         if training:
             self.gate.train()
@@ -77,7 +77,7 @@ class GatePolicy:
         save_tensors(folder / FILE, self.gate.state_dict(), {"kind": "gate", "gate": self.name})
 
 
-class AssignmentPolicy:
+class AllocationPolicy:
     """The same action for every image at a block: `actions` [L]. A constant bitwidth is a special case."""
 
     macs_per_image = 0.0
@@ -93,7 +93,7 @@ class AssignmentPolicy:
         return np.full(len(observation), int(self.actions[layer])), state
 
     def save(self, folder: Path) -> None:
-        """Write the assignment."""
+        """Write the allocation."""
         save_tensors(folder / FILE, {"actions": self.actions}, {"kind": "assignment"})
 
 

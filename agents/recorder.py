@@ -46,11 +46,11 @@ class Recorder:
     The best policy is the most accurate one on validation among those within the budget; if none is, the cheapest.
     Where training does not aim at the budget, it is the most accurate one, at whatever cost.
 
-    To be resumed exactly, a method names by `keep` whatever changes while it trains, and asks `goes_on` between two
-    updates; what it forgets is refused, see `agents.unregistered`. There a checkpoint is written when one is due: after
-    every validation, and every `CHECKPOINT_SECONDS`. If the folder holds one, `seen` begins where that was written, so
-    that loops which are done with by then are passed over, and the first `goes_on` that is true puts everything back:
-    all that a method does before, it does again, and to no effect.
+    To be resumed exactly, a method registers by `register_state` whatever changes while it trains, and asks
+    `should_continue` between two updates; what it forgets is refused, see `agents.unregistered`. There a checkpoint is
+    written when one is due: after every validation, and every `CHECKPOINT_SECONDS`. If the folder holds one,
+    `images_seen` begins where that was written, so that loops which are done with by then are passed over, and the
+    first `should_continue` that is true puts everything back.
 
     Args:
         task: what is learned on.
@@ -72,7 +72,7 @@ class Recorder:
         budget: float,
         num_images: int,
         folder: Path | None = None,
-        checks: int = 10,
+        num_evals: int = 10,
         holds_budget: bool = True,
         progress: Callable[[int], None] | None = None,
         budgets: Sequence[float] = (),
@@ -82,13 +82,13 @@ class Recorder:
         self._pending: dict[str, Any] | None = None
         if folder and (folder / CHECKPOINT).is_file():
             self._pending = read_checkpoint(folder / CHECKPOINT)
-        self.seen: int = self._pending["recorder"]["seen"] if self._pending else 0
+        self.images_seen: int = self._pending["recorder"]["seen"] if self._pending else 0
         """Images that the learner was shown so far."""
-        self.logger: Logger = make_logger(folder, self.seen) if folder else Logger(None, [])
+        self.logger: Logger = make_logger(folder, self.images_seen) if folder else Logger(None, [])
         self.best: Evaluation | None = None
         """The best policy's evaluation on validation."""
         self._best_rank = (False, -math.inf)
-        self._interval = max(num_images // checks, 1)
+        self._interval = max(num_images // num_evals, 1)
         self._next_check = self._interval
         self._progress = progress
         self._watched: tuple[nn.Module, ...] = ()
@@ -99,7 +99,7 @@ class Recorder:
         self._checked_once = False
         self._before = 0.0
         self._start = self._saved = self._logged = time.monotonic()
-        self._seen_logged = self._asked = self.seen
+        self._seen_logged = self._asked = self.images_seen
         self._idle = 0
         self._checked = False
 
@@ -122,9 +122,9 @@ class Recorder:
     @property
     def finished(self) -> bool:
         """Whether the learner has been shown all its images."""
-        return self.seen >= self.num_images
+        return self.images_seen >= self.num_images
 
-    def keep(self, **states: Any) -> None:
+    def register_state(self, **states: Any) -> None:
         """Register what changes while training, by name: what had the name before is dropped. Every checkpoint holds
         the recorder's own state and the global generators too.
 
@@ -139,7 +139,7 @@ class Recorder:
         self._registered |= states
         self._loop = None
 
-    def goes_on(self, until: int | None = None) -> bool:
+    def should_continue(self, until: int | None = None) -> bool:
         """Whether the learner has not been shown all its images yet, or the first `until`.
 
         To be asked between two updates, where nothing is under way: here checkpoints are written and resumed.
@@ -149,15 +149,15 @@ class Recorder:
                 there is a folder, something that changes while training and is not registered by `keep`, see
                 `agents.unregistered`.
         """
-        if self.seen >= (self.num_images if until is None else until):
+        if self.images_seen >= (self.num_images if until is None else until):
             self._loop = None
             return False
-        self._idle = self._idle + 1 if self.seen == self._asked else 0
-        self._asked = self.seen
+        self._idle = self._idle + 1 if self.images_seen == self._asked else 0
+        self._asked = self.images_seen
         if self._idle >= PATIENCE:
             raise ValueError(
-                f"goes_on() was asked {PATIENCE} times at {self.seen} images, and would be for ever: report what each "
-                "update shows by recorder.step(images)"
+                f"should_continue() was asked {PATIENCE} times at {self.images_seen} images, and would be for ever: "
+                "report what each update shows by recorder.step(images)"
             )
         due = self._checked or time.monotonic() - self._saved > CHECKPOINT_SECONDS
         if self.folder:
@@ -193,7 +193,7 @@ class Recorder:
         Raises:
             TrainingDivergedError: a scalar is NaN or infinite.
         """
-        self.seen += images
+        self.images_seen += images
         parts = [value for name, value in scalars.items() if name.startswith("reward_")]
         if parts:
             scalars["reward"] = sum(parts)
@@ -204,13 +204,13 @@ class Recorder:
         if self._progress:
             self._progress(images)
 
-    def check_due(self) -> bool:
+    def validation_due(self) -> bool:
         """Whether it is time to validate."""
-        return self.seen >= self._next_check or self.finished
+        return self.images_seen >= self._next_check or self.finished
 
-    def consider(self, policy: Policy | SelfMeasured) -> None:
+    def validate(self, policy: Policy | SelfMeasured) -> None:
         """Validate `policy`; if it is the best so far, keep a copy of the watched modules' weights."""
-        self._next_check = self.seen + self._interval
+        self._next_check = self.images_seen + self._interval
         results = [evaluate(policy, self.task, "validation", budget) for budget in self.budgets]
         result, rank = average(results), self._rank(results)
         self._log(result)
@@ -220,10 +220,10 @@ class Recorder:
             self._snapshot = [copy.deepcopy(module.state_dict()) for module in self._watched]
             if self.folder:
                 policy.save(self.folder)
-                if self.task.process.backbone in self._watched:
-                    save_backbone(self.folder / BACKBONE, self.task.process.backbone)
+                if self.task.mdp.backbone in self._watched:
+                    save_backbone(self.folder / BACKBONE, self.task.mdp.backbone)
 
-    def watch(self, *modules: nn.Module) -> None:
+    def track_weights(self, *modules: nn.Module) -> None:
         """Name the modules that the policy's decisions and the network's answers depend on, and that learn."""
         self._watched = modules
 
@@ -231,7 +231,7 @@ class Recorder:
         """Load the best weights back into the watched modules, and freeze the backbone again."""
         for module, state in zip(self._watched, self._snapshot, strict=True):
             module.load_state_dict(state)
-        self.task.process.backbone.requires_grad_(False)
+        self.task.mdp.backbone.requires_grad_(False)
 
     def check_weights(self, module: nn.Module, cause: Exception | None = None) -> None:
         """Make sure that every weight of `module` is finite.
@@ -244,13 +244,13 @@ class Recorder:
 
     def _diverged(self, what: str) -> TrainingDivergedError:
         kept = f"the best policy so far is kept in {self.folder}" if self.folder and self.best else "nothing was kept"
-        return TrainingDivergedError(f"{what} after {self.seen} images; {kept}; try a smaller learning rate")
+        return TrainingDivergedError(f"{what} after {self.images_seen} images; {kept}; try a smaller learning rate")
 
     def summarise(self, settings: Mapping[str, Any], scalars: Mapping[str, float]) -> None:
         """Log for TensorBoard what the run's settings were, and the scalars, by name, that they led to in the end."""
         for output in self.logger.output_formats:
             if isinstance(output, Board):
-                output.summarise(settings, scalars, self.seen)
+                output.summarise(settings, scalars, self.images_seen)
 
     def close(self) -> None:
         """Close the log files."""
@@ -259,7 +259,7 @@ class Recorder:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of the recorder itself, the logs included."""
         return {
-            "seen": self.seen,
+            "seen": self.images_seen,
             "next_check": self._next_check,
             "seconds": self.seconds,
             "best": self.best,
@@ -271,7 +271,7 @@ class Recorder:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.seen, self._next_check, self._before = state["seen"], state["next_check"], state["seconds"]
+        self.images_seen, self._next_check, self._before = state["seen"], state["next_check"], state["seconds"]
         self.best, self._best_rank, self._snapshot = state["best"], state["best_rank"], state["snapshot"]
         for table, rows in zip(self._tables, state["rows"], strict=True):
             table.rows = rows
@@ -280,7 +280,7 @@ class Recorder:
             part.update(values)
         self._start = self._saved = self._logged = time.monotonic()
         if self._progress:
-            self._progress(self.seen)
+            self._progress(self.images_seen)
 
     @property
     def _tables(self) -> list[Table]:
@@ -295,14 +295,14 @@ class Recorder:
         for name in ("accuracy", "cost", "total_cost", "loss"):
             self.logger.record(f"validation/{name}", getattr(result, name))
         for layer, shares in enumerate(result.histogram):
-            for bits, share in zip(self.task.process.bitwidths, shares, strict=True):
+            for bits, share in zip(self.task.mdp.bitwidths, shares, strict=True):
                 self.logger.record(f"blocks/{layer:02}/bits_{bits}", share, exclude="csv")
         now = time.monotonic()
-        speed = (self.seen - self._seen_logged) / max(now - self._logged, 1e-9)
-        self._logged, self._seen_logged = now, self.seen
-        self.logger.record("time/images", self.seen)
+        speed = (self.images_seen - self._seen_logged) / max(now - self._logged, 1e-9)
+        self._logged, self._seen_logged = now, self.images_seen
+        self.logger.record("time/images", self.images_seen)
         self.logger.record("time/images_per_second", speed)
-        self.logger.dump(self.seen)
+        self.logger.dump(self.images_seen)
 
     def _rank(self, results: list[Evaluation]) -> tuple[bool, float]:
         excess = max(result.cost / budget for result, budget in zip(results, self.budgets, strict=True))

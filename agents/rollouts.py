@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone.quantization import straight_through
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Rollout:
     """[B, L] of the action taken."""
     entropies: Tensor
     """[B, L] of the gate's distribution at each block, in nats."""
-    process: SkippingProcess
+    mdp: BlockMDP
     """What was unrolled."""
 
     @property
@@ -39,7 +39,7 @@ class Rollout:
     @property
     def step_costs(self) -> Tensor:
         """[B, L] cost of each decision, in the unit of budgets."""
-        return (self.weights * self.process.cost.charged).sum(2)
+        return (self.weights * self.mdp.cost.charged).sum(2)
 
     @property
     def cost(self) -> Tensor:
@@ -73,7 +73,7 @@ Rule = Callable[[int, Tensor], Decision]
 
 
 def straight_through_rollout(
-    process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float, ignore: float = 0.0
+    mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float, ignore: float = 0.0
 ) -> Rollout:
     """Take the best-scored action at each block; the gradient passes straight through to the probabilities.
 
@@ -82,23 +82,21 @@ def straight_through_rollout(
     The gradient needs the outcome of every option, for it says what each would have changed; only those whose
     probability is at most `ignore` are left out, and have no gradient.
     """
-    return unroll(process, gate, images, budget, _best, ignore, attached=True)
+    return unroll(mdp, gate, images, budget, _best, ignore, attached=True)
 
 
 def gumbel_rollout(
-    process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float, temperature: float, ignore: float = 0.0
+    mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float, temperature: float, ignore: float = 0.0
 ) -> Rollout:
     """Take the best action after Gumbel noise; the gradient passes straight through to the softmax of the noisy scores
     (Jang et al. 2017, section 2.2)."""
-    return unroll(process, gate, images, budget, partial(_noisy_best, temperature), ignore, attached=True)
+    return unroll(mdp, gate, images, budget, partial(_noisy_best, temperature), ignore, attached=True)
 
 
-def sampled_rollout(
-    process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float, attached: bool = False
-) -> Rollout:
+def sampled_rollout(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float, attached: bool = False) -> Rollout:
     """Draw each action from the gate's distribution; gradients reach the backbone along the route taken (and, if
     `attached`, through what the gate saw), and the gate through `log_probabilities` and `entropies` only."""
-    return unroll(process, gate, images, budget, sample, attached=attached)
+    return unroll(mdp, gate, images, budget, sample, attached=attached)
 
 
 def sample(layer: int, scores: Tensor) -> Decision:
@@ -119,7 +117,7 @@ def _noisy_best(temperature: float, layer: int, scores: Tensor) -> Decision:
 
 
 def unroll(
-    process: SkippingProcess,
+    mdp: BlockMDP,
     gate: nn.Module,
     images: Tensor,
     budget: float,
@@ -139,32 +137,32 @@ def unroll(
         attached: whether gradients of the decisions pass on into the features that the gate saw.
     """
     # Where no gradient passes through the network, blocks run faster without the means for one.
-    passes = torch.is_grad_enabled() and (attached or any(p.requires_grad for p in process.backbone.parameters()))
+    passes = torch.is_grad_enabled() and (attached or any(p.requires_grad for p in mdp.backbone.parameters()))
     with torch.set_grad_enabled(passes):
-        state, hidden = process.initial(images, budget), None
+        state, hidden = mdp.initial(images, budget), None
     weights, log_probabilities, entropies = [], [], []
-    for layer in range(process.num_layers):
+    for layer in range(mdp.num_layers):
         with torch.set_grad_enabled(passes):
-            observation = process.observe(state)
+            observation = mdp.observe(state)
         scores, hidden = gate(observation if attached else observation.detach(), hidden)
         log_p, action, relaxed = rule(layer, scores)
-        chosen = F.one_hot(action, process.num_actions).to(scores.dtype)
+        chosen = F.one_hot(action, mdp.num_actions).to(scores.dtype)
         if relaxed is None:
             with torch.set_grad_enabled(passes):
-                state = process.transition(state, action, in_place=True)
+                state = mdp.transition(state, action, in_place=True)
         else:
             needed = chosen.bool() | (relaxed.detach() > ignore)
             if ignore:  # what has no outcome must have no part in the gradient
                 relaxed = relaxed * needed / (relaxed * needed).sum(1, keepdim=True)
             chosen = straight_through(relaxed, chosen)
-            state = process.relaxed_transition(state, chosen, needed)
+            state = mdp.relaxed_transition(state, chosen, needed)
         weights.append(chosen)
         log_probabilities.append(log_p.gather(1, action[:, None]).squeeze(1))
         entropies.append(-(log_p.exp() * log_p).sum(1))
     return Rollout(
-        logits=process.logits(state),
+        logits=mdp.logits(state),
         weights=torch.stack(weights, 1),
         log_probabilities=torch.stack(log_probabilities, 1),
         entropies=torch.stack(entropies, 1),
-        process=process,
+        mdp=mdp,
     )

@@ -1,8 +1,8 @@
 """What a training loop changes without having registered it, so that a killed run could not be resumed exactly.
 
-A checkpoint holds what a method gave to `Recorder.keep`. What it forgot is looked for where the loop is, in the
-function that calls `Recorder.goes_on`: in its local variables, in what these hold, in closures, and in the global
-variables that it names.
+A checkpoint holds what a method gave to `Recorder.register_state`. What it forgot is looked for where the loop is, in
+the function that calls `Recorder.should_continue`: in its local variables, in what these hold, in closures, and in the
+global variables that it names.
 
 Objects of kinds that change while they are used (`KINDS`) are refused before the first update. Local variables with
 plain values (numbers, arrays, lists, ...) that are there before the first update are refused once an update
@@ -134,7 +134,7 @@ def _own(what: Any) -> bool:
 
 
 class LoopCheck:
-    """A loop that calls `Recorder.goes_on`, as it is before its first update.
+    """A loop that calls `Recorder.should_continue`, as it is before its first update.
 
     Args:
         frame: of the function that calls it.
@@ -191,7 +191,7 @@ class LoopCheck:
             raise ValueError(
                 f"a killed run could not be resumed exactly: {names} passed from one update to the next and not "
                 f"registered. Hold such values in state = agents.checkpoints.Variables({values}), read and set "
-                f"state.{carried[0]} in the loop, and call recorder.keep(state=state) before it"
+                f"state.{carried[0]} in the loop, and call recorder.register_state(state=state) before it"
             )
         moved = [name for name, module in self._frozen.items() if _version(module) != self._versions[name]]
         if moved:
@@ -222,8 +222,8 @@ def _refusal(names: Sequence[str]) -> str:
     )
     return (
         f"a killed run could not be resumed exactly: {', '.join(names)} change while training and are not registered. "
-        f"Before the loop call recorder.keep({mend}); what has no state to save (an iterator, a wrapper) needs "
-        "state_dict() and load_state_dict(), as agents.learning.Stream has"
+        f"Before the loop call recorder.register_state({mend}); what has no state to save (an iterator, a wrapper) "
+        "needs state_dict() and load_state_dict(), as agents.learning.Stream has"
     )
 
 

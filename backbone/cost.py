@@ -78,7 +78,7 @@ class CostTable:
     bitwidths: tuple[int, ...]
     """Bitwidth of each action, ascending; the last is the widest."""
     paper: Tensor
-    """[L, A] paper cost of an action at a block; a route's paper cost is the sum over its blocks."""
+    """[L, A] block cost of an action at a block; a route's block cost is the sum over its blocks."""
     total: Tensor
     """[L, A] total cost of an action at a block, without what is always on."""
     total_always_on: float
@@ -163,27 +163,27 @@ def _block_macs(backbone: Any) -> tuple[list[float], float]:
         macs = count_macs(backbone.eval(), lambda: backbone(image, widest))
     finally:
         backbone.train(training)
-    blocks, always_on = [0.0] * len(backbone.blocks), 0.0
+    blocks, ungated_blocks = [0.0] * len(backbone.blocks), 0.0
     for name, count in macs.items():
         part = name.split(".")
         if part[0] == "blocks" and "shortcut" not in part:
             blocks[int(part[1])] += count
         else:
-            always_on += count
-    return blocks, always_on
+            ungated_blocks += count
+    return blocks, ungated_blocks
 
 
-def cost_table(backbone: Any, bitwidths: tuple[int, ...], always_on: int = 0) -> CostTable:
+def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 0) -> CostTable:
     """The costs of running each block of `backbone` at each of `bitwidths`.
 
-    The first `always_on` blocks are not decided: they are always on, and no rows of the tables.
+    The first `ungated_blocks` blocks are not decided: they are always on, and no rows of the tables.
 
     Raises:
         ValueError: `bitwidths` is not a possible tuple.
     """
     bits = torch.tensor(check_bitwidths(bitwidths), dtype=torch.float64)
     blocks, rest = _block_macs(backbone)
-    rest, blocks = rest + sum(blocks[:always_on]), blocks[always_on:]
+    rest, blocks = rest + sum(blocks[:ungated_blocks]), blocks[ungated_blocks:]
     widest = float(bits[-1])
     full_bitops = (sum(blocks) + rest) * widest**2
     device = next(backbone.parameters()).device
@@ -200,12 +200,12 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], always_on: int = 0) ->
 
 
 def cheapest_cost(bitwidths: Sequence[int]) -> float:
-    """Paper cost of running every gated block at the narrowest of `bitwidths`."""
+    """Block cost of running every gated block at the narrowest of `bitwidths`."""
     return (min(bitwidths) / max(bitwidths)) ** 2
 
 
 def at_full_precision(cost: float, bitwidths: Sequence[int]) -> float:
-    """A paper cost over `bitwidths`, a fraction of their widest, as a fraction of running every gated block at 32 bits:
+    """A block cost over `bitwidths`, a fraction of their widest, as a fraction of running every gated block at 32 bits:
     what costs over other tuples, and published ones, are in."""
     return cost * (max(bitwidths) / FLOAT_BITS) ** 2
 
@@ -220,7 +220,7 @@ class GatedCost:
     """[L, 2] further BitOps on an image for which its gate is on everywhere."""
     blocks: Tensor
     """[L] BitOps of each block at full execution, every multiply-accumulate at the widest bitwidth."""
-    always_on: float
+    ungated_blocks: float
     """BitOps of stem, shortcuts and head, at the widest bitwidth."""
     full_bitops: float
     """BitOps of full execution of the ungated network; total cost is a fraction of this."""
@@ -229,11 +229,11 @@ class GatedCost:
         """Paper and total cost [B] of images on which the gates are on for the shares `densities` [B, L, 2] of the
         outputs.
 
-        Paper cost is the mean over blocks of BitOps over those at full execution: a block of k bits costs
+        Block cost is the mean over blocks of BitOps over those at full execution: a block of k bits costs
         (k / widest)**2, as for DFS.
         """
         spent = (self.always + self.gated * densities.double().to(self.always.device)).sum(2)
-        return (spent / self.blocks).mean(1), (spent.sum(1) + self.always_on) / self.full_bitops
+        return (spent / self.blocks).mean(1), (spent.sum(1) + self.ungated_blocks) / self.full_bitops
 
 
 def gated_cost(network: GatedResNet, full_bitops: float) -> GatedCost:
@@ -256,7 +256,7 @@ def gated_cost(network: GatedResNet, full_bitops: float) -> GatedCost:
         always=table[..., 0],
         gated=table[..., 1],
         blocks=blocks.to(image.device) * squared,
-        always_on=(sum(macs.values()) - gated_macs) * squared,
+        ungated_blocks=(sum(macs.values()) - gated_macs) * squared,
         full_bitops=full_bitops,
     )
 

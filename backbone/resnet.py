@@ -161,19 +161,19 @@ class ResNet(nn.Module):
         self.stem_conv.start_from(other.stem_conv)
         self.classifier.start_from(other.classifier, same_outputs=self.config.num_classes == other.config.num_classes)
         mine, theirs = len(self.blocks) // 3, len(other.blocks) // 3
-        placed: dict[int, int] = {}
-        for index in range(min(mine, theirs)):
-            place, source = (index * mine // theirs, index) if mine > theirs else (index, index * theirs // mine)
-            placed[place] = source
+        deeper = mine > theirs
+        sources = (
+            {i * mine // theirs: i for i in range(theirs)} if deeper else {i: i * theirs // mine for i in range(mine)}
+        )
         for index, block in enumerate(self.blocks):
             stage, place = divmod(index, mine)
-            if place not in placed:
+            if place not in sources:
                 block.conv2.start_as_zero()  # type: ignore[operator, union-attr]
                 continue
-            source = dict(other.blocks[stage * theirs + placed[place]].named_modules())
+            layers = dict(other.blocks[stage * theirs + sources[place]].named_modules())
             for name, layer in block.named_modules():
                 if isinstance(layer, QuantizedLayer):
-                    layer.start_from(source[name])  # type: ignore[arg-type]
+                    layer.start_from(layers[name])
 
     def stem(self, images: Tensor, widest: int) -> Tensor:
         """Normalised images [B, 3, H, W] -> features [B, C, H, W]."""

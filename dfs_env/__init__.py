@@ -1,8 +1,8 @@
 """Dynamic Fractional Skipping as a Gymnasium environment. Importing this package registers the environments."""
 
 from dfs_env.env import DFSVectorEnv
+from dfs_env.mdp import BlockMDP, State
 from dfs_env.objectives import OBJECTIVES, MODFSEnv, MODFSVectorEnv
-from dfs_env.process import SkippingProcess, State
 from dfs_env.registration import ENVIRONMENTS, make_env, make_vec_env, register
 from dfs_env.rewards import REWARDS, Transition, make_reward
 from dfs_env.safety import SafeDFSEnv, SafeDFSVectorEnv
@@ -13,13 +13,13 @@ __all__ = [
     "ENVIRONMENTS",
     "OBJECTIVES",
     "REWARDS",
+    "BlockMDP",
     "DFSEnv",
     "DFSVectorEnv",
     "MODFSEnv",
     "MODFSVectorEnv",
     "SafeDFSEnv",
     "SafeDFSVectorEnv",
-    "SkippingProcess",
     "State",
     "Task",
     "Transition",

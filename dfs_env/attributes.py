@@ -59,7 +59,7 @@ class Guarded:
 
     def parts(self) -> tuple[object, ...]:
         """What attributes of the environment are of."""
-        return self, *(getattr(self, name, None) for name in ("vector", "process", "task"))
+        return self, *(getattr(self, name, None) for name in ("vector", "mdp", "task"))
 
     def take_from_wrappers(self) -> None:
         """Move here what was set on the wrappers that the call came through.

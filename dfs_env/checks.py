@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from backbone.cost import TOLERANCE
 from dfs_env.budgets import check_budget
-from dfs_env.process import SkippingProcess, State
+from dfs_env.mdp import BlockMDP, State
 from dfs_env.render import RENDER_MODES
 
 Array = np.ndarray[Any, Any]
@@ -30,9 +30,9 @@ def check_hard_budget(hard_budget: bool) -> None:
         raise ValueError(f"hard_budget must be True or False, got {hard_budget!r}")
 
 
-def check_evaluating(process: SkippingProcess) -> None:
+def check_evaluating(mdp: BlockMDP) -> None:
     """Make sure that playing changes no norm, and that an image's answer depends on no other image."""
-    if process.backbone.training:
+    if mdp.backbone.training:
         raise ValueError("the backbone is in training mode: call its eval() before it is played")
 
 
@@ -51,12 +51,12 @@ def checked_autoreset_mode(autoreset_mode: str | AutoresetMode) -> AutoresetMode
         raise ValueError(f"unknown autoreset_mode {autoreset_mode!r}: choose one of {choices}") from None
 
 
-def check_reachable(budget: float, process: SkippingProcess) -> None:
+def check_reachable(budget: float, mdp: BlockMDP) -> None:
     """Make sure that a hard budget leaves a route."""
-    cheapest = float(process.cost.cheapest[0])
+    cheapest = float(mdp.cost.cheapest[0])
     if cheapest > budget + TOLERANCE:
         raise ValueError(
-            f"hard budget {budget:g} leaves no action: the cheapest route of {process.bitwidths} costs "
+            f"hard budget {budget:g} leaves no action: the cheapest route of {mdp.bitwidths} costs "
             f"{cheapest:g}; raise the budget, or allow bitwidth 0"
         )
 

@@ -1,4 +1,4 @@
-"""The environment of many images at once: a thin Gymnasium shell over `SkippingProcess`."""
+"""The environment of many images at once: a thin Gymnasium shell over `BlockMDP`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from dfs_env.checks import (
     checked_indices,
 )
 from dfs_env.draws import Draws
+from dfs_env.mdp import State
 from dfs_env.observations import OBSERVATION_BOUND
-from dfs_env.process import State
 from dfs_env.render import RENDER_MODES, Picture, draw, line
 from dfs_env.rewards import RewardSpec, Transition, begin, make_reward, prepare
 from dfs_env.task import Task
@@ -45,7 +45,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     """N images decided block by block, in lockstep.
 
     ## Description
-    Dynamic Fractional Skipping (Shen et al., AAAI 2020) as a decision process. Each sub-environment holds one image. At
+    Dynamic Fractional Skipping (Shen et al., AAAI 2020) as a MDP. Each sub-environment holds one image. At
     each residual block of a quantized ResNet the agent skips the block or runs it at one of the bitwidths; after the
     last block the network answers. All N episodes have exactly L steps, one per block, and are computed together.
 
@@ -139,7 +139,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         check_hard_budget(hard_budget)
         check_render_mode(render_mode)
         self.autoreset_mode = checked_autoreset_mode(autoreset_mode)
-        self.task, self.process, self.num_envs = task, task.process, num_envs
+        self.task, self.mdp, self.num_envs = task, task.mdp, num_envs
         self.hard_budget = hard_budget
         self.budget = budget
         self.budgets = np.full(num_envs, self._budget.high)
@@ -154,9 +154,9 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = spaces.Box(
-            -OBSERVATION_BOUND, OBSERVATION_BOUND, (self.process.observation_dim,), np.float32
+            -OBSERVATION_BOUND, OBSERVATION_BOUND, (self.mdp.observation_dim,), np.float32
         )
-        self.single_action_space = spaces.Discrete(self.process.num_actions)
+        self.single_action_space = spaces.Discrete(self.mdp.num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.last_played: tuple[Tensor, Tensor] | None = None
@@ -181,7 +181,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     def budget(self, budget: float | Mapping[str, Any]) -> None:
         drawn = make_budget(budget)
         if self.hard_budget:
-            check_reachable(drawn.low, self.process)
+            check_reachable(drawn.low, self.mdp)
         self._given_budget, self._budget = budget, drawn
 
     @property
@@ -243,7 +243,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         if budgets is not None:
             budgets = checked_budgets(budgets, self.num_envs)
             if self.hard_budget:
-                check_reachable(float(budgets.min()), self.process)
+                check_reachable(float(budgets.min()), self.mdp)
         if options:
             raise ValueError(f"unknown reset option {min(options)!r}: there are 'budget', 'indices' and 'reset_mask'")
         self._draws.seed(seed)
@@ -269,13 +269,13 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             self._begin(None)
             nothing: Array = np.zeros((self.num_envs, *self.reward_shape), self.reward_dtype)
             return self._observation(), nothing, no, no.copy(), self._with_masks(self._standing())
-        actions = checked_actions(actions, self.num_envs, self.process.bitwidths)
+        actions = checked_actions(actions, self.num_envs, self.mdp.bitwidths)
         if self.hard_budget:
             check_fit(actions, self.action_masks(), self.budgets, state)
         self._route[:, state.layer] = actions
         with torch.no_grad():
-            action = torch.from_numpy(actions).to(self.process.device)
-            self._state = self.process.transition(state, action, in_place=True)
+            action = torch.from_numpy(actions).to(self.mdp.device)
+            self._state = self.mdp.transition(state, action, in_place=True)
             rewards, info = self._outcome(state, action, self._state)
         observation = self._observation()
         if not self.episode_over:
@@ -299,9 +299,9 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         if self._state is None:
             raise ResetNeeded("call reset() before action_masks()")
         state = self._state
-        if self.process.terminal(state):
-            return np.ones((self.num_envs, self.process.num_actions), np.bool_)
-        return _numpy(self.process.cost.fits(state.layer, state.cost, state.budget))
+        if self.mdp.terminal(state):
+            return np.ones((self.num_envs, self.mdp.num_actions), np.bool_)
+        return _numpy(self.mdp.cost.fits(state.layer, state.cost, state.budget))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the episodes, and the generators that the next ones are drawn from, are: what `load_state_dict` of an
@@ -330,7 +330,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         reward with a memory (a placement, cost by MACs) has seen of them: with such a one, go on where episodes
         begin."""
         self._draws.load_state_dict(state["generators"])
-        device = self.process.device
+        device = self.mdp.device
         self._rows, self._route, self.price = state["rows"].copy(), state["route"].copy(), state["price"]
         self.budget, self.budgets = state.get("budget", self.budget), state["budgets"].copy()
         self._labels = self.images.labels[torch.from_numpy(self._rows)].to(device)
@@ -338,7 +338,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self._state = State(**{name: _copied(value, device) for name, value in state["state"].items()})
         self._logits = _copied(state["logits"], device)
         with torch.no_grad():
-            begin(self.reward, self.process, self._state)
+            begin(self.reward, self.mdp, self._state)
         self._stem_features = self.last_played = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -371,25 +371,25 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @torch.no_grad()
     def _begin(self, indices: Array | None, budgets: Array | None = None) -> None:
-        check_evaluating(self.process)
+        check_evaluating(self.mdp)
         self._rows = self._draws.rows() if indices is None else indices
         images = self._draws.images(self._rows)
         self.budgets = self._draws.budgets(self._budget) if budgets is None else budgets
-        self._labels = self.images.labels[torch.from_numpy(self._rows)].to(self.process.device)
-        self._playing = images.to(self.process.device), self._labels
-        self._route = np.full((self.num_envs, self.process.num_layers), -1)
+        self._labels = self.images.labels[torch.from_numpy(self._rows)].to(self.mdp.device)
+        self._playing = images.to(self.mdp.device), self._labels
+        self._route = np.full((self.num_envs, self.mdp.num_layers), -1)
         self._logits = None
         budget = torch.from_numpy(self.budgets)
-        self._state = self.process.initial(self._playing[0], budget, reuse=self._stem_features)
-        begin(self.reward, self.process, self._state)
+        self._state = self.mdp.initial(self._playing[0], budget, reuse=self._stem_features)
+        begin(self.reward, self.mdp, self._state)
         self._stem_features = self._state.features
 
     def _outcome(self, before: State, action: Tensor, after: State) -> tuple[Array, dict[str, Any]]:
         """Rewards [N] and the info of the step that led by `action` from `before` to `after`."""
-        done = self.process.terminal(after)
+        done = self.mdp.terminal(after)
         if done:
             self.last_played = self._playing
-            self._logits = self.process.logits(after)
+            self._logits = self.mdp.logits(after)
         transition = self._transition(before, action, after, self._labels, self._logits)
         parts = checked_components(self.reward(transition), after.cost.shape)
         components = {name: _numpy(part) for name, part in parts.items()}
@@ -416,11 +416,11 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             done=logits is not None,
             correct=correct,
             loss=loss,
-            num_layers=self.process.num_layers,
+            num_layers=self.mdp.num_layers,
             price=self._price(),
             action=action,
             state=after,
-            process=self.process,
+            mdp=self.mdp,
         )
 
     def _combined(self, components: Mapping[str, Array]) -> Array:
@@ -433,11 +433,11 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             return float(self.price)
         if np.shape(self.price) != (self.num_envs,):
             raise ValueError(f"price must be a number or {self.num_envs} numbers, got shape {np.shape(self.price)}")
-        return torch.as_tensor(self.price, dtype=torch.float32, device=self.process.device)
+        return torch.as_tensor(self.price, dtype=torch.float32, device=self.mdp.device)
 
     def _observation(self) -> Array:
         assert self._state is not None
-        return _numpy(self.process.observe(self._state))
+        return _numpy(self.mdp.observe(self._state))
 
     def _standing(self) -> dict[str, Any]:
         """What every info holds."""
@@ -455,9 +455,9 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         return Picture(
             image=_numpy(self.images.images[self._rows[i]].permute(1, 2, 0)),
             label=int(self._labels[i]),
-            route=tuple(self.process.bitwidths[a] for a in self._route[i, : self._state.layer]),
-            num_layers=self.process.num_layers,
-            bitwidths=self.process.bitwidths,
+            route=tuple(self.mdp.bitwidths[a] for a in self._route[i, : self._state.layer]),
+            num_layers=self.mdp.num_layers,
+            bitwidths=self.mdp.bitwidths,
             cost=float(self._state.cost[i]),
             budget=float(self.budgets[i]),
             scores=scores,

@@ -66,7 +66,7 @@ class GroupedBlock:
         return self.block(features, bits, widest, **allowed)
 
     def grouped(self, features: Tensor, action: Tensor, in_place: bool = False) -> Tensor:
-        """Each image at the bitwidth of its action [B]; see `SkippingProcess.transition`."""
+        """Each image at the bitwidth of its action [B]; see `BlockMDP.transition`."""
         counts = torch.bincount(action, minlength=len(self.bitwidths)).tolist()
         chosen = [index for index, count in enumerate(counts) if count]
         reuse = in_place and not torch.is_grad_enabled() and self.block.skip_is_identity
@@ -106,7 +106,7 @@ class GroupedBlock:
 
     def mixed(self, features: Tensor, weights: Tensor, needed: Tensor) -> Tensor:
         """Sum of the outcomes times their weights [B, A], with the gradient of those of weight 0 where it is `needed`
-        [B, A]; see `SkippingProcess.relaxed_transition`.
+        [B, A]; see `BlockMDP.relaxed_transition`.
 
         Raises:
             ValueError: all weights are zero.

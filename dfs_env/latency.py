@@ -17,7 +17,7 @@ from backbone import integer
 from backbone.checkpoint import own_checkpoint, write_atomically
 from backbone.digests import checked_json, json_with_digest
 from backbone.torch_state import default_torch_state
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 
 KIND = "dfs-env latency"
 COMMAND = "python -m scripts.bench latency"
@@ -78,7 +78,7 @@ class LatencyTable:
 
     def apply(
         self,
-        process: SkippingProcess,
+        mdp: BlockMDP,
         batch_size: int = 1,
         charged: bool = True,
         place: object = "the latency table",
@@ -96,20 +96,20 @@ class LatencyTable:
         Raises:
             ValueError: the table is of another network or machine, or has no such batches.
         """
-        self._check_fits(process, place, here)
+        self._check_fits(mdp, place, here)
         timings = self.at(batch_size)
-        columns = [self.bitwidths.index(bits) for bits in process.bitwidths]
-        process.cost = replace(
-            process.cost,
+        columns = [self.bitwidths.index(bits) for bits in mdp.bitwidths]
+        mdp.cost = replace(
+            mdp.cost,
             unit="latency" if charged else "blocks",
-            milliseconds=torch.tensor([[row[c].median for c in columns] for row in timings.blocks]).to(process.device),
+            milliseconds=torch.tensor([[row[c].median for c in columns] for row in timings.blocks]).to(mdp.device),
             always_on_milliseconds=timings.stem.median + timings.head.median,
             gate_milliseconds=timings.gate.median,
         )
 
-    def _check_fits(self, process: SkippingProcess, place: object, here: bool) -> None:
+    def _check_fits(self, mdp: BlockMDP, place: object, here: bool) -> None:
         mend = f"measure again: {COMMAND}"
-        parts = [("network", self.network, shape_of(process))]
+        parts = [("network", self.network, shape_of(mdp))]
         if here:
             parts.append(("machine", self.machine, this_machine()))
         for what, measured, wanted in parts:
@@ -119,11 +119,9 @@ class LatencyTable:
                         f"{place} is of another {what}: its {name} is {measured.get(name)!r}, here it is {value!r}; "
                         f"{mend}"
                     )
-        missing = [bits for bits in process.bitwidths if bits not in self.bitwidths]
-        if missing or process.widest != self.bitwidths[-1]:
-            raise ValueError(
-                f"{place} is of other bitwidths: {self.bitwidths}, here they are {process.bitwidths}; {mend}"
-            )
+        missing = [bits for bits in mdp.bitwidths if bits not in self.bitwidths]
+        if missing or mdp.widest != self.bitwidths[-1]:
+            raise ValueError(f"{place} is of other bitwidths: {self.bitwidths}, here they are {mdp.bitwidths}; {mend}")
 
 
 def load_latency(path: Path | str) -> LatencyTable:
@@ -185,11 +183,11 @@ def _batch(timings: dict[str, Any]) -> BatchTimings:
     return BatchTimings(blocks=blocks, **{name: Timing(**timings[name]) for name in ("stem", "head", "gate")})
 
 
-def shape_of(process: SkippingProcess) -> dict[str, Any]:
+def shape_of(mdp: BlockMDP) -> dict[str, Any]:
     """What decides how long a network takes, whatever its weights."""
-    config = process.backbone.config
+    config = mdp.backbone.config
     known = {name: getattr(config, name, None) for name in ("depth", "width", "num_classes", "quantizer")}
-    return {"backbone": type(process.backbone).__name__, **known, "always_on": process.always_on}
+    return {"backbone": type(mdp.backbone).__name__, **known, "ungated_blocks": mdp.ungated_blocks}
 
 
 @default_torch_state()

@@ -62,8 +62,8 @@ def cross_entropy(t: Transition) -> Tensor:
 
 def total_cost(t: Transition) -> Tensor:
     """Minus what the decision cost by multiply-accumulates and bits, without what is always on."""
-    process, state = seen(t)
-    return -process.cost.total[state.layer - 1, t.action]
+    mdp, state = seen(t)
+    return -mdp.cost.total[state.layer - 1, t.action]
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -126,17 +126,17 @@ class MODFSVectorEnv(DFSVectorEnv):
         Raises:
             ValueError: too many routes, too many points, budgets that are drawn, or a price for each image.
         """
-        process = self.process
+        mdp = self.mdp
         if self._budget.low != self._budget.high:
             raise ValueError(f"the front depends on the budget, and {self.budget!r} draws it: give a number")
         if np.ndim(self.price):
             raise ValueError("the front depends on the price: set one number for all images")
-        count = process.num_actions**process.num_layers
+        count = mdp.num_actions**mdp.num_layers
         if count > ROUTES:
             raise ValueError(
                 f"each image has {count:,} routes, and at most {ROUTES:,} are enumerated: use fewer bitwidths"
             )
-        check_evaluating(process)
+        check_evaluating(mdp)
         front, started, warned = np.zeros((1, self.reward_dim)), time.monotonic(), False
         with tqdm(desc="pareto_front", total=len(self.images), unit="image", delay=PATIENCE) as bar:
             for rows in torch.arange(len(self.images)).split(max(1, ROUTES // count)):
@@ -167,19 +167,19 @@ class MODFSVectorEnv(DFSVectorEnv):
 
         Routes share the blocks that they begin with: they are a tree, each level of which runs once.
         """
-        process, device = self.process, self.process.device
+        mdp, device = self.mdp, self.mdp.device
         images = self.task.dataset.normalize(self.images.images[rows].to(device))
         labels = self.images.labels[rows].to(device)
-        state = process.initial(images, self._budget.high)
+        state = mdp.initial(images, self._budget.high)
         returns = np.zeros((len(rows), self.reward_dim))
-        for layer in range(process.num_layers):
-            nodes = torch.ones(len(labels), process.num_actions, dtype=torch.bool, device=device)
+        for layer in range(mdp.num_layers):
+            nodes = torch.ones(len(labels), mdp.num_actions, dtype=torch.bool, device=device)
             if self.hard_budget:
-                nodes = process.cost.fits(layer, state.cost, state.budget)
+                nodes = mdp.cost.fits(layer, state.cost, state.budget)
             parents, action = nodes.nonzero(as_tuple=True)
             before, labels = state.take(parents), labels[parents]
-            state = process.transition(before, action, in_place=True)
-            logits = process.logits(state) if process.terminal(state) else None
+            state = mdp.transition(before, action, in_place=True)
+            logits = mdp.logits(state) if mdp.terminal(state) else None
             components = self._components(self._transition(before, action, state, labels, logits))
             rewards = self._combined({name: part.cpu().numpy() for name, part in components.items()})
             returns = returns[parents.cpu().numpy()] + gamma**layer * rewards.astype(np.float64)

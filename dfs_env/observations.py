@@ -40,11 +40,11 @@ OBSERVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """What is seen of the features, by name: [B, C, H, W] -> [B, K, C]. K <= 2 numbers for each channel, namely its mean,
 then its standard deviation, are normalised; "features" are all K = H * W positions, as they are. "position" sees
 nothing of the image, so a policy on it assigns the same bits to every image. "confidence" has, after the means, the
-three numbers of `SkippingProcess.confidence`; "confidence_alone" has these and no means."""
+three numbers of `BlockMDP.confidence`; "confidence_alone" has these and no means."""
 
 NORMALISED = tuple(name for name in OBSERVATIONS if name != "features")
 """Observations that the backbone's feature statistics fit. One's own, whose statistics nobody has measured, is clipped
 as it is."""
 
 CONFIDENT = ("confidence", "confidence_alone")
-"""Observations with the numbers of `SkippingProcess.confidence`."""
+"""Observations with the numbers of `BlockMDP.confidence`."""

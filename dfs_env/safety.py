@@ -13,7 +13,7 @@ from torch import Tensor
 from dfs_env.attributes import callers, vectorizer
 from dfs_env.checks import Array
 from dfs_env.env import DFSVectorEnv
-from dfs_env.process import State
+from dfs_env.mdp import State
 from dfs_env.rewards import RewardSpec
 from dfs_env.single_env import DFSEnv
 from dfs_env.task import Task
@@ -51,7 +51,7 @@ class SafeDFSVectorEnv(DFSVectorEnv):
     """`DFSVectorEnv` for constrained learning: `step` returns (observations, rewards, costs, terminated, truncated,
     info).
 
-    `costs` [N] is what each image's decision cost: an episode's sum is its paper cost, and the limit that algorithms
+    `costs` [N] is what each image's decision cost: an episode's sum is its block cost, and the limit that algorithms
     hold its mean to (`cost_limit` in OmniSafe) is the `budget`. There is no `cost` in `info`, which Safety-Gymnasium's
     converter to Gymnasium fills with it. Wrappers of Gymnasium that unpack five results raise an error.
     """

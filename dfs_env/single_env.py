@@ -37,7 +37,7 @@ class DFSEnv(Guarded, gym.Env[Array, int]):
     vector_class: ClassVar[type[DFSVectorEnv]] = DFSVectorEnv
 
     budget, price, render_mode = OfVector(), OfVector(), OfVector()
-    task, process, split, augment, hard_budget, reward, images, episode_over = (OfVector() for _ in range(8))
+    task, mdp, split, augment, hard_budget, reward, images, episode_over = (OfVector() for _ in range(8))
 
     def __init__(self, task: Task, **kwargs: Any) -> None:
         self.vector = self.vector_class(task, 1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)

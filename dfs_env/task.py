@@ -14,8 +14,8 @@ from backbone.data import Dataset, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state
 from dfs_env.latency import find_latency, load_latency, parse_cost
+from dfs_env.mdp import BlockMDP
 from dfs_env.observations import CONFIDENT
-from dfs_env.process import SkippingProcess
 
 CALIBRATION_IMAGES = 1024
 """Training images by which observations are normalised."""
@@ -28,28 +28,28 @@ HEAD_IMAGES = 2048
 class Task:
     """What environments, methods and evaluation share."""
 
-    process: SkippingProcess
-    """The decision process; it owns the backbone and the cost table."""
+    mdp: BlockMDP
+    """The MDP; it owns the backbone and the cost table."""
     dataset: Dataset
     """Train, validation and test images."""
 
     def ensure_confidence(self) -> None:
         """Train the process's confidence heads, if it has none. They stay as they are when the backbone is trained
         on."""
-        if self.process.heads is None:
-            self.process.heads = train_heads(self.process, self.dataset)
+        if self.mdp.heads is None:
+            self.mdp.heads = train_heads(self.mdp, self.dataset)
 
 
 @default_torch_state()
-def calibrate(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> None:
+def calibrate(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> None:
     """Set the backbone's feature statistics from the first training images on random routes."""
-    images = dataset.normalize(dataset.split("train").images[:CALIBRATION_IMAGES].to(process.device))
-    process.calibrate(images, torch.Generator().manual_seed(seed))
+    images = dataset.normalize(dataset.split("train").images[:CALIBRATION_IMAGES].to(mdp.device))
+    mdp.calibrate(images, torch.Generator().manual_seed(seed))
 
 
 @default_torch_state()
-def train_heads(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> LinearHeads:
-    """Classifiers of the features before each decision and after the last, for `SkippingProcess.confidence`, trained on
+def train_heads(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> LinearHeads:
+    """Classifiers of the features before each decision and after the last, for `BlockMDP.confidence`, trained on
     the first training images, each on one uniformly random route of this process's bitwidths.
 
     What it returns follows from backbone, bitwidths, images and seed alone.
@@ -64,15 +64,15 @@ def train_heads(process: SkippingProcess, dataset: Dataset, seed: int = 0) -> Li
             "classifiers cannot learn it from them: put the training images in random order"
         )
     generator = torch.Generator().manual_seed(seed)
-    places: list[list[Tensor]] = [[] for _ in range(process.num_layers + 1)]
+    places: list[list[Tensor]] = [[] for _ in range(mdp.num_layers + 1)]
     parts = dataset.train.images[:HEAD_IMAGES].split(CALIBRATION_IMAGES)
     steps = len(parts) * len(places)
     with torch.no_grad(), tqdm(desc="features of confidence heads", total=steps, delay=PATIENCE) as bar:
         for part in parts:
-            for state in process.random_walk(dataset.normalize(part.to(process.device)), generator):
+            for state in mdp.random_walk(dataset.normalize(part.to(mdp.device)), generator):
                 places[state.layer].append(state.features.mean((2, 3)))
                 bar.update()
-    labels = dataset.train.labels[:HEAD_IMAGES].to(process.device)
+    labels = dataset.train.labels[:HEAD_IMAGES].to(mdp.device)
     return fit_heads([torch.cat(pooled) for pooled in places], labels, dataset.num_classes)
 
 
@@ -84,7 +84,7 @@ def make_task(
     checkpoint: str | None = None,
     bitwidths: tuple[int, ...] | None = None,
     observation: str = "pooled",
-    always_on: int = 0,
+    ungated_blocks: int = 0,
     device: str = "cpu",
     data: str | None = None,
     cost: str = "blocks",
@@ -99,7 +99,7 @@ def make_task(
         checkpoint: a file; None for the trained backbone of that shape; "random" for an untrained one.
         bitwidths: what to choose from; by default (0, 2, 4, 8) if the backbone has these, else all that it has.
         observation: what is seen of the features, see `dfs_env.observations.OBSERVATIONS`.
-        always_on: how many leading blocks always run at the widest bitwidth and are not decided.
+        ungated_blocks: how many leading blocks always run at the widest bitwidth and are not decided.
         device: a torch device.
         data: the data folder; by default $DFS_DATA, else the user's cache folder.
         cost: what budgets and rewards count: "blocks" (block cost), or "latency", measured time of single images on
@@ -129,12 +129,12 @@ def make_task(
     else:
         backbone = load_backbone(checkpoint, depth, images.num_classes, dataset)
     chosen = _default(backbone.config) if bitwidths is None else bitwidths
-    process = SkippingProcess(backbone.to(device), chosen, observation, always_on)
+    mdp = BlockMDP(backbone.to(device), chosen, observation, ungated_blocks)
     if table:
-        table.apply(process, batch_size, charged, file)
-    task = Task(process, images)
+        table.apply(mdp, batch_size, charged, file)
+    task = Task(mdp, images)
     if checkpoint == "random":
-        calibrate(process, images)
+        calibrate(mdp, images)
     if observation in CONFIDENT:
         task.ensure_confidence()
     return task

@@ -1,4 +1,4 @@
-"""Compare arms (methods with options) at matched cost: arms x budgets x seeds -> result lines, tables, a figure.
+"""Compare variants (methods with options) at matched cost: result lines, tables and a figure.
 
     python -m scripts.compare ablation.toml
     python -m scripts.compare --methods dfs ppo static random --budgets 0.05 0.1 --dataset cifar10 --depth 20
@@ -25,7 +25,7 @@ from rich.console import Console
 from agents.methods import method_names
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Engine, Processes
-from agents.runs.experiment import Arm, Experiment, as_toml
+from agents.runs.experiment import Experiment, Variant, as_toml
 from agents.runs.folders import unfinished_folder
 from agents.runs.parts import plan_parts, read_parts
 from agents.runs.ray_engine import Ray
@@ -75,7 +75,7 @@ class Flags:
             if name not in self.methods:
                 raise ValueError(f"--set {name}...: {name!r} is not compared{nearest(name, self.methods)}")
         return Experiment(
-            tuple(Arm(name, options=settings.get(name, {})) for name in self.methods),
+            tuple(Variant(name, options=settings.get(name, {})) for name in self.methods),
             budgets=self.budgets,
             seeds=self.seeds,
             baseline_budgets=self.baseline_budgets,

@@ -88,7 +88,7 @@ def main(args: Evaluate) -> None:
             off = evaluation.accuracy - reported[budget]
             print(f"accuracy less that of the run's result line: {off:+.4f}", file=sys.stderr)
         if histogram:  # a network that gates single activations has none
-            print("share of the images at each bitwidth", task.process.bitwidths, file=sys.stderr)
+            print("share of the images at each bitwidth", task.mdp.bitwidths, file=sys.stderr)
         for block, shares in enumerate(histogram):
             print(f"  block {block:2d}  " + "  ".join(f"{share:6.1%}" for share in shares), file=sys.stderr)
 

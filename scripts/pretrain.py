@@ -31,7 +31,7 @@ from backbone.data import Dataset, Split, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import use_threads
 from backbone.training import BackboneTrainer, TrainingConfig, accuracy, random_routes
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import calibrate, check_device
 from scripts.cli import NOTHING, clear_errors, keeping
 
@@ -87,24 +87,22 @@ class Pretrain:
         )
 
 
-def processes(backbone: ResNet) -> dict[tuple[int, ...], SkippingProcess]:
+def processes(backbone: ResNet) -> dict[tuple[int, ...], BlockMDP]:
     """The backbone under each tuple of bitwidths that ends in one of its widest."""
     config = backbone.config
     tuples = [tuple(b for b in config.bitwidths if b <= widest) for widest in config.widest]
-    return {bitwidths: SkippingProcess(backbone, bitwidths) for bitwidths in tuples}
+    return {bitwidths: BlockMDP(backbone, bitwidths) for bitwidths in tuples}
 
 
-def report(process: SkippingProcess, dataset: Dataset, split: Split) -> dict[str, float]:
+def report(mdp: BlockMDP, dataset: Dataset, split: Split) -> dict[str, float]:
     """Accuracy of each constant bitwidth, of 20 % random skipping and of random routes."""
-    shape = len(split), process.num_layers
+    shape = len(split), mdp.num_layers
     generator = torch.Generator().manual_seed(0)
-    routes = {f"{bits} bit": torch.full(shape, action) for action, bits in enumerate(process.bitwidths)}
+    routes = {f"{bits} bit": torch.full(shape, action) for action, bits in enumerate(mdp.bitwidths)}
     kept = torch.rand(shape, generator=generator) >= 0.2
-    routes["20 % skipped"] = torch.where(kept, process.num_actions - 1, 0)
-    routes["random"] = random_routes(*shape, process.num_actions, generator)
-    return {
-        name: round(accuracy(process.run, dataset, split, route, process.device), 4) for name, route in routes.items()
-    }
+    routes["20 % skipped"] = torch.where(kept, mdp.num_actions - 1, 0)
+    routes["random"] = random_routes(*shape, mdp.num_actions, generator)
+    return {name: round(accuracy(mdp.run, dataset, split, route, mdp.device), 4) for name, route in routes.items()}
 
 
 def usual_width(dataset: str, depth: int) -> int:
@@ -135,7 +133,7 @@ def main(args: Pretrain) -> None:
     if args.start is not None:
         backbone.start_from(load_backbone(args.start))
     runs = processes(backbone.to(args.device))
-    runners = {bitwidths: process.run for bitwidths, process in runs.items()}
+    runners = {bitwidths: mdp.run for bitwidths, mdp in runs.items()}
     trainer = BackboneTrainer(backbone, runners, dataset, args.training, args.state_file())
     widest = runs[max(runs, key=len)]
     glance = Split(dataset.validation.images[:1000], dataset.validation.labels[:1000])
@@ -159,7 +157,7 @@ def main(args: Pretrain) -> None:
     }
     save_backbone(output, backbone, about, args.half)
     shipped = processes(load_backbone(output).to(args.device)).values()  # rounded, if it is in half precision
-    about["test"] = {str(process.bitwidths): report(process, dataset, dataset.test) for process in shipped}
+    about["test"] = {str(mdp.bitwidths): report(mdp, dataset, dataset.test) for mdp in shipped}
     save_backbone(output, backbone, about, args.half)
     write_atomically(output.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     trainer.state_file.unlink(missing_ok=True)

@@ -67,7 +67,7 @@ def _results(made: Page, material: Material) -> None:
     made.table(tables.winners(material), "winners")
     made.figure(
         lambda: figures.fronts(material),
-        "Accuracy over cost on test images, in paper cost (left) and in total cost, with the gate's own work in it "
+        "Accuracy over cost on test images, in block cost (left) and in total cost, with the gate's own work in it "
         "(right). Up and left is better; lines in black and grey are baselines on the frozen backbone.",
         "",
     )
@@ -124,7 +124,7 @@ def _decisions(made: Page, material: Material, data: str | None) -> None:
     made.table(decisions.differences(material, hard))
     made.figure(
         lambda: figures.cost_by_confidence(material, decisions.costs_by_confidence(material)),
-        "Cost against confidence: mean paper cost of the images by tenths of the answer's probability, averaged over "
+        "Cost against confidence: mean block cost of the images by tenths of the answer's probability, averaged over "
         "seeds. A curve that falls spends more on images of which the network remains unsure. Dotted: the budget.",
         "No run at these budgets has left its decisions.",
     )

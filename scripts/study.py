@@ -54,7 +54,7 @@ def page(study: Study) -> Page:
     made.section("All parts")
     made.add("", f"![Accuracy over cost at 32 bits](<{FIGURE}>)")
     made.text(
-        "A colour for each part: the best static assignment (line; dotted, with the backbone fine-tuned on it), "
+        "A colour for each part: the best static allocation (line; dotted, with the backbone fine-tuned on it), "
         "cascades (triangles) and second looks (triangles that point down), which run unsure images twice, the front "
         "of the policies on the frozen network (dashed, with intervals), the other points of what is learned, "
         "and constant bitwidths (crosses). "
@@ -88,7 +88,7 @@ def page(study: Study) -> Page:
 
 def _unit() -> str:
     return (
-        "Costs at 32 bits are paper costs times (widest bitwidth / 32) squared: fractions of running every gated block "
+        "Costs at 32 bits are block costs times (widest bitwidth / 32) squared: fractions of running every gated block "
         "in float, which all parts and published points share. They are modelled, not measured speed."
     )
 

@@ -11,7 +11,7 @@ import torch
 from backbone.data import Dataset, Split
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import BackboneTrainer, TrainingConfig
-from dfs_env import SkippingProcess, Task
+from dfs_env import BlockMDP, Task
 from dfs_env.task import calibrate
 
 torch.set_num_threads(1)
@@ -71,16 +71,16 @@ def backbone(_backbone: ResNet) -> ResNet:
 
 
 @pytest.fixture
-def process(backbone: ResNet) -> SkippingProcess:
+def mdp(backbone: ResNet) -> BlockMDP:
     """(0, 2, 4, 8) on the tiny backbone: L = 3, A = 4."""
-    return SkippingProcess(backbone, (0, 2, 4, 8))
+    return BlockMDP(backbone, (0, 2, 4, 8))
 
 
 @pytest.fixture
-def task(process: SkippingProcess, dataset: Dataset) -> Task:
+def task(mdp: BlockMDP, dataset: Dataset) -> Task:
     """The tiny process, its observations normalised, and the tiny data set."""
-    calibrate(process, dataset)
-    return Task(process, dataset)
+    calibrate(mdp, dataset)
+    return Task(mdp, dataset)
 
 
 @pytest.fixture(scope="session")
@@ -108,19 +108,19 @@ def _rigged():
     dataset = Dataset("rigged", 4, (0.44,) * 3, (0.3,) * 3, split(512), split(128), split(128), flip=True, pad=0)
     torch.manual_seed(0)
     backbone = ResNet(ResNetConfig(8, 4, 4, (0, 2, 8)))
-    process = SkippingProcess(backbone)
-    return dataset, process
+    mdp = BlockMDP(backbone)
+    return dataset, mdp
 
 
 @pytest.fixture(scope="session")
 def _learned(_rigged, tmp_path_factory):
-    dataset, process = _rigged
+    dataset, mdp = _rigged
     config = TrainingConfig(epochs=3, batch_size=64, lr=0.05)
     state = tmp_path_factory.mktemp("rigged") / "backbone.state"
-    for _ in BackboneTrainer(process.backbone, {process.bitwidths: process.run}, dataset, config, state).epochs():
+    for _ in BackboneTrainer(mdp.backbone, {mdp.bitwidths: mdp.run}, dataset, config, state).epochs():
         pass
-    calibrate(process, dataset)
-    return Task(process, dataset)
+    calibrate(mdp, dataset)
+    return Task(mdp, dataset)
 
 
 @pytest.fixture

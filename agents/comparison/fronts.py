@@ -106,7 +106,7 @@ class Curve:
     @classmethod
     def of(cls, points: Sequence[tuple[float, int, float, float]]) -> Curve:
         """From (budget, seed, cost, accuracy) of each run. Budgets with the same mean cost make one point, at which a
-        seed's runs count once, as their mean: often they are the same assignment found twice."""
+        seed's runs count once, as their mean: often they are the same allocation found twice."""
         budgets: dict[float, list[tuple[int, float, float]]] = {}
         for budget, seed, cost, accuracy in points:
             budgets.setdefault(budget, []).append((seed, cost, accuracy))

@@ -21,7 +21,7 @@ FINETUNED = "static_finetuned"
 COMPARED_WITH = (*BASELINES, FINETUNED)
 """The same, and what methods that co-train the backbone are to be compared with: fine-tuning by itself gains, too."""
 UNITS = ("cost", "total_cost")
-"""Paper cost and total cost, as lines call them."""
+"""Block cost and total cost, as lines call them."""
 NOTHING_LEARNED = ("baseline", "bound")
 """Roles of what nothing is learned by."""
 UNSEEDED = ("constant", "early_layers", "oracle")
@@ -63,9 +63,9 @@ class Row:
     accuracy_low: float
     accuracy_high: float
     cost: float
-    """Mean paper cost."""
+    """Mean block cost."""
     costs: tuple[float, ...]
-    """Paper cost of each run."""
+    """Block cost of each run."""
     total_cost: float
     """Mean total cost."""
     bitops: float
@@ -73,7 +73,7 @@ class Row:
     seconds_per_thousand_images: float
     """Mean time of training, checks on validation included; nan if the lines do not say."""
     over: Mapping[str, Difference]
-    """What it has over each of `COMPARED_WITH` at equal paper cost. Over `static_finetuned` only methods of role
+    """What it has over each of `COMPARED_WITH` at equal block cost. Over `static_finetuned` only methods of role
     "cotrained" have anything, and nothing has anything over itself."""
     over_in_total: Mapping[str, Difference]
     """The same at equal total cost."""

@@ -24,7 +24,7 @@ from backbone.gated import GatedConfig, GatedResNet
 from backbone.quantization import make_quantizer
 from backbone.resnet import ResNetConfig
 from backbone.training import TrainingConfig
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 STARTS = ("backbone", "scratch")
@@ -42,20 +42,20 @@ class GatedNetwork:
         ValueError: blocks of the task are always on.
     """
 
-    def __init__(self, network: GatedResNet, process: SkippingProcess, loader: str) -> None:
-        if process.always_on:
+    def __init__(self, network: GatedResNet, mdp: BlockMDP, loader: str) -> None:
+        if mdp.ungated_blocks:
             raise ValueError(
-                f"a network with gates of its own gates every block, but the task has always_on {process.always_on}: "
+                f"activation gating gates every block, but the task has ungated_blocks {mdp.ungated_blocks}: "
                 "their costs could not be compared"
             )
-        if process.cost.unit != "blocks":
+        if mdp.cost.unit != "blocks":
             raise ValueError("networks that gate single activations have no measured latency: leave out cost='latency'")
-        self.network, self.loader = network.to(process.device), loader
-        self.cost = gated_cost(network, process.cost.full_bitops)
+        self.network, self.loader = network.to(mdp.device), loader
+        self.cost = gated_cost(network, mdp.cost.full_bitops)
 
     @property
     def floor(self) -> float:
-        """Paper cost of an image on which no gate is on."""
+        """Block cost of an image on which no gate is on."""
         closed = self.cost.always.new_zeros(1, *self.cost.always.shape)
         closed[0][self.cost.gated == 0] = 1  # convolutions without a gate
         return float(self.cost.image_cost(closed)[0])
@@ -84,9 +84,9 @@ class GatedNetwork:
 
 
 def load_network(
-    kind: type[GatedConfig], tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess
+    kind: type[GatedConfig], tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP
 ) -> GatedNetwork:
-    """The network of `kind` that `GatedNetwork.save` wrote, for use on `process`.
+    """The network of `kind` that `GatedNetwork.save` wrote, for use on `mdp`.
 
     Raises:
         ValueError: the file is of another version, or the network is not of the shape of the process's backbone.
@@ -96,16 +96,16 @@ def load_network(
         network.load_state_dict(dict(tensors))
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the network does not hold what this version saves: {error}") from error
-    shape, theirs = network.config, process.backbone.config
+    shape, theirs = network.config, mdp.backbone.config
     for word, found, wanted in (
         ("depth", shape.depth, theirs.depth),
         ("width", shape.width, theirs.width),
         ("num_classes", shape.num_classes, theirs.num_classes),
-        ("widest", shape.widest, process.widest),
+        ("widest", shape.widest, mdp.widest),
     ):
         if found != wanted:
             raise ValueError(f"the network has {word} {found}, the task's backbone {wanted}: they cannot be compared")
-    return GatedNetwork(network.eval().requires_grad_(False), process, about["kind"])
+    return GatedNetwork(network.eval().requires_grad_(False), mdp, about["kind"])
 
 
 @dataclass(frozen=True)

@@ -124,29 +124,29 @@ def train_network(config: NetworkConfig, task: Task, recorder: Recorder, loader:
             what the network computes with all gates off.
         TrainingDivergedError: the loss became NaN or infinite.
     """
-    network = GatedResNet(config.network(task.process.backbone.config, task.process.widest))
+    network = GatedResNet(config.network(task.mdp.backbone.config, task.mdp.widest))
     with torch.no_grad():
         for threshold in network.thresholds():
             threshold.fill_(config.threshold)
     if config.start == "backbone":
-        start_from(network, task.process.backbone)
-    contestant = GatedNetwork(network, task.process, loader)
+        start_from(network, task.mdp.backbone)
+    contestant = GatedNetwork(network, task.mdp, loader)
     if config.target is None and contestant.floor > config.budget * LEEWAY:
         raise ValueError(
             f"budget {config.budget} is below what this network always computes, {contestant.floor:.4g}; choose fewer "
             "bits, gate both convolutions, or give a target"
         )
-    recorder.watch(network)
+    recorder.track_weights(network)
     learner = _Learner(config, contestant)
     stream = image_stream(task, config.batch_size, config.seed)
-    recorder.keep(learner=learner, stream=stream)
-    while recorder.goes_on():
+    recorder.register_state(learner=learner, stream=stream)
+    while recorder.should_continue():
         images, labels = next(stream)
-        recorder.step(len(images), **learner.step(images, labels, recorder.seen / recorder.num_images))
+        recorder.step(len(images), **learner.step(images, labels, recorder.images_seen / recorder.num_images))
         recorder.check_weights(network)
         # A fixed target knows no budget, by which checkpoints are chosen: what is trained last is taken, as published.
-        if recorder.finished or (config.target is None and recorder.check_due()):
-            recorder.consider(contestant)
+        if recorder.finished or (config.target is None and recorder.validation_due()):
+            recorder.validate(contestant)
     recorder.restore_best()
     network.eval().requires_grad_(False)
     return contestant

@@ -5,7 +5,7 @@ against the reward of the most probable route (self-critical baseline, equation 
 certainty (equation 4), entropy is rewarded, and a curriculum opens the blocks one by one from the last (section 3.3);
 those that are still closed run in full. The joint stage at the end adds cross-entropy and trains the backbone, too.
 
-Published: price 1, power 2, and cost is the share of the blocks that run. With bitwidths it is paper cost; the price
+Published: price 1, power 2, and cost is the share of the blocks that run. With bitwidths it is block cost; the price
 may be found by dual ascent, and then wrong answers pay for their cost, too, lest nothing holds them to the budget. The
 default power is 1 here: among bitwidths the squared costs lie so far apart that the few draws of the widest hide
 everything else.
@@ -145,7 +145,7 @@ class SelfCritical:
     def __init__(self, learner: GateLearner, config: Config) -> None:
         self.learner, self.config, self.gamma = learner, config, config.gamma
         self.dual = config.dual()
-        learner.recorder.keep(dual=self.dual)
+        learner.recorder.register_state(dual=self.dual)
 
     def _rewards(self, rollout: Rollout, labels: Tensor) -> Tensor:
         correct = (rollout.logits.detach().argmax(1) == labels).to(rollout.logits.dtype)
@@ -159,18 +159,18 @@ class SelfCritical:
     def loss(self, images: Tensor, labels: Tensor, joint: bool) -> tuple[Tensor, dict[str, float]]:
         """Images [B, 3, H, W] and labels [B] -> loss, and scalars to log. `joint` adds cross-entropy and drops the
         entropy bonus."""
-        config, learner, process = self.config, self.learner, self.learner.process
-        done = learner.recorder.seen / (config.curriculum * config.num_images) if config.curriculum else 1.0
-        closed = max(0, process.num_layers - 1 - int(done * process.num_layers))
+        config, learner, mdp = self.config, self.learner, self.learner.mdp
+        done = learner.recorder.images_seen / (config.curriculum * config.num_images) if config.curriculum else 1.0
+        closed = max(0, mdp.num_layers - 1 - int(done * mdp.num_layers))
         with torch.no_grad():
-            greedy = unroll(process, learner.gate, images, config.budget, rule(closed, None))
-        rollout = unroll(process, learner.gate, images, config.budget, rule(closed, config.bound))
+            greedy = unroll(mdp, learner.gate, images, config.budget, rule(closed, None))
+        rollout = unroll(mdp, learner.gate, images, config.budget, rule(closed, config.bound))
         advantages = self._rewards(rollout, labels) - self._rewards(greedy, labels)
         entropy = rollout.entropies.sum(1).mean()
         reinforce = -(advantages * rollout.log_probabilities.sum(1)).mean()
         cross_entropy = F.cross_entropy(rollout.logits, labels)
         scalars = rollout.scalars(labels) | {"price": self.dual.price}
-        scalars["entropy"] = float(entropy.detach()) / process.num_layers
+        scalars["entropy"] = float(entropy.detach()) / mdp.num_layers
         scalars |= self._logged_rewards(rollout, scalars["accuracy"], labels)
         if config.price is None and not closed:
             self.dual.update(float(greedy.cost.mean()), 1.0)

@@ -1,10 +1,10 @@
-"""A cascade: all images take a cheap assignment; those whose answer is unsure begin anew, and take a dear one.
+"""A cascade: all images take a cheap allocation; those whose answer is unsure begin anew, and take a dear one.
 
 IDK cascades (Wang et al., UAI 2018, arXiv 1706.00885) with a threshold on confidence, the margin between the two
-largest probabilities. Both stages are the same network, and who takes both pays for both. Paper cost does not count
+largest probabilities. Both stages are the same network, and who takes both pays for both. Block cost does not count
 what is always on, which runs twice then; total cost does.
 
-It is no policy of the decision process, in which every block is decided once, and before anything has been answered.
+It is no policy of the MDP, in which every block is decided once, and before anything has been answered.
 What it has over `static` is what it is worth to see an answer first.
 """
 
@@ -21,13 +21,13 @@ from torch import Tensor
 from agents.evaluation import Evaluation, answered
 from agents.policies import FILE
 from agents.recorder import Recorder
-from agents.search.assignments import SearchConfig, constants, descent, make_search, shown
+from agents.search.allocations import SearchConfig, constants, descent, make_search, shown
 from agents.search.trials import Search
 from backbone.checkpoint import save_tensors
 from backbone.confidence import confidence
 from backbone.cost import TOLERANCE
 from backbone.data import batches
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 HIGHEST_BUDGET = 2.0
@@ -36,10 +36,10 @@ HIGHEST_BUDGET = 2.0
 
 @dataclass(frozen=True)
 class Config(SearchConfig):
-    """Two assignments, the same for all images, and how sure an answer must be to stand. `answer` and `exchanges` only
+    """Two allocations, the same for all images, and how sure an answer must be to stand. `answer` and `exchanges` only
     say how the descent is made, of `exchanges` only whether it is None."""
 
-    family: ClassVar[str] = "assignments"
+    family: ClassVar[str] = "allocations"
     runs_again: ClassVar[bool] = True
     highest_budget: ClassVar[float] = HIGHEST_BUDGET
 
@@ -48,7 +48,7 @@ class Config(SearchConfig):
 
 
 class Cascade:
-    """What answers: two assignments and a threshold, in place of a policy.
+    """What answers: two allocations and a threshold, in place of a policy.
 
     Args:
         actions: [2, L], of the first stage and of the second.
@@ -62,37 +62,37 @@ class Cascade:
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
     ) -> Evaluation:
         """Every image of `split` once. The result does not depend on `budget`, which the threshold has in it."""
-        paper, total = task.process.cost.route_cost(self.actions.to(task.process.device))
+        paper, total = task.mdp.cost.route_cost(self.actions.to(task.mdp.device))
 
         def answer(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            logits, again = self._answers(task.process, images)
+            logits, again = self._answers(task.mdp, images)
             return logits, paper[0] + again * paper[1], total[0] + again * total[1]
 
         return answered(task, split, answer, progress)
 
-    def first(self, process: SkippingProcess, images: Tensor) -> Tensor:
+    def first(self, mdp: BlockMDP, images: Tensor) -> Tensor:
         """Logits [B, K] of the first stage."""
-        return process.run(images, self.actions[0].to(process.device).expand(len(images), -1))
+        return mdp.run(images, self.actions[0].to(mdp.device).expand(len(images), -1))
 
-    def second(self, process: SkippingProcess, images: Tensor, logits: Tensor) -> Tensor:
+    def second(self, mdp: BlockMDP, images: Tensor, logits: Tensor) -> Tensor:
         """Logits [B, K] of images that begin anew, after `logits` from the first stage."""
-        return process.run(images, self.actions[1].to(process.device).expand(len(images), -1))
+        return mdp.run(images, self.actions[1].to(mdp.device).expand(len(images), -1))
 
-    def _answers(self, process: SkippingProcess, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _answers(self, mdp: BlockMDP, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K], and whether images began anew [B]."""
-        logits = self.first(process, images)
+        logits = self.first(mdp, images)
         again = sureness(logits) < self.threshold
         if again.any():
-            logits[again] = self.second(process, images[again], logits[again])
+            logits[again] = self.second(mdp, images[again], logits[again])
         return logits, again
 
     def save(self, folder: Path) -> None:
-        """Write both assignments and the threshold."""
+        """Write both allocations and the threshold."""
         about = {"kind": f"{__name__}:load", "threshold": self.threshold}
         save_tensors(folder / FILE, {"actions": self.actions}, about)
 
 
-def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> Cascade:
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP) -> Cascade:
     """What `Cascade.save` wrote."""
     return Cascade(tensors["actions"], about["threshold"])
 
@@ -109,7 +109,7 @@ class Choice:
     accuracy: float
     """Of its answers, on the images of a search."""
     cost: float
-    """Mean paper cost."""
+    """Mean block cost."""
     first: int
     second: int
     """Which stages; the same twice if no image begins anew."""
@@ -123,12 +123,12 @@ class Choice:
 
 
 class Stages:
-    """Assignments that can be stages of a cascade, by what they answer on the images of a search.
+    """Allocations that can be stages of a cascade, by what they answer on the images of a search.
 
     Args:
         correct: [K, N] 1 where an answer is right, else 0.
         sure: [K, N] how sure it is.
-        costs: [K] paper costs.
+        costs: [K] block costs.
     """
 
     def __init__(self, correct: Tensor, sure: Tensor, costs: Tensor) -> None:
@@ -136,7 +136,7 @@ class Stages:
 
     @classmethod
     def of(cls, answers: Iterable[Tensor], labels: Tensor, costs: Tensor) -> Stages:
-        """From what each of them answers, logits [N, classes], the labels [N], and paper costs [K]."""
+        """From what each of them answers, logits [N, classes], the labels [N], and block costs [K]."""
         columns = [(logits.argmax(1) == labels, sureness(logits)) for logits in answers]
         correct, sure = (torch.stack(column) for column in zip(*columns, strict=True))
         return cls(correct, sure, costs)
@@ -163,20 +163,20 @@ class Stages:
         return Choice((right + gain) / count, float(spent[second, place]), first, second, threshold)
 
     def best(self, budget: float) -> Choice:
-        """The most accurate cascade within the budget, which the cheapest assignment is; the cheapest of several."""
+        """The most accurate cascade within the budget, which the cheapest allocation is; the cheapest of several."""
         affordable = (self.costs <= budget + TOLERANCE).nonzero().flatten().tolist()
         return max((self.after(first, budget) for first in affordable), key=lambda each: each.rank)
 
 
 def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Tensor, Choice, Search]:
-    """The best two [2, L] of the assignments on the way from full execution down and of the constant ones, twice the
+    """The best two [2, L] of the allocations on the way from full execution down and of the constant ones, twice the
     same if one alone is as good; why these; and the search that found them."""
-    search, process = make_search(config, task, recorder), task.process
+    search, mdp = make_search(config, task, recorder), task.mdp
     with torch.no_grad():
-        same = constants(process)
+        same = constants(mdp)
         with shown(search, config):
             ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
-        costs = process.cost.route_cost(torch.tensor(ladder, device=process.device))[0]
+        costs = mdp.cost.route_cost(torch.tensor(ladder, device=mdp.device))[0]
         chosen = Stages.of(map(search.logits, ladder), search.labels, costs).best(config.budget)
     return torch.tensor([ladder[chosen.first], ladder[chosen.second]]), chosen, search
 
@@ -184,14 +184,14 @@ def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tupl
 def fit_threshold(cascade: Cascade, task: Task, budget: float) -> None:
     """Set the cascade's threshold to what is best within the budget on all validation images, the weights being what
     they are."""
-    process, images, first, second = task.process, task.dataset.split("validation"), [], []
+    mdp, images, first, second = task.mdp, task.dataset.split("validation"), [], []
     with torch.no_grad():
         for rows in batches(images, 256):  # batch by batch: a search would keep the features of all images
-            inputs = task.dataset.normalize(images.images[rows]).to(process.device)
-            first.append(cascade.first(process, inputs))
-            second.append(cascade.second(process, inputs, first[-1]))
-        costs = process.cost.route_cost(cascade.actions.to(process.device))[0]
-        found = Stages.of([torch.cat(first), torch.cat(second)], images.labels.to(process.device), costs)
+            inputs = task.dataset.normalize(images.images[rows]).to(mdp.device)
+            first.append(cascade.first(mdp, inputs))
+            second.append(cascade.second(mdp, inputs, first[-1]))
+        costs = mdp.cost.route_cost(cascade.actions.to(mdp.device))[0]
+        found = Stages.of([torch.cat(first), torch.cat(second)], images.labels.to(mdp.device), costs)
     cascade.threshold = found.after(0, budget).threshold
 
 
@@ -201,7 +201,7 @@ def settle(cascade: Cascade, chosen: Choice, seen: int, recorder: Recorder) -> N
     fit_threshold(cascade, recorder.task, recorder.budget)
     scalars = {"accuracy": chosen.accuracy, "reward_answer": chosen.accuracy, "cost": chosen.cost}
     recorder.step(seen, loss=-chosen.accuracy, **scalars, entropy=0.0, price=0.0)
-    recorder.consider(cascade)
+    recorder.validate(cascade)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:

@@ -1,4 +1,4 @@
-"""A cascade of two assignments, and the backbone fine-tuned on both."""
+"""A cascade of two allocations, and the backbone fine-tuned on both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class Config(FineTuningConfig):
-    """Two assignments, cross-entropy on the routes of both, and how sure an answer must be to stand. `answer` and
+    """Two allocations, cross-entropy on the routes of both, and how sure an answer must be to stand. `answer` and
     `exchanges` only say how the descent is made, of `exchanges` only whether it is None."""
 
     highest_budget: ClassVar[float] = HIGHEST_BUDGET

@@ -17,7 +17,7 @@ from agents.gated.training import train_network
 from agents.recorder import Recorder
 from backbone.channel_gating import ChannelGating
 from backbone.resnet import ResNetConfig
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 
@@ -69,6 +69,6 @@ def train(config: Config, task: Task, recorder: Recorder) -> GatedNetwork:
     return train_network(config, task, recorder, f"{__name__}:load")
 
 
-def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> GatedNetwork:
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP) -> GatedNetwork:
     """What `GatedNetwork.save` wrote."""
-    return load_network(ChannelGating, tensors, about, process)
+    return load_network(ChannelGating, tensors, about, mdp)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from agents.method_config import MethodConfig
-from agents.policies import AssignmentPolicy, Policy
+from agents.policies import AllocationPolicy, Policy
 from agents.recorder import Recorder
 from backbone.cost import TOLERANCE
 from dfs_env.task import Task
@@ -31,16 +31,16 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     Raises:
         ValueError: `bits` is not one of the task's bitwidths, or no bitwidth is within the budget.
     """
-    process = task.process
-    if config.bits is not None and config.bits not in process.bitwidths:
-        raise ValueError(f"bits {config.bits} is not among the bitwidths {process.bitwidths}")
-    costs = process.cost.charged.sum(0).tolist()
+    mdp = task.mdp
+    if config.bits is not None and config.bits not in mdp.bitwidths:
+        raise ValueError(f"bits {config.bits} is not among the bitwidths {mdp.bitwidths}")
+    costs = mdp.cost.charged.sum(0).tolist()
     affordable = [action for action, cost in enumerate(costs) if cost <= config.budget + TOLERANCE]
     if config.bits is None and not affordable:
         raise ValueError(
             f"budget {config.budget} is below the cheapest constant bitwidth, which costs {min(costs):.4f}"
         )
-    action = affordable[-1] if config.bits is None else process.bitwidths.index(config.bits)
-    policy = AssignmentPolicy(torch.full((process.num_layers,), action))
-    recorder.consider(policy)
+    action = affordable[-1] if config.bits is None else mdp.bitwidths.index(config.bits)
+    policy = AllocationPolicy(torch.full((mdp.num_layers,), action))
+    recorder.validate(policy)
     return policy

@@ -58,7 +58,7 @@ class Config(GateConfig):
 PRESETS = {
     # Section 4.1 and the code's README: batches of 128, 2,000 iterations of step 2 and 64,000 of step 3 at 0.01; the
     # shares, not the length, are kept when num_images is given. The backbone's bitwidths and its first block, which is
-    # always on, belong to the task: --bitwidths 0 8 16 32 --always-on 1.
+    # always on, belong to the task: --bitwidths 0 8 16 32 --ungated-blocks 1.
     "published": Config(
         num_images=8_448_000,
         batch_size=128,
@@ -82,7 +82,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     budget_loss = make_budget_loss(config.budget_loss, {"weight": config.cost_weight})
 
     def loss_at(target: float, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        rollout = straight_through_rollout(learner.process, learner.gate, images, config.budget, config.ignore)
+        rollout = straight_through_rollout(learner.mdp, learner.gate, images, config.budget, config.ignore)
         return budgeted_loss(rollout, labels, budget_loss, target)
 
     learner.train(lambda x, y: loss_at(1.0, x, y), until=int(config.warmup * config.num_images))

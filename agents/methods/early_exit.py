@@ -1,6 +1,6 @@
 """Early exits, as in BranchyNet (Teerapittayanon et al., ICPR 2016): a choice of where to end.
 
-The longest route is the best static assignment at a cost above the budget; the others leave out its last blocks, one
+The longest route is the best static allocation at a cost above the budget; the others leave out its last blocks, one
 more each. How long an image's is becomes known as `selector` learns it: by regression on the rewards of all of them.
 
 What is known of an image is known in time here, as the shorter routes are beginnings of the longer ones. But what is
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.methods import selector
 from agents.recorder import Recorder
-from agents.search.assignments import best_assignment, with_changes
+from agents.search.allocations import best_allocation, with_changes
 from agents.search.selection import Selector
 from backbone.cost import TOLERANCE
 from dfs_env.task import Task
@@ -58,7 +58,7 @@ def exits(config: Config, task: Task, recorder: Recorder | None = None) -> Tenso
     """
     selector.check_block(config, task)
     dearest = replace(config, budget=min(config.budget * (1 + config.spread), 1.0))
-    longest, search = best_assignment(dearest, task, recorder)
+    longest, search = best_allocation(dearest, task, recorder)
     routes = list(shortened(longest.tolist(), config.decide_at))
     costs = [search.cost(route) for route in routes]
     limit = config.budget + TOLERANCE
@@ -70,14 +70,14 @@ def exits(config: Config, task: Task, recorder: Recorder | None = None) -> Tenso
     shorter = (cost for cost in costs[1:] if cost <= limit)
     least = min(max(shorter, default=costs[0]), config.budget * (1 - config.spread)) - TOLERANCE
     near = [route for route, cost in zip(routes, costs, strict=True) if cost >= least]
-    return torch.tensor(near[::-1], device=task.process.device)
+    return torch.tensor(near[::-1], device=task.mdp.device)
 
 
-def shortened(assignment: list[int], first: int) -> Iterator[list[int]]:
-    """The assignment, and ever cheaper ones: from block `first` on one more of the last blocks takes the first action,
+def shortened(allocation: list[int], first: int) -> Iterator[list[int]]:
+    """The allocation, and ever cheaper ones: from block `first` on one more of the last blocks takes the first action,
     which is to skip wherever that can be chosen."""
-    yield assignment
-    for block in reversed(range(first, len(assignment))):
-        if assignment[block]:
-            assignment = with_changes(assignment, (block, 0))
-            yield assignment
+    yield allocation
+    for block in reversed(range(first, len(allocation))):
+        if allocation[block]:
+            allocation = with_changes(allocation, (block, 0))
+            yield allocation

@@ -68,9 +68,9 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     budget_loss = make_budget_loss(config.budget_loss, {"weight": config.cost_weight})
 
     def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        progress = min(recorder.seen / config.num_images, 1.0)
+        progress = min(recorder.images_seen / config.num_images, 1.0)
         temperature = config.temperature * (config.last_temperature / config.temperature) ** progress
-        rollout = gumbel_rollout(learner.process, learner.gate, images, config.budget, temperature, config.ignore)
+        rollout = gumbel_rollout(learner.mdp, learner.gate, images, config.budget, temperature, config.ignore)
         loss, scalars = budgeted_loss(rollout, labels, budget_loss, config.budget)
         return loss, {**scalars, "temperature": temperature}
 

@@ -10,7 +10,7 @@ cross-entropy to name the target's action (behavioural cloning).
 Argmax decisions of a gate that is not sure do not cost what its targets cost. So, before each validation, a price is
 taken off the scores in proportion to the actions' costs; it is found by bisection, so that the mean cost of the gate's
 own routes meets the budget on searched images that it does not imitate: on those that it does it is surer, and spends
-less. As paper costs are the same at every block, this price goes into the bias of the gate's last layer.
+less. As block costs are the same at every block, this price goes into the bias of the gate's last layer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.search.oracle import RouteSearch, find_routes, within_budget
 from agents.search.selection_training import held_out
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 PRICING_IMAGES = 256
@@ -118,28 +118,28 @@ def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
     Raises:
         ValueError: the budget is below the cheapest route, or there are too many routes for exact enumeration.
     """
-    process, stream = task.process, image_stream(task, config.batch_size, config.seed)
+    mdp, stream = task.mdp, image_stream(task, config.batch_size, config.seed)
     batches: list[Batch] = []
     while sum(len(rows) for *_, rows in batches) < config.oracle_images:
         batches.append((*next(stream), stream.rows))
     images, labels, rows = (torch.cat(parts)[: config.oracle_images] for parts in zip(*batches, strict=True))
     price = config.loss_price
     if price is None:
-        price = price_of_loss(config, process, images[:PRICING_IMAGES], labels[:PRICING_IMAGES], recorder)
+        price = price_of_loss(config, mdp, images[:PRICING_IMAGES], labels[:PRICING_IMAGES], recorder)
     how = RouteSearch(config.labels, config.search, config.beam, price)
     others = recorder if len(labels) > PRICING_IMAGES else None  # else what is found was perhaps found just now
-    found = find_routes(process, images, labels, how, recorder=others)
-    routes = within_budget(process, found, config.budget).to(process.device)
+    found = find_routes(mdp, images, labels, how, recorder=others)
+    routes = within_budget(mdp, found, config.budget).to(mdp.device)
     taken = found.found & (routes.cpu() == found.routes).all(1)
     recorder.logger.record("oracle/images", len(labels))
     recorder.logger.record("oracle/loss_price", price)
     recorder.logger.record("oracle/served", float(taken.float().mean()))
-    recorder.logger.record("oracle/cost", float(process.cost.route_cost(routes)[0].mean()))
+    recorder.logger.record("oracle/cost", float(mdp.cost.route_cost(routes)[0].mean()))
     return Examples(images, labels, routes, rows)
 
 
 def price_of_loss(
-    config: Config, process: SkippingProcess, images: Tensor, labels: Tensor, recorder: Recorder | None = None
+    config: Config, mdp: BlockMDP, images: Tensor, labels: Tensor, recorder: Recorder | None = None
 ) -> float:
     """The price of a nat, by bisection, up to which the routes of images [N, 3, H, W] keep to the budget; 0 if even the
     cheapest good routes exceed it."""
@@ -147,7 +147,7 @@ def price_of_loss(
     for _ in range(PRICINGS):
         price = (low * high) ** 0.5
         how = RouteSearch(config.labels, config.search, config.beam, price)
-        if float(find_routes(process, images, labels, how, recorder=recorder).cost.mean()) > config.budget:
+        if float(find_routes(mdp, images, labels, how, recorder=recorder).cost.mean()) > config.budget:
             high = price
         else:
             low = found = price
@@ -155,21 +155,21 @@ def price_of_loss(
 
 
 def imitation_loss(
-    process: SkippingProcess, gate: nn.Module, images: Tensor, labels: Tensor, routes: Tensor, budget: float
+    mdp: BlockMDP, gate: nn.Module, images: Tensor, labels: Tensor, routes: Tensor, budget: float
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Along the routes [B, L]: the mean cross-entropy of the gate's scores against their actions, and that of the
     network's answers against the labels [B]; scalars to log."""
-    state, hidden = process.initial(images, budget), None
+    state, hidden = mdp.initial(images, budget), None
     losses, agreements, entropies = [], [], []
-    for layer in range(process.num_layers):
+    for layer in range(mdp.num_layers):
         target = routes[:, layer]
-        scores, hidden = gate(process.observe(state).detach(), hidden)
+        scores, hidden = gate(mdp.observe(state).detach(), hidden)
         losses.append(F.cross_entropy(scores, target))
         agreements.append((scores.argmax(1) == target).float().mean())
         log_p = scores.detach().log_softmax(1)
         entropies.append(-(log_p.exp() * log_p).sum(1).mean())
-        state = process.transition(state, target)
-    logits = process.logits(state)
+        state = mdp.transition(state, target)
+    logits = mdp.logits(state)
     scalars = {
         "agreement": float(torch.stack(agreements).mean()),
         "accuracy": float((logits.argmax(1) == labels).float().mean()),
@@ -179,15 +179,15 @@ def imitation_loss(
     return torch.stack(losses).mean(), F.cross_entropy(logits, labels), scalars
 
 
-def meet_budget(process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float) -> None:
+def meet_budget(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -> None:
     """Change the bias of the gate's last layer so that its routes on `images` [N, 3, H, W] cost `budget` on average.
 
     Raises:
         ValueError: a gate of one's own whose score layers are not called as those here.
     """
-    biases = [layer.bias.view(-1, process.num_actions) for layer in score_layers(gate)]
+    biases = [layer.bias.view(-1, mdp.num_actions) for layer in score_layers(gate)]
     starts = [bias.detach().clone() for bias in biases]
-    costs = process.cost.charged.mean(0)
+    costs = mdp.cost.charged.mean(0)
 
     def set_price(price: float) -> None:
         for bias, start in zip(biases, starts, strict=True):
@@ -199,20 +199,20 @@ def meet_budget(process: SkippingProcess, gate: nn.Module, images: Tensor, budge
         for _ in range(BISECTIONS):
             price = (low + high) / 2
             set_price(price)
-            if _mean_cost(process, gate, images, budget) > budget:
+            if _mean_cost(mdp, gate, images, budget) > budget:
                 low = price
             else:
                 high = price
         set_price(high)
 
 
-def _mean_cost(process: SkippingProcess, gate: nn.Module, images: Tensor, budget: float) -> float:
+def _mean_cost(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -> float:
     spent = 0.0
     for part in images.split(256):
-        state, hidden = process.initial(part, budget), None
-        for _ in range(process.num_layers):
-            scores, hidden = gate(process.observe(state), hidden)
-            state = process.transition(state, scores.argmax(1), in_place=True)
+        state, hidden = mdp.initial(part, budget), None
+        for _ in range(mdp.num_layers):
+            scores, hidden = gate(mdp.observe(state), hidden)
+            state = mdp.transition(state, scores.argmax(1), in_place=True)
         spent += float(state.cost.double().sum())
     return spent / len(images)
 
@@ -221,20 +221,20 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search, imitate, and go on by RL if `reinforce` says so."""
     learner = GateLearner(config, task, recorder)
     score_layers(learner.gate)  # refuses a gate that cannot be corrected, before the search
-    process, found = learner.process, examples(config, task, recorder)
+    mdp, found = learner.mdp, examples(config, task, recorder)
     most, rest = held_out(found.rows, torch.Generator().manual_seed(config.seed))
     shown, kept = found.of(most), found.of(rest if len(rest) else most)
     start = round((1 - config.reinforce) * config.num_images)
 
     def imitate(images: Tensor, labels: Tensor, routes: Tensor) -> tuple[Tensor, dict[str, float]]:
-        loss, task_loss, scalars = imitation_loss(process, learner.gate, images, labels, routes, config.budget)
+        loss, task_loss, scalars = imitation_loss(mdp, learner.gate, images, labels, routes, config.budget)
         rewards = {"reward_imitation": -float(loss.detach())}
         if config.cotrain:
             rewards["reward_answer"] = -float(task_loss.detach())
         return loss + task_loss if config.cotrain else loss, {**scalars, "price": 0.0, **rewards}
 
     def correct() -> None:
-        meet_budget(process, learner.gate, kept.images, config.budget)
+        meet_budget(mdp, learner.gate, kept.images, config.budget)
 
     learner.train(
         imitate,

@@ -3,7 +3,7 @@
 Every image of the split is searched for its cheapest route to the right answer (`agents.search.routes`). At a budget,
 images take these routes in ascending order of cost as long as the mean cost stays within it; all others take the
 cheapest route of all. Each image counts the same, so this fills the knapsack best: with exact enumeration no choice of
-routes at that mean paper cost, on the same backbone, has more right answers. With beam search ("auto" takes it beyond
+routes at that mean block cost, on the same backbone, has more right answers. With beam search ("auto" takes it beyond
 20,000 routes), which may miss cheaper routes, it is a lower estimate of that bound. The label-free oracle asks for full
 execution's answer in place of the label: what one could reach by knowing where computation changes nothing, without
 knowing what is right.
@@ -31,7 +31,7 @@ from agents.search.oracle import Routes, RouteSearch, find_routes, within_budget
 from backbone.checkpoint import save_tensors
 from dfs_env.budgets import check_budget
 from dfs_env.execution import CHUNK
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 
@@ -88,14 +88,14 @@ class Oracle:
         Raises:
             ValueError: the budget is below the cheapest route, or there are too many routes for exact enumeration.
         """
-        process, images = task.process, task.dataset.split(split)
-        inputs = task.dataset.normalize(images.images).to(process.device)
-        labels = images.labels.to(process.device)
-        key = digest(process, inputs, labels, self.how)
+        mdp, images = task.mdp, task.dataset.split(split)
+        inputs = task.dataset.normalize(images.images).to(mdp.device)
+        labels = images.labels.to(mdp.device)
+        key = digest(mdp, inputs, labels, self.how)
         if key not in self.known:
-            self.known[key] = find_routes(process, inputs, labels, self.how, self.workers, progress)
-        routes = within_budget(process, self.known[key], budget).to(process.device)
-        logits = _logits(process, inputs, routes)
+            self.known[key] = find_routes(mdp, inputs, labels, self.how, self.workers, progress)
+        routes = within_budget(mdp, self.known[key], budget).to(mdp.device)
+        logits = _logits(mdp, inputs, routes)
         return summary(task, self.macs_per_image, routes, logits, labels)
 
     def save(self, folder: Path) -> None:
@@ -108,23 +108,23 @@ class Oracle:
         save_tensors(folder / FILE, tensors, about)
 
 
-def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> Oracle:
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP) -> Oracle:
     """The oracle that was saved, with the routes that it had found; on another backbone or task it searches anew."""
     keys = {name.partition(".")[0] for name in tensors}
     known = {key: Routes(*(tensors[f"{key}.{part}"] for part in ("routes", "cost", "found"))) for key in keys}
     return Oracle(RouteSearch(**about["how"]), about["workers"], known)
 
 
-def _logits(process: SkippingProcess, images: Tensor, routes: Tensor) -> Tensor:
+def _logits(mdp: BlockMDP, images: Tensor, routes: Tensor) -> Tensor:
     """[N, K], a few chunks at a time, as each image's whole route is known."""
     size = 8 * CHUNK
     with torch.no_grad():
         parts = zip(images.split(size), routes.split(size), strict=True)
-        return torch.cat([process.run(some, theirs) for some, theirs in parts])
+        return torch.cat([mdp.run(some, theirs) for some, theirs in parts])
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Oracle:
     """Nothing to learn, and no validation: it would cost another search."""
     how = RouteSearch(config.labels, config.search, config.beam)
-    how.exact(task.process)  # refuses what cannot be done before anything is run
+    how.exact(task.mdp)  # refuses what cannot be done before anything is run
     return Oracle(how, config.workers)

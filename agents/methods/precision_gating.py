@@ -17,7 +17,7 @@ from agents.gated.training import train_network
 from agents.recorder import Recorder
 from backbone.precision_gating import PrecisionGating
 from backbone.resnet import ResNetConfig
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 
@@ -59,7 +59,7 @@ PRESETS = {
     "w2a2": Config(weight_bits=2, activation_bits=2, prediction_bits=1),
 }
 """published: ResNet-20 of the repository's scripts/train_pg_pact.sh, 200 epochs; what differs is in docs/methods.md.
-w2a2: 2-bit weights and activations; its floor is a paper cost of 1/32 on a task whose widest is 8 bits."""
+w2a2: 2-bit weights and activations; its floor is a block cost of 1/32 on a task whose widest is 8 bits."""
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> GatedNetwork:
@@ -67,6 +67,6 @@ def train(config: Config, task: Task, recorder: Recorder) -> GatedNetwork:
     return train_network(config, task, recorder, f"{__name__}:load")
 
 
-def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> GatedNetwork:
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP) -> GatedNetwork:
     """What `GatedNetwork.save` wrote."""
-    return load_network(PrecisionGating, tensors, about, process)
+    return load_network(PrecisionGating, tensors, about, mdp)

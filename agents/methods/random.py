@@ -44,7 +44,7 @@ def cost_matched_distribution(costs: Tensor, budget: float) -> Tensor:
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Find the distribution."""
-    costs = task.process.cost.charged.sum(0)
+    costs = task.mdp.cost.charged.sum(0)
     policy = RandomPolicy(cost_matched_distribution(costs, config.budget), config.seed)
-    recorder.consider(policy)
+    recorder.validate(policy)
     return policy

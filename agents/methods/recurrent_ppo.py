@@ -44,5 +44,5 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     Raises:
         ValueError: a minibatch would cut episodes.
     """
-    check_aligned(config.batch_size, task.process.num_layers)
+    check_aligned(config.batch_size, task.mdp.num_layers)
     return train_sb3(config, task, recorder)

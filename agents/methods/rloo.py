@@ -9,7 +9,7 @@ What is left is what the route changed.
 The reward of an answer is the probability of the right class by default: accuracy, if the class were drawn, and
 smoother than that of the best class. Costs count as in SkipNet's reward-to-go, at a price that dual ascent finds.
 
-The gate may start from `static`, the best assignment that is the same for all images, so that all that remains to be
+The gate may start from `static`, the best allocation that is the same for all images, so that all that remains to be
 learned is where to depart from it for which image.
 """
 
@@ -31,7 +31,7 @@ from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout
-from agents.search.assignments import SearchConfig, best_assignment
+from agents.search.allocations import SearchConfig, best_allocation
 from agents.search.trials import ANSWERS
 from backbone.schedules import make_schedule
 from dfs_env.task import Task
@@ -88,7 +88,7 @@ class Config(GateConfig, SearchConfig):
 
 
 RARE = 1e-3
-"""Probability that a gate which starts from an assignment gives to actions that are no neighbours of its own."""
+"""Probability that a gate which starts from an allocation gives to actions that are no neighbours of its own."""
 
 PRESETS = {"cotrained": Config(cotrain=True)}
 
@@ -99,8 +99,8 @@ def leave_one_out(rewards: Tensor, routes: int) -> Tensor:
     return ((grouped - grouped.mean(1, keepdim=True)) * (routes / (routes - 1))).flatten(0, 1)
 
 
-def prefer(gate: nn.Module, assignment: Tensor, actions: int, probability: float) -> None:
-    """Give a new gate's scores a bias, with which, if they are near zero, it takes each block's action of `assignment`
+def prefer(gate: nn.Module, allocation: Tensor, actions: int, probability: float) -> None:
+    """Give a new gate's scores a bias, with which, if they are near zero, it takes each block's action of `allocation`
     [L] with the given probability, and its neighbours with almost all of the rest.
 
     Deviations of one step are what is worth trying: a few draws of the widest bitwidth cost as much as the whole route.
@@ -110,12 +110,12 @@ def prefer(gate: nn.Module, assignment: Tensor, actions: int, probability: float
     """
     layers = score_layers(gate)
     sizes = [layer.bias.numel() for layer in layers]
-    if sum(sizes) != actions * len(assignment):
+    if sum(sizes) != actions * len(allocation):
         raise ValueError(
-            f"{type(gate).__name__} scores all blocks by one layer and so cannot start from one assignment: choose the "
+            f"{type(gate).__name__} scores all blocks by one layer and so cannot start from one allocation: choose the "
             'gate "blockwise", or set start_static to 0'
         )
-    distance = (torch.arange(actions, device=assignment.device) - assignment[:, None]).abs()
+    distance = (torch.arange(actions, device=allocation.device) - allocation[:, None]).abs()
     neighbours = (distance == 1).double()
     wanted = torch.where(distance == 0, probability, (1 - probability) * neighbours / neighbours.sum(1, keepdim=True))
     bias = wanted.clamp_min(RARE).log().flatten().to(layers[0].bias)
@@ -126,25 +126,27 @@ def prefer(gate: nn.Module, assignment: Tensor, actions: int, probability: float
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Search the assignment, start from it, and improve on it."""
+    """Search the allocation, start from it, and improve on it."""
     learner = GateLearner(config, task, recorder)
-    process, gate = learner.process, learner.gate
+    mdp, gate = learner.mdp, learner.gate
     if config.start_static:
-        assignment, _ = best_assignment(config, task, recorder)
-        prefer(gate, assignment.to(process.device), process.num_actions, config.start_static)
+        allocation, _ = best_allocation(config, task, recorder)
+        prefer(gate, allocation.to(mdp.device), mdp.num_actions, config.start_static)
     dual = DualAscent(config.budget, config.price_rate, config.price_anneal, config.price)
-    recorder.keep(dual=dual)
+    recorder.register_state(dual=dual)
     entropy_factor, answer_of = make_schedule(config.ent_schedule), ANSWERS[config.answer]
 
     def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        rollout = sampled_rollout(process, gate, images, config.budget)
+        rollout = sampled_rollout(mdp, gate, images, config.budget)
         answers = answer_of(rollout.logits.detach(), labels)
         advantages = leave_one_out(rewards_to_go(answers, rollout.step_costs, dual.price), config.routes)
         reinforce = -(advantages * rollout.log_probabilities).sum(1).mean()
         scalars = {**rollout.scalars(labels), "price": dual.price, "reward_answer": float(answers.mean())}
         scalars["reward_cost"] = -dual.price * scalars["cost"]
-        bonus = config.ent_coef * entropy_factor(recorder.seen / config.num_images) * rollout.entropies.sum(1).mean()
-        dual.update(scalars["cost"], recorder.seen / config.num_images)
+        bonus = (
+            config.ent_coef * entropy_factor(recorder.images_seen / config.num_images) * rollout.entropies.sum(1).mean()
+        )
+        dual.update(scalars["cost"], recorder.images_seen / config.num_images)
         loss = reinforce - bonus
         if config.cotrain:
             loss += F.cross_entropy(rollout.logits, labels)

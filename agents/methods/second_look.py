@@ -1,9 +1,9 @@
-"""A second look: all images take one assignment; those whose answer is unsure take it once more, mirrored.
+"""A second look: all images take one allocation; those whose answer is unsure take it once more, mirrored.
 
 Averaging over an image and its reflection is as old as deep networks (Krizhevsky et al., NIPS 2012, section 4.1); who
 gets the second look is decided as in `agents.methods.cascade`, by the margin between the two largest probabilities.
 Where a mirrored image is another thing, as with digits, it is moved by a pixel instead. Who is looked at twice pays
-twice. Like the cascade it is no policy of the decision process.
+twice. Like the cascade it is no policy of the MDP.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from agents.methods.cascade import Cascade, Choice, Stages, settle
 from agents.methods.cascade import Config as CascadeConfig
 from agents.policies import FILE
 from agents.recorder import Recorder
-from agents.search.assignments import SearchConfig, constants, descent, make_search
+from agents.search.allocations import SearchConfig, constants, descent, make_search
 from agents.search.trials import Search
 from backbone.checkpoint import save_tensors
 from backbone.cost import TOLERANCE
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
 class Config(CascadeConfig):
-    """One assignment, the same for all images, and how sure an answer must be to stand. `answer` and `exchanges` only
+    """One allocation, the same for all images, and how sure an answer must be to stand. `answer` and `exchanges` only
     say how the descent is made, of `exchanges` only whether it is None."""
 
 
 class SecondLook(Cascade):
-    """What answers: a cascade of one assignment and the same again, at another view of the image.
+    """What answers: a cascade of one allocation and the same again, at another view of the image.
 
     Args:
-        assignment: [L] actions.
+        allocation: [L] actions.
         mirror: whether the other view is the image's reflection; else it is moved by a pixel.
         threshold: an image whose first answer has a smaller margin, in [0, 1], is looked at again.
     """
 
-    def __init__(self, assignment: Tensor, mirror: bool, threshold: float = 0.0) -> None:
-        super().__init__(assignment.expand(2, -1), threshold)
+    def __init__(self, allocation: Tensor, mirror: bool, threshold: float = 0.0) -> None:
+        super().__init__(allocation.expand(2, -1), threshold)
         self.mirror = mirror
 
-    def second(self, process: SkippingProcess, images: Tensor, logits: Tensor) -> Tensor:
+    def second(self, mdp: BlockMDP, images: Tensor, logits: Tensor) -> Tensor:
         """Logits [B, K] by both looks, of which the first gave `logits`."""
-        return averaged(logits, super().second(process, other_view(images, self.mirror), logits))
+        return averaged(logits, super().second(mdp, other_view(images, self.mirror), logits))
 
     def save(self, folder: Path) -> None:
-        """Write the assignment, the threshold, and which view is the second."""
+        """Write the allocation, the threshold, and which view is the second."""
         about = {"kind": f"{__name__}:load", "threshold": self.threshold, "mirror": self.mirror}
         save_tensors(folder / FILE, {"assignment": self.actions[0]}, about)
 
 
-def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> SecondLook:
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP) -> SecondLook:
     """What `SecondLook.save` wrote."""
     return SecondLook(tensors["assignment"], about["mirror"], about["threshold"])
 
@@ -81,37 +81,37 @@ def once_and_twice(first: Tensor, second: Tensor, labels: Tensor, cost: float) -
 
 
 def candidates(search: Search, config: SearchConfig) -> list[list[int]]:
-    """What is worth a second look: the assignments within the budget on the way from full execution down, as far as the
+    """What is worth a second look: the allocations within the budget on the way from full execution down, as far as the
     first that leaves enough to look at every image twice, and the constant ones."""
-    same, limit, found = constants(search.process), config.budget + TOLERANCE, []
-    with search.counted("search of an assignment"):
-        for assignment in descent(search, same[-1], lazy=config.exchanges is not None):
-            cost = search.cost(assignment)
+    same, limit, found = constants(search.mdp), config.budget + TOLERANCE, []
+    with search.counted("search of an allocation"):
+        for allocation in descent(search, same[-1], lazy=config.exchanges is not None):
+            cost = search.cost(allocation)
             if cost <= limit:
-                found.append(assignment)
+                found.append(allocation)
             if 2 * cost <= limit:
                 break
     return found + [constant for constant in same[1:-1] if search.cost(constant) <= limit]
 
 
 def search_second_look(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Tensor, Choice, int]:
-    """The assignment [L] of the candidates that is best with a second look; why this one; and how many images were
+    """The allocation [L] of the candidates that is best with a second look; why this one; and how many images were
     shown."""
     view = partial(other_view, mirror=task.dataset.flip)
     search, again = make_search(config, task, recorder), make_search(config, task, recorder, view)
     found: list[tuple[Choice, list[int]]] = []
     with torch.no_grad():
-        for assignment in candidates(search, config):
-            answers = search.logits(assignment), again.logits(assignment)
-            stages = once_and_twice(*answers, search.labels, search.cost(assignment))
-            found.append((stages.after(0, config.budget), assignment))
-    chosen, assignment = max(found, key=lambda each: each[0].rank)
-    return torch.tensor(assignment), chosen, search.seen + again.seen
+        for allocation in candidates(search, config):
+            answers = search.logits(allocation), again.logits(allocation)
+            stages = once_and_twice(*answers, search.labels, search.cost(allocation))
+            found.append((stages.after(0, config.budget), allocation))
+    chosen, allocation = max(found, key=lambda each: each[0].rank)
+    return torch.tensor(allocation), chosen, search.seen + again.seen
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> SecondLook:
-    """Search the assignment, then the threshold."""
-    assignment, chosen, seen = search_second_look(config, task, recorder)
-    looks = SecondLook(assignment, task.dataset.flip)
+    """Search the allocation, then the threshold."""
+    allocation, chosen, seen = search_second_look(config, task, recorder)
+    looks = SecondLook(allocation, task.dataset.flip)
     settle(looks, chosen, seen, recorder)
     return looks

@@ -3,7 +3,7 @@
 All images take `static`'s route up to one block. From there on each takes one of the continuations that static search
 finds at ever smaller costs, from running everything in full to skipping everything. On training images *all*
 continuations are run, so that the reward of every one is known for every image, and regressions on what is observed
-wherever some of them part learn them: full information, without exploration, credit assignment or dual ascent. An image
+wherever some of them part learn them: full information, without exploration, credit allocation or dual ascent. An image
 goes on towards the continuation whose predicted reward is highest after the price of its cost, which is set so that the
 mean cost meets the budget. What this does not gain over `static`, better RL would hardly gain either among these
 routes.
@@ -13,7 +13,7 @@ knows in time: an estimate of what knowing more would gain. Beside the oracle, w
 of the oracle's lead is luck.
 
 With `cotrain`, the backbone learns at the same time, each continuation mostly from the images that are given to it. An
-uneven budget has its price: static assignments gain less and less with cost, so that a dear and a cheap one are
+uneven budget has its price: static allocations gain less and less with cost, so that a dear and a cheap one are
 together worse than one of their mean cost. That loss grows with the square of the distance between them, and what the
 choice gains with the distance itself. So only continuations whose costs are near the budget take part (`spread`).
 """
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from agents.checkpoints import Variables
 from agents.learning import BackboneLearner, image_stream
 from agents.recorder import Recorder
-from agents.search.assignments import SearchConfig, best_assignment, descent
+from agents.search.allocations import SearchConfig, best_allocation, descent
 from agents.search.selection import Hindsight, Selector
 from agents.search.selection_training import Regression, fit
 from agents.search.trials import ANSWERS
@@ -46,7 +46,7 @@ class Config(SearchConfig):
     """A choice among static continuations, which a lazy search finds, learned from the rewards of them all.
     `num_images` counts each image once for each continuation, whatever the blocks that these share."""
 
-    family: ClassVar[str] = "assignments"
+    family: ClassVar[str] = "allocations"
 
     num_images: int = 200_000
     """Images shown to the learner, once for each continuation."""
@@ -109,20 +109,20 @@ PRESETS = {
 
 def check_block(config: Config, task: Task) -> None:
     """Make sure that the task has a block to decide at."""
-    if config.decide_at >= task.process.num_layers:
-        raise ValueError(f"decide_at {config.decide_at} is no block: there are {task.process.num_layers}, from 0")
+    if config.decide_at >= task.mdp.num_layers:
+        raise ValueError(f"decide_at {config.decide_at} is no block: there are {task.mdp.num_layers}, from 0")
 
 
 def continuations(config: Config, task: Task, recorder: Recorder | None = None) -> Tensor:
     """Routes [K, L] that share `static`'s first blocks, by ascending cost, and as the last `static`'s own.
 
     Raises:
-        ValueError: `decide_at` is no block, or the budget is below the cheapest assignment.
+        ValueError: `decide_at` is no block, or the budget is below the cheapest allocation.
     """
-    process = task.process
+    mdp = task.mdp
     check_block(config, task)
-    own, search = best_assignment(config, task, recorder)
-    widest = [process.num_actions - 1] * (process.num_layers - config.decide_at)
+    own, search = best_allocation(config, task, recorder)
+    widest = [mdp.num_actions - 1] * (mdp.num_layers - config.decide_at)
     with torch.no_grad(), search.counted("search of continuations"):
         found = list(descent(search, [*own.tolist()[: config.decide_at], *widest], config.decide_at, lazy=True))
     found = [route for route in found if route != own.tolist()]
@@ -130,7 +130,7 @@ def continuations(config: Config, task: Task, recorder: Recorder | None = None) 
         distance = {tuple(route): abs(search.cost(route) - config.budget) for route in found}
         near = max(config.spread * config.budget + TOLERANCE, min(distance.values(), default=0.0))
         found = [route for route in found if distance[tuple(route)] <= near]
-    return torch.tensor([*found[::-1], own.tolist()], device=process.device)
+    return torch.tensor([*found[::-1], own.tolist()], device=mdp.device)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Selector:
@@ -140,30 +140,32 @@ def train(config: Config, task: Task, recorder: Recorder) -> Selector:
 
 def learn(config: Config, task: Task, recorder: Recorder, routes: Tensor) -> Selector:
     """Run images on all routes [K, L], learn their rewards, and, if co-trained, the backbone."""
-    process = task.process
-    kind, dim = (Hindsight, 2 * task.dataset.num_classes) if config.hindsight else (Selector, process.observation_dim)
-    selector = kind(routes, process.cost.route_cost(routes)[0], dim, config.budget).to(process.device)
+    mdp = task.mdp
+    kind, dim = (Hindsight, 2 * task.dataset.num_classes) if config.hindsight else (Selector, mdp.observation_dim)
+    selector = kind(routes, mdp.cost.route_cost(routes)[0], dim, config.budget).to(mdp.device)
     stream = image_stream(task, config.batch_size, config.seed)
     found = Variables(rows=[], looks=[], rewards=[], new=0, fitted=False)
-    learner = BackboneLearner(process.backbone, config.backbone_lr) if config.cotrain else None
-    recorder.watch(selector, *([process.backbone] if learner else []))
-    recorder.keep(stream=stream, experience=found, selector=selector, **({"backbone": learner} if learner else {}))
-    while recorder.goes_on():
+    learner = BackboneLearner(mdp.backbone, config.backbone_lr) if config.cotrain else None
+    recorder.track_weights(selector, *([mdp.backbone] if learner else []))
+    recorder.register_state(
+        stream=stream, experience=found, selector=selector, **({"backbone": learner} if learner else {})
+    )
+    while recorder.should_continue():
         images, labels = next(stream)
         with torch.set_grad_enabled(config.cotrain):
-            looks, logits = selector.outcomes(process, images)
+            looks, logits = selector.outcomes(mdp, images)
         loss, scalars = _learn(config, selector, found, stream.rows, looks, logits, labels)
         recorder.step(len(images) * len(routes), **scalars)
         if learner:
             loss.backward()
-            learner.apply(1 - min(recorder.seen / config.num_images, 1.0))
-        due = recorder.check_due()
+            learner.apply(1 - min(recorder.images_seen / config.num_images, 1.0))
+        due = recorder.validation_due()
         if due or (learner and found.new >= config.memory // REFITS):
             rows, seen, rewards = map(torch.cat, (found.rows, found.looks, found.rewards))
             fit(selector, rows, seen, rewards, config.regression)
             found.new, found.fitted = 0, True
         if due:
-            recorder.consider(selector)
+            recorder.validate(selector)
     recorder.restore_best()
     return selector.eval()
 

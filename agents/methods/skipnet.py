@@ -99,7 +99,7 @@ class Config(GateConfig):
 PRESETS = {
     # Section 4.1 and its code: SP of 64,000 iterations of 128 images, SGD from 0.1; HRL of 10,000 at 1e-4, where a
     # weight of 0.01 is given to the sum over the batch. It skips or executes, and its first block always runs:
-    # --bitwidths 0 8 --always-on 1, say.
+    # --bitwidths 0 8 --ungated-blocks 1, say.
     "published": Config(
         num_images=9_472_000,
         batch_size=128,
@@ -141,13 +141,13 @@ class HybridReinforce:
     def __init__(self, learner: GateLearner, config: Config, begin: int) -> None:
         self.learner, self.config, self.begin = learner, config, begin
         self.dual = config.dual()
-        learner.recorder.keep(dual=self.dual)
+        learner.recorder.register_state(dual=self.dual)
         self.entropy_factor = make_schedule(config.ent_schedule)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Images [B, 3, H, W] and labels [B] -> loss, and scalars to log."""
         config, learner = self.config, self.learner
-        rollout = sampled_rollout(learner.process, learner.gate, images, config.budget, attached=not config.supervised)
+        rollout = sampled_rollout(learner.mdp, learner.gate, images, config.budget, attached=not config.supervised)
         answer, outcomes, answer_log_p = self._answer(rollout.logits, labels)
         returns = rewards_to_go(outcomes, rollout.step_costs, self.dual.price)
         advantages = returns - returns.mean(0) if config.baseline else returns
@@ -155,7 +155,7 @@ class HybridReinforce:
         reinforce = -((advantages * rollout.log_probabilities).sum(1) + credit * answer_log_p).mean()
         scalars, entropy = {**rollout.scalars(labels), "price": self.dual.price}, rollout.entropies.mean()
         rewards = {"reward_answer": float(outcomes.mean()), "reward_cost": -self.dual.price * scalars["cost"]}
-        progress = (learner.recorder.seen - self.begin) / (config.num_images - self.begin)
+        progress = (learner.recorder.images_seen - self.begin) / (config.num_images - self.begin)
         if config.alpha is None:
             self.dual.update(scalars["cost"], progress)
         bonus = config.ent_coef * self.entropy_factor(progress) * entropy
@@ -178,7 +178,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     begin = int(config.pretraining * config.num_images)
 
     def pretraining_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        rollout = straight_through_rollout(learner.process, learner.gate, images, config.budget)
+        rollout = straight_through_rollout(learner.mdp, learner.gate, images, config.budget)
         scalars = rollout.scalars(labels)
         scalars |= {"price": 0.0, "reward_answer": -scalars["cross_entropy"]}
         return F.cross_entropy(rollout.logits, labels), scalars

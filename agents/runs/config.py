@@ -39,7 +39,7 @@ class TaskConfig:
     full precision."""
     observation: str = "pooled"
     """"pooled", "confidence", "confidence_alone", "statistics", "position", "features", or "module:function"."""
-    always_on: int = 0
+    ungated_blocks: int = 0
     """Leading blocks that always run at the widest bitwidth and are not decided; 1 in DFS."""
     device: str = "cpu"
     """Torch device."""

@@ -30,7 +30,7 @@ class Decisions:
     confidence: NDArray[np.float32]
     """[N] probability of the class that was answered."""
     cost: NDArray[np.float32]
-    """[N] paper cost, a fraction of full execution."""
+    """[N] block cost, a fraction of full execution."""
 
 
 def write_decisions(folder: Path, test: Evaluation) -> None:

@@ -8,25 +8,26 @@
     [task]
     dataset = "digits"
 
-    [[arms]]
+    [[variants]]
     method = "ppo"
 
-    [[arms]]
+    [[variants]]
     method = "ppo"
     label = "less entropy"          # what tables and figures call it
     ent_coef = 0.001                # any option of the method
     sb3 = { vf_coef = 0.7 }
 
-    [[arms]]
+    [[variants]]
     method = "static"
 
-An arm is one method, or METHOD-PRESET, with options of its own. It may also have `budgets` and `seeds` of its own, and
-`task = { observation = "statistics" }`. Every arm is run at every budget with every seed, baselines and bounds without
-budgets of their own at `baseline_budgets`, too; budgets above 1 are left out for methods that run each image once.
+A variant is one method, or METHOD-PRESET, with options of its own. It may also have `budgets` and `seeds` of its own,
+and `task = { observation = "statistics" }`. Every variant is run at every budget with every seed, baselines and bounds
+without budgets of their own at `baseline_budgets`, too; budgets above 1 are left out for methods that run each image
+once.
 
 A file may also have `[[parts]]`, which `agents.runs.parts` reads and which are run one after another, each into a
 folder of its own. A part has a `name`, and in place of the experiment's it may have its own budgets, seeds, bitwidths
-and arms.
+and variants.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ from dfs_env.budgets import check_budget
 PLANNED = ("budget", "seed", "eval_budgets")
 """Options of methods that an experiment's budgets and seeds set."""
 OWN_TASK = ("observation", "device")
-"""Entries of the task in which arms may differ: accuracies and costs remain comparable."""
+"""Entries of the task in which variants may differ: accuracies and costs remain comparable."""
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One of the things that are compared.
 
     Raises:
@@ -80,15 +81,15 @@ class Arm:
 
     def config(self) -> MethodConfig:
         """The method's configuration, but for budget and seed."""
-        base, owner = default_config(self.method), f"arm {self.name!r} ({self.method})"
+        base, owner = default_config(self.method), f"variant {self.name!r} ({self.method})"
         for name in {"budget", "seed"} & set(self.options):
             raise ValueError(f"{owner}: give {name}s = [...] in place of {name}: an experiment runs over several")
         check_names(self.options, _options_of(base), owner, _who_has())
         return with_options(base, self.options, owner)
 
     def __post_init__(self) -> None:
-        check_names(self.task, OWN_TASK, f"task of arm {self.name!r}, which is compared with the others,")
-        _check_values(f"arm {self.name!r}", self.budgets, self.seeds, self.config().highest_budget)
+        check_names(self.task, OWN_TASK, f"task of variant {self.name!r}, which is compared with the others,")
+        _check_values(f"variant {self.name!r}", self.budgets, self.seeds, self.config().highest_budget)
         if any(unicodedata.category(letter) == "Cc" for letter in self.label):
             raise ValueError(f"label {self.label!r} of {self.method} has control characters: leave them out")
         if self.label in labels() and self.label != self.method:
@@ -97,13 +98,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms x budgets x seeds on one task.
+    """Variants x budgets x seeds on one task.
 
     Raises:
-        ValueError: nothing to run, budgets or seeds that repeat, two arms of one name.
+        ValueError: nothing to run, budgets or seeds that repeat, two variants of one name.
     """
 
-    arms: tuple[Arm, ...]
+    variants: tuple[Variant, ...]
     """What is compared."""
     description: str = ""
     """What for."""
@@ -113,31 +114,33 @@ class Experiment:
     """Seeds."""
     baseline_budgets: tuple[float, ...] = (1e-6, 0.0105, 0.0209, 0.0313, 0.0417, 0.0521, 0.0625, 0.25, 1.0)
     """Further budgets for the baselines, which every other run is compared with at its own cost, and for the bounds,
-    unless an arm has budgets of its own. The first stands for skipping everything."""
+    unless a variant has budgets of its own. The first stands for skipping everything."""
     num_images: int | None = None
-    """Images shown to each learner, unless an arm says otherwise; by default what the methods say."""
-    checks: int | None = None
+    """Images shown to each learner, unless a variant says otherwise; by default what the methods say."""
+    num_evals: int | None = None
     """How often each learner is validated, likewise."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What is learned on."""
 
     @property
     def all_budgets(self) -> tuple[float, ...]:
-        """The budgets at which any arm is compared, in ascending order."""
-        return tuple(sorted({budget for arm in self.arms for budget in self.budgets_of(arm)}))
+        """The budgets at which any variant is compared, in ascending order."""
+        return tuple(sorted({budget for variant in self.variants for budget in self.budgets_of(variant)}))
 
-    def budgets_of(self, arm: Arm) -> tuple[float, ...]:
-        """The arm's own budgets, or those of the experiment's that its method can be given."""
-        return arm.budgets or tuple(budget for budget in self.budgets if budget <= arm.config().highest_budget)
+    def budgets_of(self, variant: Variant) -> tuple[float, ...]:
+        """The variant's own budgets, or those of the experiment's that its method can be given."""
+        return variant.budgets or tuple(budget for budget in self.budgets if budget <= variant.config().highest_budget)
 
     def __post_init__(self) -> None:
-        if not (self.arms and self.budgets and self.seeds):
-            raise ValueError("an experiment needs at least one arm (method), one budget and one seed")
-        highest = max((arm.config().highest_budget for arm in self.arms if not arm.budgets), default=1.0)
+        if not (self.variants and self.budgets and self.seeds):
+            raise ValueError("an experiment needs at least one variant (method), one budget and one seed")
+        highest = max(
+            (variant.config().highest_budget for variant in self.variants if not variant.budgets), default=1.0
+        )
         _check_values("the experiment", self.budgets, self.seeds, highest)
         _check_values("the baselines", self.baseline_budgets, None)
-        for name in _repeated([arm.name for arm in self.arms]):
-            raise ValueError(f"two arms are called {name!r}: give each a label of its own, or leave one out")
+        for name in _repeated([variant.name for variant in self.variants]):
+            raise ValueError(f"two variants are called {name!r}: give each a label of its own, or leave one out")
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -167,25 +170,27 @@ def experiment_of(content: Mapping[str, Any]) -> Experiment:
             "experiment.toml, or read it by agents.runs.parts.read_parts"
         )
     entries = dict(content)
-    arms, task = entries.pop("arms", []), entries.pop("task", {})
+    variants, task = entries.pop("variants", []), entries.pop("task", {})
     if not isinstance(task, Mapping):
         raise ValueError(f"task must be a table, [task], got {task!r}")
-    if not isinstance(arms, list) or not all(isinstance(arm, Mapping) for arm in arms):
-        raise ValueError("arms must be an array of tables: begin each with [[arms]] and its method")
+    if not isinstance(variants, list) or not all(isinstance(variant, Mapping) for variant in variants):
+        raise ValueError("variants must be an array of tables: begin each with [[variants]] and its method")
     known = [entry.name for entry in fields(Experiment)]
     check_names(entries, known, "an experiment")
-    whole = Experiment(tuple(_arm(arm) for arm in arms), task=with_options(TaskConfig(), task, "[task]"))
+    whole = Experiment(
+        tuple(_variant(variant) for variant in variants), task=with_options(TaskConfig(), task, "[task]")
+    )
     return with_options(whole, _with_seeds(entries), "an experiment", known)
 
 
-def _arm(entries: Mapping[str, Any]) -> Arm:
+def _variant(entries: Mapping[str, Any]) -> Variant:
     if "method" not in entries:
         raise ValueError(
-            f'an arm needs a method, such as method = "ppo"; one has only {", ".join(entries) or "nothing"}'
+            f'a variant needs a method, such as method = "ppo"; one has only {", ".join(entries) or "nothing"}'
         )
-    own = [entry.name for entry in fields(Arm) if entry.name != "options"]
-    owner = f"arm {entries.get('label', entries['method'])!r}"
-    plain = Arm(fitting(entries["method"], str, f"{owner}: method"))
+    own = [entry.name for entry in fields(Variant) if entry.name != "options"]
+    owner = f"variant {entries.get('label', entries['method'])!r}"
+    plain = Variant(fitting(entries["method"], str, f"{owner}: method"))
     options = {name: value for name, value in entries.items() if name not in own}
     known = [*own, *_options_of(plain.config())]
     check_names({*options} - {"budget", "seed"}, known, f"{owner} ({plain.method})", _who_has())
@@ -238,12 +243,12 @@ def _repeated(values: Sequence[Any]) -> list[Any]:
 def as_toml(experiment: Experiment) -> str:
     """A file that `read_experiment` reads as this experiment."""
     top = {entry.name: getattr(experiment, entry.name) for entry in fields(experiment)}
-    del top["arms"], top["task"]
+    del top["variants"], top["task"]
     top = {name: value for name, value in top.items() if value is not None}
     task = {name: value for name, value in asdict(experiment.task).items() if value != getattr(TaskConfig(), name)}
     parts = [toml_table(top), "[task]\n" + toml_table(task) if task else ""]
-    for arm in experiment.arms:
-        entries = {entry.name: getattr(arm, entry.name) for entry in fields(arm) if entry.name != "options"}
-        given = {name: value for name, value in entries.items() if value} | dict(arm.options)
-        parts.append("[[arms]]\n" + toml_table(given))
+    for variant in experiment.variants:
+        entries = {entry.name: getattr(variant, entry.name) for entry in fields(variant) if entry.name != "options"}
+        given = {name: value for name, value in entries.items() if value} | dict(variant.options)
+        parts.append("[[variants]]\n" + toml_table(given))
     return "\n".join(part for part in parts if part)

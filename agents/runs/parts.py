@@ -7,10 +7,10 @@
     dataset = "cifar10"
     depth = 38
 
-    [[arms]]
+    [[variants]]
     method = "ppo"
 
-    [[arms]]
+    [[variants]]
     method = "static"
 
     [[parts]]
@@ -18,10 +18,10 @@
     task = { bitwidths = [0, 8, 16, 32] }
     budgets = [0.02, 0.05]
     # the names of those that it has, by default all; a table has the name, and what differs here
-    arms = ["static", { name = "ppo", num_images = 100_000 }]
+    variants = ["static", { name = "ppo", num_images = 100_000 }]
 
 A part may have `budgets`, `seeds`, `baseline_budgets`, `num_images` and `checks` in place of the experiment's, and in
-`task` any entry but the data folder and the device, which are the machine's. What an arm has of its own comes before
+`task` any entry but the data folder and the device, which are the machine's. What a variant has of its own comes before
 either.
 """
 
@@ -39,7 +39,7 @@ from agents.runs.experiment import Experiment, experiment_of
 from agents.runs.planning import plan
 from backbone.names import check_names, nearest
 
-REPLACED = ("budgets", "seeds", "baseline_budgets", "num_images", "checks")
+REPLACED = ("budgets", "seeds", "baseline_budgets", "num_images", "num_evals")
 """Entries of the experiment that a part may have in place of the experiment's."""
 OF_THE_MACHINE = ("data", "device")
 """Entries of the task in which parts may not differ."""
@@ -51,7 +51,7 @@ def read_parts(path: Path) -> dict[str, Experiment]:
     Raises:
         FileNotFoundError: no such file.
         ValueError: see `agents.runs.experiment.read_experiment`; or two parts of one name, a name that can be no
-            folder's, or an arm that there is not. The file and the part are named.
+            folder's, or a variant that there is not. The file and the part are named.
     """
     content = read_toml(path)
     try:
@@ -113,30 +113,32 @@ def _name(part: Mapping[str, Any]) -> str:
 
 def _content(part: Mapping[str, Any], shared: Mapping[str, Any], whole: Experiment) -> dict[str, Any]:
     """What the file of this part alone would have in it."""
-    check_names(part, ("name", *REPLACED, "task", "arms"), "a part")
+    check_names(part, ("name", *REPLACED, "task", "variants"), "a part")
     task = part.get("task", {})
     if not isinstance(task, Mapping):
         raise ValueError(f"task must be a table, such as task = {{ bitwidths = [0, 8] }}, got {task!r}")
     check_names(task, [entry.name for entry in fields(TaskConfig) if entry.name not in OF_THE_MACHINE], "its task")
-    entries = {arm.name: content for arm, content in zip(whole.arms, shared["arms"], strict=True)}
+    entries = {variant.name: content for variant, content in zip(whole.variants, shared["variants"], strict=True)}
     own = {name: part[name] for name in REPLACED if name in part}
-    arms = _arms(part.get("arms", list(entries)), entries)
-    return {**shared, **own, "task": {**shared.get("task", {}), **task}, "arms": arms}
+    variants = _variants(part.get("variants", list(entries)), entries)
+    return {**shared, **own, "task": {**shared.get("task", {}), **task}, "variants": variants}
 
 
-def _arms(given: Any, entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The arms that a part names, of those that the experiment has entries for, with what differs in the part."""
+def _variants(given: Any, entries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The variants that a part names, of those that the experiment has entries for, with what differs in the part."""
     if not isinstance(given, list):
-        raise ValueError(f'arms must be a list of names, such as arms = ["static", "ppo"], got {given!r}')
-    arms: dict[str, dict[str, Any]] = {}
-    for arm in given:
-        own = dict(arm) if isinstance(arm, Mapping) else {"name": arm}
+        raise ValueError(f'variants must be a list of names, such as variants = ["static", "ppo"], got {given!r}')
+    variants: dict[str, dict[str, Any]] = {}
+    for variant in given:
+        own = dict(variant) if isinstance(variant, Mapping) else {"name": variant}
         if "name" not in own:
-            raise ValueError(f'arms: {own} needs the name of an arm, such as {{ name = "ppo", num_images = 1000 }}')
-        name = fitting(own.pop("name"), str, "arms: a name")
+            raise ValueError(
+                f'variants: {own} needs the name of a variant, such as {{ name = "ppo", num_images = 1000 }}'
+            )
+        name = fitting(own.pop("name"), str, "variants: a name")
         if name not in entries:
-            raise ValueError(f"there is no arm {name!r}{nearest(name, entries)} There is {', '.join(entries)}")
-        if name in arms:
-            raise ValueError(f"arm {name!r} is there twice; leave one out")
-        arms[name] = {**entries[name], **own}
-    return list(arms.values())
+            raise ValueError(f"there is no variant {name!r}{nearest(name, entries)} There is {', '.join(entries)}")
+        if name in variants:
+            raise ValueError(f"variant {name!r} is there twice; leave one out")
+        variants[name] = {**entries[name], **own}
+    return list(variants.values())

@@ -1,4 +1,4 @@
-"""The runs of an experiment: every arm at every budget that it can be given with every seed."""
+"""The runs of an experiment: every variant at every budget that it can be given with every seed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from agents.method_config import MethodConfig
 from agents.options import with_options
 from agents.runs.config import RunConfig
-from agents.runs.experiment import Arm, Experiment
+from agents.runs.experiment import Experiment, Variant
 from backbone.cost import cheapest_cost
 
 
@@ -17,35 +17,35 @@ def plan(experiment: Experiment) -> list[RunConfig]:
     """Every run of the experiment; baselines and bounds also at their further budgets.
 
     Raises:
-        ValueError: two arms that stand for the same runs; values that a method refuses; an arm without a budget.
+        ValueError: two variants that stand for the same runs; values that a method refuses; a variant without a budget.
     """
-    runs = [run for arm in experiment.arms for run in _runs(arm, experiment)]
+    runs = [run for variant in experiment.variants for run in _runs(variant, experiment)]
     first: dict[str, RunConfig] = {}
     for run in runs:
         other = first.setdefault(run.digest, run)
         if other is not run:
             raise ValueError(
-                f"arms {other.display!r} and {run.display!r} have the same configuration: change an option of one of "
-                "them, or leave it out"
+                f"variants {other.display!r} and {run.display!r} have the same configuration: change an option of one "
+                "of them, or leave it out"
             )
     return runs
 
 
-def _runs(arm: Arm, experiment: Experiment) -> list[RunConfig]:
-    base = arm.config()
-    shared = {name: getattr(experiment, name) for name in ("num_images", "checks")}
-    changes: dict[str, Any] = {k: v for k, v in shared.items() if v is not None and k not in arm.options}
+def _runs(variant: Variant, experiment: Experiment) -> list[RunConfig]:
+    base = variant.config()
+    shared = {name: getattr(experiment, name) for name in ("num_images", "num_evals")}
+    changes: dict[str, Any] = {k: v for k, v in shared.items() if v is not None and k not in variant.options}
     base = replace(base, **changes)
-    task = with_options(experiment.task, arm.task, f"task of arm {arm.name!r}")
-    seeds = arm.seeds or experiment.seeds
+    task = with_options(experiment.task, variant.task, f"task of variant {variant.name!r}")
+    seeds = variant.seeds or experiment.seeds
     cheapest = cheapest_cost(task.bitwidths) if task.bitwidths and task.cost == "blocks" else 0.0
     further = [budget for budget in experiment.baseline_budgets if budget >= cheapest]  # what no route meets, left out
-    more = (base.is_baseline or base.is_bound) and not arm.budgets
-    budgets = {*experiment.budgets_of(arm), *(further if more else ())}
+    more = (base.is_baseline or base.is_bound) and not variant.budgets
+    budgets = {*experiment.budgets_of(variant), *(further if more else ())}
     if not budgets:
-        raise ValueError(f"arm {arm.name!r} has no budget: it can be given none above {base.highest_budget:g}")
+        raise ValueError(f"variant {variant.name!r} has no budget: it can be given none above {base.highest_budget:g}")
     return [
-        RunConfig(arm.method, replace(config, seed=seed), task, arm.label)
+        RunConfig(variant.method, replace(config, seed=seed), task, variant.label)
         for config in _at_budgets(base, sorted(budgets))
         for seed in (seeds if base.seeded else seeds[:1])
     ]

@@ -83,7 +83,7 @@ def expanded(lines: Iterable[Line]) -> list[Line]:
 def cost_name(lines: Iterable[Line]) -> str:
     """What the lines' "cost" and their budgets are."""
     units = {line.get("config", {}).get("task", {}).get("cost", "blocks") for line in lines}
-    return "paper cost" if units <= {"blocks"} else "measured time"
+    return "block cost" if units <= {"blocks"} else "measured time"
 
 
 def registered(line: Line) -> str:
@@ -102,7 +102,7 @@ def method_of(line: Line) -> str:
 
 
 def labelled(lines: Iterable[Line], name: str) -> str | None:
-    """What the lines call the method `name`; of several arms of it, the one that is called so, else the first in
+    """What the lines call the method `name`; of several variants of it, the one that is called so, else the first in
     alphabetical order, of presets only if no other is there. None if there is none."""
     called = {str(line["method"]): registered(line) for line in lines if method_of(line) == name}
     found = sorted(label for label, of in called.items() if of == name) or sorted(called)

@@ -94,7 +94,7 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
         settings.budget,
         settings.num_images,
         folder,
-        checks=settings.checks,
+        num_evals=settings.num_evals,
         progress=progress,
         holds_budget=settings.holds_budget,
         budgets=settings.validation_budgets,
@@ -190,11 +190,11 @@ def check_reachable(config: MethodConfig, task: Task) -> None:
         ValueError: even the cheapest route is dearer.
     """
     budgets = (config.budget, *config.validation_budgets, *getattr(config, "eval_budgets", ()))
-    cheapest, budget = float(task.process.cost.cheapest[0]), min(budgets)
+    cheapest, budget = float(task.mdp.cost.cheapest[0]), min(budgets)
     if config.holds_budget and not config.is_network and budget < cheapest - TOLERANCE:
         raise ValueError(
             f"budget {budget} is below the cheapest route, which costs {cheapest:.4f} with bitwidths "
-            f"{task.process.bitwidths}; raise it, or let blocks be skipped"
+            f"{task.mdp.bitwidths}; raise it, or let blocks be skipped"
         )
 
 
@@ -236,7 +236,7 @@ def _result(
         "role": config.config.role,
         "dataset": config.task.dataset,
         "depth": config.task.depth,
-        "bitwidths": list(task.process.bitwidths),
+        "bitwidths": list(task.mdp.bitwidths),
         "budget": config.config.budget,
         "seed": config.config.seed,
         "seeded": config.config.seeded,
@@ -244,9 +244,11 @@ def _result(
         **({"at_budgets": [{"budget": budget, **line} for budget, line in several]} if several else {}),
         "validation_accuracy": best.accuracy if best else None,
         "validation_cost": best.cost if best else None,
-        "num_images": recorder.seen,
+        "num_images": recorder.images_seen,
         "seconds": round(seconds, 2),
-        "seconds_per_thousand_images": round(1000 * seconds / recorder.seen, 3) if recorder.seen else None,
+        "seconds_per_thousand_images": round(1000 * seconds / recorder.images_seen, 3)
+        if recorder.images_seen
+        else None,
         "checkpoint": config.task.checkpoint,
         "config": config.resolved(),
     }

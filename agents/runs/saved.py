@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation import SelfMeasured
-from agents.gates import make_gate, sight
-from agents.policies import FILE, AssignmentPolicy, GatePolicy, Policy, RandomPolicy
+from agents.gates import make_gate, observed_by
+from agents.policies import FILE, AllocationPolicy, GatePolicy, Policy, RandomPolicy
 from agents.recorder import BACKBONE
 from agents.runs.config import TaskConfig
 from agents.runs.folders import LATENCY
@@ -29,7 +29,7 @@ from agents.sb3.policy import ARCHIVE, KIND, SB3Policy, read_archive
 from backbone.checkpoint import SHIPPED, identity_of, load_tensors
 from backbone.names import check_own, resolve
 from dfs_env.latency import load_latency, parse_cost
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task, make_task
 
 
@@ -75,12 +75,12 @@ def load_run(
         config = replace(config, checkpoint=_shipped(digest, folder))
     task = make_task(**asdict(config))
     if (folder / BACKBONE).is_file():
-        heads = task.process.heads  # as they were before the backbone was co-trained
+        heads = task.mdp.heads  # as they were before the backbone was co-trained
         task = make_task(**asdict(replace(config, checkpoint=str(folder / BACKBONE))))
-        task.process.heads = heads
+        task.mdp.heads = heads
     if (folder / LATENCY).is_file():
-        load_latency(folder / LATENCY).apply(task.process, batch_size, charged, folder / LATENCY, here=False)
-    return load_policy(folder, task.process, trust_pickle, trust_code), task, result
+        load_latency(folder / LATENCY).apply(task.mdp, batch_size, charged, folder / LATENCY, here=False)
+    return load_policy(folder, task.mdp, trust_pickle, trust_code), task, result
 
 
 def _shipped(identity: str, folder: Path) -> str:
@@ -92,9 +92,9 @@ def _shipped(identity: str, folder: Path) -> str:
 
 
 def load_policy(
-    folder: Path, process: SkippingProcess, trust_pickle: bool = False, trust_code: bool = False
+    folder: Path, mdp: BlockMDP, trust_pickle: bool = False, trust_code: bool = False
 ) -> Policy | SelfMeasured:
-    """The policy that was saved in `folder`, for use on `process`.
+    """The policy that was saved in `folder`, for use on `mdp`.
 
     A file of another kind than those of `agents.policies` names its loader as its "kind": a "module:function" of the
     tensors, of what else was saved, and of the process. This project's own are called "load".
@@ -110,27 +110,27 @@ def load_policy(
                 f"{archive} is pickled, and reading a stranger's can run any code; if you made that run, give "
                 f"--trust-pickle (trust_pickle=True), or convert it: python -m scripts.convert {folder} --trust-pickle"
             )
-        return SB3Policy.fitting(read_archive(archive), process, archive)
+        return SB3Policy.fitting(read_archive(archive), mdp, archive)
     tensors, about = load_tensors(file)
     kind = str(about.get("kind"))
     check_own("gate", about.get("gate"), file, trust_code)
     check_own("quantizer", about.get("network", {}).get("quantizer"), file, trust_code)
     if kind == KIND:
-        return SB3Policy.load(tensors, about, process, file, trust_code)
+        return SB3Policy.load(tensors, about, mdp, file, trust_code)
     if kind == "gate":
-        process = sight(about["gate"], process)
-        gate = make_gate(about["gate"], process)
+        mdp = observed_by(about["gate"], mdp)
+        gate = make_gate(about["gate"], mdp)
         try:
             gate.load_state_dict(tensors)
         except RuntimeError as error:
             raise ValueError(f"the gate in {folder} does not fit this backbone and its bitwidths: {error}") from error
-        return GatePolicy(gate.to(process.device).eval(), about["gate"], process)
+        return GatePolicy(gate.to(mdp.device).eval(), about["gate"], mdp)
     if kind == "assignment":
-        return AssignmentPolicy(tensors["actions"])
+        return AllocationPolicy(tensors["actions"])
     if kind == "random":
         return RandomPolicy(tensors["probabilities"], about["seed"])
     if not re.fullmatch(r"agents\.[\w.]+:load", kind):
         check_own("policy loader", kind, file, trust_code)
     load = resolve("policy loader", kind, {})
-    policy: Policy | SelfMeasured = load(tensors, about, process)
+    policy: Policy | SelfMeasured = load(tensors, about, mdp)
     return policy

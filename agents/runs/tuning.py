@@ -160,7 +160,7 @@ def score(label: str, config: MethodConfig, task: TaskConfig) -> float:
             found,
             config.budget,
             config.num_images,
-            checks=config.checks,
+            num_evals=config.num_evals,
             holds_budget=config.holds_budget,
             budgets=config.validation_budgets,
         )
@@ -175,7 +175,7 @@ def score(label: str, config: MethodConfig, task: TaskConfig) -> float:
 def without_test(task: Task) -> Task:
     """The same task, with an empty test split."""
     test = task.dataset.test
-    return Task(task.process, replace(task.dataset, test=Split(test.images[:0], test.labels[:0])))
+    return Task(task.mdp, replace(task.dataset, test=Split(test.images[:0], test.labels[:0])))
 
 
 def options_of_preset(label: str, config: MethodConfig) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class PricedReplayBuffer(NStepReplayBuffer):
         self.price = 0.0
         """At which the rewards are counted now. With 0, they are kept as they come."""
         self.costs = np.zeros_like(self.rewards)
-        """[size, N] paper cost of each decision."""
+        """[size, N] block cost of each decision."""
         self.unpriced = np.zeros_like(self.rewards)
         """[size, N] reward of each decision without the price of its cost."""
 

@@ -27,7 +27,7 @@ from agents.sb3.options import names_of
 from backbone.checkpoint import save_tensors
 from backbone.cost import count_macs
 from backbone.names import check_names, check_own, resolve
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 
 KIND = "sb3"
 """In the file's description: a policy of Stable-Baselines3 or sb3-contrib."""
@@ -182,14 +182,14 @@ class SB3Policy:
     """
 
     def __init__(
-        self, model: BaseAlgorithm | BasePolicy, process: SkippingProcess, about: Mapping[str, Any] | None = None
+        self, model: BaseAlgorithm | BasePolicy, mdp: BlockMDP, about: Mapping[str, Any] | None = None
     ) -> None:
-        self.model, self.process, self._about = model, process, about
+        self.model, self.mdp, self._about = model, mdp, about
         policy = model.policy if isinstance(model, BaseAlgorithm) else model
         self._masked = isinstance(policy, MaskableActorCriticPolicy)
-        blank = np.zeros((1, process.observation_dim), np.float32)
+        blank = np.zeros((1, mdp.observation_dim), np.float32)
         decision = count_macs(policy, lambda: model.predict(blank, deterministic=True))
-        self.macs_per_image = sum(decision.values()) * process.num_layers
+        self.macs_per_image = sum(decision.values()) * mdp.num_layers
 
     def predict(
         self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
@@ -210,11 +210,11 @@ class SB3Policy:
         Raises:
             ValueError: an image has none.
         """
-        seen = torch.as_tensor(observation, device=self.process.device)
-        layer = position(seen[:1], self.process.num_layers)
-        masks = self.process.cost.fits(layer, seen[:, -2], seen[:, -1])
+        seen = torch.as_tensor(observation, device=self.mdp.device)
+        layer = position(seen[:1], self.mdp.num_layers)
+        masks = self.mdp.cost.fits(layer, seen[:, -2], seen[:, -1])
         if not masks.any(1).all():
-            least = float(self.process.cost.cheapest[layer])
+            least = float(self.mdp.cost.cheapest[layer])
             raise ValueError(f"a hard budget leaves no action: the blocks from {layer} on cost at least {least:g}")
         return masks.cpu().numpy()
 
@@ -234,7 +234,7 @@ class SB3Policy:
         cls,
         tensors: Mapping[str, Tensor],
         about: Mapping[str, Any],
-        process: SkippingProcess,
+        mdp: BlockMDP,
         file: object,
         trusted: bool = False,
     ) -> SB3Policy:
@@ -244,13 +244,13 @@ class SB3Policy:
             ValueError: the description is of no policy, or of one that does not fit the process, or it names classes
                 of code that is not trusted.
         """
-        return cls.fitting(policy_of(tensors, about, file, trusted), process, file, about)
+        return cls.fitting(policy_of(tensors, about, file, trusted), mdp, file, about)
 
     @classmethod
     def fitting(
         cls,
         model: BaseAlgorithm | BasePolicy,
-        process: SkippingProcess,
+        mdp: BlockMDP,
         file: object,
         about: Mapping[str, Any] | None = None,
     ) -> SB3Policy:
@@ -260,6 +260,6 @@ class SB3Policy:
             ValueError: they are not.
         """
         found = model.observation_space.shape, getattr(model.action_space, "n", None)
-        if found != ((process.observation_dim,), process.num_actions):
+        if found != ((mdp.observation_dim,), mdp.num_actions):
             raise ValueError(f"the policy in {file} was trained on another backbone, observation or tuple of bitwidths")
-        return cls(model, process, about)
+        return cls(model, mdp, about)

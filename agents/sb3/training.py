@@ -90,7 +90,7 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
             cheapest route.
         TrainingDivergedError: a weight became NaN or infinite.
     """
-    length = task.process.num_layers
+    length = task.mdp.num_layers
     arguments = aligned(config, length) | {"learning_rate": Falling(config.learning_rate)}
     env = DFSVectorEnv(
         task,
@@ -103,7 +103,7 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
     )
     model: Any = config.algorithm(config.policy, SB3VecEnv(env), device="cpu", **arguments)
     model.set_logger(recorder.logger)
-    recorder.watch(model.policy, *([task.process.backbone] if config.cotrain else []))
+    recorder.track_weights(model.policy, *([task.mdp.backbone] if config.cotrain else []))
     # A rollout more than is needed: the callback stops once all images are seen, between two rollouts.
     steps = config.num_images * length + config.num_envs * rollout_steps(arguments, length)
     try:
@@ -112,7 +112,7 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
         recorder.check_weights(model.policy, error)
         raise
     recorder.restore_best()
-    return SB3Policy(model, task.process)
+    return SB3Policy(model, task.mdp)
 
 
 class _Rollouts(BaseCallback):
@@ -121,7 +121,7 @@ class _Rollouts(BaseCallback):
     def __init__(self, config: SB3Config, recorder: Recorder, env: DFSVectorEnv) -> None:
         super().__init__()
         self.config, self.recorder, self.env = config, recorder, env
-        self.backbone = BackboneLearner(env.process.backbone, config.backbone_lr) if config.cotrain else None
+        self.backbone = BackboneLearner(env.mdp.backbone, config.backbone_lr) if config.cotrain else None
         self.ends: list[dict[str, Any]] = []
         self.price = config.price_rule()
         self.price_factor = make_schedule(getattr(config, "price_schedule", "constant"))
@@ -132,10 +132,10 @@ class _Rollouts(BaseCallback):
     def _on_training_start(self) -> None:
         self._follow_schedules(0.0)
         if self.price:
-            self.recorder.keep(price=self.price)
+            self.recorder.register_state(price=self.price)
         if self.backbone:
-            self.recorder.keep(backbone=self.backbone)
-        self.recorder.keep(model=Learning(self.model), env=self.env)
+            self.recorder.register_state(backbone=self.backbone)
+        self.recorder.register_state(model=Learning(self.model), env=self.env)
 
     def _on_rollout_start(self) -> None:
         logged, model = self.logger.name_to_value, cast(Any, self.model)
@@ -143,7 +143,7 @@ class _Rollouts(BaseCallback):
             parts = (logged[f"train/{name}_loss"] for name in ("policy", "entropy", "value"))
             weights = 1.0, model.ent_coef, model.vf_coef
             self.logger.record("train/loss", sum(weight * part for weight, part in zip(weights, parts, strict=True)))
-        self.recorder.goes_on()  # between two rollouts all episodes have just begun
+        self.recorder.should_continue()  # between two rollouts all episodes have just begun
         self._set_budget(self._progress)
 
     def _on_step(self) -> bool:
@@ -169,8 +169,8 @@ class _Rollouts(BaseCallback):
             scalars[name] = float(np.mean([end["episode"][name] for end in ends]))
         self.recorder.step(len(ends), **scalars)
         self.recorder.check_weights(self.model.policy)  # Q values of NaN choose an action all the same
-        if self.recorder.check_due():
-            self.recorder.consider(SB3Policy(self.model, self.env.process))
+        if self.recorder.validation_due():
+            self.recorder.validate(SB3Policy(self.model, self.env.mdp))
 
     def _entropy(self) -> float:
         """Of the distribution that the rollout's actions were drawn from, in nats for a decision; on-policy as
@@ -178,13 +178,13 @@ class _Rollouts(BaseCallback):
         model: Any = self.model
         if hasattr(model, "rollout_buffer"):
             return -float(model.rollout_buffer.log_probs.mean())
-        count, explores = self.env.process.num_actions, float(model.exploration_rate)
+        count, explores = self.env.mdp.num_actions, float(model.exploration_rate)
         shares = np.array([1 - explores + explores / count] + [explores / count] * (count - 1))
         return float(-np.sum(shares * np.log(np.maximum(shares, 1e-12))))
 
     @property
     def _progress(self) -> float:
-        return self.recorder.seen / self.config.num_images
+        return self.recorder.images_seen / self.config.num_images
 
     def _follow_schedules(self, progress: float) -> None:
         self._set_price(progress)
@@ -207,5 +207,5 @@ class _Rollouts(BaseCallback):
         assert self.env.last_played is not None
         images, labels = self.env.last_played
         routes = torch.from_numpy(np.stack([end["route"] for end in ends])).to(images.device)
-        F.cross_entropy(self.env.process.run(images, routes), labels).backward()
+        F.cross_entropy(self.env.mdp.run(images, routes), labels).backward()
         backbone.apply()

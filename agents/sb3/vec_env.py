@@ -126,7 +126,7 @@ class SB3VecEnv(VecEnv):
             entry.update({key: value[i] for key, value in final.items()})
             entry["terminal_observation"] = info["final_obs"][i]
             entry["TimeLimit.truncated"] = False
-            entry["episode"] = {"r": self._returns[i], "l": self.env.process.num_layers, "t": elapsed}
+            entry["episode"] = {"r": self._returns[i], "l": self.env.mdp.num_layers, "t": elapsed}
             entry["episode"].update({name: value[i] for name, value in self._components.items()})
 
     def close(self) -> None:

@@ -1,2 +1,2 @@
-"""Searches for good routes: one assignment of bitwidths for all images, the cheapest right route of each image, and a
+"""Searches for good routes: one allocation of bitwidths for all images, the cheapest right route of each image, and a
 learned choice among a few known routes."""

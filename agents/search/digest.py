@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from backbone import checkpoint
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 
 
-def digest(process: SkippingProcess, images: Tensor, labels: Tensor, how: object = None) -> str:
+def digest(mdp: BlockMDP, images: Tensor, labels: Tensor, how: object = None) -> str:
     """What tells a search apart from every other: weights, what is decided, its costs, images, labels, options."""
-    costs = [] if process.cost.unit == "blocks" else [process.cost.charged]  # block cost follows from the bitwidths
-    tensors = (*process.backbone.state_dict().values(), *costs, images, labels)
-    return checkpoint.digest(tensors, (process.bitwidths, process.always_on, how))
+    costs = [] if mdp.cost.unit == "blocks" else [mdp.cost.charged]  # block cost follows from the bitwidths
+    tensors = (*mdp.backbone.state_dict().values(), *costs, images, labels)
+    return checkpoint.digest(tensors, (mdp.bitwidths, mdp.ungated_blocks, how))

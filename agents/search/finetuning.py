@@ -1,4 +1,4 @@
-"""Fine-tuning a backbone on assignments that are the same for all images."""
+"""Fine-tuning a backbone on allocations that are the same for all images."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from agents.evaluation import SelfMeasured
 from agents.learning import BackboneLearner, image_stream
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.search.assignments import SearchConfig
+from agents.search.allocations import SearchConfig
 from backbone.schedules import make_schedule
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
 class FineTuningConfig(SearchConfig):
-    """What the methods that search assignments, and then train the backbone on these, have in common. `num_images`
-    counts the images of the fine-tuning, each once for each assignment."""
+    """What the methods that search allocations, and then train the backbone on these, have in common. `num_images`
+    counts the images of the fine-tuning, each once for each allocation."""
 
-    family: ClassVar[str] = "assignments"
+    family: ClassVar[str] = "allocations"
     cotrain: ClassVar[bool] = True
 
     batch_size: int = 64
@@ -43,35 +43,35 @@ def fine_tune(
     config: FineTuningConfig,
     task: Task,
     recorder: Recorder,
-    assignments: Tensor,
+    allocations: Tensor,
     policy_now: Callable[[], Policy | SelfMeasured],
 ) -> None:
-    """Train by the mean cross-entropy of each image under all assignments [K, L]; the weights that were best are put
-    back. What is logged as the cost is the assignments' mean.
+    """Train by the mean cross-entropy of each image under all allocations [K, L]; the weights that were best are put
+    back. What is logged as the cost is the allocations' mean.
 
     Args:
         config: how.
         task: its backbone is trained.
         recorder: validates what `policy_now` returns.
-        assignments: actions.
+        allocations: actions.
         policy_now: the policy to validate, given the weights as they are.
     """
-    process, share = task.process, make_schedule(config.schedule)
-    routes = assignments.to(process.device)
-    cost = float(process.cost.route_cost(routes)[0].mean())
+    mdp, share = task.mdp, make_schedule(config.schedule)
+    routes = allocations.to(mdp.device)
+    cost = float(mdp.cost.route_cost(routes)[0].mean())
     stream = image_stream(task, config.batch_size, config.seed)
-    learner = BackboneLearner(process.backbone, config.backbone_lr)
-    recorder.watch(process.backbone)
-    recorder.keep(stream=stream, backbone=learner)
-    while recorder.goes_on():
+    learner = BackboneLearner(mdp.backbone, config.backbone_lr)
+    recorder.track_weights(mdp.backbone)
+    recorder.register_state(stream=stream, backbone=learner)
+    while recorder.should_continue():
         images, labels = next(stream)
-        logits = torch.cat([process.run(images, route.expand(len(images), -1)) for route in routes])
+        logits = torch.cat([mdp.run(images, route.expand(len(images), -1)) for route in routes])
         labels = labels.repeat(len(routes))
         loss = F.cross_entropy(logits, labels)
         scalars = {"loss": float(loss.detach()), "accuracy": float((logits.argmax(1) == labels).float().mean())}
         recorder.step(len(labels), **scalars, reward_answer=-scalars["loss"], cost=cost, entropy=0.0, price=0.0)
         loss.backward()
-        learner.apply(share(recorder.seen / config.num_images))
-        if recorder.check_due():
-            recorder.consider(policy_now())
+        learner.apply(share(recorder.images_seen / config.num_images))
+        if recorder.validation_due():
+            recorder.validate(policy_now())
     recorder.restore_best()

@@ -24,7 +24,7 @@ from agents.search.progress import bar, forewarn
 from agents.search.routes import search
 from agents.workers import start_worker, without_interrupts
 from backbone.cost import TOLERANCE
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 
 MAX_ROUTES = 20_000
 """Routes of an image up to which "auto" enumerates them, and beyond which "exact" refuses."""
@@ -58,16 +58,16 @@ class RouteSearch:
         if not 0 <= self.loss_price < torch.inf:
             raise ValueError(f"loss_price {self.loss_price} must be a number of at least 0")
 
-    def exact(self, process: SkippingProcess) -> bool:
+    def exact(self, mdp: BlockMDP) -> bool:
         """Whether all routes are enumerated.
 
         Raises:
             ValueError: "exact" is asked for, and there are too many routes.
         """
-        routes = process.num_actions**process.num_layers
+        routes = mdp.num_actions**mdp.num_layers
         if self.search == "exact" and routes > MAX_ROUTES:
             raise ValueError(
-                f"an image has {routes:,} routes ({process.num_actions} actions at {process.num_layers} blocks): "
+                f"an image has {routes:,} routes ({mdp.num_actions} actions at {mdp.num_layers} blocks): "
                 f'search "exact" goes up to {MAX_ROUTES:,}; choose search "beam"'
             )
         return self.search == "exact" or (self.search == "auto" and routes <= MAX_ROUTES)
@@ -80,7 +80,7 @@ class Routes:
     routes: Tensor
     """[N, L] int64; for an image that no known route serves, the cheapest route of all."""
     cost: Tensor
-    """[N] float32, paper cost of the route."""
+    """[N] float32, block cost of the route."""
     found: Tensor
     """[N] bool, whether the route gives the answer asked for."""
 
@@ -97,7 +97,7 @@ the seconds it took."""
 
 
 def find_routes(
-    process: SkippingProcess,
+    mdp: BlockMDP,
     images: Tensor,
     labels: Tensor,
     how: RouteSearch,
@@ -108,7 +108,7 @@ def find_routes(
     """Search the cheapest route of each image; within a process, the same search is done once only.
 
     Args:
-        process: the decision process.
+        process: the MDP.
         images: [N, 3, H, W], normalised.
         labels: [N]; not looked at unless `how.labels`.
         how: what is looked for, and how.
@@ -119,13 +119,13 @@ def find_routes(
     Raises:
         ValueError: there are too many routes for exact enumeration.
     """
-    options = how.beam, how.exact(process), how.loss_price
-    key = digest(process, images, labels, how)
+    options = how.beam, how.exact(mdp), how.loss_price
+    key = digest(mdp, images, labels, how)
     if key not in _KNOWN:
         answers = labels if how.labels else None
-        find = _alone(process, images, answers, options)
+        find = _alone(mdp, images, answers, options)
         if workers > 1:
-            find = _shared(process, images, answers, options, workers)
+            find = _shared(mdp, images, answers, options, workers)
         found, start = [], time.perf_counter()
         with bar("search of a route for each image", " images", len(images)) as shown:
             for part in find:
@@ -136,7 +136,7 @@ def find_routes(
                     whole = (time.perf_counter() - start) * len(images) / len(part[0]) / workers
                     forewarn("the search of a route for each image", whole, "a smaller beam or more workers are faster")
         routes, serves = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
-        cost = process.cost.route_cost(routes.to(process.device))[0].cpu()
+        cost = mdp.cost.route_cost(routes.to(mdp.device))[0].cpu()
         _KNOWN[key] = Routes(routes, cost, serves), time.perf_counter() - start
     else:
         if progress:
@@ -146,8 +146,8 @@ def find_routes(
     return _KNOWN[key][0]
 
 
-def within_budget(process: SkippingProcess, found: Routes, budget: float) -> Tensor:
-    """Routes [N, L] whose mean paper cost is at most `budget`, on which as many images as possible are served.
+def within_budget(mdp: BlockMDP, found: Routes, budget: float) -> Tensor:
+    """Routes [N, L] whose mean block cost is at most `budget`, on which as many images as possible are served.
 
     Images take their route in ascending order of its cost for as long as the mean stays within the budget; all others
     take the cheapest route. Every image counts the same, so that this solves the knapsack problem.
@@ -155,7 +155,7 @@ def within_budget(process: SkippingProcess, found: Routes, budget: float) -> Ten
     Raises:
         ValueError: the cheapest route costs more than the budget.
     """
-    prices = process.cost.charged.double().cpu()
+    prices = mdp.cost.charged.double().cpu()
     least, cheapest = prices.min(1)
     if float(least.sum()) > budget + TOLERANCE:
         raise ValueError(
@@ -170,42 +170,40 @@ def within_budget(process: SkippingProcess, found: Routes, budget: float) -> Ten
     return routes
 
 
-def _alone(process: SkippingProcess, images: Tensor, labels: Tensor | None, options: Options) -> Iterator[Part]:
+def _alone(mdp: BlockMDP, images: Tensor, labels: Tensor | None, options: Options) -> Iterator[Part]:
     """Outcomes of the images, a few at a time, found in this process."""
     for start in range(0, len(images), IMAGES):
         rows = slice(start, start + IMAGES)
-        routes, serves = search(process, images[rows], None if labels is None else labels[rows], *options)
+        routes, serves = search(mdp, images[rows], None if labels is None else labels[rows], *options)
         yield routes.cpu().numpy(), serves.cpu().numpy()
 
 
-def _shared(
-    process: SkippingProcess, images: Tensor, labels: Tensor | None, options: Options, workers: int
-) -> Iterator[Part]:
+def _shared(mdp: BlockMDP, images: Tensor, labels: Tensor | None, options: Options, workers: int) -> Iterator[Part]:
     """The same, in the same order, from worker processes. They are sent arrays, for every tensor would hold a file
     descriptor open."""
     starts = range(0, len(images), IMAGES)
     pixels, answers = images.cpu().numpy(), None if labels is None else labels.cpu().numpy()
     parts = ((pixels[i : i + IMAGES], None if answers is None else answers[i : i + IMAGES], options) for i in starts)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(process,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(mdp,)) as pool:
         with without_interrupts():
             found = pool.map(_work, parts)
         yield from found
 
 
-_process: SkippingProcess | None = None
+_mdp: BlockMDP | None = None
 """In a worker: what it searches on."""
 
 
-def _start(process: SkippingProcess) -> None:
-    global _process
+def _start(mdp: BlockMDP) -> None:
+    global _mdp
     start_worker()
-    _process = process
+    _mdp = mdp
 
 
 def _work(part: tuple[NDArray[np.float32], NDArray[np.int64] | None, Options]) -> Part:
-    assert _process is not None
+    assert _mdp is not None
     pixels, answers, options = part
-    images = torch.from_numpy(pixels).to(_process.device)
-    labels = None if answers is None else torch.from_numpy(answers).to(_process.device)
-    return next(_alone(_process, images, labels, options))
+    images = torch.from_numpy(pixels).to(_mdp.device)
+    labels = None if answers is None else torch.from_numpy(answers).to(_mdp.device)
+    return next(_alone(_mdp, images, labels, options))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfs_env.process import SkippingProcess, State
+from dfs_env.mdp import BlockMDP, State
 
 ROWS = 128
 """Partial routes that exact enumeration goes on with at once."""
@@ -36,10 +36,10 @@ class Best:
         loss_price: what a nat of the target's cross-entropy adds to a route's price, in units of cost.
     """
 
-    def __init__(self, process: SkippingProcess, targets: Tensor, loss_price: float = 0.0) -> None:
+    def __init__(self, mdp: BlockMDP, targets: Tensor, loss_price: float = 0.0) -> None:
         self.targets, self.loss_price = targets, loss_price
-        self.prices = (process.cost.charged.double() / UNIT).round().long()
-        """[L, A] paper cost of an action at a block, in UNIT."""
+        self.prices = (mdp.cost.charged.double() / UNIT).round().long()
+        """[L, A] block cost of an action at a block, in UNIT."""
         least = self.prices.min(1).values
         self.rest = F.pad(least.flip(0).cumsum(0).flip(0), (0, 1))
         """[L + 1] least price of all blocks from each one on."""
@@ -83,13 +83,13 @@ class _Partial:
 
 
 def search(
-    process: SkippingProcess, images: Tensor, labels: Tensor | None, beam: int, exact: bool, loss_price: float = 0.0
+    mdp: BlockMDP, images: Tensor, labels: Tensor | None, beam: int, exact: bool, loss_price: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """The cheapest route of each image that answers its label; with a `loss_price`, of those that answer it the one of
     least cost + loss_price * cross-entropy.
 
     Args:
-        process: the decision process.
+        process: the MDP.
         images: [N, 3, H, W], normalised. All are searched at once: the memory of N * beam * A images is needed.
         labels: [N]; None asks for what full execution answers.
         beam: partial routes of an image that beam search keeps.
@@ -101,42 +101,42 @@ def search(
         does not depend on the others.
     """
     with torch.no_grad():
-        state = process.initial(images)
-        best = _constants(process, state, labels, loss_price)
+        state = mdp.initial(images)
+        best = _constants(mdp, state, labels, loss_price)
         start = _Partial(
             state,
-            torch.arange(len(images), device=process.device),
+            torch.arange(len(images), device=mdp.device),
             best.cheapest.expand(len(images), -1).clone(),
             torch.zeros_like(best.price),
         )
-        _search_beam(process, start, best, beam)
+        _search_beam(mdp, start, best, beam)
         if exact:
-            _enumerate(process, start, best)
+            _enumerate(mdp, start, best)
     return best.routes, best.price < NEVER
 
 
-def _constants(process: SkippingProcess, start: State, labels: Tensor | None, loss_price: float) -> Best:
+def _constants(mdp: BlockMDP, start: State, labels: Tensor | None, loss_price: float) -> Best:
     """What the constant bitwidths and the cheapest route answer; the last bitwidth's answer replaces absent labels."""
-    count, cheapest = len(start.features), process.cost.charged.argmin(1)
-    routes = [cheapest, *(torch.full_like(cheapest, action) for action in range(process.num_actions))]
-    logits = [_complete(process, start, route.expand(count, -1)) for route in routes]
-    best = Best(process, logits[-1].argmax(1) if labels is None else labels, loss_price)
+    count, cheapest = len(start.features), mdp.cost.charged.argmin(1)
+    routes = [cheapest, *(torch.full_like(cheapest, action) for action in range(mdp.num_actions))]
+    logits = [_complete(mdp, start, route.expand(count, -1)) for route in routes]
+    best = Best(mdp, logits[-1].argmax(1) if labels is None else labels, loss_price)
     for route, outcome in zip(routes, logits, strict=True):
-        best.offer(torch.arange(count, device=process.device), route.expand(count, -1), outcome)
+        best.offer(torch.arange(count, device=mdp.device), route.expand(count, -1), outcome)
     return best
 
 
-def _complete(process: SkippingProcess, state: State, routes: Tensor) -> Tensor:
+def _complete(mdp: BlockMDP, state: State, routes: Tensor) -> Tensor:
     """Logits [P, K] of states that go on along routes [P, L]. The states stay as they are."""
     ours = False  # whether the features lie in memory of this function's own
-    for layer in range(state.layer, process.num_layers):
-        skipped = not any(process.bitwidths[action] for action in set(routes[:, layer].tolist()))
-        state = process.transition(state, routes[:, layer], in_place=ours or skipped)
-        ours = ours or not (skipped and process.backbone.blocks[process.always_on + layer].skip_is_identity)
-    return process.logits(state)
+    for layer in range(state.layer, mdp.num_layers):
+        skipped = not any(mdp.bitwidths[action] for action in set(routes[:, layer].tolist()))
+        state = mdp.transition(state, routes[:, layer], in_place=ours or skipped)
+        ours = ours or not (skipped and mdp.backbone.blocks[mdp.ungated_blocks + layer].skip_is_identity)
+    return mdp.logits(state)
 
 
-def _expand(process: SkippingProcess, partial: _Partial, best: Best) -> _Partial | None:
+def _expand(mdp: BlockMDP, partial: _Partial, best: Best) -> _Partial | None:
     """The partial routes with every action of the next block, but for those that cannot become cheaper than the best
     route known; None if none is left."""
     layer = partial.state.layer
@@ -146,17 +146,15 @@ def _expand(process: SkippingProcess, partial: _Partial, best: Best) -> _Partial
         return None
     child = partial.take(rows)
     child.routes[:, layer] = action
-    return _Partial(
-        process.transition(child.state, action, in_place=True), child.image, child.routes, price[rows, action]
-    )
+    return _Partial(mdp.transition(child.state, action, in_place=True), child.image, child.routes, price[rows, action])
 
 
-def _search_beam(process: SkippingProcess, partial: _Partial, best: Best, beam: int) -> None:
-    for _ in range(process.num_layers):
-        children = _expand(process, partial, best)
+def _search_beam(mdp: BlockMDP, partial: _Partial, best: Best, beam: int) -> None:
+    for _ in range(mdp.num_layers):
+        children = _expand(mdp, partial, best)
         if children is None:
             return
-        logits = _complete(process, children.state, children.routes)
+        logits = _complete(mdp, children.state, children.routes)
         best.offer(children.image, children.routes, logits)
         loss = F.cross_entropy(logits, best.targets[children.image], reduction="none")
         partial = children.take(_most_promising(children, loss, beam))
@@ -180,18 +178,18 @@ def _table(image: Tensor, column: Tensor, values: Tensor, absent: float) -> Tens
     return table
 
 
-def _enumerate(process: SkippingProcess, start: _Partial, best: Best) -> None:
+def _enumerate(mdp: BlockMDP, start: _Partial, best: Best) -> None:
     """Depth first, the children of at most ROWS partial routes at a time, in lexicographic order for each image."""
     stack = [start]
     while stack:
         partial = stack.pop()
-        if process.terminal(partial.state):
-            best.offer(partial.image, partial.routes, process.logits(partial.state))
+        if mdp.terminal(partial.state):
+            best.offer(partial.image, partial.routes, mdp.logits(partial.state))
             continue
-        first, *others = torch.arange(len(partial.image), device=process.device).split(ROWS)
+        first, *others = torch.arange(len(partial.image), device=mdp.device).split(ROWS)
         if others:
             stack.append(partial.take(torch.cat(others)))
             partial = partial.take(first)
-        children = _expand(process, partial, best)
+        children = _expand(mdp, partial, best)
         if children is not None:
             stack.append(children)

@@ -18,7 +18,7 @@ from agents.policies import FILE, Array
 from agents.search.trials import Trials
 from backbone.checkpoint import save_tensors
 from backbone.data import batches
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 UNITS = 64
@@ -42,7 +42,7 @@ class Selector(nn.Module):
 
     Args:
         routes: int64 [K, L]; a single one leaves no choice.
-        costs: their paper costs [K].
+        costs: their block costs [K].
         seen: how many numbers are seen of an image at a fork.
         budget: mean cost to stay within.
     """
@@ -76,18 +76,18 @@ class Selector(nn.Module):
     def _forks(self, routes: Tensor) -> list[tuple[int, ...]]:
         return forks_of(routes)
 
-    def outcomes(self, process: SkippingProcess, images: Tensor) -> tuple[Tensor, Tensor]:
+    def outcomes(self, mdp: BlockMDP, images: Tensor) -> tuple[Tensor, Tensor]:
         """What is seen of images [B, 3, H, W] at each fork [B, forks, seen], and the network's answers [B, K, classes]
         at the end of each route."""
-        routes, trials = self.routes.tolist(), Trials(process, images, self.budget)
+        routes, trials = self.routes.tolist(), Trials(mdp, images, self.budget)
         looks, logits = dict[tuple[int, ...], Tensor](), dict[int, Tensor]()
         for index in sorted(range(len(routes)), key=routes.__getitem__):  # neighbours share most blocks
             for fork in self.forks:
                 if fork not in looks and tuple(routes[index][: len(fork)]) == fork:
-                    looks[fork] = process.observe(trials.state(fork)).detach()
+                    looks[fork] = mdp.observe(trials.state(fork)).detach()
             logits[index] = trials.logits(routes[index])
         answers = torch.stack([logits[index] for index in range(len(routes))], 1)
-        none = images.new_zeros(len(images), 0, process.observation_dim)
+        none = images.new_zeros(len(images), 0, mdp.observation_dim)
         return torch.stack([looks[fork] for fork in self.forks], 1) if self.forks else none, answers
 
     def predicted(self, layer: int, looks: Tensor) -> Tensor:
@@ -152,9 +152,9 @@ class Hindsight(Selector):
     def _forks(self, routes: Tensor) -> list[tuple[int, ...]]:
         return [()]
 
-    def outcomes(self, process: SkippingProcess, images: Tensor) -> tuple[Tensor, Tensor]:
+    def outcomes(self, mdp: BlockMDP, images: Tensor) -> tuple[Tensor, Tensor]:
         """See `Selector`."""
-        _, answers = super().outcomes(process, images)
+        _, answers = super().outcomes(mdp, images)
         return self.look(answers[:, -1])[:, None], answers
 
     def look(self, answers: Tensor) -> Tensor:
@@ -165,19 +165,19 @@ class Hindsight(Selector):
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
     ) -> Evaluation:
         """Every image of the split on the route that is chosen for it, at the budget that it was trained for."""
-        process, images, taken, answers = task.process, task.dataset.split(split), [], []
+        mdp, images, taken, answers = task.mdp, task.dataset.split(split), [], []
         for rows in batches(images, 256):
-            inputs = task.dataset.normalize(images.images[rows]).to(process.device)
+            inputs = task.dataset.normalize(images.images[rows]).to(mdp.device)
             with torch.no_grad():
-                known = process.run(inputs, self.routes[-1].expand(len(rows), -1))
+                known = mdp.run(inputs, self.routes[-1].expand(len(rows), -1))
                 taken.append(self.routes[self.walk(self.predicted(0, self.look(known))[:, None])])
-                answers.append(process.run(inputs, taken[-1]))
+                answers.append(mdp.run(inputs, taken[-1]))
             if progress:
                 progress(len(rows))
         return summary(task, self.macs_per_image, torch.cat(taken), torch.cat(answers), images.labels)
 
 
-def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], process: SkippingProcess) -> Selector:
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP) -> Selector:
     """The selector that was saved."""
     kind = Hindsight if about["class"] == Hindsight.__name__ else Selector
-    return kind.of(tensors, about["budget"]).to(process.device).eval()
+    return kind.of(tensors, about["budget"]).to(mdp.device).eval()

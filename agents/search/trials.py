@@ -1,4 +1,4 @@
-"""What a search of assignments tries: fixed images on one assignment after another, and what that led to."""
+"""What a search of allocations tries: fixed images on one allocation after another, and what that led to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agents.search.digest import digest
 from agents.search.progress import bar
 from backbone.checkpoint import write_atomically
 from backbone.digests import checked_json, json_with_digest
-from dfs_env.process import SkippingProcess, State
+from dfs_env.mdp import BlockMDP, State
 
 ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "probability": lambda logits, labels: logits.softmax(1).gather(1, labels[:, None]).squeeze(1),
@@ -29,7 +29,7 @@ ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Trials:
-    """Fixed images on one assignment after another; the states along the last one are kept and reused.
+    """Fixed images on one allocation after another; the states along the last one are kept and reused.
 
     Args:
         process: what runs the images.
@@ -37,9 +37,9 @@ class Trials:
         budget: what is observed as the budget.
     """
 
-    def __init__(self, process: SkippingProcess, images: Tensor, budget: float = 1.0) -> None:
-        self.process, self.count = process, len(images)
-        self._states: list[State] = [process.initial(images, budget)]
+    def __init__(self, mdp: BlockMDP, images: Tensor, budget: float = 1.0) -> None:
+        self.mdp, self.count = mdp, len(images)
+        self._states: list[State] = [mdp.initial(images, budget)]
         self._actions: list[int] = []
 
     def state(self, actions: Sequence[int]) -> State:
@@ -47,14 +47,14 @@ class Trials:
         same = _in_common(self._actions, actions)
         self._states = self._states[: same + 1]
         for action in actions[same:]:
-            chosen = torch.full((self.count,), action, device=self.process.device)
-            self._states.append(self.process.transition(self._states[-1], chosen))
+            chosen = torch.full((self.count,), action, device=self.mdp.device)
+            self._states.append(self.mdp.transition(self._states[-1], chosen))
         self._actions = list(actions)
         return self._states[-1]
 
-    def logits(self, assignment: Sequence[int]) -> Tensor:
-        """[B, num_classes] under an assignment [L]."""
-        return self.process.logits(self.state(assignment))
+    def logits(self, allocation: Sequence[int]) -> Tensor:
+        """[B, num_classes] under an allocation [L]."""
+        return self.mdp.logits(self.state(allocation))
 
 
 def _in_common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -64,7 +64,7 @@ def _in_common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 Losses = dict[tuple[int, ...], tuple[float, float]]
-"""Of assignments [L]: what was found, and the seconds it took."""
+"""Of allocations [L]: what was found, and the seconds it took."""
 FOUND: dict[str, Losses] = {}
 """What searches found, in this process or before it was killed, by what was searched on. Runs of one seed at several
 budgets try much the same, and so do the methods that begin with a search."""
@@ -81,14 +81,14 @@ def read_found(file: Path, name: str) -> Losses:
     """
     try:
         losses = _searched(file).get(name, [])
-        return {tuple(assignment): (float(loss), float(seconds)) for assignment, loss, seconds in losses}
+        return {tuple(allocation): (float(loss), float(seconds)) for allocation, loss, seconds in losses}
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}); {MEND}") from error
 
 
 def write_found(file: Path, name: str, found: Losses) -> None:
     """Keep what was found by the search of that name, beside what others found."""
-    losses = [[list(assignment), *of] for assignment, of in found.items()]
+    losses = [[list(allocation), *of] for allocation, of in found.items()]
     write_atomically(file, json_with_digest(_searched(file) | {name: losses}))
 
 
@@ -102,7 +102,7 @@ PART = 128
 
 
 class Search:
-    """Losses of assignments [L] on fixed images.
+    """Losses of allocations [L] on fixed images.
 
     Args:
         process: what runs the images.
@@ -118,20 +118,20 @@ class Search:
 
     def __init__(
         self,
-        process: SkippingProcess,
+        mdp: BlockMDP,
         images: Tensor,
         labels: Tensor,
         answer: str = "log_probability",
         recorder: Recorder | None = None,
     ) -> None:
-        self.process, self.labels, self.recorder, self._reward = process, labels, recorder, ANSWERS[answer]
-        self._parts = [Trials(process, part) for part in images.split(PART)]
+        self.mdp, self.labels, self.recorder, self._reward = mdp, labels, recorder, ANSWERS[answer]
+        self._parts = [Trials(mdp, part) for part in images.split(PART)]
         self.seen = 0
         """Images shown so far, a share of an image where only the last blocks are run; those of `FOUND` included, so
         that the count does not depend on what ran before."""
         self._last: tuple[int, ...] = ()
         self._known: dict[tuple[int, ...], float] = {}
-        self._name = digest(process, images, labels, answer)
+        self._name = digest(mdp, images, labels, answer)
         self._found = FOUND.setdefault(self._name, {})
         self._file = recorder.folder / SEARCHED if recorder and recorder.folder else None
         self._saved = time.monotonic()
@@ -139,9 +139,9 @@ class Search:
         if self._file:
             self._found.update(read_found(self._file, self._name))
 
-    def loss(self, assignment: list[int]) -> float:
+    def loss(self, allocation: list[int]) -> float:
         """Minus the mean reward of the answers."""
-        key = tuple(assignment)
+        key = tuple(allocation)
         if key not in self._known:
             if key in self._found:
                 self._count(key)
@@ -149,7 +149,7 @@ class Search:
                     self.recorder.count_seconds(self._found[key][1])
             else:
                 start = time.perf_counter()
-                loss = -float(self._reward(self.logits(assignment), self.labels).mean())
+                loss = -float(self._reward(self.logits(allocation), self.labels).mean())
                 self._found[key] = loss, time.perf_counter() - start
                 self._save()
                 self._tell(1)
@@ -158,31 +158,31 @@ class Search:
 
     @contextmanager
     def counted(self, what: str) -> Iterator[None]:
-        """Show on standard error how many assignments are tried within, once that takes a while."""
+        """Show on standard error how many allocations are tried within, once that takes a while."""
         with bar(what, " trials") as trials:
             self._tell = trials.update
             yield
         self._tell = lambda trials: None
 
-    def seconds(self, assignment: list[int]) -> float:
-        """How long a trial of the assignment takes, or took."""
-        self.loss(assignment)
-        return self._found[tuple(assignment)][1]
+    def seconds(self, allocation: list[int]) -> float:
+        """How long a trial of the allocation takes, or took."""
+        self.loss(allocation)
+        return self._found[tuple(allocation)][1]
 
     def _save(self) -> None:
         if self._file and time.monotonic() - self._saved > CHECKPOINT_SECONDS:
             write_found(self._file, self._name, self._found)
             self._saved = time.monotonic()
 
-    def logits(self, assignment: list[int]) -> Tensor:
+    def logits(self, allocation: list[int]) -> Tensor:
         """[N, num_classes]."""
-        self._count(tuple(assignment))
-        return torch.cat([part.logits(assignment) for part in self._parts])
+        self._count(tuple(allocation))
+        return torch.cat([part.logits(allocation) for part in self._parts])
 
     def _count(self, key: tuple[int, ...]) -> None:
-        self.seen += round(len(self.labels) * (1 - _in_common(self._last, key) / self.process.num_layers))
+        self.seen += round(len(self.labels) * (1 - _in_common(self._last, key) / self.mdp.num_layers))
         self._last = key
 
-    def cost(self, assignment: list[int]) -> float:
-        """Paper cost."""
-        return float(self.process.cost.route_cost(torch.tensor([assignment], device=self.process.device))[0])
+    def cost(self, allocation: list[int]) -> float:
+        """Block cost."""
+        return float(self.mdp.cost.route_cost(torch.tensor([allocation], device=self.mdp.device))[0])

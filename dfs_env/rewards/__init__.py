@@ -15,7 +15,7 @@ Beside its own parameters every reward that is chosen by name has these, unless 
   itself has it. "terminal": with the last decision, so that every decision's return is the whole total, what was spent
   before it included. "reward_to_go": what the end will charge, such as an exceeded budget, is charged to the decision
   that causes it, so that what was charged for earlier decisions is no part of a decision's return.
-- `normalize`: in which units cost is counted. "blocks" (default): every block weighs the same, the paper cost. "macs":
+- `normalize`: in which units cost is counted. "blocks" (default): every block weighs the same, the block cost. "macs":
   blocks weigh as their multiply-accumulates do.
 - `potential`, `shaping_weight`, `shaping_gamma`: potential-based shaping (see `dfs_env.rewards.shaping`), as the
   component `shaping`. The potential is "position", "spent", "confidence", or "module:function".

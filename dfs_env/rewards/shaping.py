@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dfs_env.process import SkippingProcess, State
+from dfs_env.mdp import BlockMDP, State
 from dfs_env.rewards.transition import Components, Reward, Transition
 from dfs_env.rewards.wrappers import RewardWrapper, seen
 
 if TYPE_CHECKING:
     from dfs_env.task import Task
 
-Potential = Callable[[SkippingProcess, State], Tensor]
+Potential = Callable[[BlockMDP, State], Tensor]
 """(process, state of B images before a decision) -> [B]."""
 
 
-def position(process: SkippingProcess, state: State) -> Tensor:
+def position(mdp: BlockMDP, state: State) -> Tensor:
     """The share of blocks that are decided."""
-    return torch.full_like(state.cost, state.layer / process.num_layers)
+    return torch.full_like(state.cost, state.layer / mdp.num_layers)
 
 
-def spent(process: SkippingProcess, state: State) -> Tensor:
+def spent(mdp: BlockMDP, state: State) -> Tensor:
     """Minus the share of the budget that is spent, -1 where it is spent or overspent."""
     return -(state.cost / state.budget).clamp_max(1)
 
 
-def confidence(process: SkippingProcess, state: State) -> Tensor:
+def confidence(mdp: BlockMDP, state: State) -> Tensor:
     """The probability of the likeliest class by the linear head on the features before the block, see
     `backbone.confidence`."""
-    return process.confidence(state)[:, 0]
+    return mdp.confidence(state)[:, 0]
 
 
 POTENTIALS: dict[str, Potential] = {function.__name__: function for function in (position, spent, confidence)}
@@ -56,15 +56,15 @@ class Shaped(RewardWrapper):
         if self.potential is confidence:
             task.ensure_confidence()
 
-    def begin(self, process: SkippingProcess, state: State) -> None:
+    def begin(self, mdp: BlockMDP, state: State) -> None:
         """Look at the first state."""
-        super().begin(process, state)
-        self._before = self.potential(process, state)  # now, for the features may be overwritten by the next decision
+        super().begin(mdp, state)
+        self._before = self.potential(mdp, state)  # now, for the features may be overwritten by the next decision
 
     def __call__(self, t: Transition) -> Components:
         """The inner components, and the shaping."""
-        process, state = seen(t)
-        after = torch.zeros_like(t.cost) if t.done else self.potential(process, state)
+        mdp, state = seen(t)
+        after = torch.zeros_like(t.cost) if t.done else self.potential(mdp, state)
         shaping = self.weight * (self.gamma * after - self._before)
         self._before = after
         return {**self.inner(t), "shaping": shaping}

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dfs_env.process import SkippingProcess, State
+from dfs_env.mdp import BlockMDP, State
 
 
 @dataclass(frozen=True)
 class Transition:
-    """One decision on each of B images. Costs are paper costs, fractions of full execution, unless the reward was asked
+    """One decision on each of B images. Costs are block costs, fractions of full execution, unless the reward was asked
     for with `normalize="macs"`."""
 
     step_cost: Tensor
@@ -38,8 +38,8 @@ class Transition:
     """[B] int64, the actions taken; the environment sets it, as it does what follows."""
     state: State | None = None
     """The images after the decision."""
-    process: SkippingProcess | None = None
-    """The decision process, with backbone and cost table."""
+    mdp: BlockMDP | None = None
+    """The MDP, with backbone and cost table."""
 
     def __post_init__(self) -> None:
         if self.full_step_cost is None:

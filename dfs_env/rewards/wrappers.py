@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from backbone.cost import check_modelled
-from dfs_env.process import SkippingProcess, State
+from dfs_env.mdp import BlockMDP, State
 from dfs_env.rewards.transition import Components, Reward, Transition
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class RewardWrapper:
         """Get ready for a task, once."""
         prepare(self.inner, task)
 
-    def begin(self, process: SkippingProcess, state: State) -> None:
+    def begin(self, mdp: BlockMDP, state: State) -> None:
         """New episodes begin in `state`."""
-        begin(self.inner, process, state)
+        begin(self.inner, mdp, state)
 
     def __call__(self, t: Transition) -> Components:
         """The components of one decision."""
@@ -44,40 +44,40 @@ def prepare(reward: Reward, task: Task) -> None:
         reward.prepare(task)
 
 
-def begin(reward: Reward, process: SkippingProcess, state: State) -> None:
+def begin(reward: Reward, mdp: BlockMDP, state: State) -> None:
     """Tell a reward, where it wants to know, that new episodes begin in `state`."""
     if isinstance(reward, RewardWrapper):
-        reward.begin(process, state)
+        reward.begin(mdp, state)
 
 
-def seen(t: Transition) -> tuple[SkippingProcess, State]:
+def seen(t: Transition) -> tuple[BlockMDP, State]:
     """The process, and the images after the decision.
 
     Raises:
         ValueError: the transition was made by hand, without them.
     """
-    if t.process is None or t.state is None:
+    if t.mdp is None or t.state is None:
         raise ValueError("this reward looks at the network: it needs a transition with its process and state")
-    return t.process, t.state
+    return t.mdp, t.state
 
 
 class CostByMacs(RewardWrapper):
     """`normalize="macs"`: blocks weigh as their multiply-accumulates do, and not all the same.
 
     Cost is still 1 at full execution. What the observation holds, what a hard budget binds, and what a learner's search
-    for the price compares with the budget, stays the paper cost.
+    for the price compares with the budget, stays the block cost.
     """
 
-    def begin(self, process: SkippingProcess, state: State) -> None:
+    def begin(self, mdp: BlockMDP, state: State) -> None:
         """Nothing is spent yet."""
-        super().begin(process, state)
+        super().begin(mdp, state)
         self._spent = torch.zeros_like(state.cost)
 
     def __call__(self, t: Transition) -> Components:
         """The inner reward at these costs."""
-        process, state = seen(t)
-        check_modelled(process.cost, 'normalize="macs"')
-        costs = process.cost.by_macs[state.layer - 1]
+        mdp, state = seen(t)
+        check_modelled(mdp.cost, 'normalize="macs"')
+        costs = mdp.cost.by_macs[state.layer - 1]
         step_cost = costs[t.action]
         self._spent = self._spent + step_cost
         return self.inner(replace(t, step_cost=step_cost, cost=self._spent, full_step_cost=float(costs[-1])))
@@ -89,9 +89,9 @@ class PaidAtTheEnd(RewardWrapper):
     So the return from every decision on is the whole total, what was spent before it included.
     """
 
-    def begin(self, process: SkippingProcess, state: State) -> None:
+    def begin(self, mdp: BlockMDP, state: State) -> None:
         """Nothing is held back yet."""
-        super().begin(process, state)
+        super().begin(mdp, state)
         self._held: Components = {}
 
     def __call__(self, t: Transition) -> Components:
@@ -110,9 +110,9 @@ class PaidWhenKnown(RewardWrapper):
     is no part of it. Rewards that charge all costs step by step are left as they are.
     """
 
-    def begin(self, process: SkippingProcess, state: State) -> None:
+    def begin(self, mdp: BlockMDP, state: State) -> None:
         """Nothing is known yet."""
-        super().begin(process, state)
+        super().begin(mdp, state)
         self._first: Components = {}
         self._known: Components = {}
 

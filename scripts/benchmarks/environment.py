@@ -23,7 +23,7 @@ from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import use_threads
 from dfs_env.env import DFSVectorEnv
 from dfs_env.execution import CHUNK
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from scripts.benchmarks.ppo import noise_task
 from scripts.benchmarks.runtimes import Network, missing, on_engine, openvino_int8
 
@@ -66,7 +66,7 @@ class Setup:
     """What all cases run on."""
 
     args: Env
-    process: SkippingProcess
+    mdp: BlockMDP
     env: DFSVectorEnv
     images: Tensor
     """[B, 3, H, W] normalised."""
@@ -79,29 +79,29 @@ class Setup:
     def openvino(self) -> dict[int, Network]:
         """The static int8 network for each size of batch that the images are split into."""
         sizes = {len(images) for images in self.images.split(CHUNK)}
-        return {size: openvino_int8(self.process.backbone, (size, *self.images.shape[1:])) for size in sizes}
+        return {size: openvino_int8(self.mdp.backbone, (size, *self.images.shape[1:])) for size in sizes}
 
 
 def setup(args: Env) -> Setup:
     """An untrained network, random images and random routes, the same for the same arguments."""
     use_threads(args.threads)
     torch.manual_seed(0)
-    process = SkippingProcess(ResNet(ResNetConfig(args.depth, bitwidths=args.bitwidths)).eval())
-    process.backbone.requires_grad_(False)
-    task = noise_task(process, args.batch_size)
+    mdp = BlockMDP(ResNet(ResNetConfig(args.depth, bitwidths=args.bitwidths)).eval())
+    mdp.backbone.requires_grad_(False)
+    task = noise_task(mdp, args.batch_size)
     env = DFSVectorEnv(task, args.batch_size, autoreset_mode="SameStep")
     env.reset(seed=0)
-    shape = args.batch_size, process.num_layers
-    half = torch.where(torch.rand(shape) < 0.5, 0, process.num_actions - 1)
+    shape = args.batch_size, mdp.num_layers
+    half = torch.where(torch.rand(shape) < 0.5, 0, mdp.num_actions - 1)
     images = task.dataset.normalize(task.dataset.train.images)
-    return Setup(args, process, env, images, half, torch.randint(process.num_actions, shape))
+    return Setup(args, mdp, env, images, half, torch.randint(mdp.num_actions, shape))
 
 
 def bare(s: Setup) -> None:
     """The network as it would be run without decisions."""
     with torch.no_grad():
         for images in s.images.split(CHUNK):
-            s.process.backbone(images, s.process.widest)
+            s.mdp.backbone(images, s.mdp.widest)
 
 
 def play(s: Setup, routes: Tensor) -> None:
@@ -120,17 +120,17 @@ def masked(s: Setup) -> Tensor:
     logits = []
     with torch.no_grad():
         for images, routes in zip(s.images.split(CHUNK), s.mixed.split(CHUNK), strict=True):
-            x = s.process.backbone.stem(images, s.process.widest)
-            for layer in range(s.process.num_layers):
-                x = _masked_block(s.process, layer, x, routes[:, layer])
-            logits.append(s.process.backbone.head(x, s.process.widest))
+            x = s.mdp.backbone.stem(images, s.mdp.widest)
+            for layer in range(s.mdp.num_layers):
+                x = _masked_block(s.mdp, layer, x, routes[:, layer])
+            logits.append(s.mdp.backbone.head(x, s.mdp.widest))
     return torch.cat(logits)
 
 
-def _masked_block(process: SkippingProcess, layer: int, x: Tensor, action: Tensor) -> Tensor:
-    block, mixed = process.backbone.blocks[layer], torch.zeros(())
-    for option, bits in enumerate(process.bitwidths):
-        outcome = block(x, bits, process.widest) if bits else block.skip(x, process.widest)
+def _masked_block(mdp: BlockMDP, layer: int, x: Tensor, action: Tensor) -> Tensor:
+    block, mixed = mdp.backbone.blocks[layer], torch.zeros(())
+    for option, bits in enumerate(mdp.bitwidths):
+        outcome = block(x, bits, mdp.widest) if bits else block.skip(x, mdp.widest)
         mixed = mixed + outcome * (action == option).float()[:, None, None, None]
     return mixed
 

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from agents.evaluation import SelfMeasured, play, seen_by
 from agents.gates import make_gate
-from agents.policies import AssignmentPolicy, Policy
+from agents.policies import AllocationPolicy, Policy
 from agents.runs.saved import load_run
 from backbone.checkpoint import find_checkpoint, load_backbone
 from backbone.data import IMAGE_SIZE, data_folder
 from backbone.torch_state import use_threads
 from dfs_env.latency import BatchTimings, LatencyTable, Timing, latency_file, shape_of, this_machine
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 from scripts.benchmarks.runtimes import build
 
@@ -43,7 +43,7 @@ class Latency:
     """Backbone file; by default the trained backbone of that shape."""
     bitwidths: tuple[int, ...] = (0, 2, 4, 8)
     """Bitwidths to measure."""
-    always_on: int = 0
+    ungated_blocks: int = 0
     """Leading blocks that are not decided."""
     batch_sizes: tuple[int, ...] = (1, 64)
     """Images at once."""
@@ -77,15 +77,15 @@ class Latency:
             images = dataset.normalize(dataset.test.images[:4096])
         folder = data_folder(self.data)
         path = self.checkpoint or find_checkpoint(self.dataset, self.depth, folder)
-        process = SkippingProcess(load_backbone(path, self.depth), self.bitwidths, always_on=self.always_on)
-        gate = make_gate("recurrent", process).requires_grad_(False)
+        mdp = BlockMDP(load_backbone(path, self.depth), self.bitwidths, ungated_blocks=self.ungated_blocks)
+        gate = make_gate("recurrent", mdp).requires_grad_(False)
         with tqdm(total=(self.repeats + 1) * len(self.batch_sizes), desc="latency", unit="round") as bar:
-            table = measure(process, gate, self.batch_sizes, self.repeats, bar.update)
+            table = measure(mdp, gate, self.batch_sizes, self.repeats, bar.update)
         output = self.output or latency_file(self.dataset, self.depth, folder)
         table.save(output)
         console = Console()
         console.print(parts_table(table))
-        console.print(whole_table(self, process, players, images))
+        console.print(whole_table(self, mdp, players, images))
         console.print(f"table: {output}", soft_wrap=True)
 
 
@@ -111,29 +111,29 @@ Player = Callable[[Tensor], Any]
 
 
 def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any]) -> Player:
-    """A run's policy at its budget, gate included; an assignment needs none.
+    """A run's policy at its budget, gate included; an allocation needs none.
 
     Raises:
         ValueError: it does not decide block by block.
     """
     if isinstance(policy, SelfMeasured):
         raise ValueError(f"{result['run']} does not decide block by block: its latency is not measured")
-    if isinstance(policy, AssignmentPolicy):
-        return lambda images: task.process.run(images, policy.actions.expand(len(images), -1))
-    process = seen_by(policy, task)
-    return lambda images: play(policy, process, images, result["budget"])
+    if isinstance(policy, AllocationPolicy):
+        return lambda images: task.mdp.run(images, policy.actions.expand(len(images), -1))
+    mdp = seen_by(policy, task)
+    return lambda images: play(policy, mdp, images, result["budget"])
 
 
-def whole_table(args: Latency, process: SkippingProcess, players: dict[str, Player], images: Tensor) -> Table:
+def whole_table(args: Latency, mdp: BlockMDP, players: dict[str, Player], images: Tensor) -> Table:
     """Milliseconds from image to class in every runtime and of every player, taking turns on the images [N, 3, H, W];
     and, under the table, why a runtime is not there."""
-    full = torch.full((1, process.num_layers), process.num_actions - 1)
-    ours = {f"this project, {process.widest} bit, block by block": lambda x: process.run(x, full.expand(len(x), -1))}
+    full = torch.full((1, mdp.num_layers), mdp.num_actions - 1)
+    ours = {f"this project, {mdp.widest} bit, block by block": lambda x: mdp.run(x, full.expand(len(x), -1))}
     table = Table("from image to class", title="milliseconds an image, median (interquartile range)")
     columns: list[dict[str, list[float]]] = []
     missing: dict[str, str] = {}
     for size in args.batch_sizes:
-        built = build(process.backbone, (size, 3, IMAGE_SIZE, IMAGE_SIZE))
+        built = build(mdp.backbone, (size, 3, IMAGE_SIZE, IMAGE_SIZE))
         missing |= {name: why for name, why in built.items() if isinstance(why, str)}
         runtimes = {name: network for name, network in built.items() if not isinstance(network, str)}
         columns.append(interleaved({**runtimes, **ours, **players}, images, size, args.repeats))
@@ -159,7 +159,7 @@ def interleaved(players: dict[str, Player], images: Tensor, size: int, repeats: 
 
 
 def measure(
-    process: SkippingProcess,
+    mdp: BlockMDP,
     decide: Callable[[Tensor], Any],
     batch_sizes: tuple[int, ...],
     repeats: int,
@@ -178,29 +178,29 @@ def measure(
     for size in batch_sizes:
         rounds: dict[Any, list[float]] = {}
         for number in range(repeats + 1):
-            for part, seconds in _round(process, decide, size):
+            for part, seconds in _round(mdp, decide, size):
                 rounds.setdefault(part, []).extend([1000 * seconds / size] if number else [])
             progress()
-        batches[size] = _summarised(rounds, process.num_layers, process.num_actions)
-    return LatencyTable(shape_of(process), process.bitwidths, this_machine(), batches)
+        batches[size] = _summarised(rounds, mdp.num_layers, mdp.num_actions)
+    return LatencyTable(shape_of(mdp), mdp.bitwidths, this_machine(), batches)
 
 
 @torch.no_grad()
-def _round(process: SkippingProcess, decide: Callable[[Tensor], Any], size: int) -> Iterator[tuple[Any, float]]:
+def _round(mdp: BlockMDP, decide: Callable[[Tensor], Any], size: int) -> Iterator[tuple[Any, float]]:
     """Each part of the network and the seconds that it took on `size` images."""
     images = torch.randn(size, 3, IMAGE_SIZE, IMAGE_SIZE)
-    state, seconds = _timed(lambda: process.initial(images))
+    state, seconds = _timed(lambda: mdp.initial(images))
     yield "stem", seconds
-    yield "gate", _timed(lambda: decide(process.observe(state)))[1]
-    for layer in range(process.num_layers):
+    yield "gate", _timed(lambda: decide(mdp.observe(state)))[1]
+    for layer in range(mdp.num_layers):
         after = state
-        for action in range(process.num_actions):
+        for action in range(mdp.num_actions):
             before = state.take(torch.arange(size))  # in memory of its own, which the block may overwrite
             actions = torch.full((size,), action)
-            after, seconds = _timed(partial(process.transition, before, actions, in_place=True))
+            after, seconds = _timed(partial(mdp.transition, before, actions, in_place=True))
             yield (layer, action), seconds
         state = after
-    yield "head", _timed(lambda: process.logits(state))[1]
+    yield "head", _timed(lambda: mdp.logits(state))[1]
 
 
 def _timed(run: Callable[[], Any]) -> tuple[Any, float]:

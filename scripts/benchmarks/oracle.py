@@ -12,7 +12,7 @@ from tqdm import tqdm
 from agents.search.oracle import RouteSearch, find_routes
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import use_threads
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class OracleSearch:
 
     def run(self) -> None:
         """Measure and print."""
-        process, images, labels = hopeless(self)
+        mdp, images, labels = hopeless(self)
         start = time.perf_counter()
         with tqdm(total=self.images, unit="image") as bar:
-            find_routes(process, images, labels, RouteSearch(search="beam", beam=self.beam), self.workers, bar.update)
+            find_routes(mdp, images, labels, RouteSearch(search="beam", beam=self.beam), self.workers, bar.update)
         seconds = time.perf_counter() - start
         Console().print(
-            f"ResNet-{self.depth} ({process.num_layers} blocks), bitwidths {self.bitwidths}, beam {self.beam}, "
+            f"ResNet-{self.depth} ({mdp.num_layers} blocks), bitwidths {self.bitwidths}, beam {self.beam}, "
             f"{self.workers} process(es): {self.images:,} images in {seconds / 60:.1f} minutes, the start of the "
             f"processes included; {self.images / seconds:.1f} images/s, 10,000 images in "
             f"{10_000 * seconds / self.images / 60:.1f} minutes",
@@ -52,11 +52,11 @@ class OracleSearch:
         )
 
 
-def hopeless(args: OracleSearch) -> tuple[SkippingProcess, torch.Tensor, torch.Tensor]:
+def hopeless(args: OracleSearch) -> tuple[BlockMDP, torch.Tensor, torch.Tensor]:
     """An untrained network that never answers class 0, noise images [N, 3, 32, 32], and labels [N], which are all 0."""
     use_threads(1)
     torch.manual_seed(0)
     backbone = ResNet(ResNetConfig(args.depth, bitwidths=args.bitwidths)).eval().requires_grad_(False)
     backbone.classifier.bias[0] = -1e4
     labels = torch.zeros(args.images, dtype=torch.int64)
-    return SkippingProcess(backbone), torch.randn(args.images, 3, 32, 32), labels
+    return BlockMDP(backbone), torch.randn(args.images, 3, 32, 32), labels

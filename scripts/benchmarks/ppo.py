@@ -19,7 +19,7 @@ from backbone.data import Dataset, Split
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import use_threads
 from dfs_env.env import DFSVectorEnv
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 from scripts.benchmarks.runtimes import on_engine
 
@@ -63,17 +63,17 @@ def measured(args: Ppo) -> dict[str, list[dict[str, float]]]:
     to which they are the same, after a rollout on each that is not counted."""
     use_threads(args.threads)
     torch.manual_seed(0)
-    process = SkippingProcess(ResNet(ResNetConfig(args.depth)).eval().requires_grad_(False))
-    env = DFSVectorEnv(noise_task(process, args.num_envs), args.num_envs, autoreset_mode="SameStep")
-    length = process.num_layers
+    mdp = BlockMDP(ResNet(ResNetConfig(args.depth)).eval().requires_grad_(False))
+    env = DFSVectorEnv(noise_task(mdp, args.num_envs), args.num_envs, autoreset_mode="SameStep")
+    length = mdp.num_layers
     model = PPO(
         "MlpPolicy", SB3VecEnv(env), n_steps=length, batch_size=args.batch_size, n_epochs=args.n_epochs, device="cpu"
     )
     clock = Clock()
-    clock.watch(process, "initial", "stem")
-    clock.watch(process, "transition", "blocks")
-    clock.watch(process, "logits", "head")
-    clock.watch(process, "observe", "observations")
+    clock.watch(mdp, "initial", "stem")
+    clock.watch(mdp, "transition", "blocks")
+    clock.watch(mdp, "logits", "head")
+    clock.watch(mdp, "observe", "observations")
     clock.watch(env, "step", "environment, the rest")
     clock.watch(model.policy, "forward", "policy, acting")
     clock.watch(model, "train", "policy, learning")
@@ -112,11 +112,11 @@ class Clock:
         setattr(owner, name, timed)
 
 
-def noise_task(process: SkippingProcess, count: int) -> Task:
+def noise_task(mdp: BlockMDP, count: int) -> Task:
     """A task of `count` random images, for a network that need not know anything."""
     pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     split = Split(pixels, torch.arange(count) % 10)
-    return Task(process, Dataset("noise", 10, (0.5,) * 3, (0.25,) * 3, split, split, split, flip=True, pad=4))
+    return Task(mdp, Dataset("noise", 10, (0.5,) * 3, (0.25,) * 3, split, split, split, flip=True, pad=4))
 
 
 def report(args: Ppo, seconds: dict[str, list[dict[str, float]]]) -> None:

@@ -20,7 +20,7 @@ from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO, check_a
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import use_threads
 from dfs_env.env import DFSVectorEnv
-from dfs_env.process import SkippingProcess
+from dfs_env.mdp import BlockMDP
 from scripts.benchmarks.ppo import noise_task
 
 OWN, ALIGNED = "sb3-contrib", "whole episodes"
@@ -74,14 +74,14 @@ class Seconds:
 def learner(args: Recurrent, name: str) -> Any:
     """A model of one path, on its own untrained network and random images; the same weights for every path."""
     torch.manual_seed(0)
-    process = SkippingProcess(ResNet(ResNetConfig(args.depth, width=args.width)).eval().requires_grad_(False))
-    env = DFSVectorEnv(noise_task(process, args.num_envs), args.num_envs, autoreset_mode="SameStep")
+    mdp = BlockMDP(ResNet(ResNetConfig(args.depth, width=args.width)).eval().requires_grad_(False))
+    env = DFSVectorEnv(noise_task(mdp, args.num_envs), args.num_envs, autoreset_mode="SameStep")
     own = name == OWN
     algorithm: Callable[..., Any] = RecurrentPPO if own else AlignedRecurrentPPO
     return algorithm(
         "MlpLstmPolicy" if own else AlignedLstmPolicy,
         SB3VecEnv(env),
-        n_steps=process.num_layers,
+        n_steps=mdp.num_layers,
         batch_size=args.batch_size,
         n_epochs=args.n_epochs,
         policy_kwargs={"lstm_hidden_size": args.lstm_hidden_size, "net_arch": []},

@@ -55,7 +55,7 @@ class Hardness:
 
 
 def hardness(material: Material) -> Hardness | None:
-    """By the loss of full execution, or of what comes next to it among the assignments that are the same for all
+    """By the loss of full execution, or of what comes next to it among the allocations that are the same for all
     images; by the mean loss of all runs, if there are none. None without recorded decisions.
 
     So no image is easy because more is spent on it, nor hard because the network skips what would tell its class.

@@ -43,7 +43,7 @@ def legible(name: str) -> str:
 def draw_curves(
     figure: SubFigure, lines: Sequence[Line], every: Sequence[Row], methods: Sequence[str], heading: str
 ) -> None:
-    """Accuracy over paper cost (large) and over total cost, of some methods and of what all are compared with."""
+    """Accuracy over block cost (large) and over total cost, of some methods and of what all are compared with."""
     large, small = figure.subplots(1, 2, width_ratios=[1.7, 1], sharey=True)
     others = {row.method for row in learned(every)} - set(methods)
     rows = [row for row in every if row.method not in others]
@@ -77,7 +77,7 @@ def learned(rows: Sequence[Row]) -> list[Row]:
 
 
 def _lines_of(rows: Sequence[Row], bounds: bool) -> dict[str, tuple[str, str]]:
-    """Style and colour of each baseline and, on the axis of paper cost by which they are found, of each bound."""
+    """Style and colour of each baseline and, on the axis of block cost by which they are found, of each bound."""
     styles: dict[str, tuple[str, str]] = {}
     for role in ("baseline", "bound") if bounds else ("baseline",):
         known = {row.method: row.registered for row in rows if row.role == role and row.registered != CONSTANT}

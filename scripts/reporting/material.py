@@ -218,7 +218,7 @@ MISSED = f'"x budget", "over budget": more than {OVER:g} times the budget was sp
 
 
 def over_budget(cost: float, budget: float) -> bool:
-    """Whether a paper cost is above a budget by more than `OVER` allows."""
+    """Whether a block cost is above a budget by more than `OVER` allows."""
     return cost > OVER * budget + NOTHING
 
 

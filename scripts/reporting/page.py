@@ -64,7 +64,7 @@ details summary { cursor: pointer; color: var(--blue); }
 
 
 MEANING = {
-    "static": "the best assignment found that is the same for all images, on the frozen backbone",
+    "static": "the best allocation found that is the same for all images, on the frozen backbone",
     FINETUNED: "the same with the backbone fine-tuned on it, as in the methods that co-train it",
 }
 """What methods are held against."""

@@ -64,7 +64,7 @@ class Part:
         return bool(self.material.lines[0]["dataset"] == DATASET)
 
     def cost(self, of: float) -> float:
-        """One of its paper costs in the unit that all parts share, a fraction of full execution at 32 bits."""
+        """One of its block costs in the unit that all parts share, a fraction of full execution at 32 bits."""
         return at_full_precision(of, self.bitwidths)
 
     def rows(self, method: str) -> list[Row]:
@@ -73,7 +73,7 @@ class Part:
 
     @cached_property
     def static(self) -> Curve | None:
-        """Accuracy over cost of the best static assignments; None if they were not searched."""
+        """Accuracy over cost of the best static allocations; None if they were not searched."""
         found = Baseline.of(self.material.lines, "static")
         return found.curve if found else None
 
@@ -174,7 +174,7 @@ class Study:
         missing = tuple(name for name in planned if name not in found)
         parts = tuple(Part(name, Material.read(folder / name)) for name in names)
         for part in parts:
-            if cost_name(part.material.lines) != "paper cost":
+            if cost_name(part.material.lines) != "block cost":
                 raise ValueError(
                     f"{folder / part.name} counts measured time, which a study has no axis for: use report"
                 )

@@ -150,7 +150,7 @@ def _decorate(figure: Figure, axes: Axes, study: Study, published: bool) -> None
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:.4g}"))
-    axes.set_xlabel("paper cost relative to 32 bits: cost x (widest / 32)², a fraction of full execution in float")
+    axes.set_xlabel("block cost relative to 32 bits: cost x (widest / 32)², a fraction of full execution in float")
     axes.set_ylabel("test accuracy (%), logarithmic in the error")
     axes.grid(True, color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -32,7 +32,7 @@ from scripts.reporting.tables import (
 )
 
 BRIEF = (
-    "Accuracy in per cent at the mean paper cost that was reached, and the difference in points to static at that "
+    "Accuracy in per cent at the mean block cost that was reached, and the difference in points to static at that "
     "cost; for methods that co-train the backbone, to static_finetuned, if that was run. ▲ better, ▼ worse, = "
     f"not told apart, ? no interval (see below); {TENTATIVE} {FEW}. {MISSED}. No difference: the baseline was not "
     "measured around that cost, or cannot be (it runs each image once)."
@@ -51,7 +51,7 @@ SUPERVISED = "dfs"
 """The gate that is trained by supervised loss and compute budget."""
 AGAINST = (
     "Accuracy of each policy on the frozen backbone that runs each image once, less that of dfs, the gate that is "
-    "trained by supervised loss and compute budget, at the same paper cost, in points, where both were given that "
+    "trained by supervised loss and compute budget, at the same block cost, in points, where both were given that "
     "budget. A seed's accuracy at a cost is interpolated on its own runs, relative to static's curve. -: not run, or "
     "not all seeds of both reach that cost."
 )
@@ -115,7 +115,7 @@ def methods(part: Part, caption: str) -> Table:
         "budget",
         "runs",
         "accuracy %",
-        "paper cost",
+        "block cost",
         "cost at 32 bits",
         "over static",
         "over static_finetuned",

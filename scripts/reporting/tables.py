@@ -114,7 +114,7 @@ def escaped(text: str) -> str:
 
 
 def spent(costs: Sequence[float], budget: float) -> str:
-    """Mean paper cost of some runs, and by how much they have missed their budget."""
+    """Mean block cost of some runs, and by how much they have missed their budget."""
     return ", ".join(filter(None, (f"{np.mean(costs):.4f}", excess(costs, budget))))
 
 
@@ -132,7 +132,7 @@ def missing_differences(rows: Sequence[statistics.Row], names: Sequence[str]) ->
         if not any(without_preset(row.registered) == name for row in rows):
             said.append(
                 f"no difference to {name}: that needs runs of {name} at these costs; add {name} to --methods, or as an "
-                "arm to the experiment file"
+                "variant to the experiment file"
             )
         elif any(np.isnan(row.over[name].value) for row in learned if without_preset(row.registered) != name):
             said.append(f"-: no run of {name} costs about as much; add budgets to --baseline-budgets")
@@ -165,7 +165,7 @@ def difference(value: float, low: float, high: float, seeds: int = 0) -> Cell:
 
 
 def over_baseline(row: statistics.Row, name: str, total: bool = False) -> Cell:
-    """What a row has over one of the baselines at equal paper cost, or total cost, and of how many seeds if it is not
+    """What a row has over one of the baselines at equal block cost, or total cost, and of how many seeds if it is not
     all that were run; the baseline itself has nothing over it."""
     over = (row.over_in_total if total else row.over)[name]
     found = difference(over.value, over.low, over.high, over.seeds)

@@ -1,0 +1,290 @@
+"""The MDP: images on which every block is decided in turn. Nothing else runs blocks on decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backbone.confidence import MEASURES, LinearHeads, confidence
+from backbone.cost import cost_table
+from backbone.data import IMAGE_SIZE
+from backbone.names import resolve
+from backbone.quantization import check_bitwidths
+from backbone.torch_state import default_torch_state
+from dfs_env.execution import GroupedBlock, in_chunks, take
+from dfs_env.observations import CONFIDENT, NORMALISED, OBSERVATION_BOUND, OBSERVATIONS, statistics
+
+
+@dataclass(frozen=True)
+class State:
+    """B images in front of the same block."""
+
+    features: Tensor
+    """[B, C, H, W] input of block `layer`; after the last block, input of the head."""
+    layer: int
+    """Index of the block that is decided next; L when all are decided."""
+    cost: Tensor
+    """[B] cost spent so far, in the unit of budgets: by default block cost, a fraction of full execution."""
+    budget: Tensor
+    """[B] the cost that each image should stay within, a fraction of full execution."""
+
+    def take(self, rows: Tensor) -> State:
+        """The images at `rows` [K] int64, in memory of their own; one image may be taken several times."""
+        return State(take(self.features, rows), self.layer, self.cost[rows], self.budget[rows])
+
+
+class BlockMDP:
+    """For each image and each residual block: skip it, or run it at one of the bitwidths.
+
+    Batched and in lockstep, with no notion of reward or episode. An image's results do not depend on its batch mates,
+    up to the rounding of floats where something runs at more than 8 bits.
+    All methods are differentiable wherever gradients are enabled; the caller says where they are not needed.
+
+    Args:
+        backbone: a network that keeps the contract of `backbone.resnet.ResNet`.
+        bitwidths: ascending bitwidths to choose from, a subset of the backbone's; action i is bitwidth i. All of them
+            by default.
+        observation: a name in `OBSERVATIONS`, or "module:function".
+        ungated_blocks: how many leading blocks are not decided but always run at the widest bitwidth (in DFS the first,
+            Shen et al. 2020, section 4.1); they are no layers of the process and cost nothing in block cost.
+
+    Raises:
+        ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation, or no
+            block left to decide.
+    """
+
+    @default_torch_state()
+    def __init__(
+        self,
+        backbone: Any,
+        bitwidths: tuple[int, ...] | None = None,
+        observation: str = "pooled",
+        ungated_blocks: int = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.bitwidths = check_bitwidths(backbone.config.bitwidths if bitwidths is None else bitwidths)
+        self.widest = self.bitwidths[-1]
+        if not set(self.bitwidths) <= set(backbone.config.bitwidths):
+            raise ValueError(
+                f"bitwidths {self.bitwidths}: the backbone has {backbone.config.bitwidths} only; choose a subset, or "
+                "pretrain a backbone with `python -m scripts.pretrain --bitwidths ...`"
+            )
+        if self.widest not in backbone.config.widest:
+            raise ValueError(
+                f"bitwidths {self.bitwidths} end in {self.widest}, but the backbone's stem, shortcuts and head exist "
+                f"at {backbone.config.widest} only; add one of these, or pretrain with `--widest {self.widest}`"
+            )
+        blocks = len(backbone.blocks)
+        whole: Any = ungated_blocks  # numpy's integers count, which are none to the type checker
+        if isinstance(whole, bool) or not isinstance(whole, Integral):
+            raise ValueError(f"ungated_blocks must be an integer from 0 to {blocks - 1}, got {ungated_blocks!r}")
+        if not 0 <= ungated_blocks < blocks:
+            raise ValueError(f"ungated_blocks {ungated_blocks} leaves nothing to decide: there are {blocks} blocks")
+        self.ungated_blocks = int(ungated_blocks)
+        self.cost = cost_table(backbone, self.bitwidths, ungated_blocks)
+        self.num_layers: int = blocks - ungated_blocks
+        self.num_actions = len(self.bitwidths)
+        self.device = next(backbone.parameters()).device
+        self.heads: LinearHeads | None = None
+        """Classifiers of the features before each decision and after the last, see `dfs_env.task.train_heads`."""
+        self._see(observation)
+
+    def _see(self, observation: str) -> None:
+        self.observation = observation
+        self._summarise = resolve("observation", observation, OBSERVATIONS)
+        widths = [
+            self._summary(torch.zeros(1, *shape, device=self.device), 0).shape[1] for shape in self.feature_shapes
+        ]
+        self._extras = MEASURES if observation in CONFIDENT else 0
+        self.observation_dim: int = max(widths) + self._extras + self.num_layers + 2
+
+    def with_observation(self, observation: str) -> BlockMDP:
+        """The same process on the same backbone with another observation."""
+        other = copy(self)
+        other._see(observation)
+        return other
+
+    @property
+    def feature_shapes(self) -> list[tuple[int, ...]]:
+        """(C, H, W) of the features before each decision, and after the last."""
+        training = self.backbone.training
+        self.backbone.eval()  # lest a blank image enters the statistics of the norms
+        with torch.no_grad():
+            features = [self._first_features(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.device))]
+            for layer in range(self.num_layers):
+                features.append(self._block(layer).run(features[-1], bits=0))
+        self.backbone.train(training)
+        return [tuple(x.shape[1:]) for x in features]
+
+    def initial(self, images: Tensor, budget: float | Tensor = 1.0, reuse: Tensor | None = None) -> State:
+        """Run the stem on normalised images [B, 3, H, W]; `budget` is one number or [B].
+
+        `reuse` may be the features of an earlier initial state, which are overwritten: new memory is dear to touch. It
+        has no effect while gradients are enabled.
+        """
+        images = images.to(next(self.backbone.parameters()).dtype)
+        if torch.is_grad_enabled():
+            features = self._first_features(images)
+        else:
+            features = in_chunks(self._first_features, images, reuse)
+        cost = features.new_zeros(len(images))
+        return State(features, 0, cost, torch.as_tensor(budget, dtype=cost.dtype, device=cost.device).expand(len(cost)))
+
+    def _first_features(self, images: Tensor) -> Tensor:
+        features = self.backbone.stem(images, self.widest)
+        for block in self.backbone.blocks[: self.ungated_blocks]:
+            features = block(features, self.widest, self.widest)
+        return features
+
+    def terminal(self, state: State) -> bool:
+        """Whether every block is decided."""
+        return state.layer == self.num_layers
+
+    def transition(self, state: State, action: Tensor, in_place: bool = False) -> State:
+        """Run the current block on each image at its own bitwidth.
+
+        Images are grouped by action [B] (int64, in [0, A)) and each group is run once; an image that skips is not
+        touched. `in_place` may overwrite the features of `state`, which must not be used again, nor any earlier state:
+        images that skip are then not even copied, and no new memory is asked for. It has no effect while gradients are
+        enabled.
+        """
+        if self.terminal(state):
+            raise ValueError("every block is decided already: this state is terminal")
+        action = action.long()  # bytes would select as a mask
+        features = self._block(state.layer).grouped(state.features, action, in_place)
+        cost = state.cost + self.cost.charged[state.layer, action]
+        return replace(state, features=features, layer=state.layer + 1, cost=cost)
+
+    def relaxed_transition(self, state: State, weights: Tensor, needed: Tensor | None = None) -> State:
+        """Mix the outcomes of the actions by `weights` [B, A]; with one-hot weights, the same as `transition`.
+
+        Differentiable in the features and in the weights. An outcome is computed for the images whose weight on it is
+        not zero, and where the gradient with respect to that weight is asked for: for all if the weights require one,
+        unless `needed` [B, A] says where it is not needed. Outcomes of weight zero are computed without the means for a
+        gradient of their own, which would be zero, too.
+
+        Raises:
+            ValueError: the state is terminal, or all weights are zero.
+        """
+        if self.terminal(state):
+            raise ValueError("every block is decided already: this state is terminal")
+        if needed is None:
+            everywhere = torch.is_grad_enabled() and weights.requires_grad
+            needed = torch.ones_like(weights, dtype=torch.bool) if everywhere else weights != 0
+        features = self._block(state.layer).mixed(state.features, weights, needed)
+        cost = state.cost + weights @ self.cost.charged[state.layer]
+        return replace(state, features=features, layer=state.layer + 1, cost=cost)
+
+    def observe(self, state: State) -> Tensor:
+        """[B, D]: normalised channel summaries, for an observation with confidence its three numbers, position (one-hot
+        [L], zeros at the end), cost spent, budget.
+
+        Raises:
+            ValueError: the observation has confidence, and there are no heads.
+        """
+        summary = self._summary(state.features, state.layer)
+        summary = F.pad(summary, (0, self.observation_dim - self._extras - self.num_layers - 2 - summary.shape[1]))
+        if self._extras:
+            summary = torch.cat((summary, self.confidence(state)), 1)
+        position = summary.new_zeros(len(summary), self.num_layers)
+        if not self.terminal(state):
+            position[:, state.layer] = 1
+        return torch.cat((summary, position, state.cost[:, None], state.budget[:, None]), 1)
+
+    def confidence(self, state: State) -> Tensor:
+        """[B, 3]: how sure a linear classifier of the current features' channel means is: its largest probability, the
+        margin over the second, and its entropy as a share of log K.
+
+        Raises:
+            ValueError: there are no such classifiers yet.
+        """
+        if self.heads is None:
+            raise ValueError("this process has no confidence heads: call Task.ensure_confidence() once")
+        return confidence(self.heads.logits(state.layer, state.features.mean((2, 3))))
+
+    @property
+    def observation_macs(self) -> float:
+        """Multiply-accumulates of what the observations of an image's L decisions need beside its features."""
+        if not self._extras or self.heads is None:
+            return 0.0
+        channels = sum(shape[0] for shape in self.feature_shapes[:-1])
+        return float(channels * self.heads.bias.shape[1])
+
+    def _summary(self, features: Tensor, layer: int) -> Tensor:
+        """What is seen of the features before decision `layer`, flat; what is normalised, zero-padded to the most
+        channels of any block.
+
+        Raises:
+            ValueError: one's own observation returned something else.
+        """
+        summary = self._summarise(features)
+        if not isinstance(summary, Tensor) or summary.ndim < 2 or len(summary) != len(features):
+            found = f"shape {list(summary.shape)}" if isinstance(summary, Tensor) else repr(summary)
+            raise ValueError(
+                f"observation {self.observation!r} must return [B, ...], a summary of each of {len(features)} images, "
+                f"got {found}"
+            )
+        if self.observation not in NORMALISED:
+            return summary.flatten(1).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
+        per_channel, channels = summary.shape[1:]
+        mean = self.backbone.feature_mean[self.ungated_blocks + layer, :per_channel, :channels]
+        std = self.backbone.feature_std[self.ungated_blocks + layer, :per_channel, :channels]
+        summary = ((summary - mean) / std).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
+        return F.pad(summary, (0, self.backbone.feature_dim - channels)).flatten(1)
+
+    def logits(self, state: State) -> Tensor:
+        """Class scores [B, num_classes] of a terminal state.
+
+        Raises:
+            ValueError: blocks are still undecided.
+        """
+        if not self.terminal(state):
+            raise ValueError(f"logits exist after the last block only; {self.num_layers - state.layer} are undecided")
+        return self.backbone.head(state.features, self.widest)
+
+    def run(self, images: Tensor, routes: Tensor) -> Tensor:
+        """Logits [B, num_classes] of normalised images on the given routes [B, L] of actions.
+
+        Raises:
+            ValueError: routes of another shape.
+        """
+        if routes.shape != (len(images), self.num_layers):
+            raise ValueError(
+                f"routes of {len(images)} images must be {[len(images), self.num_layers]} actions, one for "
+                f"each block that is decided, got {list(routes.shape)}"
+            )
+        routes = routes.to(self.device)
+        state = self.initial(images)
+        for layer in range(self.num_layers):
+            state = self.transition(state, routes[:, layer], in_place=True)
+        return self.logits(state)
+
+    def random_walk(self, images: Tensor, generator: torch.Generator) -> Iterator[State]:
+        """The states of images on uniformly random routes, before each decision and after the last."""
+        state = self.initial(images)
+        yield state
+        for _ in range(self.num_layers):
+            action = torch.randint(self.num_actions, (len(images),), generator=generator)
+            state = self.transition(state, action.to(self.device))
+            yield state
+
+    def calibrate(self, images: Tensor, generator: torch.Generator) -> None:
+        """Measure the backbone's feature statistics, by which observations are normalised, on uniformly random
+        routes."""
+        with torch.no_grad():
+            for state in self.random_walk(images, generator):
+                summary = statistics(state.features)
+                deviation, mean = torch.std_mean(summary, 0, correction=0)
+                block = self.ungated_blocks + state.layer
+                self.backbone.feature_mean[block, :, : summary.shape[2]] = mean
+                self.backbone.feature_std[block, :, : summary.shape[2]] = deviation.clamp_min(1e-3)
+
+    def _block(self, layer: int) -> GroupedBlock:
+        return GroupedBlock(self.backbone.blocks[self.ungated_blocks + layer], self.bitwidths)

@@ -1,0 +1,342 @@
+"""Engines and sweeps: a killed sweep goes on, a full disk ends it cleanly, Ray does what processes do."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents.checkpoints import write_checkpoint
+from agents.methods import method
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.engines import Processes, attempt, disk_is_full
+from agents.runs.ray_engine import Ray
+from agents.runs.results import RESULT, RESULTS, read_lines
+from agents.runs.run import run
+from agents.runs.sweep import finished, sweep
+from backbone.checkpoint import save_state, write_atomically
+from scripts.cli import clear_errors
+from scripts.compare import Compare
+from scripts.reporting.progress import Progress
+
+TINY = """
+import torch
+from backbone.data import Dataset, Split
+
+def split(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return Split(images, torch.randint(10, (count,), generator=generator))
+
+def load(folder=None):
+    return Dataset("tiny", 10, (0.5,) * 3, (0.3,) * 3, split(24, 0), split(12, 1), split(8, 2), flip=True, pad=2)
+"""
+TASK = TaskConfig(dataset="tiny_images:load", checkpoint="random", depth=8, width=4)
+ROOT = Path(__file__).parents[2]
+TIMES = ("seconds", "seconds_per_thousand_images")
+
+
+@pytest.fixture(autouse=True)
+def _tiny(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "tiny_images.py").write_text(TINY)
+    monkeypatch.syspath_prepend(str(folder))  # workers inherit it
+
+
+def constant(budget, task=TASK):
+    return RunConfig("constant", method("constant").Config(budget=budget), task)
+
+
+def small(name, task=TASK, **options):
+    return RunConfig(name, method(name).Config(budget=0.3, num_images=64, **options), task)
+
+
+def untimed(lines):
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def here(configs, root, report):
+    """The engine without workers."""
+    for config in configs:
+        yield config, attempt(config, root, report)
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+
+def files_of(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_longest_runs_begin_first_and_lines_keep_the_order_asked_for(tmp_path):
+    configs, begun, told = [constant(0.3), small("random"), constant(0.9)], [], []
+    long = RunConfig("static_rl", method("static_rl").Config(budget=0.3, num_images=2000, batch_size=1000), TASK)
+
+    def engine(waiting, root, report):
+        begun.extend(waiting)
+        yield from here(waiting, root, report)
+
+    outcome = sweep([*configs, long], tmp_path, engine, lambda kind, count: told.append((kind, count)))
+    assert begun == [long, *configs]
+    assert [line["run"] for line in outcome.results] == [config.name for config in [*configs, long]]
+    assert [kind for kind, _ in told if kind != "image"] == ["started", "done"] * 4
+    assert sum(count for kind, count in told if kind == "image") == 2000 + 3 * 1000
+
+
+def test_progress_tells_runs_done_running_and_failed(tmp_path, capsys):
+    runs = [constant(budget) for budget in (0.3, 0.5, 0.7, 0.9)]
+    with Progress(runs, {runs[0].name: {}}) as progress:
+        for kind in ("started", "started", "failed", "started", "done"):
+            progress(kind, 1)
+        assert str(progress) == "2 of 4 runs done, 1 running, 1 failed"
+        progress("image", 1500)
+    assert "1.50k/3.00k" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["a run", "the sweep"])
+def test_a_full_disk_ends_the_sweep_and_keeps_what_is_finished(where, tmp_path, monkeypatch):
+    first, second, third = constant(0.3), constant(0.5), constant(0.9)
+    before = sweep([first], tmp_path, here).results
+
+    def engine(configs, root, report):
+        if where == "a run":
+            monkeypatch.setattr("agents.runs.run.write_atomically", no_space)
+        for config, ok in here(configs, root, report):
+            monkeypatch.setattr("backbone.checkpoint.os.replace", no_space)
+            yield config, ok
+
+    with pytest.raises(OSError, match="No space left"):
+        sweep([first, second, third], tmp_path, engine)
+    monkeypatch.undo()
+    assert read_lines(tmp_path / RESULTS) == before
+    assert not (tmp_path / third.name).exists()
+    assert (tmp_path / second.name / RESULT).is_file() == (where == "the sweep")
+    assert not [name for name in files_of(tmp_path) if Path(name).name.startswith(".")], "half-written files"
+    assert len(sweep([first, second, third], tmp_path, here).results) == 3
+
+
+def test_a_full_disk_is_told_from_the_errors_of_libraries():
+    inner = RuntimeError("I/O error: No space left on device (os error 28)")
+    outer = ValueError("saving failed")
+    outer.__cause__ = inner
+    assert disk_is_full(OSError(errno.ENOSPC, "full"))
+    assert disk_is_full(outer)
+    assert not disk_is_full(ValueError("no"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file, layer: write_checkpoint(file, {"layer": layer}),
+        lambda file, layer: save_state(file, {"layer": layer.state_dict()}),
+        lambda file, layer: write_atomically(file, "x"),
+    ],
+    ids=["checkpoint", "state", "text"],
+)
+def test_a_full_disk_is_recognised_whatever_is_written(write, tmp_path):
+    file = tmp_path / "name.pt"
+    file.write_text("the old one")
+    (tmp_path / f".name.{os.getpid()}.pt").symlink_to("/dev/full")  # where the file is written until it is whole
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        write(file, torch.nn.Linear(300, 300))
+    assert disk_is_full(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert file.read_text() == "the old one"
+
+
+def test_a_command_says_that_the_disk_is_full(capsys):
+    with pytest.raises(SystemExit), clear_errors():
+        no_space()
+    message = capsys.readouterr().err
+    assert message == (
+        "error: somewhere: No space left on device; finished runs are kept: free some space and start again\n"
+    )
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(OSError, match="taken"):
+        sweep([constant(0.3)], tmp_path / "taken", here)
+
+
+def test_impossible_engines_are_refused():
+    with pytest.raises(ValueError, match="workers must be at least 1"):
+        Processes(0)
+    with pytest.raises(ValueError, match="--address here:1 is for --engine ray"):
+        Compare(address="here:1").runner()
+
+
+MARKED = """
+import errno, os, pathlib, time
+import tiny_images
+
+here = pathlib.Path(__file__).parent
+
+def begun(name):
+    (here / name).touch()
+
+def wait_for(name):
+    deadline = time.monotonic() + 200
+    while not (here / name).exists():
+        assert time.monotonic() < deadline, f"{name} did not begin meanwhile"
+        time.sleep(0.05)
+
+def full(folder):
+    wait_for("slow")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+def slow(folder):
+    begun("slow")
+    time.sleep(200)
+    begun("slow was not ended")
+
+def third(folder):
+    begun("third")
+    return tiny_images.load()
+
+def deadly(folder):
+    begun("deadly")
+    os._exit(1)
+
+def left(folder):
+    begun("left")
+    wait_for("right")
+    return tiny_images.load()
+
+def right(folder):
+    begun("right")
+    wait_for("left")
+    return tiny_images.load()
+"""
+
+
+@pytest.fixture
+def marked(tmp_path, monkeypatch):
+    """Runs whose data sets leave a file of their name when they are loaded."""
+    (tmp_path / "marked_images.py").write_text(MARKED)
+    monkeypatch.syspath_prepend(str(tmp_path))  # workers inherit it
+    return lambda name: constant(0.3, replace(TASK, dataset=f"marked_images:{name}"))
+
+
+def test_a_full_disk_in_a_worker_ends_what_runs_and_begins_no_more(tmp_path, marked):
+    configs = [marked(name) for name in ("full", "slow", "third")]
+    with pytest.raises(OSError, match="No space left") as raised:
+        sweep(configs, tmp_path / "runs", Processes(2))
+    assert raised.value.filename == str(tmp_path / "runs")
+    assert not multiprocessing.active_children()
+    assert (tmp_path / "slow").exists()
+    assert not (tmp_path / "slow was not ended").exists()
+    assert not (tmp_path / "third").exists()
+    assert not finished(configs, tmp_path / "runs")
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_leaves_the_others_at_work_together(tmp_path, marked):
+    """The second run and the third wait for each other."""
+    deadly, *others = [marked(name) for name in ("deadly", "left", "right")]
+    told = []
+    outcome = sweep([deadly, *others], tmp_path / "runs", Processes(2), lambda kind, count: told.append((kind, count)))
+    assert [line["run"] for line in outcome.results] == [config.name for config in others]
+    assert [file.parent.name for file in outcome.failed] == [deadly.name]
+    assert "died" in outcome.failed[0].read_text()
+    assert sum(count for kind, count in told if kind == "started") == 3
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monkeypatch):
+    """SIGKILL while the second of three runs is under way."""
+    (tmp_path / "paced.py").write_text(
+        "import pathlib, time\n"
+        f"here = pathlib.Path(r'{tmp_path}')\n"
+        "def reward(t):\n"
+        f"    if (here / 'hold').exists() and list(here.glob('killed/*/{RESULT}')):\n"
+        "        (here / 'held').touch()\n        time.sleep(120)\n"
+        "    return {'loss': -t.loss}\n"
+    )
+    (tmp_path / "main.py").write_text(
+        "import sys, pathlib\n"
+        "if __name__ == '__main__':\n"
+        "    from agents.runs.engines import Processes\n    from agents.runs.experiment import read_experiment\n"
+        "    from agents.runs.planning import plan\n    from agents.runs.sweep import finished, sweep\n"
+        f"    here = pathlib.Path(r'{tmp_path}')\n"
+        "    sweep(plan(read_experiment(here / 'small.toml')), here / 'killed', Processes(1))\n"
+    )
+    (tmp_path / "small.toml").write_text(
+        'budgets = [0.3]\nseeds = 1\nnum_images = 64\n[task]\ndataset = "tiny_images:load"\ndepth = 8\nwidth = 4\n'
+        'checkpoint = "random"\n[[variants]]\nmethod = "dfs"\n[[variants]]\nmethod = "ppo"\n'
+        'reward = "paced:reward"\n[[variants]]\nmethod = "skipnet"\n'
+    )
+    (tmp_path / "hold").touch()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[:2], str(tmp_path)]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(tmp_path / "main.py")]
+    parent = subprocess.Popen(command, env=environment)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "held").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert (tmp_path / "held").exists()
+    assert len(list(tmp_path.glob("killed/*/config.json"))) == 2
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"killed/*/{RESULT}")}
+    assert len(finished) == 1
+    (tmp_path / "hold").unlink()
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished run was done again"
+
+    from agents.runs.experiment import read_experiment
+    from agents.runs.planning import plan
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    whole = sweep(plan(read_experiment(tmp_path / "small.toml")), tmp_path / "whole", here)
+    lines = [dict(line) for line in read_lines(tmp_path / "killed")]
+    assert untimed(lines) == untimed(whole.results)
+
+
+def test_a_run_on_ray_gives_the_line_of_one_here(tmp_path):
+    pytest.importorskip("ray")
+    outcome = sweep([constant(0.3)], tmp_path / "ray", Ray(1))
+    assert untimed(outcome.results) == untimed([run(constant(0.3), tmp_path / "here")])
+
+
+@pytest.mark.slow
+def test_ray_gives_the_lines_of_processes_and_a_failing_run_stops_no_other(tmp_path):
+    pytest.importorskip("ray")
+    configs = [small("dfs"), small("ppo"), small("constant", bits=7), constant(0.5)]
+    told = []
+    outcome = sweep(configs, tmp_path / "ray", Ray(2), lambda kind, count: told.append((kind, count)))
+    good = [config for config in configs if getattr(config.config, "bits", None) != 7]
+    assert untimed(outcome.results) == untimed([run(config, tmp_path / "here") for config in good])
+    assert "bits 7 is not among the bitwidths" in outcome.failed[0].read_text()
+    assert sum(count for kind, count in told if kind == "image") == 2 * 64 + 2 * 1000
+    assert [kind for kind, _ in told].count("started") == 4
+
+
+def test_an_address_at_which_no_cluster_answers_is_an_error_at_once(tmp_path):
+    pytest.importorskip("ray")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
+        sweep([constant(0.3)], tmp_path, Ray(1, address))
+    with pytest.raises(ValueError, match="not of the form HOST:PORT"):
+        sweep([constant(0.3)], tmp_path, Ray(1, "nonsense"))
+
+
+def test_ray_that_is_not_installed_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[ray\]'"):
+        Ray()

@@ -1,0 +1,293 @@
+"""Precision Gating and Channel Gating: the parts add up, gates by hand, costs by hand, thresholds move the cost."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from agents.evaluation import SelfMeasured, evaluate
+from agents.gated.training import start_from
+from agents.methods import default_config, labels, method
+from agents.recorder import Recorder
+from agents.runs.saved import load_policy
+from backbone.channel_gating import ChannelGating, base_path
+from backbone.cost import gated_cost
+from backbone.gated import BitsConvNorm, GatedResNet, gate
+from backbone.precision_gating import PrecisionGating, most_significant
+from backbone.resnet import ResNet, ResNetConfig
+from dfs_env import BlockMDP
+
+SHAPE = {"depth": 8, "num_classes": 10, "width": 4, "widest": 8}
+PG = PrecisionGating(**SHAPE, gated="both", weight_bits=4, activation_bits=4, prediction_bits=2)
+CG = ChannelGating(**SHAPE, gated="both", weight_bits=2, activation_bits=2, p=2)
+NAMES = ("precision_gating", "channel_gating")
+SMALL = {"num_images": 64, "batch_size": 16, "seed": 0}
+
+
+def network_of(config, seed=0, threshold=0.0):
+    torch.manual_seed(seed)
+    network = GatedResNet(config)
+    for parameter in network.thresholds():
+        parameter.data.fill_(threshold)
+    return network
+
+
+def settled(config, images, threshold=0.0):
+    """A network whose norms and ranges have seen images, ready for evaluation."""
+    network = network_of(config, threshold=threshold)
+    with torch.no_grad():
+        network(images)
+    return network.eval().requires_grad_(False)
+
+
+def config_of(name, **values):
+    return dataclasses.replace(default_config(name), **{**SMALL, **values})
+
+
+def trained(name, task, **values):
+    config = config_of(name, **values)
+    torch.manual_seed(config.seed)
+    recorder = Recorder(task, config.budget, config.num_images, num_evals=1)
+    return method(name).train(config, task, recorder)
+
+
+def convolution(config, threshold, channels=(4, 6)):
+    torch.manual_seed(0)
+    conv = config.gated_convolution(*channels, 1).eval().requires_grad_(False)
+    conv.threshold.fill_(threshold)
+    return conv
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [
+        PG,
+        dataclasses.replace(PG, weight_bits=8, activation_bits=3),
+        dataclasses.replace(PG, quantizer="minmax", weight_bits=8, activation_bits=8),
+        CG,
+        dataclasses.replace(CG, groups=True),
+        dataclasses.replace(CG, groups=True, shuffle=True, weight_bits=8, activation_bits=8),
+    ],
+    ids=str,
+)
+def test_with_every_gate_on_a_gated_convolution_is_exactly_the_plain_one(config, training):
+    gated = convolution(config, threshold=-1e9)
+    plain = BitsConvNorm(4, 6, 1, config).eval().requires_grad_(False)
+    plain.load_state_dict(
+        {k: v for k, v in gated.state_dict().items() if "threshold" not in k and "gate_norm" not in k}
+    )
+    x = 3 * torch.rand(5, 4, 8, 8)
+    outcome, density = gated.train(training)(x)
+    assert torch.equal(outcome, plain.train(training)(x)[0])
+    assert density.tolist() == [1.0] * 5
+
+
+@pytest.mark.parametrize("config", [PG, CG, dataclasses.replace(CG, groups=True, shuffle=True)], ids=str)
+def test_with_every_gate_off_only_the_cheap_part_is_computed(config):
+    gated = convolution(config, threshold=1e9)
+    levels, weight, scale = torch.randint(4, (2, 4, 8, 8)).float(), torch.randint(-3, 3, (6, 4, 3, 3)).float(), 0.5
+    outcome, density = gated.convolve(levels, weight, torch.tensor(scale))
+    assert torch.equal(outcome, gated.parts(levels, weight)[0] * scale)
+    assert density.tolist() == [0.0, 0.0]
+
+
+def test_precision_gating_by_hand():
+    """3-bit levels 5, 2, 7 = (4 + 1), (2 + 0), (6 + 1); the kernel doubles them; one step is worth 0.5."""
+    levels = torch.tensor([5.0, 2.0, 7.0]).view(1, 1, 1, 3)
+    assert most_significant(levels, bits=3, kept=2).flatten().tolist() == [4, 2, 6]
+    config = PrecisionGating(weight_bits=8, activation_bits=3, prediction_bits=2)
+    conv = convolution(config, threshold=4.0, channels=(1, 1))
+    kernel = torch.zeros(1, 1, 3, 3)
+    kernel[..., 1, 1] = 2
+    outcome, density = conv.convolve(levels, kernel, torch.tensor(0.5))
+    assert outcome.flatten().tolist() == [4.0, 2.0, 7.0]  # 4 is not above the threshold: its least bit is left out
+    assert density.item() == pytest.approx(1 / 3)
+
+
+def test_channel_gating_by_hand():
+    """Four channels, of which the first two make the base path, at two positions."""
+    levels = torch.tensor([[1.0, 3.0], [1.0, 2.0], [10.0, 10.0], [0.0, 1.0]]).view(1, 4, 1, 2)
+    conv = convolution(dataclasses.replace(CG, weight_bits=8, activation_bits=8), threshold=2.5, channels=(4, 1))
+    kernel = torch.zeros(1, 4, 3, 3)
+    kernel[..., 1, 1] = 1
+    outcome, density = conv.convolve(levels, kernel, torch.tensor(1.0))
+    assert outcome.flatten().tolist() == [2.0, 16.0]
+    assert density.item() == 0.5
+
+
+def test_base_paths_of_channel_gating_by_hand():
+    plain = base_path(4, 4, ChannelGating(p=2))
+    groups = base_path(4, 4, ChannelGating(p=2, groups=True))
+    shuffled = base_path(4, 4, ChannelGating(p=2, groups=True, shuffle=True))
+    assert plain.tolist() == [[1, 1, 0, 0]] * 4
+    assert groups.tolist() == [[1, 1, 0, 0]] * 2 + [[0, 0, 1, 1]] * 2
+    assert shuffled.tolist() == [[1, 0, 1, 0]] * 2 + [[0, 1, 0, 1]] * 2
+
+
+def test_a_shuffle_makes_its_parts_as_torch_shuffles_channels():
+    order = torch.channel_shuffle(torch.arange(12.0).view(1, 12, 1, 1), 3).flatten().long()
+    shuffled = base_path(12, 3, ChannelGating(p=3, groups=True, shuffle=True))
+    assert torch.equal(shuffled[:, order], base_path(12, 3, ChannelGating(p=3, groups=True)))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_gates_gradient_by_hand(sparse):
+    margin = torch.tensor([-1.0, 0.0, 1.0], requires_grad=True)
+    mask = gate(margin, 2.0, sparse)
+    assert mask.tolist() == [0, 0, 1]
+    mask.backward(torch.ones(3))
+    soft = torch.sigmoid(2 * margin.detach())
+    dense = 2 * soft * (1 - soft)
+    torch.testing.assert_close(margin.grad, dense * torch.tensor([0.0, 0.0, 1.0]) if sparse else dense)
+
+
+@pytest.mark.parametrize(("sparse", "expected"), [(True, 0.0), (False, None)])
+def test_sparse_backpropagation_gives_thresholds_no_gradient_where_every_gate_is_off(sparse, expected):
+    conv = convolution(dataclasses.replace(PG, sparse_backprop=sparse), threshold=0.5).requires_grad_(True)
+    levels = torch.randint(0, 16, (1, 4, 4, 4)).float()
+    outcome, density = conv.convolve(levels, -torch.ones(6, 4, 3, 3), torch.tensor(0.01))
+    outcome.sum().backward()
+    assert density.item() == 0
+    gradient = conv.threshold.grad.abs().max().item()
+    assert gradient == expected if sparse else gradient > 0
+
+
+MACS = ((147456, 147456), (73728, 147456), (73728, 147456))  # ResNet-8 of width 4: 32*32*9*4*4, 16*16*9*4*8, ...
+ALWAYS_ON = 32 * 32 * 9 * 3 * 4 + 16 * 16 * 4 * 8 + 8 * 8 * 8 * 16 + 16 * 10
+
+
+def test_the_cost_of_precision_gating_by_hand():
+    network = network_of(PrecisionGating(**SHAPE, gated="first"))  # W8 A3, 2-bit prediction
+    cost = gated_cost(network, full_bitops=1e8)
+    densities = torch.tensor([[0.5, 1.0], [0.0, 1.0], [1.0, 1.0]])
+    paper, total = cost.image_cost(densities[None])
+    per_block = [((16 + 8 * d) * a + 24 * b, a + b) for d, (a, b) in zip((0.5, 0.0, 1.0), MACS, strict=True)]
+    assert paper.item() == pytest.approx(sum(spent / (64 * macs) for spent, macs in per_block) / 3)
+    assert total.item() == pytest.approx((sum(spent for spent, _ in per_block) + 64 * ALWAYS_ON) / 1e8)
+
+
+def test_the_cost_of_channel_gating_by_hand():
+    network = network_of(ChannelGating(**SHAPE, gated="both", weight_bits=4, activation_bits=2, p=4))
+    paper, total = gated_cost(network, 1e8).image_cost(torch.full((2, 3, 2), 0.25))
+    share = 8 / 64 * (0.25 + 0.75 * 0.25)
+    assert paper.tolist() == pytest.approx([share] * 2)
+    assert total[0].item() == pytest.approx(64 * (share * sum(map(sum, MACS)) + ALWAYS_ON) / 1e8)
+
+
+@pytest.mark.parametrize(("bits", "action"), [(2, 1), (4, 2), (8, 3)])
+@pytest.mark.parametrize("kind", [dataclasses.replace(PG, prediction_bits=1), CG], ids=("precision", "channel"))
+def test_gates_on_everywhere_cost_the_same_as_that_constant_bitwidth(kind, bits, action, mdp):
+    config = dataclasses.replace(kind, weight_bits=bits, activation_bits=bits)
+    paper, total = gated_cost(network_of(config), mdp.cost.full_bitops).image_cost(torch.ones(1, 3, 2))
+    constant, constant_total = mdp.cost.route_cost(torch.full((1, 3), action))
+    assert paper.item() == pytest.approx(constant.item())
+    assert total.item() == pytest.approx(constant_total.item())
+
+
+@pytest.mark.parametrize("kind", [PG, CG], ids=("precision", "channel"))
+@pytest.mark.parametrize("block", ["original", "post_activation"])
+def test_an_images_answer_and_cost_do_not_depend_on_its_batch_mates(kind, block, images):
+    network = settled(dataclasses.replace(kind, block=block), images)
+    logits, densities = network(images)
+    assert 0 < densities.mean() < 1
+    assert (densities.std(0) > 0).any(), "the gates do not look at the image"
+    alone = [network(image[None]) for image in images]
+    assert torch.equal(densities, torch.cat([density for _, density in alone]))
+    torch.testing.assert_close(logits, torch.cat([answer for answer, _ in alone]))
+
+
+@pytest.mark.parametrize("kind", [PG, CG], ids=("precision", "channel"))
+def test_a_start_from_the_backbone_with_every_gate_on_answers_as_the_backbone(kind, backbone, images):
+    config = dataclasses.replace(kind, weight_bits=4, activation_bits=4)
+    network = network_of(config, threshold=-1e9).eval()
+    before = copy.deepcopy(backbone.state_dict())
+    start_from(network, backbone)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images)[0], backbone(images, 4, 8), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("label", [label for label in labels() if label.partition("-")[0] in NAMES])
+def test_every_preset_trains_and_leaves_the_backbone_alone(label, task):
+    before = copy.deepcopy(task.mdp.backbone.state_dict())
+    config = dataclasses.replace(default_config(label), **SMALL)
+    found = method(label).train(config, task, Recorder(task, config.budget, config.num_images, num_evals=1))
+    assert isinstance(found, SelfMeasured)
+    result = evaluate(found, task, "test", config.budget)
+    assert result.histogram == []
+    assert result.routes.shape == (8, 0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in task.mdp.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_higher_target_lowers_the_cost(name, task):
+    values = {"num_images": 160, "batch_size": 8, "sigma": 1.0, "start": "scratch"}
+    costs = [evaluate(trained(name, task, target=t, **values), task, "test").cost for t in (-3.0, 0.0, 3.0)]
+    assert costs[0] > costs[1] > costs[2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_moving_target_meets_the_budget_it_is_given(name, task):
+    for budget in (0.025, 0.05):
+        found = trained(name, task, budget=budget, num_images=640, batch_size=8, target_rate=0.1)
+        assert evaluate(found, task, "train").cost == pytest.approx(budget, rel=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_costs_stay_between_the_methods_floor_and_its_ceiling(name, task):
+    for threshold, expected in ((-1e4, 1 / 16), (1e4, 1 / 64)):
+        found = trained(name, task, threshold=threshold, target=threshold)
+        assert evaluate(found, task, "test").cost == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_is_saved_and_loaded(name, task, tmp_path):
+    found = trained(name, task)
+    found.save(tmp_path)
+    again = evaluate(load_policy(tmp_path, task.mdp), task, "test").line()
+    assert again == evaluate(found, task, "test").line()
+    wider = BlockMDP(ResNet(ResNetConfig(8, 10, 8)))
+    with pytest.raises(ValueError, match="width 4, the task's backbone 8"):
+        load_policy(tmp_path, wider)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("precision_gating", {"prediction_bits": 4, "activation_bits": 4}, "prediction_bits 4 must be at least 1 and"),
+        ("precision_gating", {"prediction_bits": 0}, "prediction_bits 0"),
+        ("precision_gating", {"activation_bits": 32}, "no most significant bits"),
+        ("precision_gating", {"weight_bits": 20}, "weight_bits 20 is not possible"),
+        ("channel_gating", {"p": 1}, "p 1 leaves nothing to gate"),
+        ("channel_gating", {"block": "preactivation"}, "unknown block kind 'preactivation'"),
+        ("channel_gating", {"gated": "second"}, "gated 'second'"),
+        ("channel_gating", {"start": "middle"}, "unknown start 'middle'"),
+        ("channel_gating", {"target_rate": 0.0}, "target_rate 0.0"),
+        ("channel_gating", {"threshold": 10.0}, "threshold 10.0 is beyond"),
+        ("precision_gating", {"schedule": "linear"}, "unknown schedule"),
+    ],
+)
+def test_an_impossible_configuration_is_refused_at_once(name, values, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(name, **values)
+
+
+def test_what_does_not_fit_the_task_is_refused_before_training(task):
+    config = config_of("channel_gating", p=3)
+    recorder = Recorder(task, config.budget, config.num_images)
+    with pytest.raises(ValueError, match="p 3 does not divide the 4 input channels"):
+        method("channel_gating").train(config, task, recorder)
+    assert recorder.images_seen == 0
+
+
+def test_groups_that_do_not_divide_the_outputs_are_refused():
+    with pytest.raises(ValueError, match="p 4 does not divide the 6 output channels of a 4 to 6 convolution"):
+        base_path(4, 6, ChannelGating(p=4, groups=True))
+    assert base_path(4, 6, ChannelGating(p=4)).sum() == 6
+
+
+def test_a_backbone_of_another_shape_is_refused_as_a_start(backbone):
+    with pytest.raises(ValueError, match=r'start "backbone" needs stem_conv\.weight'):
+        start_from(network_of(dataclasses.replace(CG, width=8)), backbone)

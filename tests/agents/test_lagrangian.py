@@ -1,0 +1,307 @@
+"""Prices that hold a budget: forms of dual ascent, fixed and scheduled prices, curves for many budgets."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from agents import recorder as recorder_module
+from agents.dual import FORMS, DualAscent, PriceCurve
+from agents.evaluation import Evaluation, evaluate
+from agents.learning import GateLearner
+from agents.methods import a2c, default_config, dqn, maskable_ppo, ppo, qrdqn, skipnet
+from agents.recorder import Recorder
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.run import run
+from agents.runs.saved import load_run
+from dfs_env import DFSVectorEnv
+from scripts.evaluate import Evaluate
+from scripts.evaluate import main as evaluate_again
+
+TIGHT = {"num_envs": 8, "num_images": 64, "batch_size": 12}
+
+
+def demand(price):
+    """What a policy costs at a price: dear when cost is free, and never nothing."""
+    return 0.2 / (1 + price)
+
+
+class Listening(Recorder):
+    """Remembers the scalars of every update."""
+
+    def step(self, images, **scalars):
+        self.heard = [*getattr(self, "heard", []), scalars]
+        super().step(images, **scalars)
+
+
+def learn(module, task, **values):
+    known = {field.name for field in dataclasses.fields(module.Config)}
+    config = module.Config(**{key: value for key, value in {**TIGHT, **values}.items() if key in known})
+    recorder = Listening(task, config.budget, config.num_images, budgets=config.validation_budgets)
+    return module.train(config, task, recorder), recorder.heard
+
+
+# --- the search for the price
+
+
+@pytest.mark.parametrize(("form", "rate"), [("multiplicative", 0.05), ("additive", 0.1), ("pid", 0.1)])
+@pytest.mark.parametrize("budget", [0.02, 0.05, 0.15])
+def test_every_form_meets_its_target(form, rate, budget):
+    dual, noise = DualAscent(budget, rate, form=form), np.random.default_rng(0)
+    costs = []
+    for i in range(600):
+        costs.append(demand(dual.price) * float(np.exp(noise.normal(0, 0.02))))
+        dual.update(costs[-1], i / 600)
+    assert np.mean(costs[-100:]) == pytest.approx(budget, rel=0.02)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_at_the_target_the_price_stays_and_below_it_never_falls_under_zero(form):
+    dual = DualAscent(0.1, 0.5, anneal=0.0, price=3.0, form=form)
+    assert [dual.update(0.1, 0.5) for _ in range(3)] == pytest.approx([3.0] * 3)
+    prices = [dual.update(0.0, 0.5) for _ in range(50)]
+    assert prices == sorted(prices, reverse=True)
+    assert 0 <= prices[-1] < 0.01
+    assert dual.update(1.0, 0.5) > prices[-1]
+
+
+def test_the_steps_of_the_additive_forms_by_hand():
+    additive, pid = (DualAscent(0.1, 0.5, anneal=0.0, form=form) for form in ("additive", "pid"))
+    assert additive.update(0.12, 0.0) == pytest.approx(1 + 0.5 * 0.2)
+    assert pid.update(0.12, 0.0) == pytest.approx(1 + 0.5 * 0.2 + 0.5 * 10 * 0.2)  # nothing has risen yet
+    assert additive.update(0.11, 0.0) == pytest.approx(1.1 + 0.5 * 0.1)
+    assert pid.update(0.11, 0.0) == pytest.approx(1.15 + 0.5 * 10 * 0.1)  # a fall adds nothing
+    assert pid.update(0.13, 0.0) == pytest.approx(1.3 + 0.5 * 10 * 0.3 + 0.5 * 10 * 0.2)
+
+
+def test_a_falling_target_is_no_rise_of_the_cost():
+    dual = DualAscent(0.1, 0.5, anneal=0.0, form="pid", schedule=lambda progress: 2 - progress)
+    dual.update(0.12, 0.0)
+    integral = max(0.0, 1 + 0.5 * (0.12 / 0.2 - 1)) + 0.5 * 0.2
+    assert dual.update(0.12, 1.0) == pytest.approx(integral + 0.5 * 10 * 0.2)
+
+
+def test_the_target_is_at_most_full_execution():
+    dual = DualAscent(0.5, 0.5, anneal=0.0, schedule=lambda progress: 4.0)
+    assert dual.update(1.0, 0.5) == pytest.approx(1.0)
+    assert dual.update(0.9, 0.5) < 1.0
+
+
+def test_a_schedule_moves_the_target():
+    dual = DualAscent(0.1, 0.5, anneal=0.0, schedule=lambda progress: 2 - progress)
+    assert dual.update(0.2, 0.0) == pytest.approx(1.0)
+    assert dual.update(0.15, 0.5) == pytest.approx(1.0)
+    assert dual.update(0.15, 1.0) > 1.0
+
+
+def test_a_curve_has_the_price_at_which_each_budget_is_met():
+    curve, rng = PriceCurve(0.01, 0.1, 5, rate=0.05), np.random.default_rng(0)
+    for i in range(800):
+        budgets = np.exp(rng.uniform(np.log(0.01), np.log(0.1), 64))
+        curve.learn(demand(curve.at(budgets)), budgets, i / 800)
+    between = np.geomspace(0.01, 0.1, 13)
+    np.testing.assert_allclose(demand(curve.at(between)), between, rtol=0.05)
+    assert (np.diff(curve.at(between)) < 0).all()
+    np.testing.assert_array_equal(curve.at(np.array([0.001, 0.9])), curve.at(np.array([0.01, 0.1])))
+
+
+def test_a_knot_learns_from_its_neighbourhood_alone():
+    curve = PriceCurve(0.01, 0.16, 5, rate=0.1, anneal=0.0)
+    np.testing.assert_allclose(curve.budgets, [0.01, 0.02, 0.04, 0.08, 0.16])
+    curve.learn(np.array([0.02, 0.04]), np.array([0.01, 0.02]), 0.5)  # both twice too dear
+    np.testing.assert_allclose(curve.at(curve.budgets), np.exp([0.1, 0.1, 0, 0, 0]))
+    np.testing.assert_allclose(curve.at(np.array([0.04 * 2**-0.5])), np.exp(0.05))
+
+
+# --- in training
+
+
+def test_a_fixed_price_is_charged_and_holds_no_budget(task):
+    assert not ppo.Config(price=2.0).holds_budget
+    assert ppo.Config().holds_budget
+    for module in (ppo, dqn):
+        _, heard = learn(module, task, price=2.0, price_schedule="linear(first=0, to=1)", learning_starts=8)
+        prices = [2 * i / 8 for i in range(8)]
+        assert [scalars["price"] for scalars in heard] == pytest.approx(prices)
+        prices = [0, *prices[:-1]]  # what is logged is the next rollout's
+        charged = [-price * scalars["cost"] for price, scalars in zip(prices, heard, strict=True)]
+        assert [scalars["reward_cost"] for scalars in heard] == pytest.approx(charged, abs=1e-5)
+
+
+@pytest.mark.parametrize("module", [ppo, a2c, maskable_ppo])
+def test_the_entropy_bonus_follows_its_schedule(module, task):
+    policy, _ = learn(module, task, ent_coef=0.4, ent_schedule="step(by=0.5, at=0.5)")
+    assert policy.model.ent_coef == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "values", [{"reward": "accuracy_within_budget"}, {"price": 2.0}, {"price": 2.0, "reward": "dfs(weight=price)"}]
+)
+def test_without_a_search_for_the_price_the_schedule_moves_what_the_policy_sees(values, task, monkeypatch):
+    seen, observe = [], DFSVectorEnv._observation
+
+    def spy(env):
+        observation = observe(env)
+        seen.append(tuple(observation[:, -1].round(6).tolist()))
+        return observation
+
+    monkeypatch.setattr(DFSVectorEnv, "_observation", spy)
+    learn(ppo, task, budget=0.1, budget_schedule="linear(first=5, to=1, end=0.5)", **values)
+    assert np.array(list(dict.fromkeys(seen))) == pytest.approx(np.repeat([[0.5], [0.4], [0.3], [0.2], [0.1]], 8, 1))
+
+
+@pytest.mark.parametrize(("seen", "share"), [(0, 1.0), (32, 0.5), (64, 0.0)])
+def test_skipnets_entropy_bonus_follows_its_schedule(seen, share, task):
+    images, labels = task.dataset.normalize(task.dataset.train.images[:8]), task.dataset.train.labels[:8]
+
+    def loss(ent_coef, seen):
+        config = skipnet.Config(ent_coef=ent_coef, ent_schedule="cosine", num_images=64)
+        recorder = Recorder(task, config.budget, config.num_images)
+        recorder.images_seen = seen
+        torch.manual_seed(0)
+        stage = skipnet.HybridReinforce(GateLearner(config, task, recorder), config, begin=0)
+        return float(stage(images, labels)[0].detach())
+
+    bonus = loss(0.0, seen) - loss(0.4, seen)
+    whole = loss(0.0, 0) - loss(0.4, 0)
+    assert whole > 0.1
+    assert bonus == pytest.approx(share * whole, abs=1e-4)
+    with pytest.raises(ValueError, match="unknown schedule"):
+        skipnet.Config(ent_schedule="falling")
+
+
+def test_training_aims_at_the_budget_only_if_the_reward_knows_it():
+    for reward in ("priced", "skipnet(alpha=price)", "accuracy_within_budget(placement=terminal)", "dfs"):
+        assert ppo.Config(reward=reward).holds_budget
+    for reward in ("skipnet", "haq", "accuracy_minus_cost(weight=0.3)", "cross_entropy_minus_cost(normalize=macs)"):
+        assert not ppo.Config(reward=reward).holds_budget
+    assert maskable_ppo.Config(reward="haq").holds_budget
+
+
+@pytest.mark.parametrize(
+    ("module", "values", "message"),
+    [
+        (dqn, {"reward": "skipnet(alpha=price)"}, 'DQN needs "priced"'),
+        (qrdqn, {"reward": "priced(placement=terminal)"}, 'QRDQN needs "priced"'),
+        (maskable_ppo, {"reward": "skipnet(alpha=price)"}, "never searched for under a hard budget"),
+        (dqn, {"gamma": 0.9, "reward": "haq(potential=spent)"}, r"give shaping_gamma=0\.9"),
+        (a2c, {"reward": "priced(potential=spent, shaping_gamma=0.5)"}, "give shaping_gamma=1"),
+        (maskable_ppo, {"budget_schedule": "step(by=0)"}, "makes the budget 0"),
+    ],
+)
+def test_rewards_that_a_method_cannot_learn_from_are_refused(module, values, message):
+    with pytest.raises(ValueError, match=message):
+        module.Config(**values)
+
+
+def test_shaping_with_the_learners_discount_is_allowed():
+    assert ppo.Config(gamma=0.9, reward="priced(potential=spent, shaping_gamma=0.9)").gamma == 0.9
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dual": "dividing"}, "unknown form of dual ascent 'dividing'"),
+        ({"price": -1.0}, "finite number of at least 0"),
+        ({"price": 1.0, "reward": "skipnet"}, "charges no price"),
+        ({"price_schedule": "lin"}, "unknown schedule 'lin'"),
+        ({"ent_schedule": "lin"}, "unknown schedule 'lin'"),
+        ({"budget_schedule": "lin"}, "unknown schedule 'lin'"),
+        ({"budget_schedule": "linear"}, r"makes the budget 0.*linear\(first=4, to=1\)"),
+        ({"budget_schedule": "cosine(first=2)"}, "makes the budget 0"),
+        ({"budget_schedule": "linear(first=0, to=1)", "reward": "skipnet"}, "makes the budget 0"),
+        ({"price_schedule": "linear", "reward": "skipnet"}, "charges no price: leave price_schedule out"),
+        ({"price_schedule": "linear(end=2)"}, "end is a share of training, at most 1"),
+        ({"price_rate": 0.0}, "price_rate 0.0 must be a finite number above 0"),
+        ({"price_rate": -0.1}, "price_rate -0.1 must be"),
+        ({"price_anneal": 1.5}, "price_anneal 1.5 must be a share of training"),
+        ({"price_anneal": -0.1}, "price_anneal -0.1 must be a share of training"),
+        ({"budget_range": (0.1, 0.2, 0.3), "budget": 0.1}, "must be two numbers"),
+        ({"budget_range": (0.1,), "budget": 0.1}, "must be two numbers"),
+        ({"budget_range": 0.1, "budget": 0.1}, "must be two numbers"),
+        ({"eval_budgets": (0.1,)}, "give a budget_range"),
+        ({"budget_range": (0.1, 0.2), "eval_budgets": (0.5,), "budget": 0.1}, "budget 0.5 is outside budget_range"),
+        ({"budget_range": (0.1, 0.2), "budget": 0.05}, r"budget 0\.05 is outside budget_range 0\.1 to 0\.2"),
+        ({"budget_range": (0.2, 0.1), "budget": 0.1}, "swap them"),
+        ({"budget_range": (0.2, 0.2), "budget": 0.2}, "two different ends"),
+        ({"budget_range": (0.1, 0.2), "budget": 0.1, "dual": "pid"}, "multiplicative"),
+        ({"budget_range": (0.1, 0.2), "budget": 0.1, "price": 3.0}, "not both"),
+    ],
+)
+def test_impossible_options_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        ppo.Config(**values)
+
+
+# --- one policy for many budgets
+
+
+def test_the_best_policy_is_within_all_its_budgets_and_most_accurate_on_average(task, monkeypatch):
+    def result(accuracy, cost):
+        return Evaluation(
+            accuracy, 0.0, cost, cost, 0.0, 0.0, [[1.0, 0.0, 0.0, 0.0]], torch.zeros(1, 1), *torch.zeros(4, 1)
+        )
+
+    monkeypatch.setattr(recorder_module, "evaluate", lambda policy, task, split, budget: result(*policy[budget]))
+    policies = [
+        {0.1: (0.9, 0.2), 0.2: (0.9, 0.1)},  # twice the first budget
+        {0.1: (0.5, 0.11), 0.2: (0.5, 0.2)},  # nearer to it
+        {0.1: (0.3, 0.1), 0.2: (0.6, 0.2)},  # within both
+        {0.1: (0.4, 0.1), 0.2: (0.7, 0.2)},  # and better
+        {0.1: (0.6, 0.1), 0.2: (0.4, 0.1)},
+    ]
+    recorder, kept = Recorder(task, 0.1, 10, budgets=(0.1, 0.2)), []
+    for policy in policies:
+        recorder.validate(policy)
+        kept.append(recorder.best.accuracy)
+    assert kept == pytest.approx([0.9, 0.5, 0.45, 0.55, 0.55])
+    assert recorder.best.cost == pytest.approx(0.15)
+
+
+def test_a_conditioned_policy_spends_more_when_it_may(learned):
+    values = {"num_images": 6000, "num_envs": 64, "batch_size": 96, "budget": 0.3, "price_knots": 3}
+    policy, _ = learn(ppo, learned, budget_range=(0.02, 0.4), price_rate=0.2, ent_schedule="linear", **values)
+    tight, generous = (evaluate(policy, learned, "test", budget) for budget in (0.02, 0.4))
+    assert tight.cost < 0.05
+    assert generous.cost > 2 * tight.cost
+    assert generous.loss < tight.loss
+
+
+def test_a_conditioned_run_reports_every_budget_and_traces_its_front(tiny_data, tmp_path, capsys):
+    conditioned = dataclasses.replace(
+        default_config("ppo-conditioned"), **TIGHT, budget=0.2, budget_range=(0.1, 0.6), eval_budgets=(0.1, 0.5)
+    )
+    config = RunConfig("ppo-conditioned", conditioned, TaskConfig(dataset=tiny_data, depth=8, checkpoint="random"))
+    run(config, tmp_path)
+    policy, task, line = load_run(tmp_path / config.name)
+    assert line["config"]["config"] == json.loads(json.dumps(dataclasses.asdict(conditioned)))
+    assert [entry["budget"] for entry in line["at_budgets"]] == [0.1, 0.5]
+    assert line["cost"] == evaluate(policy, task, "test", 0.2).cost
+    for entry in line["at_budgets"]:
+        assert entry == {"budget": entry["budget"], **evaluate(policy, task, "test", entry["budget"]).line()}
+    evaluate_again(Evaluate(tmp_path / config.name, budgets=(0.15, 0.5), data=None))
+    printed, said = capsys.readouterr()
+    assert said.count("accuracy less that of the run's result line: +0.0000") == 1, "at 0.5 alone"
+    assert '"budget": 0.15' in printed
+    assert f'"cost": {line["at_budgets"][1]["cost"]}' in printed
+    with pytest.raises(ValueError, match=r"budget 0\.9 is outside budget_range 0\.1 to 0\.6"):
+        evaluate_again(Evaluate(tmp_path / config.name, budgets=(0.15, 0.9), data=None))
+
+
+def test_a_policy_of_one_budget_reports_that_alone(tiny_data, tmp_path):
+    task = TaskConfig(dataset=tiny_data, depth=8, checkpoint="random")
+    assert "at_budgets" not in run(RunConfig("ppo", ppo.Config(**TIGHT, budget=0.3), task), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [0.02, 0.03, 0.05])
+def test_lagrangian_ppo_holds_its_budget_on_the_demo_data(budget, tmp_path):
+    """None is 5 % above it, and as a mean over seeds they are at most 8 % below: what is kept is the best of those that
+    are not above, and the price swings."""
+    config = dataclasses.replace(default_config("ppo-lagrangian"), budget=budget, num_images=24_000)
+    runs = [RunConfig("ppo-lagrangian", dataclasses.replace(config, seed=seed)) for seed in range(3)]
+    costs = [run(each, tmp_path)["cost"] for each in runs]
+    assert 0.92 * budget <= sum(costs) / 3
+    assert max(costs) <= 1.05 * budget

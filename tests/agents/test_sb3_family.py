@@ -1,0 +1,356 @@
+"""Stable-Baselines3's family: hard budgets, any hyper-parameter by name, whole episodes, moving prices in a replay
+buffer."""
+
+import dataclasses
+import itertools
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.error import ResetNeeded
+from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from agents.evaluation import evaluate
+from agents.methods import dqn, maskable_ppo, method, ppo, qrdqn, recurrent_ppo
+from agents.recorder import Recorder
+from agents.runs.config import RunConfig
+from agents.runs.saved import load_policy
+from agents.sb3 import SB3VecEnv
+from agents.sb3.config import SB3Config
+from agents.sb3.off_policy import DQN, PricedReplayBuffer
+from agents.sb3.policy import SB3Policy
+from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO
+from backbone.cost import TOLERANCE, count_macs
+from backbone.training import TrainingDivergedError
+from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task
+from scripts.benchmarks import recurrent
+from scripts.compare import overrides
+
+FAMILY = ["a2c", "dqn", "maskable_ppo", "ppo", "qrdqn", "recurrent_ppo"]
+BUDGETS = [1e-4, 0.0209, 0.1, 0.36, 1.0]
+TIGHT = {"num_envs": 8, "num_images": 32}
+
+
+def learn(module, task, **values):
+    config = module.Config(**{**TIGHT, **values})
+    return module.train(config, task, Recorder(task, config.budget, config.num_images))
+
+
+def test_an_action_fits_if_some_continuation_stays_within_the_budget(mdp):
+    table, layers = mdp.cost.paper.double(), mdp.num_layers
+    for layer, budget in itertools.product(range(layers), BUDGETS):
+        prefixes = torch.tensor(list(itertools.product(range(4), repeat=layer)), dtype=torch.int64).reshape(
+            4**layer, layer
+        )
+        spent = table[torch.arange(layer), prefixes].sum(1)
+        found = mdp.cost.fits(layer, spent.float(), torch.full((len(spent),), budget))
+        rest = list(itertools.product(range(4), repeat=layers - layer - 1))
+        for i, action in itertools.product(range(len(spent)), range(4)):
+            ways = (sum(float(table[layer + 1 + j, a]) for j, a in enumerate(way)) for way in rest)
+            cost = float(spent[i]) + float(table[layer, action]) + min(ways)
+            assert found[i, action] == (cost <= budget + TOLERANCE)
+
+
+@pytest.mark.parametrize("bitwidths", [(0, 2, 4, 8), (2, 4, 8)])
+@pytest.mark.parametrize("budget", [0.0625, 0.1, 0.36, 1.0])
+def test_random_actions_that_fit_never_exceed_a_hard_budget(bitwidths, budget, backbone, dataset):
+    task = Task(BlockMDP(backbone, bitwidths), dataset)
+    env = DFSVectorEnv(task, 64, budget=budget, hard_budget=True, autoreset_mode="Disabled")
+    _, info = env.reset(seed=0)
+    rng, spent = np.random.default_rng(0), []
+    for _ in range(task.mdp.num_layers):
+        masks = env.action_masks()
+        assert masks.shape == (64, len(bitwidths))
+        assert masks.dtype == np.bool_
+        assert np.array_equal(info["action_mask"], masks)
+        _, _, _, _, info = env.step(np.array([rng.choice(np.flatnonzero(mask)) for mask in masks]))
+        spent.append(info["spent"])
+    assert spent[-1].max() <= budget + TOLERANCE
+    assert env.action_masks().all()  # at the end there is nothing to decide
+
+
+def test_an_action_that_does_not_fit_is_refused_and_changes_nothing(task):
+    env = DFSVectorEnv(task, 3, budget=0.1, hard_budget=True, autoreset_mode="SameStep")
+    with pytest.raises(ResetNeeded, match="action_masks"):
+        env.action_masks()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"action 3 of sub-environment 1 .* 0\.1, of which 0 is spent.*\[0, 1, 2\]"):
+        env.step(np.array([0, 3, 0]))
+    assert env._state.layer == 0
+    free = DFSVectorEnv(task, 3, budget=0.1, autoreset_mode="SameStep")
+    _, info = free.reset(seed=0)
+    assert not free.action_masks()[:, 3].any()
+    assert "action_mask" not in info
+    free.step(np.array([0, 3, 0]))
+
+
+def test_a_hard_budget_that_leaves_no_route_is_refused_with_the_reason(backbone, dataset):
+    task = Task(BlockMDP(backbone, (2, 4, 8)), dataset)
+    with pytest.raises(ValueError, match=r"hard budget 0\.05 leaves no action: the cheapest route .* costs 0\.0625"):
+        DFSVectorEnv(task, 2, budget=0.05, hard_budget=True)
+    with pytest.raises(ValueError, match="leaves no action"):
+        learn(maskable_ppo, task, budget=0.05, batch_size=24)
+    model = MaskablePPO("MlpPolicy", SB3VecEnv(DFSVectorEnv(task, 2, autoreset_mode="SameStep")), n_steps=3)
+    with pytest.raises(ValueError, match="leaves no action"):
+        evaluate(SB3Policy(model, task.mdp), task, budget=0.05)
+
+
+def test_masks_of_one_image_and_of_an_adapted_batch(task):
+    single = DFSEnv(task, budget=0.1, hard_budget=True)
+    _, info = single.reset(seed=0)
+    assert single.action_masks().tolist() == [True, True, True, False]
+    for _ in range(20):
+        assert single.action_space.sample(info["action_mask"]) < 3
+    made = gym.make("DFS/Digits-v0", checkpoint="random", budget=0.05, hard_budget=True)
+    _, info = made.reset(seed=0)
+    assert made.unwrapped.action_masks().tolist() == [bool(fits) for fits in info["action_mask"]]
+    batch = SB3VecEnv(DFSVectorEnv(task, 4, budget=0.1, autoreset_mode="SameStep"))
+    batch.reset()
+    assert np.stack(batch.env_method("action_masks")).shape == (4, 4)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_maskable_policy_never_exceeds_any_budget(trained, task, tmp_path):
+    policy = learn(maskable_ppo, task, budget=0.36, num_images=200 if trained else 8, batch_size=24)
+    if not trained:
+        for parameter in policy.model.policy.parameters():  # sure of itself, and of nothing in particular
+            torch.nn.init.normal_(parameter, std=3.0)
+    policy.save(tmp_path)
+    for candidate, budget in itertools.product((policy, load_policy(tmp_path, task.mdp)), BUDGETS):
+        routes = evaluate(candidate, task, "train", budget).routes
+        assert float(task.mdp.cost.route_cost(routes)[0].max()) <= budget + TOLERANCE
+        env = DFSVectorEnv(task, 24, budget=budget, hard_budget=True, autoreset_mode="Disabled")
+        observation, _ = env.reset(seed=0)
+        for _ in range(task.mdp.num_layers):  # sampled decisions are accepted too
+            observation, *_ = env.step(candidate.predict(observation)[0])
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_any_hyper_parameter_reaches_the_algorithm(name, task):
+    config = {"num_images": 8, "batch_size": 12, "sb3": ("stats_window_size=31", "policy_kwargs={'net_arch': [7]}")}
+    known = {field.name for field in dataclasses.fields(method(name).Config)}
+    policy = learn(method(name), task, **{key: value for key, value in config.items() if key in known})
+    assert policy.model._stats_window_size == 31
+    shapes = [tuple(p.shape) for p in policy.model.policy.parameters()]
+    assert any(7 in shape for shape in shapes)
+
+
+def test_an_algorithm_whose_models_could_not_be_read_again_is_refused_before_it_trains():
+    @dataclasses.dataclass(frozen=True)
+    class Config(SB3Config):
+        algorithm = TRPO
+
+    with pytest.raises(ValueError, match=r"TRPO is not among A2C, .*ALGORITHMS in agents/sb3/policy\.py"):
+        Config()
+
+
+def test_classes_are_named_and_a_methods_own_policy_arguments_are_kept():
+    config = recurrent_ppo.Config(sb3=("policy_kwargs={'activation_fn': 'torch.nn:ReLU'}",))
+    kwargs = config.arguments()["policy_kwargs"]
+    assert kwargs["activation_fn"] is torch.nn.ReLU
+    assert kwargs["lstm_hidden_size"] == 32
+    assert ppo.Config(sb3=("tensorboard_log=None",)).arguments()["tensorboard_log"] is None
+
+
+@pytest.mark.parametrize("given", ["vf_coef=0.7", ("vf_coef=0.7",), ["vf_coef=0.7"], {"vf_coef": 0.7}])
+def test_settings_are_plain_data_however_they_are_given(given):
+    config = ppo.Config(sb3=given)
+    assert config.arguments()["vf_coef"] == 0.7
+    run = RunConfig("ppo", config)
+    assert json.loads(json.dumps(run.resolved()))["config"]["sb3"] == ["vf_coef=0.7"]
+    assert run.name == RunConfig("ppo", ppo.Config(sb3=("vf_coef=0.7",))).name != RunConfig("ppo", ppo.Config()).name
+
+
+@pytest.mark.parametrize("text", ["vf_coef=0.7", "('vf_coef=0.7', 'target_kl=0.1')", "{'vf_coef': 0.7}"])
+def test_the_comparison_takes_settings(text):
+    values = overrides((f"ppo.sb3={text}",))["ppo"]
+    assert ppo.Config(**values).arguments()["vf_coef"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("module", "setting", "message"),
+    [
+        (ppo, "vf_coeff=0.7", "PPO of Stable-Baselines3 has no option 'vf_coeff'; did you mean 'vf_coef'"),
+        (dqn, "target_kl=0.7", "DQN of Stable-Baselines3 has no option 'target_kl'"),
+        (ppo, "ent_coef=0.1", "'ent_coef' is an option of the method itself"),
+        (ppo, "vf_coef", "not of the form NAME=VALUE"),
+        (ppo, "env=None", "no option 'env'"),
+        (ppo, "policy_kwargs=32", "must be a dict"),
+        (qrdqn, "policy_kwargs={'n_quantile': 9}", "no option 'n_quantile'; did you mean 'n_quantiles'"),
+        (ppo, "policy_kwargs={'activation_fn': 'torch.nn:Rely'}", "no function 'Rely'"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_refused_before_anything_runs(module, setting, message):
+    with pytest.raises(ValueError, match=message):
+        module.Config(sb3=(setting,))
+
+
+@pytest.mark.parametrize(
+    ("module", "values", "message"),
+    [
+        (ppo, {"sb3": "n_steps=4"}, "n_steps 4 is not a multiple of the 3 decisions"),
+        (ppo, {"batch_size": 25}, "batch_size 25 is larger than the rollout of 24 decisions: .*num_envs larger"),
+        (dqn, {"sb3": "train_freq=2"}, "train_freq 2 is not a multiple"),
+        (dqn, {"sb3": "train_freq=(1, 'episode')"}, "not a multiple"),
+        (dqn, {"buffer_size": 100, "batch_size": 200}, "larger than the replay buffer of 100"),
+        (recurrent_ppo, {"batch_size": 16}, "batch_size 16 is not a multiple of the 3 decisions.*use 15"),
+        (recurrent_ppo, {"batch_size": 12, "sb3": "n_steps=5"}, "n_steps 5 is not a multiple"),
+    ],
+)
+def test_rollouts_and_minibatches_that_cannot_work_are_refused(module, values, message, task):
+    with pytest.raises(ValueError, match=message):
+        learn(module, task, **values)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn", "recurrent_ppo"])
+def test_rollouts_of_several_episodes_count_every_image(name, task):
+    setting = "train_freq=6" if name == "dqn" else "n_steps=6"
+    config = method(name).Config(**TIGHT, batch_size=12, cotrain=True, sb3=setting)
+    recorder = Recorder(task, config.budget, config.num_images)
+    method(name).train(config, task, recorder)
+    assert recorder.images_seen == 32
+
+
+@pytest.fixture
+def played(task):
+    """Decisions of two rounds of four episodes at price 0.5, in a repriced buffer, in SB3's, and their losses."""
+    env = SB3VecEnv(DFSVectorEnv(task, 4, reward="priced", autoreset_mode="SameStep"))
+    spaces = env.observation_space, env.action_space
+    priced = PricedReplayBuffer(100, *spaces, n_envs=4, n_steps=1, gamma=1.0)
+    plain = ReplayBuffer(100, *spaces, n_envs=4)
+    env.env.price = 0.5
+    priced.reprice(0.5)
+    env.seed(0)
+    observation = env.reset()
+    rng, losses, costs = np.random.default_rng(0), [], []
+    for _ in range(2 * task.mdp.num_layers):
+        action = rng.integers(4, size=4)
+        after, reward, done, infos = env.step(action)
+        ended = np.stack([info["terminal_observation"] for info in infos]) if done[0] else after
+        for buffer in (priced, plain):
+            buffer.add(observation, ended, action, reward, done, infos)
+        losses.append([info.get("loss", 0.0) for info in infos])
+        costs.append(task.mdp.cost.paper[0, action].numpy())
+        observation = after
+    return priced, plain, np.array(losses), np.array(costs)
+
+
+def test_a_replay_buffer_samples_rewards_at_the_price_of_today(played):
+    priced, plain, losses, costs = played
+    size = len(losses)
+    np.testing.assert_allclose(priced.rewards[:size], plain.rewards[:size], atol=1e-6)
+    for price in (0.5, 7.0, 0.0):
+        priced.reprice(price)
+        np.testing.assert_allclose(priced.rewards[:size], -losses - price * costs, atol=1e-5)
+
+
+def test_without_a_price_and_with_one_step_it_samples_what_sb3s_does(played):
+    priced, plain, _, _ = played
+    rows = np.array([0, 2, 5])
+    samples = []
+    for buffer in (priced, plain):
+        np.random.seed(0)
+        samples.append(buffer._get_samples(rows))
+    for name in ("observations", "actions", "next_observations", "dones", "rewards"):
+        torch.testing.assert_close(getattr(samples[0], name), getattr(samples[1], name), atol=1e-6, rtol=0)
+
+
+def test_exploration_is_drawn_for_each_image(task):
+    env = SB3VecEnv(DFSVectorEnv(task, 2, autoreset_mode="SameStep"))
+    model = DQN("MlpPolicy", env, buffer_size=10, seed=0, device="cpu")
+    observation = np.repeat(env.reset()[:1], 400, 0)
+    greedy, _ = model.predict(observation, deterministic=True)
+    for rate in (0.0, 0.4, 1.0):
+        model.exploration_rate = rate
+        changed = (model.predict(observation)[0] != greedy).mean()
+        assert changed == pytest.approx(0.75 * rate, abs=0.08)  # a fourth of the random actions is the greedy one
+
+
+def test_a_q_function_of_nans_stops_training_although_it_decides(task, monkeypatch):
+    def spoil(model, gradient_steps, batch_size):
+        next(model.policy.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(DQN, "train", spoil)
+    with pytest.raises(TrainingDivergedError, match="smaller learning rate"):
+        learn(dqn, task, learning_starts=1, batch_size=8)
+
+
+def recurrent_model(algorithm, policy, task, episodes=1, **kwargs):
+    torch.manual_seed(0)
+    env = SB3VecEnv(DFSVectorEnv(task, 8, reward="priced", autoreset_mode="SameStep"))
+    steps = episodes * task.mdp.num_layers
+    settings = {"n_steps": steps, "batch_size": 12, "n_epochs": 3, "learning_rate": 3e-3, "seed": 0, "device": "cpu"}
+    settings["policy_kwargs"] = {"lstm_hidden_size": 6, "net_arch": [5], **kwargs}
+    return algorithm(policy, env, **settings)
+
+
+@pytest.mark.parametrize("episodes", [1, 2])
+@pytest.mark.parametrize("kwargs", [{}, {"shared_lstm": True, "enable_critic_lstm": False}, {"n_lstm_layers": 2}])
+def test_whole_episodes_learn_the_same_weights_as_sb3_contribs_own_path(episodes, kwargs, task, monkeypatch):
+    draw, length = np.random.randint, task.mdp.num_layers
+    monkeypatch.setattr(np.random, "randint", lambda high: draw(high) // length * length)  # where minibatches begin
+    paths = (RecurrentPPO, "MlpLstmPolicy"), (AlignedRecurrentPPO, AlignedLstmPolicy)
+    weights = []
+    for path in paths:
+        model = recurrent_model(*path, task, episodes, **kwargs)
+        start = model.policy.action_net.weight.detach().clone()
+        model.learn(4 * 8 * length * episodes)
+        weights.append(model.policy.state_dict())
+        assert not torch.allclose(start, weights[-1]["action_net.weight"], atol=1e-3)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=0)
+
+
+def test_a_rollout_that_cuts_episodes_is_refused_by_the_buffer(task):
+    model = recurrent_model(AlignedRecurrentPPO, AlignedLstmPolicy, task)
+    model.rollout_buffer.episode_starts[1:] = 1
+    model.rollout_buffer.full = True
+    model.rollout_buffer.episode_starts[0] = 0
+    with pytest.raises(ValueError, match="does not hold whole episodes"):
+        next(model.rollout_buffer.get(12))
+
+
+def test_a_recurrent_policy_remembers_within_an_episode_and_forgets_between(task):
+    policy = SB3Policy(recurrent_model(AlignedRecurrentPPO, AlignedLstmPolicy, task), task.mdp)
+    observation = np.random.default_rng(0).normal(size=(6, task.mdp.observation_dim)).astype(np.float32)
+    yes, no = np.ones(6, bool), np.zeros(6, bool)
+    _, first = policy.predict(observation, None, yes, deterministic=True)
+    _, second = policy.predict(observation, first, no, deterministic=True)
+    _, again = policy.predict(observation, second, yes, deterministic=True)
+    _, fewer = policy.predict(observation[:2], second, yes[:2], deterministic=True)
+    assert not np.allclose(first[0], second[0])
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_allclose(fewer[0], first[0][:, :2], atol=1e-6)
+
+
+def test_only_what_decides_is_counted_of_a_recurrent_policy(task):
+    d, layers, actions = task.mdp.observation_dim, task.mdp.num_layers, task.mdp.num_actions
+    by_hand = layers * (4 * 6 * (d + 6) + 6 * 5 + 5 * actions)
+    for kwargs in ({}, {"enable_critic_lstm": False}, {"enable_critic_lstm": False, "shared_lstm": True}):
+        model = recurrent_model(AlignedRecurrentPPO, AlignedLstmPolicy, task, **kwargs)
+        assert SB3Policy(model, task.mdp).macs_per_image == by_hand
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_the_macs_of_recurrent_layers_by_hand(batch_first):
+    shape = (2, 7, 5) if batch_first else (7, 2, 5)  # 2 examples of 7 steps
+    lstm = torch.nn.LSTM(5, 3, num_layers=2, batch_first=batch_first)
+    assert count_macs(lstm, lambda: lstm(torch.zeros(shape))) == {"": 7 * 4 * 3 * (5 + 3 + 3 + 3)}
+    gru = torch.nn.GRUCell(5, 3)
+    assert count_macs(gru, lambda: gru(torch.zeros(2, 5))) == {"": 3 * 3 * (5 + 3)}
+
+
+def test_the_recurrent_measurement_times_both_paths(capsys):
+    args = recurrent.Recurrent(depth=8, num_envs=6, batch_size=9, n_epochs=1, lstm_hidden_size=4, repeats=2)
+    seconds = recurrent.interleaved(args)
+    assert all(len(values) == 2 and min(v.learning for v in values) > 0 for values in seconds.values())
+    assert all(value.learning < value.whole for values in seconds.values() for value in values)
+    recurrent.report(args, seconds)
+    printed = capsys.readouterr().out
+    assert "times as fast; goal 2 or more" in printed
+    assert "end to end" in printed
+    with pytest.raises(ValueError, match="use 9"):
+        recurrent.Recurrent(depth=8, batch_size=10)

@@ -1,0 +1,152 @@
+"""Whatever is written for later is read as it was written, or refused by the name of its file."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from agents.checkpoints import read_checkpoint, write_checkpoint
+from agents.evaluation import evaluate
+from agents.policies import AllocationPolicy
+from agents.runs.config import TaskConfig
+from agents.runs.decisions import read_decisions, write_decisions
+from agents.runs.results import KEYS, RESULT, RESULTS, line_text, read_line, read_lines
+from agents.search.trials import read_found, write_found
+from backbone.checkpoint import SHIPPED, load_backbone, load_tensors, save_backbone, save_tensors
+from backbone.digests import check_digest
+from scripts.convert import Convert, convert
+
+LINE = dict.fromkeys(KEYS, 0.12345678901234566) | {"label": "é", "config": {"version": 3}}
+
+
+def tensors(file, task):
+    save_tensors(file, {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(1)}, {"kind": "é", "rate": 1e-05})
+    return load_tensors
+
+
+def line(file, task):
+    file.write_text(line_text(LINE))
+    return read_line
+
+
+def lines(file, task):
+    file.write_text(line_text(LINE) + line_text(LINE | {"seed": 1}))
+    return read_lines
+
+
+def searched(file, task):
+    write_found(file, "one", {(0, 1): (0.5, 0.25)})
+    return lambda file: read_found(file, "one")
+
+
+def decisions(file, task):
+    write_decisions(file.parent, evaluate(AllocationPolicy(torch.tensor([1, 0, 3])), task))
+    return lambda file: read_decisions(file.parent)
+
+
+def checkpoint(file, task):
+    write_checkpoint(file, {"layer": torch.nn.Linear(1, 1)})
+    return read_checkpoint
+
+
+WRITTEN = {
+    "policy.safetensors": tensors,
+    "result.json": line,
+    "results.jsonl": lines,
+    "searched.json": searched,
+    "decisions.npz": decisions,
+    "checkpoint.pt": checkpoint,
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_flipped_bit_anywhere_is_refused_by_the_files_name(name, task, tmp_path):
+    file = tmp_path / name
+    read = WRITTEN[name](file, task)
+    read(file)
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        for bit in {place % 8, 5}:  # 5: the case of letters
+            content = bytearray(whole)
+            content[place] ^= 1 << bit
+            file.write_bytes(content)
+            with pytest.raises(ValueError, match=name):
+                read(file)
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name != "checkpoint.pt"])  # whole without its digest
+def test_a_file_that_is_cut_short_is_refused_by_its_name(name, task, tmp_path):
+    file = tmp_path / name
+    read = WRITTEN[name](file, task)
+    whole = file.read_bytes()
+    line = whole.find(b"\n") if name == "results.jsonl" else -1  # the first of two lines is whole by itself
+    for length in set(range(1, len(whole) - 1)) - {line, line + 1}:
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=name):
+            read(file)
+
+
+def test_a_flipped_bit_in_a_backbone_is_refused_before_a_run_gets_its_identity(backbone, tmp_path):
+    file = tmp_path / "tiny.safetensors"
+    save_backbone(file, backbone)
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    for read in (load_backbone, lambda file: TaskConfig(checkpoint=str(file)).backbone_digest()):
+        with pytest.raises(ValueError, match=r"tiny\.safetensors"):
+            read(file)
+
+
+def test_equal_content_has_equal_files_and_identities_and_other_content_has_others(backbone, tmp_path):
+    def identity(name):
+        return TaskConfig(checkpoint=str(tmp_path / name)).backbone_digest()
+
+    for name in "ab":
+        save_backbone(tmp_path / name, backbone, {"dataset": "tiny"})
+    next(backbone.parameters()).data[0] += 1
+    save_backbone(tmp_path / "c", backbone, {"dataset": "tiny"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert identity("a") == identity("b") != identity("c")
+
+
+def without_digest(file):
+    """What an earlier version wrote."""
+    found, about = load_tensors(file)
+    save_file(found, file, metadata={"about": json.dumps(about)})
+
+
+def test_weights_of_earlier_versions_load_with_a_warning_and_are_converted_under_their_old_identity(backbone, tmp_path):
+    file = tmp_path / "old.safetensors"
+    save_backbone(file, backbone, {"dataset": "tiny"})
+    without_digest(file)
+    old = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    assert TaskConfig(checkpoint=str(file)).backbone_digest() == old
+    with pytest.warns(UserWarning, match=r"old\.safetensors has no digest.*scripts\.convert"):
+        before, about = load_tensors(file)
+    assert convert(Convert((tmp_path,))) == {".safetensors": 1}
+    after, same = load_tensors(file)
+    assert same == about
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+    assert TaskConfig(checkpoint=str(file)).backbone_digest() == old
+    assert not convert(Convert((tmp_path,)))[".safetensors"]
+    save_backbone(tmp_path / "new.safetensors", backbone, same)
+    assert TaskConfig(checkpoint=str(tmp_path / "new.safetensors")).backbone_digest() != old
+
+
+def test_the_shipped_backbones_keep_the_identities_that_committed_runs_name():
+    file = SHIPPED / "earlier" / "cifar10-resnet38.safetensors"
+    assert TaskConfig(checkpoint=str(file)).backbone_digest() == "db0be362cfca3c46"
+
+
+def test_whatever_is_committed_for_others_to_read_has_a_digest_and_no_pickle():
+    root = Path(__file__).parents[2]
+    files = [file for folder in ("docs", "backbone") for file in (root / folder).rglob("*.*")]
+    assert not [file for file in files if file.suffix in (".zip", ".pt", ".pkl")]
+    kept = [file for file in files if file.suffix in (".safetensors", ".npz") or file.name in (RESULT, RESULTS)]
+    assert len(kept) > 300
+    for file in kept:
+        for content in file.read_bytes().splitlines() if file.suffix == ".jsonl" else [file.read_bytes()]:
+            assert check_digest(content.removesuffix(b"\n"), file, "")

@@ -1,0 +1,131 @@
+"""What may be set on an environment that is made, on every variant and by every way of Gymnasium and SB3."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers.vector import TransformReward
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from agents.sb3 import SB3VecEnv
+from dfs_env import DFSEnv, DFSVectorEnv, MODFSEnv, MODFSVectorEnv, SafeDFSEnv, SafeDFSVectorEnv
+
+SINGLE, MANY = (DFSEnv, MODFSEnv, SafeDFSEnv), (DFSVectorEnv, MODFSVectorEnv, SafeDFSVectorEnv)
+FIXED = ("reward", "split", "hard_budget", "task", "mdp", "num_envs", "bitwidths", "budgets", "budgt")
+
+
+class Charging(gym.Wrapper):
+    """A wrapper of a user's that has a price of its own, and reads the environment's budget."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.price = 7.0
+
+    def step(self, action: int) -> tuple:
+        assert self.unwrapped.budget > 0
+        return self.env.step(action)
+
+
+@pytest.fixture(
+    params=["one", "many", "sync", "dummy", "sb3", "sb3_wrapped", "sb3_normalized", "wrapped", "wrapper_attr"]
+)
+def way(request, task):
+    """How an attribute is set, the environments that then have it, and what plays a step of theirs."""
+
+    def one() -> gym.Env:
+        return TimeLimit(DFSEnv(task, reward="priced"), 100)
+
+    def many(**kwargs):
+        return DFSVectorEnv(task, 2, reward="priced", autoreset_mode="SameStep", **kwargs)
+
+    def setter(env):
+        return lambda name, value: setattr(env, name, value)
+
+    actions = np.full(2, 3)
+    if request.param in ("one", "wrapped", "wrapper_attr"):
+        env = one()
+        how = {"one": setter(env.unwrapped), "wrapped": setter(env), "wrapper_attr": env.set_wrapper_attr}
+        return how[request.param], [env.unwrapped], lambda: (env.reset(seed=0)[0], env.step(3)[1])
+    if request.param == "many":
+        env = many()
+        return setter(env), [env], lambda: (env.reset(seed=0)[0], env.step(actions)[1])
+    if request.param == "sync":
+        env = SyncVectorEnv([one, one])
+        return env.set_attr, [each.unwrapped for each in env.envs], lambda: (env.reset()[0], env.step(actions)[1])
+    if request.param == "dummy":
+        env = make_vec_env(one, n_envs=2)
+        return env.set_attr, [each.unwrapped for each in env.envs], lambda: (env.reset(), env.step(actions)[1])
+    inner = many()
+    env = SB3VecEnv(TransformReward(inner, np.negative) if request.param == "sb3_wrapped" else inner)
+    env = VecNormalize(env, norm_obs=False, norm_reward=False) if request.param == "sb3_normalized" else env
+    sign = -1 if request.param == "sb3_wrapped" else 1
+    return env.set_attr, [inner], lambda: (env.reset(), sign * env.step(actions)[1])
+
+
+def _put_and_play(way: tuple, name: str, value: object) -> None:
+    """Where a library sets it on a wrapper, it is refused when it is taken from there."""
+    put, _, play = way
+    put(name, value)
+    play()
+
+
+def test_budget_and_price_act_whatever_way_they_are_set(way):
+    put, envs, play = way
+    put("budget", 0.05)
+    put("price", 6.0)
+    observation, reward = play()
+    np.testing.assert_allclose(observation[..., -1], 0.05)
+    np.testing.assert_allclose(reward, -6 / 3, rtol=1e-6)
+    assert all((env.budget, env.price) == (0.05, 6.0) for env in envs)
+    with pytest.raises(ValueError, match=r"budget 1\.5"):
+        _put_and_play(way, "budget", 1.5)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_is_fixed_or_unknown_is_refused_by_name_whatever_way_it_is_set(way, name):
+    with pytest.raises(AttributeError, match=f"'{name}'"):
+        _put_and_play(way, name, 1)
+
+
+@pytest.mark.parametrize("kind", [*SINGLE, *MANY])
+def test_every_variant_has_the_same_attributes(task, kind):
+    env = kind(task)
+    env.budget = 0.3
+    assert env.reset(seed=0)[0][..., -1] == pytest.approx(0.3)
+    assert (env.budget, env.price, env.split, env.hard_budget) == (0.3, 0.0, "train", False)
+    assert env.task is task
+    for name in FIXED:
+        with pytest.raises(AttributeError, match=f"'{name}' cannot be set"):
+            setattr(env, name, 1)
+    env.render_mode = "ansi"
+    assert "cost" in np.ravel(env.render())[0]
+
+
+def test_what_gymnasium_and_subclasses_set_may_be_set(task):
+    class Own(DFSEnv):
+        def __init__(self) -> None:
+            super().__init__(task)
+            self.note = 1
+
+    env = Own()
+    env.metadata, env.spec = {"render_modes": []}, None
+    env.reset = lambda **kwargs: "mine"
+    assert env.reset() == "mine"
+
+
+def test_an_attribute_of_a_wrapper_stays_the_wrappers(task):
+    env = Charging(DFSEnv(task, reward="priced"))
+    env.price, env.budget = 8.0, 0.5
+    env.reset(seed=0)
+    env.step(3)
+    assert (env.price, env.unwrapped.price, env.unwrapped.budget) == (8.0, 0.0, 0.5)
+
+
+def test_the_adapter_refuses_to_set_for_some_images_only(task):
+    env = SB3VecEnv(DFSVectorEnv(task, 3, autoreset_mode="SameStep"))
+    with pytest.raises(ValueError, match=r"'budget' is one for all 3 images.*set_options"):
+        env.set_attr("budget", 0.1, indices=[0])
+    env.set_attr("budget", 0.1, indices=range(3))
+    assert env.get_attr("budget") == [0.1] * 3

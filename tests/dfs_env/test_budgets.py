@@ -1,0 +1,140 @@
+"""Budgets drawn per episode, prices per image, and hard budgets of every image's own."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from backbone.cost import TOLERANCE
+from dfs_env import DFSEnv, DFSVectorEnv
+from dfs_env.budgets import make_budget
+from dfs_env.rewards import priced, uses_price
+
+RANGE = {"low": 0.02, "high": 0.6}
+
+
+@pytest.mark.parametrize("spec", [RANGE, {"values": [0.05, 0.3, 0.9]}])
+def test_sub_environments_draw_budgets_as_single_environments_do(spec, task):
+    vector = DFSVectorEnv(task, 5, budget=spec, augment=True, autoreset_mode="Disabled")
+    singles = [DFSEnv(task, budget=spec, augment=True) for _ in range(5)]
+    seen = []
+    for episode in range(3):
+        observation, _ = vector.reset(seed=7 if episode == 0 else None)
+        for i, single in enumerate(singles):
+            alone, _ = single.reset(seed=7 + i if episode == 0 else None)
+            np.testing.assert_array_equal(observation[i, -2:], alone[-2:])
+            np.testing.assert_allclose(observation[i], alone, atol=1e-5)
+        np.testing.assert_array_equal(observation[:, -1], vector.budgets.astype(np.float32))
+        seen += vector.budgets.tolist()
+    assert len(set(seen)) == (3 if "values" in spec else 15)
+    assert set(seen) <= set(spec["values"]) if "values" in spec else 0.02 <= min(seen) < max(seen) <= 0.6
+
+
+def test_a_budget_that_is_one_number_is_not_drawn(task):
+    plain = DFSVectorEnv(task, 4, budget=0.4, autoreset_mode="Disabled")
+    generators = [np.random.default_rng(3 + i) for i in range(4)]  # as Gymnasium makes them
+    for episode in range(3):
+        _, info = plain.reset(seed=3 if episode == 0 else None)
+        assert info["index"].tolist() == [int(generator.integers(len(plain.images))) for generator in generators]
+
+
+def test_budgets_are_drawn_evenly_over_their_logarithm():
+    generator = np.random.default_rng(0)
+    drawn = np.array([make_budget({"low": 0.01, "high": 1.0}).draw(generator) for _ in range(4000)])
+    assert np.mean(drawn < 0.1) == pytest.approx(0.5, abs=0.03)
+    values = [make_budget({"values": [0.1, 0.2]}).draw(generator) for _ in range(1000)]
+    assert np.mean(np.array(values) == 0.1) == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_legal_actions_never_exceed_the_images_own_hard_budgets(seed, task):
+    rng = np.random.default_rng(seed)
+    low, high = np.sort(np.exp(rng.uniform(np.log(0.001), 0, 2)))
+    spec = {"low": float(low), "high": float(high)} if seed % 2 else {"values": rng.uniform(low, high, 3).tolist()}
+    env = DFSVectorEnv(task, 32, budget=spec, hard_budget=True, autoreset_mode="SameStep")
+    observation, info = env.reset(seed=seed)
+    for _ in range(3):
+        budgets = env.budgets
+        for _ in range(task.mdp.num_layers):
+            np.testing.assert_array_equal(observation[:, -1], budgets.astype(np.float32))
+            np.testing.assert_allclose(observation[:, -2], info["spent"])
+            assert (observation[:, -1] - observation[:, -2] >= -TOLERANCE).all()  # what remains
+            actions = np.array([rng.choice(np.flatnonzero(mask)) for mask in info["action_mask"]])
+            observation, _, _, _, info = env.step(actions)
+        assert (info["final_info"]["spent"] <= budgets + TOLERANCE).all()
+        assert not np.array_equal(env.budgets, budgets) or len(set(spec.get("values", (1, 2)))) == 1
+
+
+def test_an_action_that_does_not_fit_is_refused_by_the_images_own_budget(task):
+    env = DFSVectorEnv(task, 3, hard_budget=True, autoreset_mode="Disabled")
+    env.reset(seed=0, options={"budget": [1.0, 0.1, 0.5]})
+    with pytest.raises(ValueError, match=r"action 3 of sub-environment 1 does not fit the hard budget 0\.1"):
+        env.step(np.array([3, 3, 3]))
+    env.step(np.array([3, 2, 3]))
+
+
+def test_a_reset_may_name_the_budgets_of_its_episodes(task):
+    env = DFSVectorEnv(task, 3, budget=0.7, autoreset_mode="Disabled")
+    assert env.reset(options={"budget": [0.1, 0.2, 0.3]})[0][:, -1].tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert env.reset(options={"budget": 0.4})[0][:, -1].tolist() == pytest.approx([0.4] * 3)
+    assert env.reset()[0][:, -1].tolist() == pytest.approx([0.7] * 3)
+    env.budget = {"values": [0.25]}
+    assert env.reset()[0][:, -1].tolist() == [0.25] * 3
+    assert DFSEnv(task).reset(options={"budget": 0.4})[0][-1] == pytest.approx(0.4)
+    with pytest.raises(ValueError, match="one number or 3"):
+        env.reset(options={"budget": [0.1, 0.2]})
+    with pytest.raises(ValueError, match=r"budget 1\.5 is not a fraction"):
+        env.reset(options={"budget": 1.5})
+
+
+def test_budgets_are_plain_data_for_gymnasium():
+    env = gym.make("DFS/Digits-v0", checkpoint="random", budget={"low": 0.1, "high": 0.2}, hard_budget=True)
+    assert 0.1 <= env.reset(seed=0)[0][-1] <= 0.2
+    vector = gym.make_vec("DFS/Digits-v0", num_envs=3, checkpoint="random", budget={"values": [0.25]})
+    assert vector.reset(seed=0)[0][:, -1].tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"low": 0.5, "high": 0.1}, "low 0.5 is above high 0.1"),
+        ({"low": 0.5}, "give a number"),
+        ({"values": []}, "give a number"),
+        ({"values": 0.5}, "give a number"),
+        ({"values": [0.5, 2]}, "budget 2 is not a fraction"),
+        ({"values": [0.5], "low": 0.1}, "give a number"),
+        ({"low": 0, "high": 0.1}, "budget 0 is not a fraction"),
+        ("0.5", "is not a fraction"),
+    ],
+)
+def test_what_is_no_budget_is_refused(spec, message):
+    with pytest.raises(ValueError, match=message):
+        make_budget(spec)
+
+
+def test_the_lowest_of_hard_budgets_must_be_reachable(backbone, dataset):
+    from dfs_env import BlockMDP, Task
+
+    task = Task(BlockMDP(backbone, (2, 4, 8)), dataset)
+    DFSVectorEnv(task, budget={"low": 0.07, "high": 0.5}, hard_budget=True)
+    with pytest.raises(ValueError, match=r"hard budget 0\.05 leaves no action"):
+        DFSVectorEnv(task, budget={"low": 0.05, "high": 0.5}, hard_budget=True)
+
+
+def test_a_price_may_differ_from_image_to_image(task):
+    env = DFSVectorEnv(task, 3, reward="priced", autoreset_mode="Disabled")
+    env.reset(seed=0)
+    env.price = np.array([0.0, 1.0, 30.0])
+    _, rewards, *_ = env.step(np.array([3, 3, 2]))
+    paper = task.mdp.cost.paper[0].numpy()
+    np.testing.assert_allclose(rewards, [0, -paper[3], -30 * paper[2]], rtol=1e-6)
+    env.price = np.ones(2)
+    with pytest.raises(ValueError, match="price must be a number or 3 numbers"):
+        env.step(np.array([0, 0, 0]))
+
+
+def test_which_rewards_charge_the_price():
+    assert uses_price("priced")
+    assert uses_price({"name": "priced"})
+    assert uses_price(priced)
+    assert not uses_price("skipnet")
+    assert not uses_price({"name": "accuracy_minus_cost", "weight": 0.1})

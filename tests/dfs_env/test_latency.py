@@ -1,0 +1,198 @@
+"""Measured latency: tables, what they refuse, and costs that count in them."""
+
+import json
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from agents.evaluation import evaluate
+from agents.methods import method
+from agents.policies import AllocationPolicy
+from agents.recorder import Recorder
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.run import run
+from agents.runs.saved import load_run
+from backbone.checkpoint import save_backbone
+from dfs_env import DFSVectorEnv, Task, latency, make_task
+from dfs_env.latency import BatchTimings, LatencyTable, Timing, load_latency, parse_cost
+from scripts.benchmarks.latency import measure
+
+
+def timing(milliseconds):
+    return Timing(milliseconds, 0.1)
+
+
+@pytest.fixture
+def table(mdp):
+    """Block l at action a takes (l + 1) * a milliseconds an image in single images, a tenth of it in batches of 64."""
+
+    def batch(scale):
+        rows = tuple(tuple(timing((layer + 1) * a * scale) for a in range(4)) for layer in range(3))
+        return BatchTimings(timing(0.5 * scale), rows, timing(0.25 * scale), timing(0.1 * scale))
+
+    return LatencyTable(latency.shape_of(mdp), mdp.bitwidths, latency.this_machine(), {1: batch(1.0), 64: batch(0.1)})
+
+
+@pytest.fixture
+def timed(task, mdp, table):
+    """The task whose budgets count in the table's time of single images."""
+    mdp = mdp.with_observation(mdp.observation)
+    table.apply(mdp)
+    return Task(mdp, task.dataset)
+
+
+def test_a_saved_table_is_read_as_it_was(table, tmp_path):
+    table.save(tmp_path / "table.json")
+    assert load_latency(tmp_path / "table.json") == table
+
+
+def test_costs_are_shares_of_the_time_at_full_execution(timed):
+    cost = timed.mdp.cost
+    full = 3 + 6 + 9
+    torch.testing.assert_close(cost.charged, torch.tensor([[a * (b + 1) / full for a in range(4)] for b in range(3)]))
+    routes = torch.tensor([[3, 3, 3], [0, 0, 0], [1, 0, 2]])
+    assert cost.route_cost(routes)[0].tolist() == pytest.approx([1, 0, 7 / full])
+    assert cost.route_milliseconds(routes).tolist() == pytest.approx([full + 0.75, 0.75, 7.75])
+    assert cost.block_cost(routes)[0] == pytest.approx(1)
+    assert cost.cheapest.tolist() == [0, 0, 0, 0]
+
+
+def test_an_environment_charges_and_masks_by_time(timed):
+    env = gym.make("DFS/Digits-v0", checkpoint="random").unwrapped
+    env = type(env)(timed, budget=0.4, hard_budget=True, split="test")
+    env.reset(seed=0)
+    _, _, _, _, info = env.step(3)
+    assert info["spent"] == pytest.approx(3 / 18)
+    assert env.action_masks().tolist() == [True, True, True, False], "6 more would be 9 of 18"
+
+
+def test_a_line_has_both_modelled_costs_and_milliseconds(timed, task, table):
+    policy = AllocationPolicy(torch.tensor([1, 0, 2]))
+    line, modelled = evaluate(policy, timed, "test").line(), evaluate(policy, task, "test").line()
+    assert line["cost"] == pytest.approx(7 / 18)
+    assert line["block_cost"] == modelled["cost"]
+    assert line["total_cost"] == modelled["total_cost"]
+    assert line["milliseconds"] == pytest.approx(7.75)
+    assert "milliseconds" not in modelled
+    mdp = task.mdp.with_observation(task.mdp.observation)
+    table.apply(mdp, batch_size=64, charged=False)
+    beside = evaluate(policy, Task(mdp, task.dataset), "test").line()
+    assert (beside["cost"], beside["milliseconds"]) == (modelled["cost"], pytest.approx(0.775))
+
+
+def test_measuring_covers_every_part(mdp):
+    found = measure(mdp, lambda observation: observation, (1, 2), repeats=2)
+    assert set(found.batches) == {1, 2}
+    assert all(part.median > 0 for row in found.at(2).blocks for part in row)
+    assert [len(row) for row in found.at(1).blocks] == [4, 4, 4]
+    timed = mdp.with_observation(mdp.observation)
+    found.apply(timed, batch_size=2)
+    assert timed.cost.milliseconds.tolist() == [
+        [pytest.approx(part.median) for part in row] for row in found.at(2).blocks
+    ]
+
+
+def test_what_weighs_by_multiply_accumulates_is_refused_in_time(timed):
+    env = DFSVectorEnv(timed, 2, reward="accuracy_minus_cost(normalize=macs)", autoreset_mode="SameStep")
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match='normalize="macs"'):
+        env.step(np.zeros(2, int))
+    with pytest.raises(ValueError, match="gate single activations"):
+        method("precision_gating").train(method("precision_gating").Config(num_images=8), timed, Recorder(timed, 1, 8))
+
+
+def test_an_oracle_in_time_is_searched_anew(timed, task):
+    oracle = method("oracle").train(method("oracle").Config(), task, Recorder(task, 1, 8))
+    modelled, measured = (evaluate(oracle, each, "test") for each in (task, timed))
+    fresh = method("oracle").train(method("oracle").Config(), timed, Recorder(timed, 1, 8))
+    assert measured.cost == evaluate(fresh, timed, "test").cost
+    assert measured.costs.sum() != modelled.costs.sum()
+
+
+# --- refusals
+
+
+def elsewhere(table):
+    return replace(table, machine={**table.machine, "processor": "another processor"})
+
+
+def on_more_threads(table):
+    return replace(table, machine={**table.machine, "threads": 7})
+
+
+def of_another_network(table):
+    return replace(table, network={**table.network, "depth": 110})
+
+
+def of_other_bitwidths(table):
+    return replace(table, bitwidths=(0, 3, 4, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        (elsewhere, "another machine: its processor is 'another processor'"),
+        (on_more_threads, "another machine: its threads is 7"),
+        (of_another_network, "another network: its depth is 110"),
+        (of_other_bitwidths, r"other bitwidths: \(0, 3, 4, 8\)"),
+    ],
+)
+def test_a_table_of_something_else_is_refused_by_name(table, mdp, change, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        change(table).apply(mdp.with_observation(mdp.observation))
+    with pytest.raises(ValueError, match="batch size 7 was not measured, only at 1, 64"):
+        table.apply(mdp.with_observation(mdp.observation), batch_size=7)
+
+
+@pytest.mark.parametrize("damage", ["flip", "empty", "other", "text"])
+def test_a_damaged_table_is_refused_by_name(table, tmp_path, damage):
+    path = tmp_path / "table.json"
+    table.save(path)
+    text = path.read_text()
+    path.write_text({"flip": text.replace("0.5", "0.6", 1), "empty": "", "other": '{"a": 1}', "text": "[]"}[damage])
+    with pytest.raises(ValueError, match=str(path)):
+        load_latency(path)
+
+
+def test_latency_without_a_table_names_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"latency/digits-resnet14.json.*scripts.bench latency"):
+        make_task(cost="latency", data=str(tmp_path))
+
+
+@pytest.mark.parametrize("cost", ["time", "blocks@64", "latency@", "latency@0", "latency@x", "latency@-1"])
+def test_an_unknown_unit_of_cost_is_refused(cost):
+    with pytest.raises(ValueError, match="is unknown: choose"):
+        parse_cost(cost)
+    with pytest.raises(ValueError, match="is unknown: choose"):
+        gym.make("DFS/Digits-v0", cost=cost)
+
+
+# --- runs
+
+
+@pytest.fixture
+def files(table, mdp, dataset, tmp_path):
+    """A task of files: backbone and table."""
+    save_backbone(tmp_path / "net.safetensors", mdp.backbone)
+    table.save(tmp_path / "table.json")
+    return {"checkpoint": str(tmp_path / "net.safetensors"), "latency": str(tmp_path / "table.json")}
+
+
+def test_a_run_in_time_is_one_of_its_own_and_carries_its_table(files, table, mdp, tmp_path, monkeypatch):
+    config = method("static").Config(budget=0.4, num_images=64)
+    plain = TaskConfig(depth=8, bitwidths=mdp.bitwidths, checkpoint=files["checkpoint"])
+    beside = replace(plain, latency=files["latency"])
+    in_time = replace(beside, cost="latency")
+    digests = {RunConfig("static", config, each).digest for each in (plain, beside, in_time)}
+    assert len(digests) == 3, "a finished run without milliseconds is none with them"
+    result = run(RunConfig("static", config, in_time), tmp_path / "runs")
+    assert result["cost"] <= 0.4 + 1e-6
+    assert result["milliseconds"] == pytest.approx(18 * result["cost"] + 0.75, rel=1e-5)
+    monkeypatch.setattr(latency, "_processor", lambda: "a stranger's")
+    folder = tmp_path / "runs" / result["run"]
+    policy, task, _ = load_run(folder, data=None)
+    assert evaluate(policy, task, "test").cost == pytest.approx(result["cost"])
+    assert json.loads((folder / "latency.json").read_text())["bitwidths"] == list(mdp.bitwidths)

@@ -1,0 +1,425 @@
+"""Vector rewards as MO-Gymnasium's users expect them, and costs beside rewards as Safety-Gymnasium's do."""
+
+import contextlib
+import itertools
+import json
+from collections import defaultdict
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from backbone.data import Split
+from dfs_env import (
+    ENVIRONMENTS,
+    BlockMDP,
+    DFSEnv,
+    DFSVectorEnv,
+    MODFSEnv,
+    MODFSVectorEnv,
+    SafeDFSEnv,
+    SafeDFSVectorEnv,
+    Task,
+)
+from dfs_env.objectives import non_dominated
+from dfs_env.task import calibrate
+
+N, L = 5, 3
+MODES = ["NextStep", "SameStep", "Disabled"]
+TINY = {"depth": 8, "width": 4, "checkpoint": "random"}
+
+
+def actions(steps: int, count: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).integers(count, size=(steps, N))
+
+
+@pytest.fixture
+def few_images(backbone, dataset) -> Task:
+    """Three bitwidths, and two images to train on, of the classes that full execution answers."""
+    mdp = BlockMDP(backbone, (0, 2, 8))
+    calibrate(mdp, dataset)
+    images = dataset.train.images[:2]
+    answers = mdp.run(dataset.normalize(images), torch.full((2, L), 2)).argmax(1)
+    train = Split(images, answers)
+    return Task(mdp, replace(dataset, train=train))
+
+
+# --- vector rewards
+
+
+def test_rewards_are_vectors_of_accuracy_and_minus_cost(task):
+    plain = DFSVectorEnv(task, N, reward="accuracy_minus_cost(weight=1)", autoreset_mode="Disabled")
+    vector = MODFSVectorEnv(task, N, autoreset_mode="Disabled")
+    singles = [MODFSEnv(task) for _ in range(N)]
+    for env in (plain, vector):
+        env.reset(seed=3)
+    for i, env in enumerate(singles):
+        env.reset(seed=3 + i)
+    for action in actions(L):
+        *_, info = plain.step(action)
+        _, reward, terminated, _, own = vector.step(action)
+        assert reward.shape == (N, 2)
+        assert reward.dtype == np.float32
+        np.testing.assert_allclose(reward, np.stack((info["reward_accuracy"], info["reward_cost"]), 1), rtol=1e-6)
+        np.testing.assert_allclose(own["reward_cost"], reward[:, 1])
+        for i, env in enumerate(singles):
+            _, one, ends, _, _ = env.step(int(action[i]))
+            np.testing.assert_allclose(one, reward[i], atol=1e-6)
+            assert ends == terminated[i]
+            assert env.reward_space.contains(one)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_vector_rewards_in_every_autoreset_mode(task, mode):
+    env = MODFSVectorEnv(task, N, objectives=("cost", "cross_entropy", "total_cost"), autoreset_mode=mode)
+    env.reset(seed=0)
+    episode = [env.step(action)[1] for action in actions(L)]
+    assert all(reward.shape == (N, 3) for reward in episode)
+    paper, total = (
+        costs.numpy()[np.arange(L)[:, None], actions(L)] for costs in (env.mdp.cost.paper, env.mdp.cost.total)
+    )
+    np.testing.assert_allclose(np.stack(episode)[..., [0, 2]], -np.stack((paper, total), -1), atol=1e-6)
+    if mode == "NextStep":
+        _, reward, *_ = env.step(actions(1)[0])
+        assert reward.shape == (N, 3)
+        assert not reward.any()
+        assert env.reward_space.contains(reward[0])
+
+
+def test_own_objectives_are_named(task, tiny_data):
+    env = MODFSEnv(task, objectives=("cost", "dfs_env.objectives:total_cost"))
+    env.reset(seed=0)
+    costs = task.mdp.cost
+    for layer, action in enumerate((3, 0, 1)):
+        reward = env.step(action)[1]
+        np.testing.assert_allclose(reward, [-costs.paper[layer, action], -costs.total[layer, action]], rtol=1e-5)
+    assert env.reward_space.high.tolist() == [0, np.inf]
+    for objectives in ((), ("cost", "cost"), "cost"):
+        with pytest.raises(ValueError, match="objectives must be several different names"):
+            MODFSEnv(task, objectives=objectives)
+    with pytest.raises(ValueError, match=r"unknown objective 'acuracy': .*did you mean 'accuracy'\?"):
+        MODFSEnv(task, objectives=("acuracy",))
+    with pytest.raises(ValueError, match="give objectives in place of a reward"):
+        MODFSEnv(task, reward="skipnet")
+
+
+def test_every_id_has_its_variants(tiny_data):
+    for name in ENVIRONMENTS:
+        for prefix in ("MO-", "Safe-"):
+            assert name.replace("/", f"/{prefix}") in gym.registry
+    env = gym.make("DFS/MO-Digits-v0", dataset=tiny_data, **TINY, objectives=("accuracy", "cost", "cross_entropy"))
+    json.loads(env.spec.to_json())
+    env.reset(seed=0)
+    assert env.step(1)[1].shape == env.unwrapped.reward_space.shape == (3,)
+    vector = gym.make_vec("DFS/MO-Digits-v0", num_envs=3, dataset=tiny_data, **TINY)
+    vector.reset(seed=0)
+    assert vector.step(np.ones(3, int))[1].shape == (3, 2)
+
+
+# --- MO-Gymnasium, unchanged
+
+
+class _WithoutWeights(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """`LinearReward` puts the same array of weights into every info, which Gymnasium 1.4's check refuses."""
+
+    def __init__(self, env):
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+
+    def step(self, action):
+        *rest, info = self.env.step(action)
+        del info["reward_weights"]
+        return *rest, info
+
+
+def test_mo_gymnasiums_expectations_of_an_environment(tiny_data):
+    mo_gym = pytest.importorskip("mo_gymnasium")
+    wrappers = pytest.importorskip("mo_gymnasium.wrappers")
+    env = mo_gym.make("DFS/MO-Digits-v0", dataset=tiny_data, **TINY)
+    assert env.unwrapped.reward_space.shape[0] == env.unwrapped.reward_dim
+    env.reset(seed=0)
+    for action in (3, 1, 0):
+        assert env.unwrapped.reward_space.contains(env.step(action)[1])
+    check_env(_WithoutWeights(wrappers.LinearReward(env)), skip_render_check=True)
+    scalar = wrappers.LinearReward(env, weight=np.array([1.0, 0.5]))
+    plain = gym.make("DFS/Digits-v0", dataset=tiny_data, **TINY, reward="accuracy_minus_cost(weight=0.5)")
+    for each in (scalar, plain):
+        each.reset(seed=4)
+    for action in (3, 1, 0):
+        _, reward, *_, info = scalar.step(action)
+        assert reward == pytest.approx(plain.step(action)[1], abs=1e-6)
+        assert info["vector_reward"].shape == (2,)
+
+
+def test_mo_gymnasiums_statistics_and_vector_environments(tiny_data):
+    mo_gym = pytest.importorskip("mo_gymnasium")
+    wrappers = pytest.importorskip("mo_gymnasium.wrappers")
+    vector = pytest.importorskip("mo_gymnasium.wrappers.vector")
+
+    def make():
+        return mo_gym.make("DFS/MO-Digits-v0", dataset=tiny_data, **TINY)
+
+    env = wrappers.MORecordEpisodeStatistics(wrappers.MONormalizeReward(make(), idx=1), gamma=0.5)
+    env = wrappers.MOClipReward(env, 0, 0, 1)
+    env.reset(seed=0)
+    rewards, infos = zip(*[env.step(1)[1::3] for _ in range(L)], strict=True)
+    np.testing.assert_allclose(infos[-1]["episode"]["r"], sum(rewards), rtol=1e-5)
+    np.testing.assert_allclose(infos[-1]["episode"]["dr"], sum(0.5**i * r for i, r in enumerate(rewards)), rtol=1e-5)
+    ours = gym.make_vec("DFS/MO-Digits-v0", num_envs=2, dataset=tiny_data, **TINY)
+    theirs = vector.MOSyncVectorEnv([make] * 2)
+    recorded = [vector.MORecordEpisodeStatistics(each, gamma=0.9) for each in (ours, theirs)]
+    for each in recorded:
+        each.reset(seed=5)
+    for _ in range(2 * L + 2):
+        (_, mine, *_, info), (_, other, *_, their_info) = (each.step(np.array([1, 3])) for each in recorded)
+        np.testing.assert_allclose(mine, other, atol=1e-6)
+        assert ("episode" in info) == ("episode" in their_info)
+        if "episode" in info:
+            np.testing.assert_allclose(info["episode"]["r"], their_info["episode"]["r"], atol=1e-5)
+
+
+def pareto_q_learning(env: gym.Env, gamma: float, episodes: int, seed: int) -> np.ndarray:
+    """Pareto Q-learning (Van Moffaert & Nowe 2014) for deterministic environments: sets of vectors for each state and
+    action. It knows nothing but MO-Gymnasium's interface."""
+    generator = np.random.default_rng(seed)
+    dimensions = env.unwrapped.reward_space.shape[0]
+    rewards: dict = {}
+    sets: dict = defaultdict(lambda: np.zeros((1, dimensions)))
+
+    def pruned(state: tuple) -> np.ndarray:
+        known = [sets[state, a] for a in range(env.action_space.n) if (state, a) in rewards]
+        return non_dominated(np.concatenate(known)) if known else np.zeros((1, dimensions))
+
+    for _ in range(episodes):
+        observation, _ = env.reset(seed=int(generator.integers(2**31)))
+        state, done, visited = tuple(observation), False, []
+        while not done:
+            action = int(generator.integers(env.action_space.n))
+            observation, reward, terminated, truncated, _ = env.step(action)
+            rewards[state, action] = reward.astype(np.float64)
+            visited.append((state, action, tuple(observation)))
+            state, done = tuple(observation), terminated or truncated
+        for state, action, following in reversed(visited):
+            sets[state, action] = rewards[state, action] + gamma * pruned(following)
+    return pruned(tuple(env.reset()[0]))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_pareto_q_learning_finds_the_known_front(few_images, gamma):
+    one = Split(few_images.dataset.train.images[:1], few_images.dataset.train.labels[:1])
+    task = Task(few_images.mdp, replace(few_images.dataset, train=one))
+    env = MODFSEnv(task, objectives=("cross_entropy", "cost"))
+    known = np.array(env.unwrapped.pareto_front(gamma=gamma))
+    assert len(known) > 2
+    found = pareto_q_learning(env, gamma, episodes=200, seed=0)
+    np.testing.assert_allclose(sorted(found.tolist()), sorted(known.tolist()), atol=1e-4)
+
+
+def test_scalarised_q_learning_finds_points_of_the_known_front(few_images):
+    env = MODFSEnv(few_images, objectives=("cross_entropy", "cost"))
+    front = np.array(env.pareto_front())
+    generator = np.random.default_rng(0)
+    weights = np.array([[1.0, 0.0], [0.5, 0.5], [0.01, 1.0]])
+    table: dict = defaultdict(lambda: np.zeros((3, 3, 2)))  # for each weight, multi-objective Q values of the actions
+    for _ in range(400):
+        state, done = tuple(env.reset(seed=int(generator.integers(2**31)))[0]), False
+        while not done:
+            action = int(generator.integers(3))
+            observation, reward, done, _, _ = env.step(action)
+            following = tuple(observation)
+            best = np.einsum("wak,wk->wa", table[following], weights).argmax(1)
+            table[state][:, action] = reward + (0 if done else table[following][range(3), best])
+            state = following
+    for row, weight in enumerate(weights):
+        returns = []
+        for image in range(2):
+            state, done, total = tuple(env.reset(options={"indices": image})[0]), False, np.zeros(2)
+            while not done:
+                observation, reward, done, _, _ = env.step(int((table[state][row] @ weight).argmax()))
+                state, total = tuple(observation), total + reward
+            returns.append(total)
+        assert np.mean(returns, 0) @ weight == pytest.approx((front @ weight).max(), abs=1e-4)
+
+
+def test_the_known_front_is_that_of_all_policies(few_images):
+    """By hand: every pair of routes of the two images."""
+    env = MODFSEnv(few_images)
+    images = few_images.dataset.normalize(few_images.dataset.train.images)
+    routes = np.stack(np.meshgrid(*[range(3)] * L, indexing="ij"), -1).reshape(-1, L)
+    returns = []
+    for i in range(2):
+        logits = few_images.mdp.run(images[i : i + 1].expand(27, -1, -1, -1), torch.from_numpy(routes))
+        right = (logits.argmax(1) == few_images.dataset.train.labels[i]).double()
+        cost = few_images.mdp.cost.route_cost(torch.from_numpy(routes))[0].double()
+        returns.append(torch.stack((right, -cost), 1).numpy())
+    pairs = (returns[0][:, None] + returns[1]).reshape(-1, 2) / 2
+    dominated = (pairs[:, None] >= pairs - 1e-7).all(2) & (pairs[:, None] > pairs + 1e-6).any(2)
+    expected = np.unique(np.round(pairs[~dominated.any(0)], 5), axis=0)
+    found = np.array(sorted(np.round(env.pareto_front(), 5).tolist()))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_under_a_hard_budget_the_known_front_is_that_of_the_routes_that_fit(few_images):
+    env = MODFSEnv(few_images, objectives=("cross_entropy", "cost"), budget=0.4, hard_budget=True)
+    returns: list = []
+    for image in range(2):
+        returns.append([])
+        for route in itertools.product(range(3), repeat=L):
+            env.reset(options={"indices": image})
+            with contextlib.suppress(ValueError):  # the environment refuses the route
+                returns[-1].append(sum(env.step(action)[1] for action in route))
+    assert 1 < len(returns[0]) < 27
+    np.testing.assert_allclose(env.vector._returns_of_all_routes(torch.arange(2), 1.0), returns, rtol=1e-4, atol=1e-5)
+    assert min(cost for _, cost in env.pareto_front()) >= -0.4 - 1e-5
+
+
+def test_a_front_of_budgets_that_are_drawn_is_refused(few_images):
+    with pytest.raises(ValueError, match="the front depends on the budget"):
+        MODFSEnv(few_images, budget={"low": 0.1, "high": 0.4}).pareto_front()
+    assert MODFSEnv(few_images, budget={"values": [0.4]}).pareto_front()
+
+
+def test_fronts_that_cannot_be_enumerated_are_refused(task, monkeypatch):
+    monkeypatch.setattr("dfs_env.objectives.POINTS", 40)
+    with pytest.raises(ValueError, match="more than 40 points to compare: use a split of fewer images"):
+        MODFSEnv(task, objectives=("cross_entropy", "cost")).pareto_front()
+    monkeypatch.setattr("dfs_env.objectives.ROUTES", 60)
+    with pytest.raises(ValueError, match="each image has 64 routes, and at most 60 are enumerated"):
+        MODFSEnv(task).pareto_front()
+
+
+def test_points_that_none_dominates_by_hand():
+    points = np.array([[0, 0], [1, -1], [1, -2], [2, -3], [0, 0], [2, -3.5], [-1, -1]])
+    assert non_dominated(points).tolist() == [[2, -3], [1, -1], [0, 0]]
+
+
+def test_a_long_front_shows_its_progress_and_says_so_first(few_images, monkeypatch, capsys):
+    monkeypatch.setattr("dfs_env.objectives.PATIENCE", 0.0)
+    MODFSVectorEnv(few_images).pareto_front()
+    assert "pareto_front: 100%" in capsys.readouterr().err
+    monkeypatch.setattr("dfs_env.objectives.LONG", 0.0)
+    monkeypatch.setattr("dfs_env.objectives.ROUTES", 27)  # one image at a time
+    with pytest.warns(UserWarning, match="pareto_front will take about .* hours for 2 images") as caught:
+        MODFSEnv(few_images).pareto_front()
+    assert len(caught) == 1
+
+
+def test_returns_of_all_routes_are_those_of_playing_them(few_images):
+    env = MODFSVectorEnv(few_images, 27, objectives=("cross_entropy", "total_cost"), autoreset_mode="Disabled")
+    routes = np.array(list(itertools.product(range(3), repeat=L)))
+    found = env._returns_of_all_routes(torch.arange(2), 0.9)
+    for image in range(2):
+        env.reset(options={"indices": [image] * 27})
+        played = sum(0.9**layer * env.step(routes[:, layer])[1] for layer in range(L))
+        np.testing.assert_allclose(found[image], played, rtol=1e-4, atol=1e-5)
+
+
+def test_gymnasiums_own_vectorizers_are_refused_for_vector_rewards(tiny_data):
+    kwargs = {"num_envs": 2, "dataset": tiny_data, **TINY}
+    for mode in ("sync", "async"):
+        env = gym.make_vec("DFS/MO-Digits-v0", vectorization_mode=mode, **kwargs)
+        with pytest.raises(ValueError, match="MOSyncVectorEnv"):
+            env.reset(seed=0)
+        env.close()
+    wrappers = [lambda env: gym.wrappers.TransformReward(env, np.sum)]
+    env = gym.make_vec("DFS/MO-Digits-v0", vectorization_mode="sync", wrappers=wrappers, **kwargs)
+    env.reset(seed=0)
+    assert env.step(np.full(2, 3))[1].tolist() == pytest.approx([-1 / 3] * 2)
+
+
+# --- costs beside rewards
+
+
+def test_safe_environments_return_the_cost_of_the_step_third(task):
+    env, plain = SafeDFSEnv(task, budget=0.4), DFSEnv(task, reward="accuracy_minus_cost(weight=1)")
+    _, info = env.reset(seed=0)
+    plain.reset(seed=0)
+    assert "cost" not in info
+    assert info["spent"] == 0
+    total = 0.0
+    for layer, action in enumerate((3, 0, 1)):
+        observation, reward, cost, terminated, truncated, info = env.step(action)
+        expected, *_, their_info = plain.step(action)[1:]
+        total += cost
+        assert isinstance(cost, float)
+        assert cost == pytest.approx(float(task.mdp.cost.paper[layer, action]))
+        assert info["spent"] == pytest.approx(total) == pytest.approx(float(their_info["spent"]))
+        assert reward - cost == pytest.approx(expected, abs=1e-6), "cost is no part of the reward"
+        assert env.observation_space.contains(observation)
+        assert (terminated, truncated) == (layer == L - 1, False)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_safe_vector_environments_count_costs_in_every_autoreset_mode(task, mode):
+    env = SafeDFSVectorEnv(task, N, autoreset_mode=mode)
+    env.reset(seed=0)
+    played = actions(L)
+    costs = np.stack([env.step(action)[2] for action in played])
+    np.testing.assert_allclose(costs, task.mdp.cost.paper.numpy()[np.arange(L)[:, None], played], atol=1e-6)
+    if mode == "NextStep":
+        assert not env.step(played[0])[2].any()
+
+
+class SafetyGymnasium2Gymnasium(gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """As in safety_gymnasium/wrappers/gymnasium_conversion.py, which warns where info has a cost already."""
+
+    def __init__(self, env):
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+
+    def step(self, action):
+        observation, reward, cost, terminated, truncated, info = self.env.step(action)
+        assert "cost" not in info
+        info["cost"] = cost
+        return observation, reward, terminated, truncated, info
+
+
+def test_safety_gymnasiums_converter_makes_a_gymnasium_environment_of_it(tiny_data):
+    env = gym.make("DFS/Safe-Digits-v0", dataset=tiny_data, **TINY)
+    json.loads(env.spec.to_json())
+    converted = SafetyGymnasium2Gymnasium(env)
+    check_env(converted, skip_render_check=True)
+    converted.reset(seed=0)
+    assert [converted.step(action)[4]["cost"] for action in (3, 0, 1)] == pytest.approx([1 / 3, 0, 1 / 48])
+    vector = gym.make_vec("DFS/Safe-Digits-v0", num_envs=3, dataset=tiny_data, **TINY)
+    vector.reset(seed=0)
+    assert len(vector.step(np.ones(3, int))) == 6
+
+
+@pytest.mark.parametrize("kind", ["limit", "checked", "recorded", "vector", "sync", "async"])
+def test_whoever_expects_five_results_is_told_that_there_are_six(tiny_data, kind):
+    name, kwargs = "DFS/Safe-Digits-v0", {"dataset": tiny_data, **TINY}
+    if kind == "limit":
+        env = gym.make(name, max_episode_steps=2, **kwargs)
+    elif kind == "checked":
+        env = gym.make(name, disable_env_checker=False, **kwargs)
+    elif kind == "recorded":
+        env = gym.wrappers.RecordEpisodeStatistics(gym.make(name, **kwargs))
+    elif kind == "vector":
+        env = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(name, **kwargs))
+    else:
+        env = gym.make_vec(name, vectorization_mode=kind, **kwargs)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"expects 5 results .* returns six.*without Safe-"):
+        env.step(np.zeros(1, int))
+
+
+def played(env, action):
+    env.reset()
+    env.step(action)
+
+
+@pytest.mark.parametrize("kind", ["Safe", "MO"])
+@pytest.mark.parametrize("around", [Monitor, DummyVecEnv])
+def test_stable_baselines3s_own_wrappers_are_refused_by_name(tiny_data, kind, around):
+    def make():
+        return gym.make(f"DFS/{kind}-Digits-v0", dataset=tiny_data, **TINY)
+
+    env, action = (Monitor(make()), 0) if around is Monitor else (DummyVecEnv([make]), np.zeros(1, int))
+    with pytest.raises(ValueError, match=f"{around.__name__} (expects 5|takes a reward)"):
+        played(env, action)

@@ -1,0 +1,75 @@
+"""What takes longer than some seconds shows it on standard error; what takes longer than an hour says so first."""
+
+import pytest
+import torch
+
+from agents.search import progress
+from agents.search.allocations import SearchConfig, best_allocation
+from agents.search.oracle import RouteSearch, find_routes
+from scripts.benchmarks import environment
+from scripts.report import page
+from scripts.reporting.material import Material
+from scripts.reporting.progress import stages
+from scripts.reporting.study_data import Part, Study
+from scripts.study import page as study_page
+from tests.scripts.test_report import finished, leave
+
+
+def search_allocation(task):
+    best_allocation(SearchConfig(budget=0.3, search_images=8), task)
+
+
+def search_routes(task):
+    images = task.dataset.normalize(task.dataset.train.images)
+    find_routes(task.mdp, images, task.dataset.train.labels, RouteSearch())
+
+
+@pytest.fixture(autouse=True)
+def forgetful(monkeypatch):
+    monkeypatch.setattr("agents.search.oracle._KNOWN", {})
+    monkeypatch.setattr("agents.search.trials.FOUND", {})
+
+
+@pytest.mark.parametrize("search", [search_allocation, search_routes])
+def test_a_search_shows_how_far_it_is_once_it_takes_a_while(search, task, monkeypatch, capsys):
+    search(task)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr("agents.search.oracle._KNOWN", {})
+    monkeypatch.setattr("agents.search.trials.FOUND", {})
+    monkeypatch.setattr(progress, "QUIET", 0.0)
+    search(task)
+    assert "search of a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("search", [search_allocation, search_routes])
+def test_a_search_that_takes_hours_says_so(search, task, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LONG", 0.0)
+    search(task)
+    printed = capsys.readouterr().err
+    assert "hours or more" in printed
+    assert "faster" in printed
+
+
+def test_a_search_ends_as_it_would_without_a_bar(task, monkeypatch):
+    config = SearchConfig(budget=0.3, search_images=8)
+    quiet, search = best_allocation(config, task)
+    monkeypatch.setattr("agents.search.trials.FOUND", {})
+    monkeypatch.setattr(progress, "QUIET", 0.0)
+    shown, again = best_allocation(config, task)
+    assert torch.equal(quiet, shown)
+    assert search.seen == again.seen
+
+
+def test_reports_studies_and_measurements_show_their_parts(tmp_path, tiny_data, capsys, monkeypatch):
+    material = Material.read(leave(tmp_path / "one", [finished("ppo", 0.1), finished("static", 0.1)]))
+    page(material)
+    assert "report: " in capsys.readouterr().err
+    study_page(Study(tmp_path, (Part("one", material),)))
+    assert "statistics: one" in capsys.readouterr().err
+    monkeypatch.setattr(environment, "memory_of", lambda args, name: (1.0, 2.0))  # each takes a process
+    environment.Env(depth=8, batch_size=2, bitwidths=(0, 8), repeats=1).run()
+    assert "speed: " in capsys.readouterr().err
+
+
+def test_stages_pass_their_names_on(capsys):
+    assert list(stages("what", ["a", "b"])) == ["a", "b"]
