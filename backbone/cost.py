@@ -27,6 +27,7 @@ from backbone.data import IMAGE_SIZE
 from backbone.gated import GatedResNet
 from backbone.layers import QuantizedLayer, QuantLinear
 from backbone.quantization import FLOAT_BITS, check_bitwidths
+from backbone.torch_state import evaluation_mode
 
 TOLERANCE = 1e-5
 """How far a sum of float32 costs may lie above a budget and still count as within it: rounding, not spending."""
@@ -157,12 +158,9 @@ def check_modelled(cost: CostTable, what: str) -> None:
 def _block_macs(backbone: Any) -> tuple[list[float], float]:
     """MACs of each block without its shortcut, and of everything that is always on."""
     widest = backbone.config.widest[-1]
-    training = backbone.training
     image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(backbone.parameters()).device)
-    try:
-        macs = count_macs(backbone.eval(), lambda: backbone(image, widest))
-    finally:
-        backbone.train(training)
+    with evaluation_mode(backbone):
+        macs = count_macs(backbone, lambda: backbone(image, widest))
     blocks, ungated_blocks = [0.0] * len(backbone.blocks), 0.0
     for name, count in macs.items():
         part = name.split(".")
@@ -239,12 +237,9 @@ class GatedCost:
 def gated_cost(network: GatedResNet, full_bitops: float) -> GatedCost:
     """The costs of `network`, whose total is a fraction of `full_bitops`. The comparison with a threshold and the norm
     before it count nothing, as is usual."""
-    training = network.training
     image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(network.parameters()).device)
-    try:
-        macs = count_macs(network.eval(), lambda: network(image))
-    finally:
-        network.train(training)
+    with evaluation_mode(network):
+        macs = count_macs(network, lambda: network(image))
     names = [[f"blocks.{block}.{conv}" for conv in ("conv1", "conv2")] for block in range(len(network.blocks))]
     layers: dict[str, Any] = dict(network.named_modules())
     bitops: Any = [[[macs[name] * b for b in layers[name].bitops_per_mac] for name in pair] for pair in names]

@@ -154,7 +154,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = spaces.Box(
-            -OBSERVATION_BOUND, OBSERVATION_BOUND, (self.mdp.observation_dim,), np.float32
+            -OBSERVATION_BOUND, OBSERVATION_BOUND, (self.mdp.layout.dim,), np.float32
         )
         self.single_action_space = spaces.Discrete(self.mdp.num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

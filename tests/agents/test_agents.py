@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.dual import DualAscent
 from agents.evaluation import evaluate, shuffled_accuracy
-from agents.gates import GATES, make_gate, observed_by, position
+from agents.gates import GATES, make_gate, mdp_for_gate
 from agents.methods.random import cost_matched_distribution
 from agents.policies import AllocationPolicy, GatePolicy, RandomPolicy
 from agents.recorder import Recorder
@@ -22,19 +22,19 @@ from dfs_env import DFSVectorEnv
 
 def make_policy(name, mdp, seed=0):
     torch.manual_seed(seed)
-    seen = observed_by(name, mdp)
+    seen = mdp_for_gate(name, mdp)
     return GatePolicy(make_gate(name, seen).eval(), name, seen)
 
 
 @pytest.mark.parametrize("name", sorted(GATES))
 def test_a_gate_scores_every_action_and_an_image_apart_from_its_mates(name, mdp, images):
-    mdp = observed_by(name, mdp)
+    mdp = mdp_for_gate(name, mdp)
     gate = make_gate(name, mdp).eval()
     state, hidden = mdp.initial(images), None
     alone, alone_hidden = mdp.initial(images[3:4]), None
     for layer in range(mdp.num_layers):
         observation = mdp.observe(state)
-        assert position(observation, mdp.num_layers) == layer
+        assert mdp.layout.layer(observation) == layer
         scores, hidden = gate(observation, hidden)
         single, alone_hidden = gate(mdp.observe(alone), alone_hidden)
         assert scores.shape == (len(images), mdp.num_actions)
@@ -45,7 +45,7 @@ def test_a_gate_scores_every_action_and_an_image_apart_from_its_mates(name, mdp,
 
 def test_the_recurrent_gates_macs_by_hand(mdp):
     policy = make_policy("recurrent", mdp)
-    d, layers, actions = mdp.observation_dim, mdp.num_layers, mdp.num_actions
+    d, layers, actions = mdp.layout.dim, mdp.num_layers, mdp.num_actions
     assert policy.macs_per_image == layers * (10 * d + 4 * 10 * (10 + 10) + 10 * actions)
 
 

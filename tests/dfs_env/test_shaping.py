@@ -14,7 +14,7 @@ from backbone.data import SPLITS, Split
 from backbone.resnet import ResNet
 from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task, Transition
 from dfs_env.rewards import POTENTIALS, REWARDS
-from dfs_env.task import calibrate, make_task, train_heads
+from dfs_env.task import make_task, train_heads
 
 IMAGES, L, A = 6, 3, 3
 
@@ -23,7 +23,6 @@ IMAGES, L, A = 6, 3, 3
 def problem(_backbone, dataset) -> Task:
     """Three blocks, three bitwidths, six images: 27 routes each."""
     mdp = BlockMDP(copy.deepcopy(_backbone), (0, 2, 8))
-    calibrate(mdp, dataset)
     task = Task(mdp, dataset)
     task.ensure_confidence()
     return task
@@ -181,7 +180,7 @@ def test_few_classes_have_a_confidence_too(backbone, dataset, classes):
     task = Task(BlockMDP(ResNet(config).eval()), replace(dataset, num_classes=classes, **splits))
     task.ensure_confidence()
     env = DFSVectorEnv(Task(task.mdp.with_observation("confidence"), task.dataset), 4)
-    measures = env.reset(seed=0)[0][:, -task.mdp.num_layers - 5 :][:, :3]
+    measures = env.mdp.layout.split(env.reset(seed=0)[0]).confidence
     if classes == 1:
         np.testing.assert_allclose(measures, [[1, 1, 0]] * 4, atol=1e-6)
     assert ((measures >= 0) & (measures <= 1)).all()
