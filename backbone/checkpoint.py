@@ -35,7 +35,7 @@ CONVERT = "rewrite it by `python -m scripts.convert {}`"
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, of the same ending, to write to; renamed to `path` in the end, or removed.
+    """A temporary name next to `path`, of the same ending, to write to; renamed to `path` in the end, or removed.
 
     Nobody ever reads half a file, and an error leaves the old one.
     """
@@ -82,7 +82,7 @@ def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
 
 
 def digest(tensors: Iterable[Tensor], about: object) -> str:
-    """What tells tensors, and what is said `about` them, apart from all others."""
+    """SHA-256 of tensors and of what is said `about` them."""
     found = hashlib.sha256(repr(about).encode())
     for tensor in tensors:
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -81,8 +81,8 @@ class CostTable:
     paper: Tensor
     """[L, A] block cost of an action at a block; a route's block cost is the sum over its blocks."""
     total: Tensor
-    """[L, A] total cost of an action at a block, without what is always on."""
-    total_always_on: float
+    """[L, A] total cost of an action at a block, without the ungated layers."""
+    ungated_total: float
     """Total cost of stem, shortcuts, head and blocks that are not decided: that of the route that skips every block."""
     full_bitops: float
     """BitOps of full execution for one image; total cost is a fraction of this."""
@@ -90,7 +90,7 @@ class CostTable:
     """What budgets and rewards count: "blocks", the block cost, or "latency", measured time."""
     milliseconds: Tensor | None = None
     """[L, A] measured time of an action at a block for an image, if a latency table is in use."""
-    always_on_milliseconds: float = 0.0
+    ungated_milliseconds: float = 0.0
     """Measured time of stem and head for an image."""
     gate_milliseconds: float = 0.0
     """Measured time of one decision of the default gate for an image."""
@@ -105,13 +105,13 @@ class CostTable:
 
     def route_cost(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Cost in the unit of budgets and total cost of routes [B, L] of actions: two tensors [B]."""
-        return self._along(self.charged, actions), self._along(self.total, actions) + self.total_always_on
+        return self._along(self.charged, actions), self._along(self.total, actions) + self.ungated_total
 
     def route_milliseconds(self, actions: Tensor) -> Tensor | None:
         """[B] measured time of routes [B, L] of actions, stem and head included and gates not; None without a table."""
         if self.milliseconds is None:
             return None
-        return self._along(self.milliseconds, actions) + self.always_on_milliseconds
+        return self._along(self.milliseconds, actions) + self.ungated_milliseconds
 
     def block_cost(self, actions: Tensor) -> Tensor:
         """[B] block cost of routes [B, L] of actions, whatever the unit of budgets."""
@@ -156,7 +156,7 @@ def check_modelled(cost: CostTable, what: str) -> None:
 
 
 def _block_macs(backbone: Any) -> tuple[list[float], float]:
-    """MACs of each block without its shortcut, and of everything that is always on."""
+    """MACs of each block without its shortcut, and of the ungated layers."""
     widest = backbone.config.widest[-1]
     image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(backbone.parameters()).device)
     with evaluation_mode(backbone):
@@ -174,7 +174,7 @@ def _block_macs(backbone: Any) -> tuple[list[float], float]:
 def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 0) -> CostTable:
     """The costs of running each block of `backbone` at each of `bitwidths`.
 
-    The first `ungated_blocks` blocks are not decided: they are always on, and no rows of the tables.
+    The first `ungated_blocks` blocks are not decided and are no rows of the tables.
 
     Raises:
         ValueError: `bitwidths` is not a possible tuple.
@@ -192,7 +192,7 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 
         bitwidths=tuple(bitwidths),
         paper=paper.float().contiguous().to(device),
         total=total.float().to(device),
-        total_always_on=rest * widest**2 / full_bitops,
+        ungated_total=rest * widest**2 / full_bitops,
         full_bitops=full_bitops,
     )
 

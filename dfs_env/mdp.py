@@ -85,10 +85,8 @@ class BlockMDP:
             )
         blocks = len(backbone.blocks)
         whole: Any = ungated_blocks  # numpy's integers count, which are none to the type checker
-        if isinstance(whole, bool) or not isinstance(whole, Integral):
+        if isinstance(whole, bool) or not isinstance(whole, Integral) or not 0 <= whole < blocks:
             raise ValueError(f"ungated_blocks must be an integer from 0 to {blocks - 1}, got {ungated_blocks!r}")
-        if not 0 <= ungated_blocks < blocks:
-            raise ValueError(f"ungated_blocks {ungated_blocks} leaves nothing to decide: there are {blocks} blocks")
         self.ungated_blocks = int(ungated_blocks)
         self.cost = cost_table(backbone, self.bitwidths, ungated_blocks)
         self.num_layers: int = blocks - ungated_blocks
@@ -148,10 +146,12 @@ class BlockMDP:
     def transition(self, state: State, action: Tensor, in_place: bool = False) -> State:
         """Run the current block on each image at its own bitwidth.
 
-        Images are grouped by action [B] (int64, in [0, A)) and each group is run once; an image that skips is not
-        touched. `in_place` may overwrite the features of `state`, which must not be used again, nor any earlier state:
-        images that skip are then not even copied, and no new memory is asked for. It has no effect while gradients are
-        enabled.
+        Images are grouped by action [B] (int64, in [0, A)) and each group is run once; images that skip are untouched.
+        `in_place` may overwrite the features of `state` and of earlier states, which must not be used again; it saves
+        copies and memory. It has no effect while gradients are enabled.
+
+        Raises:
+            ValueError: the state is terminal.
         """
         if self.terminal(state):
             raise ValueError("every block is decided already: this state is terminal")
@@ -164,9 +164,8 @@ class BlockMDP:
         """Mix the outcomes of the actions by `weights` [B, A]; with one-hot weights, the same as `transition`.
 
         Differentiable in the features and in the weights. An outcome is computed for the images whose weight on it is
-        not zero, and where the gradient with respect to that weight is asked for: for all if the weights require one,
-        unless `needed` [B, A] says where it is not needed. Outcomes of weight zero are computed without the means for a
-        gradient of their own, which would be zero, too.
+        not zero, and for those that need the gradient with respect to that weight: all if the weights require one, or
+        those in `needed` [B, A]. Outcomes of weight zero have no gradient of their own, which would be zero.
 
         Raises:
             ValueError: the state is terminal, or all weights are zero.

@@ -332,7 +332,7 @@ def test_ungated_blocks_run_in_full_and_have_no_block_cost(backbone, images):
 
 @pytest.mark.parametrize("ungated_blocks", [-1, 3])
 def test_a_mdp_without_decisions_is_refused(backbone, ungated_blocks):
-    with pytest.raises(ValueError, match="leaves nothing to decide"):
+    with pytest.raises(ValueError, match=f"ungated_blocks must be an integer from 0 to 2, got {ungated_blocks}"):
         BlockMDP(backbone, ungated_blocks=ungated_blocks)
 
 
