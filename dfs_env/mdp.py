@@ -85,7 +85,7 @@ class BlockMDP:
             )
         blocks = len(backbone.blocks)
         whole: Any = ungated_blocks  # numpy's integers count, which are none to the type checker
-        if isinstance(whole, bool) or not isinstance(whole, Integral) or not 0 <= whole < blocks:
+        if isinstance(whole, bool) or not isinstance(whole, Integral) or not 0 <= ungated_blocks < blocks:
             raise ValueError(f"ungated_blocks must be an integer from 0 to {blocks - 1}, got {ungated_blocks!r}")
         self.ungated_blocks = int(ungated_blocks)
         self.cost = cost_table(backbone, self.bitwidths, ungated_blocks)

@@ -95,13 +95,13 @@ def test_routes_given_to_images_at_random(task):
         shuffled_accuracy(task, "test", torch.zeros(len(images), 0))
 
 
-def test_the_cost_of_full_execution_is_one_and_of_skipping_everything_is_what_is_always_on(task):
+def test_the_cost_of_full_execution_is_one_and_of_skipping_everything_is_that_of_ungated_layers(task):
     layers, actions = task.mdp.num_layers, task.mdp.num_actions
     full = evaluate(AllocationPolicy(torch.full((layers,), actions - 1)), task)
     none = evaluate(AllocationPolicy(torch.zeros(layers)), task)
     assert (full.cost, full.total_cost) == pytest.approx((1.0, 1.0), abs=1e-6)
     assert full.bitops == pytest.approx(task.mdp.cost.full_bitops)
-    assert (none.cost, none.total_cost) == pytest.approx((0.0, task.mdp.cost.total_always_on), abs=1e-6)
+    assert (none.cost, none.total_cost) == pytest.approx((0.0, task.mdp.cost.ungated_total), abs=1e-6)
 
 
 def test_a_gates_own_work_is_in_the_total_cost_and_not_in_the_paper_cost(task):
