@@ -231,7 +231,7 @@ def played(task):
         after, reward, done, infos = env.step(action)
         ended = np.stack([info["terminal_observation"] for info in infos]) if done[0] else after
         for buffer in (priced, plain):
-            buffer.add(observation, ended, action, reward, done, infos)
+            buffer.add(observation / 2, ended / 2, action, reward, done, infos)  # as a wrapper might scale them
         losses.append([info.get("loss", 0.0) for info in infos])
         costs.append(task.mdp.cost.paper[0, action].numpy())
         observation = after
