@@ -345,15 +345,15 @@ def test_pictures_change_with_the_route(task):
     assert not np.array_equal(frames[1], frames[2])
 
 
-def test_text_shows_route_cost_and_answer(task):
+def test_text_shows_route_cost_and_prediction(task):
     env = DFSEnv(task, render_mode="ansi", budget=0.5)
     env.reset(seed=0)
-    assert "[. . .]  cost 0.000 of 0.500  answer ?" in env.render()
+    assert "[. . .]  cost 0.000 of 0.500  prediction ?" in env.render()
     env.step(0)
     env.step(3)
-    assert "[- 8 .]  cost 0.333 of 0.500  answer ?" in env.render()
+    assert "[- 8 .]  cost 0.333 of 0.500  prediction ?" in env.render()
     prediction = env.step(1)[4]["prediction"]
-    assert f"[- 8 2]  cost 0.354 of 0.500  answer {prediction} (" in env.render()
+    assert f"[- 8 2]  cost 0.354 of 0.500  prediction {prediction} (" in env.render()
 
 
 def test_vector_renders_one_frame_for_each_image(task):
