@@ -1,7 +1,7 @@
 """Gates: small networks that map an observation to scores of the actions.
 
-A gate is built from the process that it decides for, and called as `gate(observation [B, D], hidden) -> (scores [B, A],
-hidden)`, with `hidden` None at the first block. All images of a call stand before the same block, as they do in the
+A gate is built from the MDP that it decides in, and called as `gate(observation [B, D], hidden) -> (scores [B, A],
+hidden)`, with `hidden` None at the first block. All images of a call are in front of the same block, as they are in the
 lockstep environments. A gate that needs another observation than the task's names it as its `observation`.
 """
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from backbone.cost import count_macs
 from backbone.names import resolve
+from backbone.torch_state import evaluation_mode
 from dfs_env.mdp import BlockMDP
+from dfs_env.observations import as_features
 
 Hidden = Any
 
@@ -23,23 +25,23 @@ class RecurrentGate(nn.Module):
     """DFS's and SkipNet's RNNGate (Wang et al. 2018, figure 4; Shen et al. 2020, section 3.2).
 
     Each block projects its own observation to 10 numbers (the pooled features pass "a 1x1 convolution"); one LSTM of 10
-    units, shared by all blocks, carries what was seen and decided; one linear layer scores the actions. Unlike theirs,
-    it sees what every policy here sees (normalised means, position, cost spent, budget), and has a ReLU before the
-    LSTM.
+    units, shared by all blocks, carries observations and decisions on; one linear layer scores the actions. Unlike
+    theirs, it observes what every policy here does (normalised means, block index, cost spent, budget), and has a ReLU
+    before the LSTM.
     """
 
     units = 10
 
     def __init__(self, mdp: BlockMDP) -> None:
         super().__init__()
-        self.num_layers = mdp.num_layers
-        self.project = nn.ModuleList(nn.Linear(mdp.observation_dim, self.units) for _ in range(mdp.num_layers))
+        self.layout = mdp.layout
+        self.project = nn.ModuleList(nn.Linear(mdp.layout.dim, self.units) for _ in range(mdp.num_layers))
         self.lstm = nn.LSTMCell(self.units, self.units)
         self.score = nn.Linear(self.units, mdp.num_actions)
 
     def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
         """[B, D] -> [B, A]."""
-        layer = position(observation[:1], self.num_layers)
+        layer = self.layout.layer(observation)
         hidden = self.lstm(self.project[layer](observation).relu(), hidden)
         return self.score(hidden[0]), hidden
 
@@ -52,7 +54,7 @@ class FeedForwardGate(nn.Module):
     def __init__(self, mdp: BlockMDP) -> None:
         super().__init__()
         self.hidden = nn.Sequential(
-            nn.Linear(mdp.observation_dim, self.units), nn.Tanh(), nn.Linear(self.units, self.units), nn.Tanh()
+            nn.Linear(mdp.layout.dim, self.units), nn.Tanh(), nn.Linear(self.units, self.units), nn.Tanh()
         )
         self.score = nn.Linear(self.units, mdp.num_actions)
 
@@ -68,13 +70,13 @@ class BlockwiseGate(nn.Module):
 
     def __init__(self, mdp: BlockMDP) -> None:
         super().__init__()
-        self.num_layers = mdp.num_layers
-        self.hidden = nn.ModuleList(nn.Linear(mdp.observation_dim, self.units) for _ in range(self.num_layers))
-        self.scores = nn.ModuleList(nn.Linear(self.units, mdp.num_actions) for _ in range(self.num_layers))
+        self.layout = mdp.layout
+        self.hidden = nn.ModuleList(nn.Linear(mdp.layout.dim, self.units) for _ in range(mdp.num_layers))
+        self.scores = nn.ModuleList(nn.Linear(self.units, mdp.num_actions) for _ in range(mdp.num_layers))
 
     def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
         """[B, D] -> [B, A]."""
-        layer = position(observation[:1], self.num_layers)
+        layer = self.layout.layer(observation)
         return self.scores[layer](self.hidden[layer](observation).relu()), None
 
 
@@ -85,7 +87,7 @@ class _ConvolutionalGate(nn.Module):
 
     def __init__(self, mdp: BlockMDP) -> None:
         super().__init__()
-        self.shapes = mdp.feature_shapes[: mdp.num_layers]
+        self.layout, self.shapes = mdp.layout, mdp.feature_shapes[: mdp.num_layers]
         self.looks = nn.ModuleList(self.look(channels) for channels, _, _ in self.shapes)
         self.scores = nn.ModuleList(nn.Linear(channels, mdp.num_actions) for channels, _, _ in self.shapes)
 
@@ -95,8 +97,8 @@ class _ConvolutionalGate(nn.Module):
 
     def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
         """[B, D] -> [B, A]."""
-        layer = position(observation[:1], len(self.shapes))
-        features = self.looks[layer](as_features(observation, self.shapes[layer]))
+        parts, layer = self.layout.split(observation), self.layout.layer(observation)
+        features = self.looks[layer](as_features(parts.features, self.shapes[layer]))
         return self.scores[layer](features.mean((2, 3))), None
 
 
@@ -121,15 +123,15 @@ class ConvolutionalGate2(_ConvolutionalGate):
 class OneShotGate(nn.Module):
     """BlockDrop's policy network (Wu et al. 2018, section 3.1): all blocks are decided at once, before the first.
 
-    The original is a ResNet of its own on the image; this one looks at the stem's features, which are there anyway,
-    through three 3x3 convolutions of stride 2.
+    The original is a ResNet of its own on the image; this one applies three 3x3 convolutions of stride 2 to the stem's
+    features, which are computed anyway.
     """
 
     observation = "features"
 
     def __init__(self, mdp: BlockMDP) -> None:
         super().__init__()
-        self.shape, self.num_layers = mdp.feature_shapes[0], mdp.num_layers
+        self.layout, self.shape, self.num_layers = mdp.layout, mdp.feature_shapes[0], mdp.num_layers
         width = self.shape[0]
         self.look = nn.Sequential(
             *_conv_norm(width, width, 2), *_conv_norm(width, 2 * width, 2), *_conv_norm(2 * width, 4 * width, 2)
@@ -139,9 +141,9 @@ class OneShotGate(nn.Module):
     def forward(self, observation: Tensor, hidden: Hidden = None) -> tuple[Tensor, Hidden]:
         """[B, D] -> [B, A]; `hidden` [B, L, A] holds the scores for all blocks."""
         if hidden is None:
-            features = self.look(as_features(observation, self.shape)).mean((2, 3))
+            features = self.look(as_features(self.layout.split(observation).features, self.shape)).mean((2, 3))
             hidden = self.score(features).unflatten(1, (self.num_layers, -1))
-        return hidden[:, position(observation[:1], self.num_layers)], hidden
+        return hidden[:, self.layout.layer(observation)], hidden
 
 
 def _conv_norm(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
@@ -160,39 +162,26 @@ GATES: dict[str, type[nn.Module]] = {
 }
 
 
-def observed_by(name: str, mdp: BlockMDP) -> BlockMDP:
-    """The process as the gate called `name` sees it."""
+def mdp_for_gate(name: str, mdp: BlockMDP) -> BlockMDP:
+    """`mdp` with the observation that the gate called `name` needs."""
     observation = getattr(resolve("gate", name, GATES), "observation", None)
     return mdp.with_observation(observation) if observation else mdp
 
 
 def make_gate(name: str, mdp: BlockMDP) -> nn.Module:
-    """A new gate for `mdp`, its own `sight` of the task's: a name in `GATES`, or a user's own "module:Class".
+    """A new gate for `mdp`, which `mdp_for_gate` returned: a name in `GATES`, or a user's own "module:Class".
 
     Raises:
-        ValueError: an unknown name, or a process with another observation than the gate needs.
+        ValueError: an unknown name, or an MDP with another observation than the gate needs.
     """
     build = resolve("gate", name, GATES)
     wanted = getattr(build, "observation", mdp.observation)
     if wanted != mdp.observation:
-        raise ValueError(f"gate {name!r} needs observation {wanted!r}, not {mdp.observation!r}; see agents.gates.sight")
+        raise ValueError(
+            f"gate {name!r} needs observation {wanted!r}, not {mdp.observation!r}; see agents.gates.mdp_for_gate"
+        )
     gate: nn.Module = build(mdp)
     return gate.to(mdp.device)
-
-
-def position(observation: Tensor, num_layers: int) -> int:
-    """The block that observations [B, D] were made in front of.
-
-    The one-hot position stands before the last two entries (cost, budget), see `BlockMDP.observe`.
-    """
-    return int(observation[0, -num_layers - 2 : -2].argmax())
-
-
-def as_features(observation: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The features [B, C, H, W] in observations [B, D] of kind "features"; `shape` is (C, H, W)."""
-    channels, height, width = shape
-    flat = observation[:, : channels * height * width]
-    return flat.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
 
 
 def score_layers(gate: nn.Module) -> list[nn.Linear]:
@@ -211,15 +200,13 @@ def score_layers(gate: nn.Module) -> list[nn.Linear]:
 
 def macs_of_an_episode(gate: nn.Module, mdp: BlockMDP) -> float:
     """A gate's own multiply-accumulates for all decisions on one image."""
-    training = gate.training
 
     def play() -> None:
         hidden = None
         for layer in range(mdp.num_layers):
-            observation = torch.zeros(1, mdp.observation_dim, device=mdp.device)
-            observation[0, -mdp.num_layers - 2 + layer] = 1
+            observation = torch.zeros(1, mdp.layout.dim, device=mdp.device)
+            mdp.layout.split(observation).block[0, layer] = 1
             _, hidden = gate(observation, hidden)
 
-    macs = sum(count_macs(gate.eval(), play).values())
-    gate.train(training)
-    return macs
+    with evaluation_mode(gate):
+        return sum(count_macs(gate, play).values())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.checkpoints import Variables
-from agents.gates import GATES, make_gate, observed_by, score_layers
+from agents.gates import GATES, make_gate, mdp_for_gate, score_layers
 from agents.method_config import MethodConfig, check_not_negative
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
@@ -158,7 +158,7 @@ class GateLearner:
 
     def __init__(self, config: GateConfig, task: Task, recorder: Recorder) -> None:
         self.config, self.recorder = config, recorder
-        self.mdp = observed_by(config.gate, task.mdp)
+        self.mdp = mdp_for_gate(config.gate, task.mdp)
         self.gate = make_gate(config.gate, self.mdp)
         if config.start_full:
             for layer in score_layers(self.gate):

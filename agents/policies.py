@@ -2,8 +2,8 @@
 
 `predict(observation, state, episode_start, deterministic) -> (actions, state)` takes and returns numpy arrays. `state`
 is None in the very first call and then what the last call returned; `episode_start` [B] says whose episode begins.
-Beside it a policy has `macs_per_image`, its own multiply-accumulates for all blocks of an image, and `save(folder)`. A
-policy that wants another observation than the task's has a `mdp` of its own that makes it.
+A policy also has `macs_per_image`, its own multiply-accumulates for all blocks of an image, and `save(folder)`. A
+policy that needs another observation than the task's has an `mdp` of its own that makes it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.gates import macs_of_an_episode, position
+from agents.gates import macs_of_an_episode
 from backbone.checkpoint import save_tensors
 from dfs_env.mdp import BlockMDP
+from dfs_env.observations import ObservationLayout
 
 FILE = "policy.safetensors"
 Array = np.ndarray[Any, Any]
@@ -40,7 +41,7 @@ class Policy(Protocol):
 class GatePolicy:
     """A gate as a policy: the best-scored action, or one drawn from the softmax of the scores.
 
-    `mdp` is the gate's own sight of the task's, whose observations it wants.
+    `mdp` is the task's with the observation that the gate needs, see `agents.gates.mdp_for_gate`.
     """
 
     def __init__(self, gate: nn.Module, name: str, mdp: BlockMDP) -> None:
@@ -55,10 +56,10 @@ class GatePolicy:
         Raises:
             ValueError: observations of another width than the gate was made for.
         """
-        if observation.shape[1:] != (self.mdp.observation_dim,):
+        if observation.shape[1:] != (self.mdp.layout.dim,):
             raise ValueError(
-                f"the gate sees {self.mdp.observation_dim} numbers (observation "
-                f"{self.mdp.observation!r}), and was given {observation.shape[1:]}"
+                f"the gate needs observations {self.mdp.observation!r} of {self.mdp.layout.dim} numbers, and was given "
+                f"shape {observation.shape[1:]}"
             )
         if episode_start is not None and episode_start.any():
             state = None
@@ -89,7 +90,7 @@ class AllocationPolicy:
         self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
     ) -> tuple[Array, Any]:
         """Actions [B]."""
-        layer = position(torch.as_tensor(observation[:1]), len(self.actions))
+        layer = ObservationLayout.of_dim(observation.shape[1], len(self.actions)).layer(observation)
         return np.full(len(observation), int(self.actions[layer])), state
 
     def save(self, folder: Path) -> None:

@@ -221,7 +221,9 @@ class Recorder:
             if self.folder:
                 policy.save(self.folder)
                 if self.task.mdp.backbone in self._watched:
-                    save_backbone(self.folder / BACKBONE, self.task.mdp.backbone)
+                    mdp = self.task.mdp
+                    statistics = mdp.statistics.tensors() if mdp.statistics else None
+                    save_backbone(self.folder / BACKBONE, mdp.backbone, statistics=statistics)
 
     def track_weights(self, *modules: nn.Module) -> None:
         """Name the modules that the policy's decisions and the network's answers depend on, and that learn."""

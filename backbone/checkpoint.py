@@ -28,12 +28,14 @@ SHIPPED = Path(__file__).parent / "weights"
 """Folder of the trained backbones that ship with the package."""
 IDENTITY = "identity"
 """In a file's description: what `identity_of` returns, where it does not follow from the content."""
+STATISTICS = ("feature_mean", "feature_std")
+"""Tensors in a backbone's file that are not the network's, but normalise observations."""
 CONVERT = "rewrite it by `python -m scripts.convert {}`"
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, of the same ending, to write to; renamed to `path` in the end, or removed.
+    """A temporary name next to `path`, of the same ending, to write to; renamed to `path` in the end, or removed.
 
     Nobody ever reads half a file, and an error leaves the old one.
     """
@@ -80,7 +82,7 @@ def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
 
 
 def digest(tensors: Iterable[Tensor], about: object) -> str:
-    """What tells tensors, and what is said `about` them, apart from all others."""
+    """SHA-256 of tensors and of what is said `about` them."""
     found = hashlib.sha256(repr(about).encode())
     for tensor in tensors:
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -171,23 +173,39 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 
 def save_backbone(
-    path: str | Path, backbone: ResNet, about: Mapping[str, Any] | None = None, half: bool = False
+    path: str | Path,
+    backbone: ResNet,
+    about: Mapping[str, Any] | None = None,
+    half: bool = False,
+    statistics: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Weights and configuration of `backbone`; `about` is kept beside them (data set, accuracies, command).
+    """Weights and configuration of `backbone`.
 
-    `half` stores the weights in half precision.
+    Args:
+        path: file to write.
+        backbone: whose state is written.
+        about: kept next to the weights (data set, accuracies, command).
+        half: whether floats are stored in half precision.
+        statistics: `dfs_env.observations.ObservationStatistics.tensors()`, by which observations are normalised.
     """
-    state = backbone.state_dict()
+    state = {**backbone.state_dict(), **(statistics or {})}
     if half:
         state = {name: t.half() if t.is_floating_point() and (t.abs() < 6e4).all() else t for name, t in state.items()}
     save_tensors(path, state, {**(about or {}), "config": asdict(backbone.config)})
 
 
-@default_torch_state()
 def load_backbone(
     path: str | Path, depth: int | None = None, num_classes: int | None = None, dataset: str | None = None
 ) -> ResNet:
-    """The backbone in `path`, in evaluation mode, with gradients off.
+    """The backbone in `path`, in evaluation mode, with gradients off; see `read_backbone`."""
+    return read_backbone(path, depth, num_classes, dataset)[0]
+
+
+@default_torch_state()
+def read_backbone(
+    path: str | Path, depth: int | None = None, num_classes: int | None = None, dataset: str | None = None
+) -> tuple[ResNet, dict[str, Tensor]]:
+    """The backbone in `path`, in evaluation mode, with gradients off, and the observation statistics in the file.
 
     Args:
         path: a file that `save_backbone` wrote.
@@ -206,6 +224,7 @@ def load_backbone(
         with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
             backbone = ResNet(config)
         floats = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
+        statistics = {name: floats.pop(name) for name in STATISTICS if name in floats}
         backbone.load_state_dict(floats)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"checkpoint {path} does not hold a backbone of this version: {error}") from error
@@ -214,7 +233,7 @@ def load_backbone(
             raise ValueError(f"checkpoint {path} has {word} {getattr(config, word)}, but {word} {wanted} is asked for")
     if dataset is not None and about.get("dataset", dataset) != dataset:
         raise ValueError(f"checkpoint {path} was trained on {about['dataset']}, but {dataset} is asked for")
-    return backbone.eval().requires_grad_(False)
+    return backbone.eval().requires_grad_(False), statistics
 
 
 def own_checkpoint(dataset: str, depth: int, folder: Path) -> Path:

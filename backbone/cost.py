@@ -27,6 +27,7 @@ from backbone.data import IMAGE_SIZE
 from backbone.gated import GatedResNet
 from backbone.layers import QuantizedLayer, QuantLinear
 from backbone.quantization import FLOAT_BITS, check_bitwidths
+from backbone.torch_state import evaluation_mode
 
 TOLERANCE = 1e-5
 """How far a sum of float32 costs may lie above a budget and still count as within it: rounding, not spending."""
@@ -80,8 +81,8 @@ class CostTable:
     paper: Tensor
     """[L, A] block cost of an action at a block; a route's block cost is the sum over its blocks."""
     total: Tensor
-    """[L, A] total cost of an action at a block, without what is always on."""
-    total_always_on: float
+    """[L, A] total cost of an action at a block, without the ungated layers."""
+    ungated_total: float
     """Total cost of stem, shortcuts, head and blocks that are not decided: that of the route that skips every block."""
     full_bitops: float
     """BitOps of full execution for one image; total cost is a fraction of this."""
@@ -89,7 +90,7 @@ class CostTable:
     """What budgets and rewards count: "blocks", the block cost, or "latency", measured time."""
     milliseconds: Tensor | None = None
     """[L, A] measured time of an action at a block for an image, if a latency table is in use."""
-    always_on_milliseconds: float = 0.0
+    ungated_milliseconds: float = 0.0
     """Measured time of stem and head for an image."""
     gate_milliseconds: float = 0.0
     """Measured time of one decision of the default gate for an image."""
@@ -104,13 +105,13 @@ class CostTable:
 
     def route_cost(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Cost in the unit of budgets and total cost of routes [B, L] of actions: two tensors [B]."""
-        return self._along(self.charged, actions), self._along(self.total, actions) + self.total_always_on
+        return self._along(self.charged, actions), self._along(self.total, actions) + self.ungated_total
 
     def route_milliseconds(self, actions: Tensor) -> Tensor | None:
         """[B] measured time of routes [B, L] of actions, stem and head included and gates not; None without a table."""
         if self.milliseconds is None:
             return None
-        return self._along(self.milliseconds, actions) + self.always_on_milliseconds
+        return self._along(self.milliseconds, actions) + self.ungated_milliseconds
 
     def block_cost(self, actions: Tensor) -> Tensor:
         """[B] block cost of routes [B, L] of actions, whatever the unit of budgets."""
@@ -155,14 +156,11 @@ def check_modelled(cost: CostTable, what: str) -> None:
 
 
 def _block_macs(backbone: Any) -> tuple[list[float], float]:
-    """MACs of each block without its shortcut, and of everything that is always on."""
+    """MACs of each block without its shortcut, and of the ungated layers."""
     widest = backbone.config.widest[-1]
-    training = backbone.training
     image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(backbone.parameters()).device)
-    try:
-        macs = count_macs(backbone.eval(), lambda: backbone(image, widest))
-    finally:
-        backbone.train(training)
+    with evaluation_mode(backbone):
+        macs = count_macs(backbone, lambda: backbone(image, widest))
     blocks, ungated_blocks = [0.0] * len(backbone.blocks), 0.0
     for name, count in macs.items():
         part = name.split(".")
@@ -176,7 +174,7 @@ def _block_macs(backbone: Any) -> tuple[list[float], float]:
 def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 0) -> CostTable:
     """The costs of running each block of `backbone` at each of `bitwidths`.
 
-    The first `ungated_blocks` blocks are not decided: they are always on, and no rows of the tables.
+    The first `ungated_blocks` blocks are not decided and are no rows of the tables.
 
     Raises:
         ValueError: `bitwidths` is not a possible tuple.
@@ -194,7 +192,7 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 
         bitwidths=tuple(bitwidths),
         paper=paper.float().contiguous().to(device),
         total=total.float().to(device),
-        total_always_on=rest * widest**2 / full_bitops,
+        ungated_total=rest * widest**2 / full_bitops,
         full_bitops=full_bitops,
     )
 
@@ -239,12 +237,9 @@ class GatedCost:
 def gated_cost(network: GatedResNet, full_bitops: float) -> GatedCost:
     """The costs of `network`, whose total is a fraction of `full_bitops`. The comparison with a threshold and the norm
     before it count nothing, as is usual."""
-    training = network.training
     image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(network.parameters()).device)
-    try:
-        macs = count_macs(network.eval(), lambda: network(image))
-    finally:
-        network.train(training)
+    with evaluation_mode(network):
+        macs = count_macs(network, lambda: network(image))
     names = [[f"blocks.{block}.{conv}" for conv in ("conv1", "conv2")] for block in range(len(network.blocks))]
     layers: dict[str, Any] = dict(network.named_modules())
     bitops: Any = [[[macs[name] * b for b in layers[name].bitops_per_mac] for name in pair] for pair in names]

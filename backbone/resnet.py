@@ -29,7 +29,7 @@ class ResNetConfig:
     bitwidths: tuple[int, ...] = (0, 2, 4, 8)
     """Bitwidths that a block can run at, ascending; 0 is skip, 32 full precision."""
     widest: tuple[int, ...] = ()
-    """Bitwidths that what is always on (stem, shortcuts, head) can run at; empty: the last of `bitwidths`. An
+    """Bitwidths that the ungated layers (stem, shortcuts, head) can run at; empty: the last of `bitwidths`. An
     environment on this network can use those subsets of `bitwidths` that end in one of these."""
     quantizer: str = "pact_sawb_int8"
     """Name of the quantizer: "pact_sawb_int8", "pact_sawb", "minmax", or "module:function"."""
@@ -55,7 +55,7 @@ def block_shapes(depth: int, width: int) -> Iterator[tuple[int, int, int]]:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions at the chosen bitwidth beside a shortcut that is always on."""
+    """Two 3x3 convolutions at the chosen bitwidth next to an ungated shortcut."""
 
     def __init__(
         self, in_channels: int, channels: int, stride: int, config: ResNetConfig, quantizer: Quantizer
@@ -109,17 +109,24 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The backbone contract: `stem`, `blocks[i](x, bits, widest)`, `blocks[i].skip(x, widest)`, `head`, `feature_dim`.
+    """A CIFAR ResNet, and the contract that a backbone of one's own keeps. B images, C channels, K classes:
 
-    A bitwidth is always an argument and never a state of the module. `widest` is the widest bitwidth in use, at which
-    what is always on runs. Another backbone needs the same five names, `forward(images, bits, widest)`,
-    `skip_is_identity` of each block, `config`, and `feature_mean` and `feature_std`. The cost accountant counts its
+    | name | what |
+    |---|---|
+    | `config.bitwidths` | ascending bitwidths at which each of `blocks` runs; 0 is skip |
+    | `config.widest` | bitwidths at which the ungated layers run: stem, shortcuts and head |
+    | `feature_dim` | the most channels that a block's input or the head's input has |
+    | `stem(images, widest)` | normalised images [B, 3, 32, 32] -> features [B, C, H, W] |
+    | `blocks[i](x, bits, widest)` | [B, C, H, W] -> [B, C', H', W'], the block at `bits` above 0 |
+    | `blocks[i].skip(x, widest)` | the same shapes, the block skipped: its shortcut alone |
+    | `blocks[i].skip_is_identity` | whether `skip` returns `x` itself |
+    | `head(x, widest)` | features after the last block [B, C, H, W] -> logits [B, K] |
+
+    A bitwidth is always an argument and never a state of the module; `widest` is the widest bitwidth in use. `blocks`
+    is an `nn.ModuleList`. The cost accountant runs `forward(images, bits, widest)` -> logits [B, K] and counts the
     convolutions, linear and recurrent layers: what is decided must lie in `blocks`, a block's shortcut in its
     `shortcut`.
     """
-
-    feature_mean: Tensor
-    feature_std: Tensor
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
@@ -131,10 +138,6 @@ class ResNet(nn.Module):
         shapes = list(block_shapes(config.depth, config.width))
         self.blocks = nn.ModuleList(BasicBlock(*shape, config, quantizer) for shape in shapes)
         self.classifier = QuantLinear(self.feature_dim, config.num_classes, config.widest, quantizer)
-        # Statistics of each block's pooled input over training images, by which observations are normalised.
-        statistics = (len(shapes) + 1, 2, self.feature_dim)
-        self.register_buffer("feature_mean", torch.zeros(statistics))
-        self.register_buffer("feature_std", torch.ones(statistics))
 
     def start_from(self, other: ResNet) -> None:
         """Take over the weights of a network of the same width, whose depth, classes and bitwidths may be others.
@@ -198,7 +201,7 @@ class ResNet(nn.Module):
         if widest is None:
             enough = [each for each in self.config.widest if each >= bits]
             if not enough:
-                raise ValueError(f"what is always on runs at {self.config.widest} bits, not at {bits} or more")
+                raise ValueError(f"the ungated layers run at {self.config.widest} bits, not at {bits} or more")
             widest = min(enough)
         x = self.stem(images, widest)
         for block in self.blocks:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import nn
 
 
 class _Threads:
@@ -69,3 +70,14 @@ def default_torch_state(one_thread: bool = True) -> Iterator[None]:
             stack.callback(torch.set_num_threads, threads)
             torch.set_num_threads(1)
         yield
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode, so that images do not enter the running statistics of its norms."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

@@ -26,7 +26,7 @@ def check_budget(budget: float, highest: float = 1.0) -> float:
 
 @dataclass(frozen=True)
 class Budget:
-    """What an episode's budget is drawn from: [low, high] log-uniformly, or some values uniformly.
+    """The distribution of an episode's budget: log-uniform on [low, high], or uniform on some values.
 
     Where both ends are one number, nothing is drawn: that number is the budget.
     """

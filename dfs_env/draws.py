@@ -1,4 +1,4 @@
-"""What episodes begin with: an image, perhaps moved, and a budget, drawn for each sub-environment on its own."""
+"""The random draws that begin episodes: an image, its augmentation and a budget, for each sub-environment."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Draws:
     """N generators, one for each sub-environment, so that N of them seeded with s draw as N environments would that
     are seeded with s, s + 1, ...
 
-    An episode asks for its image, for the image's move, and for its budget, in this order. Before the first, generators
+    An episode draws its image, the image's augmentation and its budget, in this order. Before the first, generators
     must be seeded or loaded.
 
     Args:
         dataset: where the images are from.
         split: its "train", "validation" or "test".
         num_envs: N.
-        augment: whether images are moved and mirrored as the data set allows.
+        augment: whether images are shifted and mirrored as the data set allows.
 
     Raises:
         ValueError: there is no such split, or nothing in it.
@@ -47,8 +47,8 @@ class Draws:
         return self.dataset.split(self.split_name)
 
     def seed(self, seed: int | Sequence[int | None] | None) -> None:
-        """Begin anew: an integer s seeds the generators with s, s + 1, ...; a list seeds each; those given None go on
-        if they have begun.
+        """An integer s seeds the generators with s, s + 1, ...; a list seeds each; generators given None continue if
+        they have been seeded before.
 
         Raises:
             ValueError: a list of another length than N.
@@ -78,7 +78,7 @@ class Draws:
         return np.array([generator.integers(count) for generator in self.generators])
 
     def images(self, rows: Array) -> Tensor:
-        """The images [N, 3, H, W] of these indices as a network takes them, moved by new draws with `augment`."""
+        """The images [N, 3, H, W] of these indices, normalised, and augmented by new draws with `augment`."""
         images = self.dataset.normalize(self.split.images[torch.from_numpy(rows)])
         if not self.augment:
             return images
@@ -92,11 +92,11 @@ class Draws:
         return np.array([budget.draw(generator) for generator in self.generators])
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Where the generators are."""
+        """The states of the generators."""
         return [dict(generator.bit_generator.state) for generator in self.generators]
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
-        """Go on from where generators were."""
+        """Resume from a `state_dict`."""
         self.use([np.random.default_rng(0) for _ in range(self.num_envs)])
         for generator, state in zip(self.generators, states, strict=True):
             generator.bit_generator.state = state

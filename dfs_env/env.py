@@ -57,15 +57,15 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     ## Observation Space
     `Box(-10, 10, (D,), float32)`, D = S * C + L + 2:
 
-    | entries | what |
-    |---|---|
-    | S * C | summary of the block's input channels, normalised over training images, zero-padded to C channels |
-    | 3 | with confidence only: largest probability, margin and entropy of a linear classifier of the channel means |
-    | L | position: one-hot index of the block to decide |
-    | 1 | cost spent so far, in [0, 1] |
-    | 1 | budget of the episode, in (0, 1] |
+    | part | entries | what |
+    |---|---|---|
+    | `features` | S * C | summary of the block's input channels, normalised over training images, zero-padded |
+    | `confidence` | 0 or 3 | largest probability, margin and entropy of a linear classifier of the channel means |
+    | `block` | L | one-hot index of the block to decide |
+    | `spent` | 1 | cost spent so far, in [0, 1] |
+    | `budget` | 1 | budget of the episode, in (0, 1] |
 
-    What remains to be spent is the last entry minus the one before it.
+    `env.unwrapped.mdp.layout.split(observation)` returns the parts by these names, as views.
 
     The summary is `observation`: "pooled" (channel means, S = 1), "confidence" (the same, and how sure a classifier
     trained on them would be; D is 3 more), "confidence_alone" (without the means, S = 0), "statistics" (means and
@@ -154,7 +154,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = spaces.Box(
-            -OBSERVATION_BOUND, OBSERVATION_BOUND, (self.mdp.observation_dim,), np.float32
+            -OBSERVATION_BOUND, OBSERVATION_BOUND, (self.mdp.layout.dim,), np.float32
         )
         self.single_action_space = spaces.Discrete(self.mdp.num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

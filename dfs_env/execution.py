@@ -1,4 +1,4 @@
-"""How a block is run on images of which each has its own bitwidth: they are grouped, and each group is run once.
+"""Runs a block on images that each have their own bitwidth: images are grouped by bitwidth, each group runs once.
 
 Features lie in memory as [B, H, W, C] (channels last), the layout of the fastest convolutions; what moves them here
 keeps it so.

@@ -84,14 +84,14 @@ class LatencyTable:
         place: object = "the latency table",
         here: bool = True,
     ) -> None:
-        """Have the process's cost table know these latencies.
+        """Enter these latencies into the cost table of an MDP.
 
         Args:
-            process: of the network that was measured; its weights may be others.
+            mdp: of a network of the same shape as the measured one; weights may differ.
             batch_size: images at once.
             charged: whether budgets and rewards count in them.
-            place: what errors call the table.
-            here: whether it must be of this machine.
+            place: how error messages name the table.
+            here: whether the table must have been measured on this machine.
 
         Raises:
             ValueError: the table is of another network or machine, or has no such batches.
@@ -103,7 +103,7 @@ class LatencyTable:
             mdp.cost,
             unit="latency" if charged else "blocks",
             milliseconds=torch.tensor([[row[c].median for c in columns] for row in timings.blocks]).to(mdp.device),
-            always_on_milliseconds=timings.stem.median + timings.head.median,
+            ungated_milliseconds=timings.stem.median + timings.head.median,
             gate_milliseconds=timings.gate.median,
         )
 

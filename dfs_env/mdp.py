@@ -1,4 +1,4 @@
-"""The MDP: images on which every block is decided in turn. Nothing else runs blocks on decisions."""
+"""The MDP: the blocks of B images are decided one after the other. Nothing else runs blocks on decisions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from backbone.confidence import MEASURES, LinearHeads, confidence
 from backbone.cost import cost_table
 from backbone.data import IMAGE_SIZE
-from backbone.names import resolve
 from backbone.quantization import check_bitwidths
-from backbone.torch_state import default_torch_state
+from backbone.torch_state import default_torch_state, evaluation_mode
 from dfs_env.execution import GroupedBlock, in_chunks, take
-from dfs_env.observations import CONFIDENT, NORMALISED, OBSERVATION_BOUND, OBSERVATIONS, statistics
+from dfs_env.observations import CONFIDENT, ObservationLayout, ObservationParts, ObservationStatistics, summarise
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,9 @@ class BlockMDP:
             by default.
         observation: a name in `OBSERVATIONS`, or "module:function".
         ungated_blocks: how many leading blocks are not decided but always run at the widest bitwidth (in DFS the first,
-            Shen et al. 2020, section 4.1); they are no layers of the process and cost nothing in block cost.
+            Shen et al. 2020, section 4.1); they are no layers of the MDP and have no block cost.
+        statistics: by which observations are normalised. If None, `dfs_env.Task` measures them; until then, summaries
+            of the features are observed as they are.
 
     Raises:
         ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation, or no
@@ -67,6 +68,7 @@ class BlockMDP:
         bitwidths: tuple[int, ...] | None = None,
         observation: str = "pooled",
         ungated_blocks: int = 0,
+        statistics: ObservationStatistics | None = None,
     ) -> None:
         self.backbone = backbone
         self.bitwidths = check_bitwidths(backbone.config.bitwidths if bitwidths is None else bitwidths)
@@ -83,10 +85,8 @@ class BlockMDP:
             )
         blocks = len(backbone.blocks)
         whole: Any = ungated_blocks  # numpy's integers count, which are none to the type checker
-        if isinstance(whole, bool) or not isinstance(whole, Integral):
+        if isinstance(whole, bool) or not isinstance(whole, Integral) or not 0 <= ungated_blocks < blocks:
             raise ValueError(f"ungated_blocks must be an integer from 0 to {blocks - 1}, got {ungated_blocks!r}")
-        if not 0 <= ungated_blocks < blocks:
-            raise ValueError(f"ungated_blocks {ungated_blocks} leaves nothing to decide: there are {blocks} blocks")
         self.ungated_blocks = int(ungated_blocks)
         self.cost = cost_table(backbone, self.bitwidths, ungated_blocks)
         self.num_layers: int = blocks - ungated_blocks
@@ -94,39 +94,35 @@ class BlockMDP:
         self.device = next(backbone.parameters()).device
         self.heads: LinearHeads | None = None
         """Classifiers of the features before each decision and after the last, see `dfs_env.task.train_heads`."""
-        self._see(observation)
+        self.statistics = None if statistics is None else statistics.to(self.device)
+        self._set_observation(observation)
 
-    def _see(self, observation: str) -> None:
+    def _set_observation(self, observation: str) -> None:
         self.observation = observation
-        self._summarise = resolve("observation", observation, OBSERVATIONS)
         widths = [
             self._summary(torch.zeros(1, *shape, device=self.device), 0).shape[1] for shape in self.feature_shapes
         ]
-        self._extras = MEASURES if observation in CONFIDENT else 0
-        self.observation_dim: int = max(widths) + self._extras + self.num_layers + 2
+        self.layout = ObservationLayout(max(widths), self.num_layers, MEASURES if observation in CONFIDENT else 0)
 
     def with_observation(self, observation: str) -> BlockMDP:
-        """The same process on the same backbone with another observation."""
+        """The same MDP on the same backbone with another observation."""
         other = copy(self)
-        other._see(observation)
+        other._set_observation(observation)
         return other
 
     @property
     def feature_shapes(self) -> list[tuple[int, ...]]:
         """(C, H, W) of the features before each decision, and after the last."""
-        training = self.backbone.training
-        self.backbone.eval()  # lest a blank image enters the statistics of the norms
-        with torch.no_grad():
+        with evaluation_mode(self.backbone), torch.no_grad():
             features = [self._first_features(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.device))]
             for layer in range(self.num_layers):
                 features.append(self._block(layer).run(features[-1], bits=0))
-        self.backbone.train(training)
         return [tuple(x.shape[1:]) for x in features]
 
     def initial(self, images: Tensor, budget: float | Tensor = 1.0, reuse: Tensor | None = None) -> State:
         """Run the stem on normalised images [B, 3, H, W]; `budget` is one number or [B].
 
-        `reuse` may be the features of an earlier initial state, which are overwritten: new memory is dear to touch. It
+        `reuse` may be the features of an earlier initial state, which are overwritten: touching new memory is slow. It
         has no effect while gradients are enabled.
         """
         images = images.to(next(self.backbone.parameters()).dtype)
@@ -150,10 +146,12 @@ class BlockMDP:
     def transition(self, state: State, action: Tensor, in_place: bool = False) -> State:
         """Run the current block on each image at its own bitwidth.
 
-        Images are grouped by action [B] (int64, in [0, A)) and each group is run once; an image that skips is not
-        touched. `in_place` may overwrite the features of `state`, which must not be used again, nor any earlier state:
-        images that skip are then not even copied, and no new memory is asked for. It has no effect while gradients are
-        enabled.
+        Images are grouped by action [B] (int64, in [0, A)) and each group is run once; images that skip are untouched.
+        `in_place` may overwrite the features of `state` and of earlier states, which must not be used again; it saves
+        copies and memory. It has no effect while gradients are enabled.
+
+        Raises:
+            ValueError: the state is terminal.
         """
         if self.terminal(state):
             raise ValueError("every block is decided already: this state is terminal")
@@ -166,9 +164,8 @@ class BlockMDP:
         """Mix the outcomes of the actions by `weights` [B, A]; with one-hot weights, the same as `transition`.
 
         Differentiable in the features and in the weights. An outcome is computed for the images whose weight on it is
-        not zero, and where the gradient with respect to that weight is asked for: for all if the weights require one,
-        unless `needed` [B, A] says where it is not needed. Outcomes of weight zero are computed without the means for a
-        gradient of their own, which would be zero, too.
+        not zero, and for those that need the gradient with respect to that weight: all if the weights require one, or
+        those in `needed` [B, A]. Outcomes of weight zero have no gradient of their own, which would be zero.
 
         Raises:
             ValueError: the state is terminal, or all weights are zero.
@@ -183,61 +180,41 @@ class BlockMDP:
         return replace(state, features=features, layer=state.layer + 1, cost=cost)
 
     def observe(self, state: State) -> Tensor:
-        """[B, D]: normalised channel summaries, for an observation with confidence its three numbers, position (one-hot
-        [L], zeros at the end), cost spent, budget.
+        """[B, D] observations, whose parts `layout` names.
 
         Raises:
-            ValueError: the observation has confidence, and there are no heads.
+            ValueError: the observation includes confidence, and there are no heads.
         """
         summary = self._summary(state.features, state.layer)
-        summary = F.pad(summary, (0, self.observation_dim - self._extras - self.num_layers - 2 - summary.shape[1]))
-        if self._extras:
-            summary = torch.cat((summary, self.confidence(state)), 1)
-        position = summary.new_zeros(len(summary), self.num_layers)
+        features = F.pad(summary, (0, self.layout.num_features - summary.shape[1]))
+        confidence = self.confidence(state) if self.layout.num_confidence else summary.new_zeros(len(summary), 0)
+        block = summary.new_zeros(len(summary), self.num_layers)
         if not self.terminal(state):
-            position[:, state.layer] = 1
-        return torch.cat((summary, position, state.cost[:, None], state.budget[:, None]), 1)
+            block[:, state.layer] = 1
+        return self.layout.join(ObservationParts(features, confidence, block, state.cost, state.budget))
 
     def confidence(self, state: State) -> Tensor:
-        """[B, 3]: how sure a linear classifier of the current features' channel means is: its largest probability, the
-        margin over the second, and its entropy as a share of log K.
+        """[B, 3]: how confident a linear classifier of the current features' channel means is: its largest probability,
+        the margin over the second, and its entropy as a share of log K.
 
         Raises:
             ValueError: there are no such classifiers yet.
         """
         if self.heads is None:
-            raise ValueError("this process has no confidence heads: call Task.ensure_confidence() once")
+            raise ValueError("this MDP has no confidence heads: call Task.ensure_confidence() once")
         return confidence(self.heads.logits(state.layer, state.features.mean((2, 3))))
 
     @property
     def observation_macs(self) -> float:
-        """Multiply-accumulates of what the observations of an image's L decisions need beside its features."""
-        if not self._extras or self.heads is None:
+        """Multiply-accumulates of the observations of an image's L decisions that are not the network's own."""
+        if not self.layout.num_confidence or self.heads is None:
             return 0.0
         channels = sum(shape[0] for shape in self.feature_shapes[:-1])
         return float(channels * self.heads.bias.shape[1])
 
     def _summary(self, features: Tensor, layer: int) -> Tensor:
-        """What is seen of the features before decision `layer`, flat; what is normalised, zero-padded to the most
-        channels of any block.
-
-        Raises:
-            ValueError: one's own observation returned something else.
-        """
-        summary = self._summarise(features)
-        if not isinstance(summary, Tensor) or summary.ndim < 2 or len(summary) != len(features):
-            found = f"shape {list(summary.shape)}" if isinstance(summary, Tensor) else repr(summary)
-            raise ValueError(
-                f"observation {self.observation!r} must return [B, ...], a summary of each of {len(features)} images, "
-                f"got {found}"
-            )
-        if self.observation not in NORMALISED:
-            return summary.flatten(1).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
-        per_channel, channels = summary.shape[1:]
-        mean = self.backbone.feature_mean[self.ungated_blocks + layer, :per_channel, :channels]
-        std = self.backbone.feature_std[self.ungated_blocks + layer, :per_channel, :channels]
-        summary = ((summary - mean) / std).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
-        return F.pad(summary, (0, self.backbone.feature_dim - channels)).flatten(1)
+        block = self.ungated_blocks + layer
+        return summarise(self.observation, features, block, self.statistics, self.backbone.feature_dim)
 
     def logits(self, state: State) -> Tensor:
         """Class scores [B, num_classes] of a terminal state.
@@ -274,17 +251,6 @@ class BlockMDP:
             action = torch.randint(self.num_actions, (len(images),), generator=generator)
             state = self.transition(state, action.to(self.device))
             yield state
-
-    def calibrate(self, images: Tensor, generator: torch.Generator) -> None:
-        """Measure the backbone's feature statistics, by which observations are normalised, on uniformly random
-        routes."""
-        with torch.no_grad():
-            for state in self.random_walk(images, generator):
-                summary = statistics(state.features)
-                deviation, mean = torch.std_mean(summary, 0, correction=0)
-                block = self.ungated_blocks + state.layer
-                self.backbone.feature_mean[block, :, : summary.shape[2]] = mean
-                self.backbone.feature_std[block, :, : summary.shape[2]] = deviation.clamp_min(1e-3)
 
     def _block(self, layer: int) -> GroupedBlock:
         return GroupedBlock(self.backbone.blocks[self.ungated_blocks + layer], self.bitwidths)

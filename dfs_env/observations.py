@@ -1,50 +1,185 @@
-"""What can be seen of the features before a decision, by name."""
+"""What an agent observes before a decision: a flat vector of named parts, and how it is made from the features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from backbone.names import resolve
 
 OBSERVATION_BOUND = 10.0
-"""Normalised observations are clipped to plus or minus this."""
+"""What is observed of the features is clipped to plus or minus this."""
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray[Any, Any], Tensor)
 
 
-def _pooled(features: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class ObservationParts(Generic[ArrayOrTensor]):
+    """The parts of observations [..., D], numpy or torch."""
+
+    features: ArrayOrTensor
+    """[..., F] summary of the block's input, zero-padded to the widest summary of any block."""
+    confidence: ArrayOrTensor
+    """[..., 3] the numbers of `BlockMDP.confidence`; [..., 0] if the observation does not include them."""
+    block: ArrayOrTensor
+    """[..., L] one-hot index of the block to decide, all zeros after the last."""
+    spent: ArrayOrTensor
+    """[...] cost spent so far, in the unit of budgets."""
+    budget: ArrayOrTensor
+    """[...] budget of the episode, likewise."""
+
+
+@dataclass(frozen=True)
+class ObservationLayout:
+    """Where the parts of a flat observation [..., D] lie: features, confidence, block index, spent cost, budget."""
+
+    num_features: int
+    """F."""
+    num_layers: int
+    """L."""
+    num_confidence: int = 0
+    """3 if the observation includes confidence, else 0."""
+
+    @classmethod
+    def of_dim(cls, dim: int, num_layers: int = 0) -> ObservationLayout:
+        """The layout of D entries for code that does not know the MDP: all before the last L + 2 count as features."""
+        return cls(dim - cls(0, num_layers).dim, num_layers)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.num_features + self.num_confidence + self.num_layers + 2
+
+    def split(self, observation: ArrayOrTensor) -> ObservationParts[ArrayOrTensor]:
+        """The parts of observations [..., D], as views: writing to a part writes to the observation.
+
+        Raises:
+            ValueError: the observation has another number of entries than D.
+        """
+        if observation.shape[-1] != self.dim:
+            raise ValueError(f"an observation of {self} has {self.dim} entries, got shape {tuple(observation.shape)}")
+        confidence = self.num_features
+        block = confidence + self.num_confidence
+        spent = block + self.num_layers
+        return ObservationParts(
+            observation[..., :confidence],
+            observation[..., confidence:block],
+            observation[..., block:spent],
+            observation[..., spent],
+            observation[..., spent + 1],
+        )
+
+    def join(self, parts: ObservationParts[Tensor]) -> Tensor:
+        """Observations [..., D] from their parts; the inverse of `split`."""
+        last = (parts.spent[..., None], parts.budget[..., None])
+        return torch.cat((parts.features, parts.confidence, parts.block, *last), -1)
+
+    def layer(self, observation: np.ndarray[Any, Any] | Tensor) -> int:
+        """The block index that observations [B, D] share: all images of a batch are in front of the same block."""
+        return int(self.split(observation).block[0].argmax())  # type: ignore[type-var]
+
+
+def _channel_means(features: Tensor) -> Tensor:
     return features.mean((2, 3))[:, None]
 
 
-def statistics(features: Tensor) -> Tensor:
-    """Mean and standard deviation [B, 2, C] of each channel."""
+def channel_statistics(features: Tensor) -> Tensor:
+    """Mean and standard deviation [B, 2, C] of each channel of features [B, C, H, W]."""
     deviation, mean = torch.std_mean(features, (2, 3), correction=0)
     return torch.stack((mean, deviation), 1)
 
 
-def _position(features: Tensor) -> Tensor:
+def _nothing(features: Tensor) -> Tensor:
     return features.new_zeros(len(features), 0, features.shape[1])
 
 
-def _features(features: Tensor) -> Tensor:
+def _whole(features: Tensor) -> Tensor:
     return features.flatten(2).transpose(1, 2)
 
 
+def as_features(observed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Features [B, C, H, W] from the part `features` [B, F] of an observation "features"; `shape` is (C, H, W)."""
+    channels, height, width = shape
+    flat = observed[:, : channels * height * width]
+    return flat.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
+
+
 OBSERVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "pooled": _pooled,
-    "confidence": _pooled,
-    "confidence_alone": _position,
-    "statistics": statistics,
-    "position": _position,
-    "features": _features,
+    "pooled": _channel_means,
+    "confidence": _channel_means,
+    "confidence_alone": _nothing,
+    "statistics": channel_statistics,
+    "position": _nothing,
+    "features": _whole,
 }
-"""What is seen of the features, by name: [B, C, H, W] -> [B, K, C]. K <= 2 numbers for each channel, namely its mean,
-then its standard deviation, are normalised; "features" are all K = H * W positions, as they are. "position" sees
-nothing of the image, so a policy on it assigns the same bits to every image. "confidence" has, after the means, the
-three numbers of `BlockMDP.confidence`; "confidence_alone" has these and no means."""
+"""Summaries of the features by name: [B, C, H, W] -> [B, K, C]. K <= 2 numbers for each channel, namely its mean, then
+its standard deviation, are normalised; "features" are all K = H * W positions, as they are. "position" includes nothing
+of the image, so a policy on it assigns the same bits to every image. "confidence" adds to the means the three numbers
+of `BlockMDP.confidence`; "confidence_alone" has these and no means."""
 
 NORMALISED = tuple(name for name in OBSERVATIONS if name != "features")
-"""Observations that the backbone's feature statistics fit. One's own, whose statistics nobody has measured, is clipped
-as it is."""
+"""Observations to which `ObservationStatistics` apply. A user's own are clipped, but not normalised."""
 
 CONFIDENT = ("confidence", "confidence_alone")
 """Observations with the numbers of `BlockMDP.confidence`."""
+
+
+@dataclass(frozen=True)
+class ObservationStatistics:
+    """Mean and standard deviation over training images of each block's channel summaries, which normalise observations.
+
+    Both tensors are [blocks + 1, 2, C]: in front of each block of the backbone and after the last, of channel means and
+    of channel standard deviations, for C channels at most.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ObservationStatistics | None:
+        """Those among the tensors of a backbone's file, see `tensors`; None if it has none."""
+        found = tensors.get("feature_mean"), tensors.get("feature_std")
+        return None if found[0] is None or found[1] is None else cls(found[0], found[1])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For `backbone.checkpoint.save_backbone`."""
+        return {"feature_mean": self.mean, "feature_std": self.std}
+
+    def to(self, device: torch.device) -> ObservationStatistics:
+        """The same on another device."""
+        return ObservationStatistics(self.mean.to(device), self.std.to(device))
+
+    def normalise(self, summary: Tensor, block: int) -> Tensor:
+        """A summary [B, K, C'] of the features in front of `block`, minus the mean, over the standard deviation."""
+        kinds, channels = summary.shape[1:]
+        return (summary - self.mean[block, :kinds, :channels]) / self.std[block, :kinds, :channels]
+
+
+def summarise(
+    observation: str, features: Tensor, block: int, statistics: ObservationStatistics | None, feature_dim: int
+) -> Tensor:
+    """What `observation` includes of features [B, C, H, W] in front of `block`: flat, clipped, and normalised if it is
+    one of `NORMALISED` and there are statistics. Channels of those are zero-padded to `feature_dim`.
+
+    Raises:
+        ValueError: a user's own observation returned something else than a summary of each image.
+    """
+    summary = resolve("observation", observation, OBSERVATIONS)(features)
+    if not isinstance(summary, Tensor) or summary.ndim < 2 or len(summary) != len(features):
+        found = f"shape {list(summary.shape)}" if isinstance(summary, Tensor) else repr(summary)
+        raise ValueError(
+            f"observation {observation!r} must return [B, ...], a summary of each of {len(features)} images, got "
+            f"{found}"
+        )
+    if observation not in NORMALISED:
+        return summary.flatten(1).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
+    if statistics is not None:
+        summary = statistics.normalise(summary, block)
+    summary = summary.clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
+    return F.pad(summary, (0, feature_dim - summary.shape[2])).flatten(1)

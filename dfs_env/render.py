@@ -1,4 +1,4 @@
-"""What one image's episode looks like, as a picture or as a line of text."""
+"""One image's episode as a picture or as a line of text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Picture:
     image: np.ndarray[Any, Any]
     """uint8 [h, w, 3]."""
     label: int
-    """The right class."""
+    """The correct class."""
     route: tuple[int, ...]
     """Bitwidths of the blocks decided so far."""
     num_layers: int
@@ -35,7 +35,7 @@ class Picture:
     budget: float
     """What should not be exceeded, likewise."""
     scores: np.ndarray[Any, Any] | None
-    """[num_classes] probabilities, or None before the network has answered."""
+    """[num_classes] probabilities, or None before the last block is decided."""
 
 
 def bit_colour(bits: int, bitwidths: tuple[int, ...]) -> tuple[int, int, int]:
@@ -50,12 +50,13 @@ def bit_colour(bits: int, bitwidths: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def line(picture: Picture) -> str:
-    """One line: label, bits per block ('-' skipped, '.' undecided), cost, budget and answer."""
+    """One line: label, bits per block ('-' skipped, '.' undecided), cost, budget and prediction."""
     blocks = ["-" if bits == 0 else str(bits) for bits in picture.route]
     blocks += ["."] * (picture.num_layers - len(blocks))
-    answer = "?" if picture.scores is None else f"{int(picture.scores.argmax())} ({picture.scores.max():.2f})"
+    prediction = "?" if picture.scores is None else f"{int(picture.scores.argmax())} ({picture.scores.max():.2f})"
     return (
-        f"label {picture.label}  [{' '.join(blocks)}]  cost {picture.cost:.3f} of {picture.budget:.3f}  answer {answer}"
+        f"label {picture.label}  [{' '.join(blocks)}]  cost {picture.cost:.3f} of {picture.budget:.3f}  "
+        f"prediction {prediction}"
     )
 
 
@@ -106,7 +107,7 @@ def _draw_scores(pen: ImageDraw.ImageDraw, picture: Picture, left: int, top: int
     if picture.scores is None:
         _text(pen, (left, top), f"class scores: after the last block (label {picture.label})")
         return
-    _text(pen, (left, top - 16), f"class scores (label {picture.label}, answer {int(picture.scores.argmax())})")
+    _text(pen, (left, top - 16), f"class scores (label {picture.label}, prediction {int(picture.scores.argmax())})")
     step, base = width / len(picture.scores), top + 76
     for label, score in enumerate(picture.scores):
         right = (70, 150, 90) if label == picture.label else (150, 150, 150)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from backbone.checkpoint import find_checkpoint, load_backbone
+from backbone.checkpoint import find_checkpoint, read_backbone
 from backbone.confidence import PATIENCE, LinearHeads, fit_heads
 from backbone.data import Dataset, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
-from backbone.torch_state import default_torch_state
+from backbone.torch_state import default_torch_state, evaluation_mode
 from dfs_env.latency import find_latency, load_latency, parse_cost
 from dfs_env.mdp import BlockMDP
-from dfs_env.observations import CONFIDENT
+from dfs_env.observations import CONFIDENT, ObservationStatistics, channel_statistics
 
 CALIBRATION_IMAGES = 1024
 """Training images by which observations are normalised."""
@@ -26,33 +26,61 @@ HEAD_IMAGES = 2048
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What environments, methods and evaluation share."""
+    """What environments, methods and evaluation share.
+
+    If the MDP has no statistics to normalise observations by, which is so for a backbone of one's own, the task
+    measures them when it is made: `calibrate`, on the first `CALIBRATION_IMAGES` training images with seed 0. Call
+    `calibrate` again if the backbone is trained further.
+
+    Raises:
+        ValueError: statistics must be measured, and there are no training images.
+    """
 
     mdp: BlockMDP
     """The MDP; it owns the backbone and the cost table."""
     dataset: Dataset
     """Train, validation and test images."""
 
+    def __post_init__(self) -> None:
+        if self.mdp.statistics is None:
+            calibrate(self.mdp, self.dataset)
+
     def ensure_confidence(self) -> None:
-        """Train the process's confidence heads, if it has none. They stay as they are when the backbone is trained
-        on."""
+        """Train the MDP's confidence heads, if it has none. They stay as they are when the backbone is trained
+        further."""
         if self.mdp.heads is None:
             self.mdp.heads = train_heads(self.mdp, self.dataset)
 
 
 @default_torch_state()
-def calibrate(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> None:
-    """Set the backbone's feature statistics from the first training images on random routes."""
+def calibrate(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> ObservationStatistics:
+    """Measure the statistics by which observations of `mdp` are normalised from now on: over the first training images,
+    each on one uniformly random route.
+
+    The result depends on backbone, bitwidths, images and seed alone. Other MDPs on the same backbone are not changed.
+
+    Raises:
+        ValueError: there are no training images.
+    """
     images = dataset.normalize(dataset.split("train").images[:CALIBRATION_IMAGES].to(mdp.device))
-    mdp.calibrate(images, torch.Generator().manual_seed(seed))
+    mean = torch.zeros(len(mdp.backbone.blocks) + 1, 2, mdp.backbone.feature_dim, device=mdp.device)
+    std = torch.ones_like(mean)
+    with torch.no_grad(), evaluation_mode(mdp.backbone):
+        for state in mdp.random_walk(images, torch.Generator().manual_seed(seed)):
+            summary, block = channel_statistics(state.features), mdp.ungated_blocks + state.layer
+            deviation, average = torch.std_mean(summary, 0, correction=0)
+            mean[block, :, : summary.shape[2]] = average
+            std[block, :, : summary.shape[2]] = deviation.clamp_min(1e-3)
+    mdp.statistics = ObservationStatistics(mean, std)
+    return mdp.statistics
 
 
 @default_torch_state()
 def train_heads(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> LinearHeads:
     """Classifiers of the features before each decision and after the last, for `BlockMDP.confidence`, trained on
-    the first training images, each on one uniformly random route of this process's bitwidths.
+    the first training images, each on one uniformly random route of this MDP's bitwidths.
 
-    What it returns follows from backbone, bitwidths, images and seed alone.
+    The result depends on backbone, bitwidths, images and seed alone.
 
     Raises:
         ValueError: a class is only among the others, as in a data set that is sorted by class.
@@ -98,7 +126,7 @@ def make_task(
         width: channels of an untrained ResNet's first stage; a checkpoint has its own.
         checkpoint: a file; None for the trained backbone of that shape; "random" for an untrained one.
         bitwidths: what to choose from; by default (0, 2, 4, 8) if the backbone has these, else all that it has.
-        observation: what is seen of the features, see `dfs_env.observations.OBSERVATIONS`.
+        observation: what is observed of the features, see `dfs_env.observations.OBSERVATIONS`.
         ungated_blocks: how many leading blocks always run at the widest bitwidth and are not decided.
         device: a torch device.
         data: the data folder; by default $DFS_DATA, else the user's cache folder.
@@ -119,6 +147,7 @@ def make_task(
     if checkpoint is None:  # before any data are downloaded
         checkpoint = str(find_checkpoint(dataset, depth, data_folder(data)))
     images = load_dataset(dataset, data)
+    statistics = None
     if checkpoint == "random":
         config = ResNetConfig(
             depth, images.num_classes, width, ResNetConfig.bitwidths if bitwidths is None else bitwidths
@@ -127,14 +156,13 @@ def make_task(
             torch.manual_seed(0)
             backbone = ResNet(config).eval().requires_grad_(False)
     else:
-        backbone = load_backbone(checkpoint, depth, images.num_classes, dataset)
+        backbone, others = read_backbone(checkpoint, depth, images.num_classes, dataset)
+        statistics = ObservationStatistics.from_tensors(others)
     chosen = _default(backbone.config) if bitwidths is None else bitwidths
-    mdp = BlockMDP(backbone.to(device), chosen, observation, ungated_blocks)
+    mdp = BlockMDP(backbone.to(device), chosen, observation, ungated_blocks, statistics)
     if table:
         table.apply(mdp, batch_size, charged, file)
     task = Task(mdp, images)
-    if checkpoint == "random":
-        calibrate(mdp, images)
     if observation in CONFIDENT:
         task.ensure_confidence()
     return task

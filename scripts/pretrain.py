@@ -148,17 +148,17 @@ def main(args: Pretrain) -> None:
         progress.write(json.dumps(line))
     progress.close()
     seconds = time.perf_counter() - start
-    calibrate(widest, dataset, args.training.seed)
+    statistics = calibrate(widest, dataset, args.training.seed).tensors()
     about = {
         "dataset": args.dataset,
         "command": "python -m scripts.pretrain " + " ".join(sys.argv[1:]),
         "training": asdict(args.training),
         "images_per_second": round((trainer.epoch - first) * len(dataset.train) / seconds, 1),
     }
-    save_backbone(output, backbone, about, args.half)
+    save_backbone(output, backbone, about, args.half, statistics)
     shipped = processes(load_backbone(output).to(args.device)).values()  # rounded, if it is in half precision
     about["test"] = {str(mdp.bitwidths): report(mdp, dataset, dataset.test) for mdp in shipped}
-    save_backbone(output, backbone, about, args.half)
+    save_backbone(output, backbone, about, args.half, statistics)
     write_atomically(output.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     trainer.state_file.unlink(missing_ok=True)
     print(f"test {about['test']}\nsaved {output}")

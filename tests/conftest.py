@@ -12,7 +12,6 @@ from backbone.data import Dataset, Split
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import BackboneTrainer, TrainingConfig
 from dfs_env import BlockMDP, Task
-from dfs_env.task import calibrate
 
 torch.set_num_threads(1)
 
@@ -78,8 +77,7 @@ def mdp(backbone: ResNet) -> BlockMDP:
 
 @pytest.fixture
 def task(mdp: BlockMDP, dataset: Dataset) -> Task:
-    """The tiny process, its observations normalised, and the tiny data set."""
-    calibrate(mdp, dataset)
+    """The tiny MDP, its observations normalised, and the tiny data set."""
     return Task(mdp, dataset)
 
 
@@ -119,7 +117,6 @@ def _learned(_rigged, tmp_path_factory):
     state = tmp_path_factory.mktemp("rigged") / "backbone.state"
     for _ in BackboneTrainer(mdp.backbone, {mdp.bitwidths: mdp.run}, dataset, config, state).epochs():
         pass
-    calibrate(mdp, dataset)
     return Task(mdp, dataset)
 
 

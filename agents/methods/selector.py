@@ -141,7 +141,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Selector:
 def learn(config: Config, task: Task, recorder: Recorder, routes: Tensor) -> Selector:
     """Run images on all routes [K, L], learn their rewards, and, if co-trained, the backbone."""
     mdp = task.mdp
-    kind, dim = (Hindsight, 2 * task.dataset.num_classes) if config.hindsight else (Selector, mdp.observation_dim)
+    kind, dim = (Hindsight, 2 * task.dataset.num_classes) if config.hindsight else (Selector, mdp.layout.dim)
     selector = kind(routes, mdp.cost.route_cost(routes)[0], dim, config.budget).to(mdp.device)
     stream = image_stream(task, config.batch_size, config.seed)
     found = Variables(rows=[], looks=[], rewards=[], new=0, fitted=False)

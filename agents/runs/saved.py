@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation import SelfMeasured
-from agents.gates import make_gate, observed_by
+from agents.gates import make_gate, mdp_for_gate
 from agents.policies import FILE, AllocationPolicy, GatePolicy, Policy, RandomPolicy
 from agents.recorder import BACKBONE
 from agents.runs.config import TaskConfig
@@ -118,7 +118,7 @@ def load_policy(
     if kind == KIND:
         return SB3Policy.load(tensors, about, mdp, file, trust_code)
     if kind == "gate":
-        mdp = observed_by(about["gate"], mdp)
+        mdp = mdp_for_gate(about["gate"], mdp)
         gate = make_gate(about["gate"], mdp)
         try:
             gate.load_state_dict(tensors)

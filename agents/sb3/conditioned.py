@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
@@ -16,6 +15,7 @@ from agents.dual import PriceCurve, PriceRule
 from agents.sb3.config import PricedConfig
 from backbone.schedules import make_schedule
 from dfs_env.budgets import make_budget
+from dfs_env.observations import ObservationLayout
 
 
 @dataclass(frozen=True)
@@ -98,18 +98,20 @@ class ConditionedConfig(PricedConfig):
 
 
 class BudgetFeatures(BaseFeaturesExtractor):
-    """Observations [B, D] whose last two entries, cost spent and budget, become the spent share of the budget and where
-    the budget's logarithm lies in the range, from -1 to 1.
+    """Observations [B, D] with cost spent as a share of the budget, and the budget as the place of its logarithm in the
+    range, from -1 to 1.
 
-    As they are, the budgets of a range such as 0.02 to 0.05 are all but one number to a network.
+    Unscaled, the budgets of a range such as 0.02 to 0.05 are almost one number to a network.
     """
 
     def __init__(self, observation_space: spaces.Box, low: float, high: float) -> None:
         super().__init__(observation_space, int(np.prod(observation_space.shape)))
+        self.layout = ObservationLayout.of_dim(self.features_dim)
         self.centre, self.reach = math.log(low * high) / 2, math.log(high / low) / 2
 
     def forward(self, observations: Tensor) -> Tensor:
         """[B, D]."""
-        spent, budget = observations[:, -2:-1], observations[:, -1:].clamp_min(1e-6)
+        parts = self.layout.split(observations)
+        budget = parts.budget.clamp_min(1e-6)
         place = (budget.log() - self.centre) / self.reach
-        return torch.cat((observations[:, :-2], (spent / budget).clamp_max(3.0), place), 1)
+        return self.layout.join(replace(parts, spent=(parts.spent / budget).clamp_max(3.0), budget=place))

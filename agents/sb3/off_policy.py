@@ -20,8 +20,8 @@ class PricedReplayBuffer(NStepReplayBuffer):
     Dual ascent moves the price while old decisions are replayed, and a Q function that mixes the rewards of many prices
     fits none of them. So the buffer keeps the cost of each decision, and its reward without that cost, apart, and
     `reprice` puts all rewards together anew. The dynamics do not depend on the price, so the decisions stay valid; only
-    a co-trained backbone makes them stale, slowly. The cost of a decision is read from the observations, whose last
-    entry but one is the cost spent.
+    a co-trained backbone makes them stale, slowly. The cost of a decision is `infos[i]["cost"]`, as `SB3VecEnv` hands
+    it over.
 
     With `n_steps` of 1, what it samples is what SB3's `ReplayBuffer` samples.
     """
@@ -39,7 +39,7 @@ class PricedReplayBuffer(NStepReplayBuffer):
         """Keep N decisions, whose rewards were given at the current price."""
         row = self.pos
         super().add(obs, next_obs, action, reward, done, infos)
-        self.costs[row] = next_obs[:, -2] - obs[:, -2]
+        self.costs[row] = [info["cost"] for info in infos]
         self.unpriced[row] = reward + self.price * self.costs[row]
 
     def reprice(self, price: float) -> None:

@@ -21,7 +21,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 
-from agents.gates import position
 from agents.policies import FILE
 from agents.sb3.options import names_of
 from backbone.checkpoint import save_tensors
@@ -177,8 +176,8 @@ def save_model(folder: Path, model: BaseAlgorithm) -> None:
 class SB3Policy:
     """A trained SB3 model behind the policy interface, which it already speaks, or a policy of one that was saved.
 
-    A `MaskablePPO` works under a hard budget: its masks follow from the observation, whose last two entries are cost
-    spent and budget, so no image ever exceeds its budget. A saved policy of DQN or QR-DQN no longer explores.
+    A `MaskablePPO` works under a hard budget: its masks follow from cost spent and budget in the observation, so no
+    image ever exceeds its budget. A saved policy of DQN or QR-DQN no longer explores.
     """
 
     def __init__(
@@ -187,7 +186,7 @@ class SB3Policy:
         self.model, self.mdp, self._about = model, mdp, about
         policy = model.policy if isinstance(model, BaseAlgorithm) else model
         self._masked = isinstance(policy, MaskableActorCriticPolicy)
-        blank = np.zeros((1, mdp.observation_dim), np.float32)
+        blank = np.zeros((1, mdp.layout.dim), np.float32)
         decision = count_macs(policy, lambda: model.predict(blank, deterministic=True))
         self.macs_per_image = sum(decision.values()) * mdp.num_layers
 
@@ -210,9 +209,9 @@ class SB3Policy:
         Raises:
             ValueError: an image has none.
         """
-        seen = torch.as_tensor(observation, device=self.mdp.device)
-        layer = position(seen[:1], self.mdp.num_layers)
-        masks = self.mdp.cost.fits(layer, seen[:, -2], seen[:, -1])
+        tensor, layout = torch.as_tensor(observation, device=self.mdp.device), self.mdp.layout
+        parts, layer = layout.split(tensor), layout.layer(tensor)
+        masks = self.mdp.cost.fits(layer, parts.spent, parts.budget)
         if not masks.any(1).all():
             least = float(self.mdp.cost.cheapest[layer])
             raise ValueError(f"a hard budget leaves no action: the blocks from {layer} on cost at least {least:g}")
@@ -260,6 +259,6 @@ class SB3Policy:
             ValueError: they are not.
         """
         found = model.observation_space.shape, getattr(model.action_space, "n", None)
-        if found != ((mdp.observation_dim,), mdp.num_actions):
+        if found != ((mdp.layout.dim,), mdp.num_actions):
             raise ValueError(f"the policy in {file} was trained on another backbone, observation or tuple of bitwidths")
         return cls(model, mdp, about)

@@ -159,7 +159,8 @@ class _Rollouts(BaseCallback):
         ends, self.ends = self.ends, []
         costs, progress = np.array([end["spent"] for end in ends]), self._progress
         if self.price:
-            self.price.learn(costs, np.array([end["terminal_observation"][-1] for end in ends]), progress)
+            last = self.env.mdp.layout.split(np.stack([end["terminal_observation"] for end in ends]))
+            self.price.learn(costs, last.budget, progress)
         self._follow_schedules(progress)
         scalars = {"cost": float(costs.mean()), "price": float(np.mean(self.env.price))}
         scalars["accuracy"] = float(np.mean([end["correct"] for end in ends]))

@@ -22,10 +22,10 @@ Array = np.ndarray[Any, Any]
 class SB3VecEnv(VecEnv):
     """A `DFSVectorEnv` as Stable-Baselines3 wants it.
 
-    At the end of an episode an info holds `terminal_observation`, everything of the environment's final info, and
-    `episode` with return `r`, length `l` and time `t`, as SB3's `VecMonitor` would add, and the return `reward_NAME` of
-    each component of the reward; at other steps infos are empty. Wrappers of Gymnasium around the environment act, also
-    on `r`; components are the environment's own.
+    At each step an info holds `cost`, what the decision cost. At the end of an episode it also holds
+    `terminal_observation`, everything of the environment's final info, and `episode` with return `r`, length `l` and
+    time `t`, as SB3's `VecMonitor` would add, and the return `reward_NAME` of each component of the reward. Wrappers of
+    Gymnasium around the environment act, also on `r`; components are the environment's own.
 
     Args:
         env: an environment in autoreset mode "SameStep", wrapped or not.
@@ -98,10 +98,11 @@ class SB3VecEnv(VecEnv):
                 f"{np.shape(rewards)}: use a plain id, or a wrapper that makes a number of each"
             )
         self._returns += rewards
-        for name, value in info.get("final_info", info).items():
+        step = info.get("final_info", info)
+        for name, value in step.items():
             if name.startswith("reward_"):
                 self._components[name] = self._components.get(name, 0) + value.astype(np.float64)
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        infos: list[dict[str, Any]] = [{"cost": cost} for cost in step["cost"]]
         if terminated[0]:  # lockstep: all episodes end together
             self._describe_end(infos, info)
             self._returns[:] = 0

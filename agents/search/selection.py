@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from agents.evaluation import Evaluation, summary
-from agents.gates import position
 from agents.policies import FILE, Array
 from agents.search.trials import Trials
 from backbone.checkpoint import save_tensors
 from backbone.data import batches
 from dfs_env.mdp import BlockMDP
+from dfs_env.observations import ObservationLayout
 from dfs_env.task import Task
 
 UNITS = 64
@@ -87,7 +87,7 @@ class Selector(nn.Module):
                     looks[fork] = mdp.observe(trials.state(fork)).detach()
             logits[index] = trials.logits(routes[index])
         answers = torch.stack([logits[index] for index in range(len(routes))], 1)
-        none = images.new_zeros(len(images), 0, mdp.observation_dim)
+        none = images.new_zeros(len(images), 0, mdp.layout.dim)
         return torch.stack([looks[fork] for fork in self.forks], 1) if self.forks else none, answers
 
     def predicted(self, layer: int, looks: Tensor) -> Tensor:
@@ -124,10 +124,11 @@ class Selector(nn.Module):
     ) -> tuple[Array, Any]:
         """Actions [B], and the routes that are made for [B]. All episodes start together."""
         looks = torch.tensor(observation, device=self.routes.device)
-        looks[:, -1] = self.budget  # it knows no other
+        layout = ObservationLayout.of_dim(looks.shape[1], self.routes.shape[1])
+        layout.split(looks).budget.fill_(self.budget)  # it knows no other
         if state is None or (episode_start is not None and episode_start.any()):
             state = torch.zeros(len(looks), dtype=torch.long, device=looks.device)
-        layer = position(looks[:1].cpu(), self.routes.shape[1])
+        layer = layout.layer(looks)
         if layer in self.layers:
             with torch.no_grad():
                 state = self.choose(self.predicted(layer, looks), layer, state)

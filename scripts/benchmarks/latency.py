@@ -21,11 +21,12 @@ from agents.evaluation import SelfMeasured, play, seen_by
 from agents.gates import make_gate
 from agents.policies import AllocationPolicy, Policy
 from agents.runs.saved import load_run
-from backbone.checkpoint import find_checkpoint, load_backbone
+from backbone.checkpoint import find_checkpoint, read_backbone
 from backbone.data import IMAGE_SIZE, data_folder
 from backbone.torch_state import use_threads
 from dfs_env.latency import BatchTimings, LatencyTable, Timing, latency_file, shape_of, this_machine
 from dfs_env.mdp import BlockMDP
+from dfs_env.observations import ObservationStatistics
 from dfs_env.task import Task
 from scripts.benchmarks.runtimes import build
 
@@ -77,7 +78,10 @@ class Latency:
             images = dataset.normalize(dataset.test.images[:4096])
         folder = data_folder(self.data)
         path = self.checkpoint or find_checkpoint(self.dataset, self.depth, folder)
-        mdp = BlockMDP(load_backbone(path, self.depth), self.bitwidths, ungated_blocks=self.ungated_blocks)
+        backbone, tensors = read_backbone(path, self.depth)
+        mdp = BlockMDP(
+            backbone, self.bitwidths, "pooled", self.ungated_blocks, ObservationStatistics.from_tensors(tensors)
+        )
         gate = make_gate("recurrent", mdp).requires_grad_(False)
         with tqdm(total=(self.repeats + 1) * len(self.batch_sizes), desc="latency", unit="round") as bar:
             table = measure(mdp, gate, self.batch_sizes, self.repeats, bar.update)

@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.dual import DualAscent
 from agents.evaluation import evaluate, shuffled_accuracy
-from agents.gates import GATES, make_gate, observed_by, position
+from agents.gates import GATES, make_gate, mdp_for_gate
 from agents.methods.random import cost_matched_distribution
 from agents.policies import AllocationPolicy, GatePolicy, RandomPolicy
 from agents.recorder import Recorder
@@ -22,19 +22,19 @@ from dfs_env import DFSVectorEnv
 
 def make_policy(name, mdp, seed=0):
     torch.manual_seed(seed)
-    seen = observed_by(name, mdp)
+    seen = mdp_for_gate(name, mdp)
     return GatePolicy(make_gate(name, seen).eval(), name, seen)
 
 
 @pytest.mark.parametrize("name", sorted(GATES))
 def test_a_gate_scores_every_action_and_an_image_apart_from_its_mates(name, mdp, images):
-    mdp = observed_by(name, mdp)
+    mdp = mdp_for_gate(name, mdp)
     gate = make_gate(name, mdp).eval()
     state, hidden = mdp.initial(images), None
     alone, alone_hidden = mdp.initial(images[3:4]), None
     for layer in range(mdp.num_layers):
         observation = mdp.observe(state)
-        assert position(observation, mdp.num_layers) == layer
+        assert mdp.layout.layer(observation) == layer
         scores, hidden = gate(observation, hidden)
         single, alone_hidden = gate(mdp.observe(alone), alone_hidden)
         assert scores.shape == (len(images), mdp.num_actions)
@@ -45,7 +45,7 @@ def test_a_gate_scores_every_action_and_an_image_apart_from_its_mates(name, mdp,
 
 def test_the_recurrent_gates_macs_by_hand(mdp):
     policy = make_policy("recurrent", mdp)
-    d, layers, actions = mdp.observation_dim, mdp.num_layers, mdp.num_actions
+    d, layers, actions = mdp.layout.dim, mdp.num_layers, mdp.num_actions
     assert policy.macs_per_image == layers * (10 * d + 4 * 10 * (10 + 10) + 10 * actions)
 
 
@@ -95,13 +95,13 @@ def test_routes_given_to_images_at_random(task):
         shuffled_accuracy(task, "test", torch.zeros(len(images), 0))
 
 
-def test_the_cost_of_full_execution_is_one_and_of_skipping_everything_is_what_is_always_on(task):
+def test_the_cost_of_full_execution_is_one_and_of_skipping_everything_is_that_of_ungated_layers(task):
     layers, actions = task.mdp.num_layers, task.mdp.num_actions
     full = evaluate(AllocationPolicy(torch.full((layers,), actions - 1)), task)
     none = evaluate(AllocationPolicy(torch.zeros(layers)), task)
     assert (full.cost, full.total_cost) == pytest.approx((1.0, 1.0), abs=1e-6)
     assert full.bitops == pytest.approx(task.mdp.cost.full_bitops)
-    assert (none.cost, none.total_cost) == pytest.approx((0.0, task.mdp.cost.total_always_on), abs=1e-6)
+    assert (none.cost, none.total_cost) == pytest.approx((0.0, task.mdp.cost.ungated_total), abs=1e-6)
 
 
 def test_a_gates_own_work_is_in_the_total_cost_and_not_in_the_paper_cost(task):
@@ -190,12 +190,13 @@ def test_the_straight_through_gate_gets_a_gradient_from_the_loss(mdp, images):
 
 def test_sb3_plays_the_images_and_the_budgets_that_it_is_asked_for(task):
     env = SB3VecEnv(DFSVectorEnv(task, 3, autoreset_mode="SameStep"))
+    split = task.mdp.layout.split
     env.set_options([{"indices": i, "budget": 0.1 * (i + 1)} for i in range(3)])
-    assert env.reset()[:, -1] == pytest.approx(np.array([0.1, 0.2, 0.3]))
+    assert split(env.reset()).budget == pytest.approx(np.array([0.1, 0.2, 0.3]))
     assert [info["index"] for info in env.reset_infos] == [0, 1, 2]
     env.set_options({"budget": 0.4})
-    assert env.reset()[:, -1] == pytest.approx(np.full(3, 0.4))
-    assert env.reset()[:, -1] == pytest.approx(np.ones(3))
+    assert split(env.reset()).budget == pytest.approx(np.full(3, 0.4))
+    assert split(env.reset()).budget == pytest.approx(np.ones(3))
     for options in ([{"budget": 0.1}, {}, {}], {"budgets": 0.1}, [{"budget": 0.1}, {"indices": 1}, {}]):
         env.set_options(options)
         with pytest.raises(ValueError, match="for every sub-environment, or for none"):

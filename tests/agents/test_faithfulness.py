@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents.budget_losses import fractrain, hinge, make_budget_loss, mean_bits, sign, sign_published, target_rates
-from agents.gates import make_gate, observed_by
+from agents.gates import make_gate, mdp_for_gate
 from agents.methods.blockdrop import Config as BlockDrop
 from agents.methods.blockdrop import bounded, rewards, rule
 from agents.methods.skipnet import Config as SkipNet
@@ -220,7 +220,7 @@ def test_blockdrops_bound_is_the_published_one_for_two_actions_and_a_distributio
 
 def test_closed_blocks_run_in_full_and_have_no_gradient(mdp, images):
     torch.manual_seed(0)
-    seen = observed_by("one_shot", mdp)
+    seen = mdp_for_gate("one_shot", mdp)
     gate = make_gate("one_shot", seen)
     rollout = unroll(seen, gate, images, 0.5, rule(closed=2, bound=0.8))
     assert (rollout.routes[:, :2] == 3).all()

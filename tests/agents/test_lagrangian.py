@@ -144,7 +144,7 @@ def test_without_a_search_for_the_price_the_schedule_moves_what_the_policy_sees(
 
     def spy(env):
         observation = observe(env)
-        seen.append(tuple(observation[:, -1].round(6).tolist()))
+        seen.append(tuple(env.mdp.layout.split(observation).budget.round(6).tolist()))
         return observation
 
     monkeypatch.setattr(DFSVectorEnv, "_observation", spy)

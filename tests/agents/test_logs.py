@@ -54,7 +54,7 @@ def test_the_table_has_every_row_and_its_columns_in_order(tmp_path):
 
 
 def test_the_price_of_cost_is_the_slope_of_the_budget_loss(task, images):
-    gate = torch.nn.Linear(task.mdp.observation_dim, task.mdp.num_actions)
+    gate = torch.nn.Linear(task.mdp.layout.dim, task.mdp.num_actions)
     torch.nn.init.constant_(gate.weight, 0)
     with torch.no_grad():
         gate.bias.copy_(torch.tensor([0.0, 1.0, 0.0, 0.0]))  # neither free nor at the whole cost

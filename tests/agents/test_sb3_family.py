@@ -231,7 +231,7 @@ def played(task):
         after, reward, done, infos = env.step(action)
         ended = np.stack([info["terminal_observation"] for info in infos]) if done[0] else after
         for buffer in (priced, plain):
-            buffer.add(observation, ended, action, reward, done, infos)
+            buffer.add(observation / 2, ended / 2, action, reward, done, infos)  # as a wrapper might scale them
         losses.append([info.get("loss", 0.0) for info in infos])
         costs.append(task.mdp.cost.paper[0, action].numpy())
         observation = after
@@ -315,7 +315,7 @@ def test_a_rollout_that_cuts_episodes_is_refused_by_the_buffer(task):
 
 def test_a_recurrent_policy_remembers_within_an_episode_and_forgets_between(task):
     policy = SB3Policy(recurrent_model(AlignedRecurrentPPO, AlignedLstmPolicy, task), task.mdp)
-    observation = np.random.default_rng(0).normal(size=(6, task.mdp.observation_dim)).astype(np.float32)
+    observation = np.random.default_rng(0).normal(size=(6, task.mdp.layout.dim)).astype(np.float32)
     yes, no = np.ones(6, bool), np.zeros(6, bool)
     _, first = policy.predict(observation, None, yes, deterministic=True)
     _, second = policy.predict(observation, first, no, deterministic=True)
@@ -327,7 +327,7 @@ def test_a_recurrent_policy_remembers_within_an_episode_and_forgets_between(task
 
 
 def test_only_what_decides_is_counted_of_a_recurrent_policy(task):
-    d, layers, actions = task.mdp.observation_dim, task.mdp.num_layers, task.mdp.num_actions
+    d, layers, actions = task.mdp.layout.dim, task.mdp.num_layers, task.mdp.num_actions
     by_hand = layers * (4 * 6 * (d + 6) + 6 * 5 + 5 * actions)
     for kwargs in ({}, {"enable_critic_lstm": False}, {"enable_critic_lstm": False, "shared_lstm": True}):
         model = recurrent_model(AlignedRecurrentPPO, AlignedLstmPolicy, task, **kwargs)

@@ -129,7 +129,7 @@ def test_an_image_makes_for_another_route_when_it_knows_more_but_only_for_one_th
 def test_its_decisions_block_by_block_are_those_of_the_walk(mdp, images):
     routes = torch.tensor([[1, 0, 0], [1, 2, 0], [1, 2, 3], [3, 2, 1]])
     torch.manual_seed(0)
-    selector = Selector(routes, mdp.cost.route_cost(routes)[0], mdp.observation_dim, 0.3)
+    selector = Selector(routes, mdp.cost.route_cost(routes)[0], mdp.layout.dim, 0.3)
     selector.price.fill_(0.1)
     looks, answers = selector.outcomes(mdp, images)
     with torch.no_grad():

@@ -71,7 +71,7 @@ def evaluated(task):
 def loaded(task):
     made = make_task(checkpoint="random", depth=8, width=4)
     backbone = make_task().mdp.backbone
-    return [made.mdp.backbone.feature_mean.numpy(), *(p.detach().numpy() for p in backbone.parameters())]
+    return [made.mdp.statistics.mean.numpy(), *(p.detach().numpy() for p in backbone.parameters())]
 
 
 @pytest.mark.parametrize("use", [played, evaluated, loaded])

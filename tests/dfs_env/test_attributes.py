@@ -76,7 +76,7 @@ def test_budget_and_price_act_whatever_way_they_are_set(way):
     put("budget", 0.05)
     put("price", 6.0)
     observation, reward = play()
-    np.testing.assert_allclose(observation[..., -1], 0.05)
+    np.testing.assert_allclose(envs[0].mdp.layout.split(observation).budget, 0.05)
     np.testing.assert_allclose(reward, -6 / 3, rtol=1e-6)
     assert all((env.budget, env.price) == (0.05, 6.0) for env in envs)
     with pytest.raises(ValueError, match=r"budget 1\.5"):
@@ -93,7 +93,7 @@ def test_what_is_fixed_or_unknown_is_refused_by_name_whatever_way_it_is_set(way,
 def test_every_variant_has_the_same_attributes(task, kind):
     env = kind(task)
     env.budget = 0.3
-    assert env.reset(seed=0)[0][..., -1] == pytest.approx(0.3)
+    assert env.mdp.layout.split(env.reset(seed=0)[0]).budget == pytest.approx(0.3)
     assert (env.budget, env.price, env.split, env.hard_budget) == (0.3, 0.0, "train", False)
     assert env.task is task
     for name in FIXED:

@@ -16,14 +16,14 @@ RANGE = {"low": 0.02, "high": 0.6}
 def test_sub_environments_draw_budgets_as_single_environments_do(spec, task):
     vector = DFSVectorEnv(task, 5, budget=spec, augment=True, autoreset_mode="Disabled")
     singles = [DFSEnv(task, budget=spec, augment=True) for _ in range(5)]
-    seen = []
+    seen, split = [], task.mdp.layout.split
     for episode in range(3):
         observation, _ = vector.reset(seed=7 if episode == 0 else None)
         for i, single in enumerate(singles):
             alone, _ = single.reset(seed=7 + i if episode == 0 else None)
-            np.testing.assert_array_equal(observation[i, -2:], alone[-2:])
+            assert split(observation[i]).budget == split(alone).budget
             np.testing.assert_allclose(observation[i], alone, atol=1e-5)
-        np.testing.assert_array_equal(observation[:, -1], vector.budgets.astype(np.float32))
+        np.testing.assert_array_equal(split(observation).budget, vector.budgets.astype(np.float32))
         seen += vector.budgets.tolist()
     assert len(set(seen)) == (3 if "values" in spec else 15)
     assert set(seen) <= set(spec["values"]) if "values" in spec else 0.02 <= min(seen) < max(seen) <= 0.6
@@ -55,9 +55,10 @@ def test_random_legal_actions_never_exceed_the_images_own_hard_budgets(seed, tas
     for _ in range(3):
         budgets = env.budgets
         for _ in range(task.mdp.num_layers):
-            np.testing.assert_array_equal(observation[:, -1], budgets.astype(np.float32))
-            np.testing.assert_allclose(observation[:, -2], info["spent"])
-            assert (observation[:, -1] - observation[:, -2] >= -TOLERANCE).all()  # what remains
+            parts = task.mdp.layout.split(observation)
+            np.testing.assert_array_equal(parts.budget, budgets.astype(np.float32))
+            np.testing.assert_allclose(parts.spent, info["spent"])
+            assert (parts.budget - parts.spent >= -TOLERANCE).all()  # what remains
             actions = np.array([rng.choice(np.flatnonzero(mask)) for mask in info["action_mask"]])
             observation, _, _, _, info = env.step(actions)
         assert (info["final_info"]["spent"] <= budgets + TOLERANCE).all()
@@ -74,12 +75,17 @@ def test_an_action_that_does_not_fit_is_refused_by_the_images_own_budget(task):
 
 def test_a_reset_may_name_the_budgets_of_its_episodes(task):
     env = DFSVectorEnv(task, 3, budget=0.7, autoreset_mode="Disabled")
-    assert env.reset(options={"budget": [0.1, 0.2, 0.3]})[0][:, -1].tolist() == pytest.approx([0.1, 0.2, 0.3])
-    assert env.reset(options={"budget": 0.4})[0][:, -1].tolist() == pytest.approx([0.4] * 3)
-    assert env.reset()[0][:, -1].tolist() == pytest.approx([0.7] * 3)
+
+    def observed(**options):
+        return task.mdp.layout.split(env.reset(options=options)[0]).budget.tolist()
+
+    assert observed(budget=[0.1, 0.2, 0.3]) == pytest.approx([0.1, 0.2, 0.3])
+    assert observed(budget=0.4) == pytest.approx([0.4] * 3)
+    assert observed() == pytest.approx([0.7] * 3)
     env.budget = {"values": [0.25]}
-    assert env.reset()[0][:, -1].tolist() == [0.25] * 3
-    assert DFSEnv(task).reset(options={"budget": 0.4})[0][-1] == pytest.approx(0.4)
+    assert observed() == [0.25] * 3
+    alone, _ = DFSEnv(task).reset(options={"budget": 0.4})
+    assert task.mdp.layout.split(alone).budget == pytest.approx(0.4)
     with pytest.raises(ValueError, match="one number or 3"):
         env.reset(options={"budget": [0.1, 0.2]})
     with pytest.raises(ValueError, match=r"budget 1\.5 is not a fraction"):
@@ -88,9 +94,10 @@ def test_a_reset_may_name_the_budgets_of_its_episodes(task):
 
 def test_budgets_are_plain_data_for_gymnasium():
     env = gym.make("DFS/Digits-v0", checkpoint="random", budget={"low": 0.1, "high": 0.2}, hard_budget=True)
-    assert 0.1 <= env.reset(seed=0)[0][-1] <= 0.2
+    split = env.unwrapped.mdp.layout.split
+    assert 0.1 <= split(env.reset(seed=0)[0]).budget <= 0.2
     vector = gym.make_vec("DFS/Digits-v0", num_envs=3, checkpoint="random", budget={"values": [0.25]})
-    assert vector.reset(seed=0)[0][:, -1].tolist() == [0.25] * 3
+    assert split(vector.reset(seed=0)[0]).budget.tolist() == [0.25] * 3
 
 
 @pytest.mark.parametrize(

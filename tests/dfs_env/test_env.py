@@ -134,7 +134,7 @@ def test_autoreset_behaves_as_gymnasiums_own_vector_environment(task, mode):
     actions = random_actions(3 * L + 2)
     for mine, other in zip(play(ours, actions), play(theirs, actions), strict=True):
         assert_same(mine, other)
-    assert not ours.reset(seed=1)[0][:, -2].any()
+    assert not task.mdp.layout.split(ours.reset(seed=1)[0]).spent.any()
 
 
 def test_same_step_keeps_the_end_of_the_episode_in_info(task):
@@ -143,8 +143,10 @@ def test_same_step_keeps_the_end_of_the_episode_in_info(task):
     for action in random_actions(L):
         observation, _, terminated, _, info = env.step(action)
     assert terminated.all()
-    assert (observation[:, -2 - L] == 1).all(), "the new episodes are at their first block"
-    assert all(not final[-2 - L : -2].any() for final in info["final_obs"])
+    assert task.mdp.layout.split(observation).block.tolist() == [[1, 0, 0]] * N, (
+        "the new episodes are at their first block"
+    )
+    assert all(not task.mdp.layout.split(final).block.any() for final in info["final_obs"])
     assert info["final_info"]["route"].tolist() == random_actions(L).T.tolist()
     assert not info["spent"].any()
 
@@ -197,8 +199,9 @@ def test_observations_lie_in_the_space_and_show_cost_and_budget(task):
     env = DFSVectorEnv(task, N, budget=0.35, autoreset_mode="Disabled")
     for result in play(env, random_actions(L)):
         assert result[0] in env.observation_space
-        np.testing.assert_allclose(result[0][:, -1], 0.35)
-        np.testing.assert_allclose(result[0][:, -2], result[-1]["spent"])
+        parts = env.mdp.layout.split(result[0])
+        np.testing.assert_allclose(parts.budget, 0.35)
+        np.testing.assert_allclose(parts.spent, result[-1]["spent"])
 
 
 def test_actions_change_what_is_seen_and_answered(task):
@@ -342,15 +345,15 @@ def test_pictures_change_with_the_route(task):
     assert not np.array_equal(frames[1], frames[2])
 
 
-def test_text_shows_route_cost_and_answer(task):
+def test_text_shows_route_cost_and_prediction(task):
     env = DFSEnv(task, render_mode="ansi", budget=0.5)
     env.reset(seed=0)
-    assert "[. . .]  cost 0.000 of 0.500  answer ?" in env.render()
+    assert "[. . .]  cost 0.000 of 0.500  prediction ?" in env.render()
     env.step(0)
     env.step(3)
-    assert "[- 8 .]  cost 0.333 of 0.500  answer ?" in env.render()
+    assert "[- 8 .]  cost 0.333 of 0.500  prediction ?" in env.render()
     prediction = env.step(1)[4]["prediction"]
-    assert f"[- 8 2]  cost 0.354 of 0.500  answer {prediction} (" in env.render()
+    assert f"[- 8 2]  cost 0.354 of 0.500  prediction {prediction} (" in env.render()
 
 
 def test_vector_renders_one_frame_for_each_image(task):
@@ -401,7 +404,7 @@ def test_a_reward_of_ones_own_may_take_whatever_else_is_given(task, monkeypatch)
 
 def test_numbers_may_be_numpy_numbers(task):
     assert DFSVectorEnv(task, np.int64(2)).reset(seed=0)[0].shape[0] == 2
-    assert DFSEnv(task, budget=np.float32(0.5)).reset(seed=0)[0][-1] == 0.5
+    assert DFSEnv(task, budget=np.float32(0.5)).budget == 0.5
 
 
 def test_unknown_ids_and_arguments_are_refused():

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env import execution
 from dfs_env.mdp import BlockMDP
+from dfs_env.observations import as_features
+from dfs_env.task import calibrate
 
 
 def random_routes(mdp: BlockMDP, count: int = 24, seed: int = 0) -> torch.Tensor:
@@ -228,32 +230,26 @@ def test_grouped_gradients_equal_those_of_one_image_at_a_time(mdp, images):
 
 
 @pytest.mark.parametrize(("observation", "summaries"), [("pooled", 1), ("statistics", 2), ("position", 0)])
-def test_observation_layout(backbone, images, observation, summaries):
+def test_observations_summarise_the_channels(backbone, images, observation, summaries):
     mdp = BlockMDP(backbone, (0, 2, 4, 8), observation)
     state = mdp.transition(mdp.initial(images, torch.linspace(0.1, 1, 24)), torch.full((24,), 2))
-    seen, channels = mdp.observe(state), state.features.shape[1]
-    assert seen.shape == (24, mdp.observation_dim) == (24, summaries * 16 + 3 + 2)
-    assert seen[:, -5:-2].tolist() == [[0, 1, 0]] * 24
-    torch.testing.assert_close(seen[:, -2], torch.full((24,), 0.25 / 3))
-    torch.testing.assert_close(seen[:, -1], torch.linspace(0.1, 1, 24))
+    channels, zeros = state.features.shape[1], torch.zeros(24, 16 - state.features.shape[1])
+    expected = [state.features.mean((2, 3)), zeros, state.features.std((2, 3), correction=0), zeros][: 2 * summaries]
+    found = mdp.layout.split(mdp.observe(state)).features
+    assert found.shape == (24, summaries * 16)
+    assert channels < 16
     if summaries:
-        torch.testing.assert_close(seen[:, :channels], state.features.mean((2, 3)).clamp(-10, 10))
-        assert not seen[:, channels:16].any()
-    if summaries == 2:
-        torch.testing.assert_close(seen[:, 16 : 16 + channels], state.features.std((2, 3), correction=0).clamp(-10, 10))
-    while not mdp.terminal(state):
-        state = mdp.transition(state, torch.full((24,), 1))
-    assert not mdp.observe(state)[:, -5:-2].any(), "no position after the last block"
+        torch.testing.assert_close(found, torch.cat(expected, 1).clamp(-10, 10))
 
 
 @pytest.mark.parametrize("observation", ["pooled", "statistics"])
-def test_calibrated_observations_have_mean_zero_and_deviation_one(backbone, images, observation):
+def test_calibrated_observations_have_mean_zero_and_deviation_one(backbone, dataset, images, observation):
     mdp = BlockMDP(backbone, (0, 2, 4, 8), observation)
-    mdp.calibrate(images, torch.Generator().manual_seed(0))
+    calibrate(mdp, dataset)
     state, generator = mdp.initial(images), torch.Generator().manual_seed(0)
     for layer in range(4):
-        seen, channels = mdp.observe(state), state.features.shape[1]
-        for part in seen[:, :-5].split(16, 1):
+        parts, channels = mdp.layout.split(mdp.observe(state)), state.features.shape[1]
+        for part in parts.features.split(16, 1):
             torch.testing.assert_close(part[:, :channels].mean(0), torch.zeros(channels), rtol=0, atol=1e-3)
             assert part[:, :channels].std(0, correction=0).max() < 1.01
         if layer < 3:
@@ -293,13 +289,12 @@ def test_impossible_processes_are_refused(backbone, bitwidths, observation, mess
         BlockMDP(backbone, bitwidths, observation)
 
 
-def test_own_observation_by_name_is_seen_as_it_is(backbone, images, monkeypatch):
+def test_an_own_observation_by_name_is_not_normalised(backbone, images, monkeypatch):
     monkeypatch.setattr("dfs_env.observations.peaks", lambda x: 20 * x.amax((2, 3))[:, :3], raising=False)
     mdp = BlockMDP(backbone, (0, 8), "dfs_env.observations:peaks")
     state = mdp.initial(images)
-    seen = mdp.observe(state)
-    assert seen.shape == (24, 3 + 3 + 2)
-    torch.testing.assert_close(seen[:, :3], (20 * state.features.amax((2, 3))[:, :3]).clamp(-10, 10))
+    found = mdp.layout.split(mdp.observe(state)).features
+    torch.testing.assert_close(found, (20 * state.features.amax((2, 3))[:, :3]).clamp(-10, 10))
 
 
 @pytest.mark.parametrize(
@@ -322,10 +317,10 @@ def test_actions_may_be_bytes(mdp, images):
     assert torch.equal(mdp.run(images, routes.to(torch.uint8)), mdp.run(images, routes))
 
 
-# --- blocks that are always on, and observations of one's own
+# --- ungated blocks, and observations of one's own
 
 
-def test_blocks_that_are_always_on_run_in_full_and_cost_nothing_in_paper_cost(backbone, images):
+def test_ungated_blocks_run_in_full_and_have_no_block_cost(backbone, images):
     mdp, rest = BlockMDP(backbone, (0, 2, 4, 8)), BlockMDP(backbone, (0, 2, 4, 8), ungated_blocks=1)
     routes = random_routes(rest)
     full_first = torch.cat((torch.full((24, 1), 3), routes), 1)
@@ -337,20 +332,17 @@ def test_blocks_that_are_always_on_run_in_full_and_cost_nothing_in_paper_cost(ba
 
 @pytest.mark.parametrize("ungated_blocks", [-1, 3])
 def test_a_mdp_without_decisions_is_refused(backbone, ungated_blocks):
-    with pytest.raises(ValueError, match="leaves nothing to decide"):
+    with pytest.raises(ValueError, match=f"ungated_blocks must be an integer from 0 to 2, got {ungated_blocks}"):
         BlockMDP(backbone, ungated_blocks=ungated_blocks)
 
 
-def test_features_are_seen_whole(mdp, images):
-    seen = mdp.with_observation("features")
-    state = seen.initial(images)
-    for layer, (channels, height, width) in enumerate(seen.feature_shapes[:-1]):
-        observation = seen.observe(state)
-        assert observation.shape == (24, seen.observation_dim)
-        flat = observation[:, : channels * height * width].reshape(24, height, width, channels)
-        torch.testing.assert_close(flat.permute(0, 3, 1, 2), state.features.clamp(-10, 10))
-        assert observation[:, -5:-2].argmax(1).tolist() == [layer] * 24
-        state = seen.transition(state, torch.full((24,), 1))
+def test_features_are_observed_whole(mdp, images):
+    whole = mdp.with_observation("features")
+    state = whole.initial(images)
+    for shape in whole.feature_shapes[:-1]:
+        observed = as_features(whole.layout.split(whole.observe(state)).features, shape)
+        torch.testing.assert_close(observed, state.features.clamp(-10, 10))
+        state = whole.transition(state, torch.full((24,), 1))
     assert mdp.observation == "pooled"
 
 

@@ -27,7 +27,6 @@ from dfs_env import (
     Task,
 )
 from dfs_env.objectives import non_dominated
-from dfs_env.task import calibrate
 
 N, L = 5, 3
 MODES = ["NextStep", "SameStep", "Disabled"]
@@ -42,7 +41,6 @@ def actions(steps: int, count: int = 4) -> np.ndarray:
 def few_images(backbone, dataset) -> Task:
     """Three bitwidths, and two images to train on, of the classes that full execution answers."""
     mdp = BlockMDP(backbone, (0, 2, 8))
-    calibrate(mdp, dataset)
     images = dataset.train.images[:2]
     answers = mdp.run(dataset.normalize(images), torch.full((2, L), 2)).argmax(1)
     train = Split(images, answers)

@@ -25,7 +25,7 @@ class AsLists(gym.vector.VectorWrapper):
 
 
 class Ends(gym.vector.VectorWrapper):
-    """The last two entries of observations: cost and budget. Gymnasium's own wrappers refuse SameStep."""
+    """Cost spent and budget alone. Gymnasium's own wrappers refuse SameStep."""
 
     def __init__(self, env: gym.vector.VectorEnv, final: bool = True) -> None:
         super().__init__(env)
@@ -35,14 +35,18 @@ class Ends(gym.vector.VectorWrapper):
 
     def reset(self, **kwargs) -> tuple:
         observation, info = self.env.reset(**kwargs)
-        return observation[:, -2:], info
+        return self.kept(observation), info
 
     def step(self, actions: np.ndarray) -> tuple:
         observation, *rest, info = self.env.step(actions)
         if self.final and "final_obs" in info:
             for i in range(N):
-                info["final_obs"][i] = info["final_obs"][i][-2:]
-        return observation[:, -2:], *rest, info
+                info["final_obs"][i] = self.kept(info["final_obs"][i])
+        return self.kept(observation), *rest, info
+
+    def kept(self, observation: np.ndarray) -> np.ndarray:
+        parts = self.unwrapped.mdp.layout.split(observation)
+        return np.stack((parts.spent, parts.budget), -1)
 
 
 @pytest.fixture

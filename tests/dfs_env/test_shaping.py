@@ -14,7 +14,7 @@ from backbone.data import SPLITS, Split
 from backbone.resnet import ResNet
 from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task, Transition
 from dfs_env.rewards import POTENTIALS, REWARDS
-from dfs_env.task import calibrate, make_task, train_heads
+from dfs_env.task import make_task, train_heads
 
 IMAGES, L, A = 6, 3, 3
 
@@ -23,7 +23,6 @@ IMAGES, L, A = 6, 3, 3
 def problem(_backbone, dataset) -> Task:
     """Three blocks, three bitwidths, six images: 27 routes each."""
     mdp = BlockMDP(copy.deepcopy(_backbone), (0, 2, 8))
-    calibrate(mdp, dataset)
     task = Task(mdp, dataset)
     task.ensure_confidence()
     return task
@@ -181,7 +180,7 @@ def test_few_classes_have_a_confidence_too(backbone, dataset, classes):
     task = Task(BlockMDP(ResNet(config).eval()), replace(dataset, num_classes=classes, **splits))
     task.ensure_confidence()
     env = DFSVectorEnv(Task(task.mdp.with_observation("confidence"), task.dataset), 4)
-    measures = env.reset(seed=0)[0][:, -task.mdp.num_layers - 5 :][:, :3]
+    measures = env.mdp.layout.split(env.reset(seed=0)[0]).confidence
     if classes == 1:
         np.testing.assert_allclose(measures, [[1, 1, 0]] * 4, atol=1e-6)
     assert ((measures >= 0) & (measures <= 1)).all()
@@ -194,22 +193,10 @@ def test_training_confidence_heads_shows_its_progress(task, monkeypatch, capsys)
     assert "training confidence heads: 100%" in capsys.readouterr().err
 
 
-def test_confidence_is_observed_after_the_means(tiny_data):
-    tasks = [
-        make_task(tiny_data, 8, width=4, checkpoint="random", observation=name) for name in ("pooled", "confidence")
-    ]
-    pooled, sure = (DFSEnv(task) for task in tasks)
-    assert sure.observation_space.shape[0] == pooled.observation_space.shape[0] + 3
-    few, many = (env.reset(seed=0)[0] for env in (pooled, sure))
-    for action in (1, 3, 0):
-        np.testing.assert_array_equal(np.delete(many, [16, 17, 18]), few)
-        assert sure.observation_space.contains(many)
-        expected = tasks[1].mdp.confidence(sure.vector._state)[0]
-        np.testing.assert_allclose(many[16:19], expected, rtol=1e-5)
-        few, many = (env.step(action)[0] for env in (pooled, sure))
-    channels = 4 + 4 + 8
-    assert tasks[1].mdp.observation_macs == channels * 10
-    assert tasks[0].mdp.observation_macs == 0
+def test_observing_confidence_costs_its_classifiers(tiny_data):
+    for name, macs in (("pooled", 0), ("confidence", (4 + 4 + 8) * 10)):
+        task = make_task(tiny_data, 8, width=4, checkpoint="random", observation=name)
+        assert task.mdp.observation_macs == macs
 
 
 def test_confidence_without_heads_is_refused(mdp):
