@@ -155,7 +155,7 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _unpack(source: Source, archive: Path) -> None:
-    """Unpack the wanted files beside the archive, all or none.
+    """Unpack the wanted files next to the archive, all or none.
 
     Contents are copied to names of our own, so that no path, link or permission in the archive has any effect.
     """

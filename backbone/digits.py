@@ -125,7 +125,7 @@ def _shape(hard: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _fragment(glyphs: Tensor, hard: Tensor, centre: Tensor, half: Tensor, rng: np.random.Generator) -> Tensor:
-    """Mask `[N, 1, 32, 32]` of half a glyph, lying beside the digit at `centre`."""
+    """Mask `[N, 1, 32, 32]` of half a glyph, next to the digit at `centre`."""
     chosen = torch.from_numpy((rng.random(len(hard)) * len(glyphs)).astype(np.int64))
     bearing, angle = _uniform(rng, 0, 2 * math.pi, 2, len(hard), 1)
     away = torch.cat([bearing.cos(), bearing.sin()], 1) * half * _uniform(rng, 1.2, 1.7, len(hard), 1)

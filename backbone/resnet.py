@@ -29,7 +29,7 @@ class ResNetConfig:
     bitwidths: tuple[int, ...] = (0, 2, 4, 8)
     """Bitwidths that a block can run at, ascending; 0 is skip, 32 full precision."""
     widest: tuple[int, ...] = ()
-    """Bitwidths that what is always on (stem, shortcuts, head) can run at; empty: the last of `bitwidths`. An
+    """Bitwidths that ungated layers (stem, shortcuts, classifier) can run at; empty: the last of `bitwidths`. An
     environment on this network can use those subsets of `bitwidths` that end in one of these."""
     quantizer: str = "pact_sawb_int8"
     """Name of the quantizer: "pact_sawb_int8", "pact_sawb", "minmax", or "module:function"."""
@@ -55,7 +55,7 @@ def block_shapes(depth: int, width: int) -> Iterator[tuple[int, int, int]]:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions at the chosen bitwidth beside a shortcut that is always on."""
+    """Two 3x3 convolutions at the chosen bitwidth, and an ungated shortcut."""
 
     def __init__(
         self, in_channels: int, channels: int, stride: int, config: ResNetConfig, quantizer: Quantizer
@@ -112,7 +112,7 @@ class ResNet(nn.Module):
     """The backbone contract: `stem`, `blocks[i](x, bits, widest)`, `blocks[i].skip(x, widest)`, `head`, `feature_dim`.
 
     A bitwidth is always an argument and never a state of the module. `widest` is the widest bitwidth in use, at which
-    what is always on runs. Another backbone needs the same five names, `forward(images, bits, widest)`,
+    ungated layers run. Another backbone needs the same five names, `forward(images, bits, widest)`,
     `skip_is_identity` of each block, `config`, and `feature_mean` and `feature_std`. The cost accountant counts its
     convolutions, linear and recurrent layers: what is decided must lie in `blocks`, a block's shortcut in its
     `shortcut`.
@@ -198,7 +198,7 @@ class ResNet(nn.Module):
         if widest is None:
             enough = [each for each in self.config.widest if each >= bits]
             if not enough:
-                raise ValueError(f"what is always on runs at {self.config.widest} bits, not at {bits} or more")
+                raise ValueError(f"ungated layers run at {self.config.widest} bits, not at {bits} or more")
             widest = min(enough)
         x = self.stem(images, widest)
         for block in self.blocks:

@@ -15,7 +15,7 @@ import torch
 
 from backbone import integer
 from backbone.checkpoint import own_checkpoint, write_atomically
-from backbone.digests import checked_json, json_with_digest
+from backbone.checksums import checked_json, json_with_checksum
 from backbone.torch_state import default_torch_state
 from dfs_env.mdp import BlockMDP
 
@@ -63,7 +63,7 @@ class LatencyTable:
     def save(self, path: Path | str) -> None:
         """As JSON with a digest."""
         content = asdict(self) | {"kind": KIND}
-        write_atomically(path, json_with_digest(content) + "\n")
+        write_atomically(path, json_with_checksum(content) + "\n")
 
     def at(self, batch_size: int) -> BatchTimings:
         """What an image takes in batches of this size.
@@ -103,7 +103,7 @@ class LatencyTable:
             mdp.cost,
             unit="latency" if charged else "blocks",
             milliseconds=torch.tensor([[row[c].median for c in columns] for row in timings.blocks]).to(mdp.device),
-            always_on_milliseconds=timings.stem.median + timings.head.median,
+            ungated_milliseconds=timings.stem.median + timings.head.median,
             gate_milliseconds=timings.gate.median,
         )
 

@@ -40,7 +40,7 @@ def learn(module, task, **values):
 
 
 def test_an_action_fits_if_some_continuation_stays_within_the_budget(mdp):
-    table, layers = mdp.cost.paper.double(), mdp.num_layers
+    table, layers = mdp.cost.block.double(), mdp.num_layers
     for layer, budget in itertools.product(range(layers), BUDGETS):
         prefixes = torch.tensor(list(itertools.product(range(4), repeat=layer)), dtype=torch.int64).reshape(
             4**layer, layer
@@ -233,7 +233,7 @@ def played(task):
         for buffer in (priced, plain):
             buffer.add(observation, ended, action, reward, done, infos)
         losses.append([info.get("loss", 0.0) for info in infos])
-        costs.append(task.mdp.cost.paper[0, action].numpy())
+        costs.append(task.mdp.cost.block[0, action].numpy())
         observation = after
     return priced, plain, np.array(losses), np.array(costs)
 

@@ -270,10 +270,10 @@ def test_macs_of_resnet38():
 def test_cost_table_of_resnet20_by_hand():
     table = cost_table(make_counted(20)[0], (0, 2, 4, 8))
     macs, always = 40_813_184, 442_368 + 2 * 131_072 + 640
-    torch.testing.assert_close(table.paper, torch.tensor([0, 1 / 16, 1 / 4, 1]).expand(9, 4) / 9)
+    torch.testing.assert_close(table.block, torch.tensor([0, 1 / 16, 1 / 4, 1]).expand(9, 4) / 9)
     torch.testing.assert_close(table.total[0], torch.tensor([0, 1 / 16, 1 / 4, 1]) * 4_718_592 / macs)
     torch.testing.assert_close(table.total[3], torch.tensor([0, 1 / 16, 1 / 4, 1]) * 3_538_944 / macs)
-    assert table.total_always_on == pytest.approx(always / macs)
+    assert table.total_ungated == pytest.approx(always / macs)
     assert table.full_bitops == macs * 64
 
 
@@ -281,7 +281,7 @@ def test_paper_cost_of_dfs_published_options():
     options = (0, 8, 10, 12, 14, 16, 32)
     table = cost_table(make_counted(8, options)[0], options)
     expected = torch.tensor([0, 1 / 16, 25 / 256, 9 / 64, 49 / 256, 1 / 4, 1])
-    torch.testing.assert_close(table.paper * 3, expected.expand(3, 7))
+    torch.testing.assert_close(table.block * 3, expected.expand(3, 7))
     assert table.full_bitops % 1024 == 0
 
 
@@ -293,9 +293,9 @@ def test_full_execution_costs_one_and_skip_everywhere_only_what_is_always_on(bac
     assert paper[0].item() == pytest.approx(1)
     assert total[0].item() == pytest.approx(1)
     if bitwidths[0] == 0:
-        assert (paper[1], total[1]) == (0, pytest.approx(table.total_always_on))
+        assert (paper[1], total[1]) == (0, pytest.approx(table.total_ungated))
         assert paper[2].item() == pytest.approx(1 / 3)
-        assert total[2].item() == pytest.approx(table.total_always_on + table.total[1, last].item())
+        assert total[2].item() == pytest.approx(table.total_ungated + table.total[1, last].item())
 
 
 def test_count_macs_of_plain_modules_and_gates():

@@ -16,8 +16,8 @@ from agents.policies import AllocationPolicy
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
 from backbone import torch_state
+from backbone.activation_gating import GatedResNet
 from backbone.channel_gating import ChannelGating
-from backbone.gated import GatedResNet
 from backbone.precision_gating import PrecisionGating
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state, use_threads

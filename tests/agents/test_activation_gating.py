@@ -6,14 +6,14 @@ import dataclasses
 import pytest
 import torch
 
+from agents.activation_gating.training import start_from
 from agents.evaluation import SelfMeasured, evaluate
-from agents.gated.training import start_from
 from agents.methods import default_config, labels, method
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
+from backbone.activation_gating import BitsConvNorm, GatedResNet, gate
 from backbone.channel_gating import ChannelGating, base_path
 from backbone.cost import gated_cost
-from backbone.gated import BitsConvNorm, GatedResNet, gate
 from backbone.precision_gating import PrecisionGating, most_significant
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env import BlockMDP

@@ -16,7 +16,7 @@ from agents.runs.decisions import read_decisions, write_decisions
 from agents.runs.results import KEYS, RESULT, RESULTS, line_text, read_line, read_lines
 from agents.search.trials import read_found, write_found
 from backbone.checkpoint import SHIPPED, load_backbone, load_tensors, save_backbone, save_tensors
-from backbone.digests import check_digest
+from backbone.checksums import verify_checksum
 from scripts.convert import Convert, convert
 
 LINE = dict.fromkeys(KEYS, 0.12345678901234566) | {"label": "é", "config": {"version": 3}}
@@ -149,4 +149,4 @@ def test_whatever_is_committed_for_others_to_read_has_a_digest_and_no_pickle():
     assert len(kept) > 300
     for file in kept:
         for content in file.read_bytes().splitlines() if file.suffix == ".jsonl" else [file.read_bytes()]:
-            assert check_digest(content.removesuffix(b"\n"), file, "")
+            assert verify_checksum(content.removesuffix(b"\n"), file, "")
