@@ -31,8 +31,8 @@ def checked_images(images: Any, where: str) -> Tensor:
     if tensor is None or tensor.ndim != 4 or tensor.shape[1:] != size:
         mend = f"resize them to {IMAGE_SIZE}x{IMAGE_SIZE} pixels and put the three colours before height and width"
         raise ValueError(f"{wanted}, got {_described(images, tensor)}: {mend}")
-    levels = tensor.long().to(torch.uint8)
-    if not _is_integer(tensor) or not torch.equal(levels.long(), tensor.long()):
+    levels = tensor if tensor.dtype == torch.uint8 else tensor.long().to(torch.uint8)
+    if levels is not tensor and not (_is_integer(tensor) and torch.equal(levels.long(), tensor.long())):
         mend = "scale pixels to 0 to 255 and round them, as (255 * images).round().to(torch.uint8) does from [0, 1]"
         raise ValueError(f"{wanted}, got {_described(images, tensor)}: {mend}")
     return levels
