@@ -1,14 +1,9 @@
 """What several test modules share."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
 
-from backbone.activation_gating import GatedResNet
-from backbone.channel_gating import ChannelGating
-from backbone.precision_gating import PrecisionGating
-from backbone.resnet import ResNet, ResNetConfig
+from backbone.resnet import ResNet
 
 
 def settle(backbone: ResNet, images: torch.Tensor) -> ResNet:
@@ -32,11 +27,3 @@ def negate_some_gains(backbone: ResNet) -> ResNet:
             if isinstance(layer, nn.BatchNorm2d):
                 layer.weight[::3] *= -1
     return backbone
-
-
-def networks(width: int, depth: int) -> Iterator[nn.Module]:
-    """One untrained network of each kind."""
-    yield ResNet(ResNetConfig(depth, width=width, bitwidths=(0, 4, 32), widest=(32,)))
-    yield GatedResNet(PrecisionGating(depth, width=width))
-    if width % 4 == 0:
-        yield GatedResNet(ChannelGating(depth, width=width))
