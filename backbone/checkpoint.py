@@ -19,16 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from backbone.checksums import BLANK, KEY, verify_checksum, with_checksum
+from backbone.checksums import BLANK_CHECKSUM, CHECKSUM_KEY, verify_checksum, with_checksum
 from backbone.names import check_own
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state
 
 SHIPPED = Path(__file__).parent / "weights"
 """Folder of the trained backbones that ship with the package."""
-IDENTITY = "identity"
+IDENTITY_KEY = "identity"
 """In a file's description: what `identity_of` returns, where it does not follow from the content."""
-CONVERT = "rewrite it by `python -m scripts.convert {}`"
+HOW_TO_CONVERT = "rewrite it by `python -m scripts.convert {}`"
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) ->
     """
     buffer = BytesIO()
     torch.save(dict(state), buffer, pickle_protocol=protocol)
-    write_atomically(path, with_checksum(buffer.getvalue() + BLANK.encode()))
+    write_atomically(path, with_checksum(buffer.getvalue() + BLANK_CHECKSUM.encode()))
 
 
 def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
@@ -95,7 +95,11 @@ def save_tensors(
     `identity` is what `identity_of` returns of the file; by default it follows from the content.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({KEY: BLANK, **({IDENTITY: identity} if identity else {})} | dict(about) | {KEY: BLANK})
+    text = json.dumps(
+        {CHECKSUM_KEY: BLANK_CHECKSUM, **({IDENTITY_KEY: identity} if identity else {})}
+        | dict(about)
+        | {CHECKSUM_KEY: BLANK_CHECKSUM}
+    )
     write_atomically(path, with_checksum(save(plain, metadata={"about": text})))
 
 
@@ -108,10 +112,12 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     content, about, found = _read(path)
     if found is None:
-        warnings.warn(f"{path} has no checksum, so damage to it goes unnoticed: {CONVERT.format(path)}", stacklevel=2)
+        warnings.warn(
+            f"{path} has no checksum, so damage to it goes unnoticed: {HOW_TO_CONVERT.format(path)}", stacklevel=2
+        )
     with _explained(path):
         tensors = load(content)
-    return tensors, {name: value for name, value in about.items() if name not in (KEY, IDENTITY)}
+    return tensors, {name: value for name, value in about.items() if name not in (CHECKSUM_KEY, IDENTITY_KEY)}
 
 
 def identity_of(path: str | Path) -> str:
@@ -123,7 +129,7 @@ def identity_of(path: str | Path) -> str:
         FileNotFoundError, ValueError: see `load_tensors`.
     """
     content, about, found = _read(path)
-    return str(about.get(IDENTITY) or (found or hashlib.sha256(content).hexdigest())[:16])
+    return str(about.get(IDENTITY_KEY) or (found or hashlib.sha256(content).hexdigest())[:16])
 
 
 def add_checksum(path: str | Path) -> bool:

@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-KEY = "digest"
+CHECKSUM_KEY = "digest"
 """Of the checksum in JSON."""
 PREFIX = "content-sha256:"
-BLANK = PREFIX + "0" * 64
+BLANK_CHECKSUM = PREFIX + "0" * 64
 """Stands in content where `with_checksum` puts the checksum."""
 _CHECKSUM = re.compile(PREFIX.encode() + rb"([0-9a-f]{64})")
 _DAMAGED_CHECKSUM = re.compile(rb"content-sha|256:[0-9a-f]{64}")
@@ -22,8 +22,8 @@ _DAMAGED_CHECKSUM = re.compile(rb"content-sha|256:[0-9a-f]{64}")
 
 
 def with_checksum(content: bytes) -> bytes:
-    """`content`, with the SHA-256 of all of it in place of its first `BLANK`."""
-    return content.replace(BLANK.encode(), f"{PREFIX}{hashlib.sha256(content).hexdigest()}".encode(), 1)
+    """`content`, with the SHA-256 of all of it in place of its first `BLANK_CHECKSUM`."""
+    return content.replace(BLANK_CHECKSUM.encode(), f"{PREFIX}{hashlib.sha256(content).hexdigest()}".encode(), 1)
 
 
 def verify_checksum(content: bytes, place: object, mend: str) -> str | None:
@@ -35,7 +35,7 @@ def verify_checksum(content: bytes, place: object, mend: str) -> str | None:
     found = _CHECKSUM.search(content)
     if found is None and not _DAMAGED_CHECKSUM.search(content):
         return None
-    blanked = found and content[: found.start()] + BLANK.encode() + content[found.end() :]
+    blanked = found and content[: found.start()] + BLANK_CHECKSUM.encode() + content[found.end() :]
     if not (found and blanked) or hashlib.sha256(blanked).hexdigest().encode() != found[1]:
         raise ValueError(f"{place} is damaged: its content does not have the SHA-256 that was written with it; {mend}")
     return found[1].decode()
@@ -43,7 +43,9 @@ def verify_checksum(content: bytes, place: object, mend: str) -> str | None:
 
 def json_with_checksum(content: Mapping[str, Any]) -> str:
     """A JSON object on one line, with its checksum as the first entry."""
-    return with_checksum(json.dumps({KEY: BLANK} | dict(content) | {KEY: BLANK}).encode()).decode()
+    return with_checksum(
+        json.dumps({CHECKSUM_KEY: BLANK_CHECKSUM} | dict(content) | {CHECKSUM_KEY: BLANK_CHECKSUM}).encode()
+    ).decode()
 
 
 def checked_json(text: bytes, place: object, mend: str) -> Any:
@@ -52,11 +54,13 @@ def checked_json(text: bytes, place: object, mend: str) -> Any:
     Raises:
         ValueError: no JSON, or not what was written; the message names `place` and ends with `mend`.
     """
-    verify_checksum(text.removesuffix(b"\n"), place, f"{mend}, or, if you changed it yourself, remove its {KEY!r}")
+    verify_checksum(
+        text.removesuffix(b"\n"), place, f"{mend}, or, if you changed it yourself, remove its {CHECKSUM_KEY!r}"
+    )
     try:
         content = json.loads(text)
     except ValueError as error:  # UnicodeDecodeError is one, too
         raise ValueError(f"{place} is not JSON ({error}); {mend}") from error
     if isinstance(content, dict):
-        content.pop(KEY, None)
+        content.pop(CHECKSUM_KEY, None)
     return content

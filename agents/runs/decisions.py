@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from agents.evaluation import Evaluation
 from backbone.checkpoint import write_atomically
-from backbone.checksums import BLANK, verify_checksum, with_checksum
+from backbone.checksums import BLANK_CHECKSUM, verify_checksum, with_checksum
 
 FILE = "decisions.npz"
 
@@ -52,7 +52,7 @@ def commented(content: bytes) -> bytes:
     buffer = BytesIO(content)
     with zipfile.ZipFile(buffer, "a") as archive:
         if not archive.comment:
-            archive.comment = BLANK.encode()
+            archive.comment = BLANK_CHECKSUM.encode()
     return with_checksum(buffer.getvalue())
 
 

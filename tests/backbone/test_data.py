@@ -1,7 +1,6 @@
 """Data sets, their loaders and their errors. CIFAR is tested on tiny archives of the same layout."""
 
 import hashlib
-import importlib.resources
 import io
 import math
 import os
@@ -216,19 +215,6 @@ def test_digits_sources_are_disjoint(monkeypatch):
     assert len(set.union(*sources)) == sum(map(len, sources)) == 1797
 
 
-@pytest.mark.filterwarnings("ignore:loadtxt")  # of an empty file
-def test_a_damaged_source_of_digits_is_named(monkeypatch, tmp_path):
-    source = importlib.resources.files("sklearn.datasets.data").joinpath("digits.csv.gz").read_bytes()
-    for damaged in (source[:-1000], b"", source[:5000] + b"\0" * 50 + source[5050:], b"\0" + source):
-        (tmp_path / "digits.csv.gz").write_bytes(damaged)
-        monkeypatch.setattr("sklearn.datasets._base.resources.files", lambda module: tmp_path)
-        with pytest.raises(ValueError, match=r"digits\.csv\.gz"):
-            digits.load_digits()
-    (tmp_path / "digits.csv.gz").unlink()
-    with pytest.raises(ValueError, match=r"digits\.csv\.gz"):
-        digits.load_digits()
-
-
 def one_pixel(hardness: torch.Tensor) -> torch.Tensor:
     images = torch.zeros(len(hardness), 3, 32, 32, dtype=torch.uint8)
     images[0, :, 0, 0] = 255
@@ -331,16 +317,6 @@ def test_cifar_missing_file_is_named(unpacked10):
         cifar.load_cifar10(unpacked10.parent)
     with pytest.raises(FileNotFoundError, match="data_batch_3"):
         cifar.load_cifar10(unpacked10)
-
-
-def test_cifar_what_is_in_the_place_of_the_folder_is_named(fake10, tmp_path):
-    for make in (Path.touch, lambda path: path.symlink_to(tmp_path / "nowhere"), Path.mkdir):
-        make(tmp_path / fake10.folder)
-        with pytest.raises(FileNotFoundError, match=str(tmp_path / fake10.folder)):
-            cifar.load_cifar10(tmp_path)
-        assert not (tmp_path / fake10.archive).exists(), "downloaded"
-        if make is not Path.mkdir:
-            (tmp_path / fake10.folder).unlink()
 
 
 def test_cifar_truncated_file_is_named(unpacked10, fake10):
