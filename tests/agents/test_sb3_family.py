@@ -26,7 +26,6 @@ from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO
 from backbone.cost import TOLERANCE, count_macs
 from backbone.training import TrainingDivergedError
 from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task
-from scripts.benchmarks import recurrent
 from scripts.compare import overrides
 
 FAMILY = ["a2c", "dqn", "maskable_ppo", "ppo", "qrdqn", "recurrent_ppo"]
@@ -341,16 +340,3 @@ def test_the_macs_of_recurrent_layers_by_hand(batch_first):
     assert count_macs(lstm, lambda: lstm(torch.zeros(shape))) == {"": 7 * 4 * 3 * (5 + 3 + 3 + 3)}
     gru = torch.nn.GRUCell(5, 3)
     assert count_macs(gru, lambda: gru(torch.zeros(2, 5))) == {"": 3 * 3 * (5 + 3)}
-
-
-def test_the_recurrent_measurement_times_both_paths(capsys):
-    args = recurrent.Recurrent(depth=8, num_envs=6, batch_size=9, n_epochs=1, lstm_hidden_size=4, repeats=2)
-    seconds = recurrent.interleaved(args)
-    assert all(len(values) == 2 and min(v.learning for v in values) > 0 for values in seconds.values())
-    assert all(value.learning < value.whole for values in seconds.values() for value in values)
-    recurrent.report(args, seconds)
-    printed = capsys.readouterr().out
-    assert "times as fast; goal 2 or more" in printed
-    assert "end to end" in printed
-    with pytest.raises(ValueError, match="use 9"):
-        recurrent.Recurrent(depth=8, batch_size=10)

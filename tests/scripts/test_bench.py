@@ -128,6 +128,8 @@ def test_the_time_of_ppo_is_that_of_its_parts_on_both_engines():
 def test_both_paths_of_recurrent_ppo_are_compared(capsys):
     learners.Recurrent(depth=8, num_envs=4, batch_size=12, n_epochs=1, repeats=1).run()
     assert capsys.readouterr().out.count(f"times as fast with {learners.WHOLE_EPISODES}") == 2
+    with pytest.raises(ValueError, match="9"):  # episodes of three decisions
+        learners.Recurrent(depth=8, batch_size=10)
 
 
 # --- runtimes
