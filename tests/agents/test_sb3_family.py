@@ -179,7 +179,7 @@ def test_the_comparison_takes_settings(text):
         (ppo, "env=None", "no option 'env'"),
         (ppo, "policy_kwargs=32", "must be a dict"),
         (qrdqn, "policy_kwargs={'n_quantile': 9}", "no option 'n_quantile'; did you mean 'n_quantiles'"),
-        (ppo, "policy_kwargs={'activation_fn': 'torch.nn:Rely'}", "no function 'Rely'"),
+        (ppo, "policy_kwargs={'activation_fn': 'torch.nn:Rely'}", "torch.nn:Rely"),
     ],
 )
 def test_a_setting_that_does_not_exist_is_refused_before_anything_runs(module, setting, message):
