@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from backbone.gated import GatedConfig, GatedConvNorm
+from backbone.activation_gating import GatedConvNorm, GatedResNetConfig
 
 
 @dataclass(frozen=True)
-class ChannelGating(GatedConfig):
+class ChannelGating(GatedResNetConfig):
     """A ResNet with Channel Gating.
 
     Raises:

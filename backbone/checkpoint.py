@@ -19,18 +19,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from backbone.digests import BLANK, KEY, check_digest, with_digest
+from backbone.checksums import BLANK_CHECKSUM, CHECKSUM_KEY, verify_checksum, with_checksum
 from backbone.names import check_own
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state
 
 SHIPPED = Path(__file__).parent / "weights"
 """Folder of the trained backbones that ship with the package."""
-IDENTITY = "identity"
+IDENTITY_KEY = "identity"
 """In a file's description: what `identity_of` returns, where it does not follow from the content."""
 STATISTICS = ("feature_mean", "feature_std")
 """Tensors in a backbone's file that are not the network's, but normalise observations."""
-CONVERT = "rewrite it by `python -m scripts.convert {}`"
+HOW_TO_CONVERT = "rewrite it by `python -m scripts.convert {}`"
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 
 def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) -> None:
-    """What `load_state` reads, with a digest at its end, written atomically.
+    """What `load_state` reads, with a checksum at its end, written atomically.
 
     With `weights_only` torch reads pickle's protocol 2 alone.
 
@@ -65,7 +65,7 @@ def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) ->
     """
     buffer = BytesIO()
     torch.save(dict(state), buffer, pickle_protocol=protocol)
-    write_atomically(path, with_digest(buffer.getvalue() + BLANK.encode()))
+    write_atomically(path, with_checksum(buffer.getvalue() + BLANK_CHECKSUM.encode()))
 
 
 def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
@@ -76,13 +76,13 @@ def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
         Exception: what `torch.load` raises of files that it cannot read.
     """
     content = path.read_bytes()
-    check_digest(content, path, "delete it to start anew")
+    verify_checksum(content, path, "delete it to start anew")
     state: dict[str, Any] = torch.load(BytesIO(content), map_location="cpu", weights_only=weights_only)
     return state
 
 
-def digest(tensors: Iterable[Tensor], about: object) -> str:
-    """SHA-256 of tensors and of what is said `about` them."""
+def fingerprint(tensors: Iterable[Tensor], about: object) -> str:
+    """SHA-256 of the tensors' bytes and of the `repr` of what they are `about`."""
     found = hashlib.sha256(repr(about).encode())
     for tensor in tensors:
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -92,17 +92,21 @@ def digest(tensors: Iterable[Tensor], about: object) -> str:
 def save_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], identity: str | None = None
 ) -> None:
-    """Tensors and a JSON-able description of them, in one safetensors file with a digest, written atomically.
+    """Tensors and a JSON-able description of them, in one safetensors file with a checksum, written atomically.
 
     `identity` is what `identity_of` returns of the file; by default it follows from the content.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({KEY: BLANK, **({IDENTITY: identity} if identity else {})} | dict(about) | {KEY: BLANK})
-    write_atomically(path, with_digest(save(plain, metadata={"about": text})))
+    text = json.dumps(
+        {CHECKSUM_KEY: BLANK_CHECKSUM, **({IDENTITY_KEY: identity} if identity else {})}
+        | dict(about)
+        | {CHECKSUM_KEY: BLANK_CHECKSUM}
+    )
+    write_atomically(path, with_checksum(save(plain, metadata={"about": text})))
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote; a file of an earlier version, which has no digest, with a warning.
+    """What `save_tensors` wrote; a file without a checksum, with a warning.
 
     Raises:
         FileNotFoundError: no such file.
@@ -110,26 +114,28 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     content, about, found = _read(path)
     if found is None:
-        warnings.warn(f"{path} has no digest, so damage to it goes unnoticed: {CONVERT.format(path)}", stacklevel=2)
+        warnings.warn(
+            f"{path} has no checksum, so damage to it goes unnoticed: {HOW_TO_CONVERT.format(path)}", stacklevel=2
+        )
     with _explained(path):
         tensors = load(content)
-    return tensors, {name: value for name, value in about.items() if name not in (KEY, IDENTITY)}
+    return tensors, {name: value for name, value in about.items() if name not in (CHECKSUM_KEY, IDENTITY_KEY)}
 
 
 def identity_of(path: str | Path) -> str:
-    """16 hexadecimal digits that distinguish the file's content from any other: the start of its digest.
+    """16 hexadecimal digits that distinguish the file's content from any other: the start of its checksum.
 
-    A file that `add_digest` rewrote keeps those that it had before, by which finished runs name it.
+    A file that `add_checksum` rewrote keeps those that it had before, by which finished runs name it.
 
     Raises:
         FileNotFoundError, ValueError: see `load_tensors`.
     """
     content, about, found = _read(path)
-    return str(about.get(IDENTITY) or (found or hashlib.sha256(content).hexdigest())[:16])
+    return str(about.get(IDENTITY_KEY) or (found or hashlib.sha256(content).hexdigest())[:16])
 
 
-def add_digest(path: str | Path) -> bool:
-    """Rewrite a file of an earlier version with a digest; it keeps its identity. False if it has one already.
+def add_checksum(path: str | Path) -> bool:
+    """Rewrite a file without a checksum so that it has one; it keeps its identity. False if it had one.
 
     Raises:
         FileNotFoundError, ValueError: see `load_tensors`.
@@ -143,12 +149,12 @@ def add_digest(path: str | Path) -> bool:
 
 
 def _read(path: str | Path) -> tuple[bytes, dict[str, Any], str | None]:
-    """A safetensors file's content, its description, and its digest, checked, if it has one."""
+    """A safetensors file's content, its description, and its checksum, verified, if it has one."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; name a file that this project wrote")
     content = path.read_bytes()
-    found = check_digest(content, f"checkpoint {path}", "delete it and make it again, or restore a copy")
+    found = verify_checksum(content, f"checkpoint {path}", "delete it and make it again, or restore a copy")
     with _explained(path):
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return content, dict(json.loads(header["__metadata__"]["about"])), found
@@ -244,7 +250,7 @@ def own_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
 def shipped_checkpoint(dataset: str, depth: int) -> Path:
     """Where the backbone of that shape lies that ships with the package, if one does.
 
-    A data set "module:function" has a digest in the file's name: not every file system takes colons, or distinguishes
+    A data set "module:function" has a hash in the file's name: not every file system takes colons, or distinguishes
     capitals.
     """
     if not re.fullmatch(r"[a-z0-9_]+", dataset):
@@ -264,8 +270,7 @@ def find_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
     if not isinstance(dataset, str):
         raise ValueError(f"a data set is given by its name, got {dataset!r}")
     own = own_checkpoint(dataset, depth, folder)
-    earlier = own.parent / f"{dataset}-resnet{depth}.safetensors"  # what `own` of "module:function" was called before
-    for path in (own, earlier, shipped_checkpoint(dataset, depth)):
+    for path in (own, shipped_checkpoint(dataset, depth)):
         if path.is_file():
             return path
     raise FileNotFoundError(

@@ -26,8 +26,8 @@ from backbone.data import Dataset, Split, data_folder, may_download, stratified_
 
 SEED = 2020
 VALIDATION_SHARE = 0.1
-BLOCK = 1 << 20  # bytes per read of a download
-TIMEOUT = 60  # seconds without a byte
+BYTES_PER_READ = 1 << 20
+TIMEOUT_SECONDS = 60  # without a byte
 
 
 @dataclass(frozen=True)
@@ -147,15 +147,15 @@ def _download(source: Source, archive: Path) -> None:
 
 
 def _fetch(url: str, path: Path) -> None:
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as file:
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, path.open("wb") as file:
         size = int(response.headers.get("Content-Length") or 0)
         with tqdm(desc=path.name, total=size or None, unit="B", unit_scale=True) as bar:
-            while block := response.read(BLOCK):
+            while block := response.read(BYTES_PER_READ):
                 bar.update(file.write(block))
 
 
 def _unpack(source: Source, archive: Path) -> None:
-    """Unpack the wanted files beside the archive, all or none.
+    """Unpack the wanted files next to the archive, all or none.
 
     Contents are copied to names of our own, so that no path, link or permission in the archive has any effect.
     """

@@ -2,11 +2,10 @@
 
 Two conventions, both fractions of full execution (every block at the widest bitwidth in use):
 
-- *paper*: gated blocks only, each of equal weight, (bits / widest)**2. DFS's computation percentage (Shen et al. 2020,
-  section 3).
-- *total*: every multiply-accumulate of stem, blocks, shortcuts and head, times weight bits, times activation bits, over
-  the same at full execution. What is always on runs at the widest bitwidth. A gate's own work is added by the
-  evaluation.
+- *block cost*: gated blocks only, each of equal weight, (bits / widest)**2. DFS's computation percentage (Shen et al.
+  2020, section 3).
+- *total cost*: every multiply-accumulate of stem, blocks, shortcuts and head, times weight bits, times activation bits,
+  over the same at full execution. Ungated layers run at the widest bitwidth. The evaluation adds a gate's own work.
 
 Absolute BitOps (multiply-accumulates x weight bits x activation bits) stand next to them. Modelled costs are no
 latencies: on CPUs, torch, ONNX Runtime and OpenVINO run nothing faster below 8 bits, though 4-bit tensor cores do.
@@ -23,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbone.activation_gating import GatedResNet
 from backbone.data import IMAGE_SIZE
-from backbone.gated import GatedResNet
 from backbone.layers import QuantizedLayer, QuantLinear
 from backbone.quantization import FLOAT_BITS, check_bitwidths
 from backbone.torch_state import evaluation_mode
@@ -78,12 +77,12 @@ class CostTable:
 
     bitwidths: tuple[int, ...]
     """Bitwidth of each action, ascending; the last is the widest."""
-    paper: Tensor
+    block: Tensor
     """[L, A] block cost of an action at a block; a route's block cost is the sum over its blocks."""
     total: Tensor
-    """[L, A] total cost of an action at a block, without the ungated layers."""
-    ungated_total: float
-    """Total cost of stem, shortcuts, head and blocks that are not decided: that of the route that skips every block."""
+    """[L, A] total cost of an action at a block, without ungated layers."""
+    total_ungated: float
+    """Total cost of stem, shortcuts, head and ungated blocks: that of the route that skips every block."""
     full_bitops: float
     """BitOps of full execution for one image; total cost is a fraction of this."""
     unit: str = "blocks"
@@ -97,15 +96,15 @@ class CostTable:
 
     @cached_property
     def charged(self) -> Tensor:
-        """[L, A] what an action at a block is charged, in the unit of budgets: `paper`, or its share of the time that
+        """[L, A] what an action at a block is charged, in the unit of budgets: `block`, or its share of the time that
         all decided blocks take at full execution."""
         if self.unit == "blocks" or self.milliseconds is None:
-            return self.paper
+            return self.block
         return self.milliseconds / self.milliseconds[:, -1].sum()
 
     def route_cost(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Cost in the unit of budgets and total cost of routes [B, L] of actions: two tensors [B]."""
-        return self._along(self.charged, actions), self._along(self.total, actions) + self.ungated_total
+        return self._along(self.charged, actions), self._along(self.total, actions) + self.total_ungated
 
     def route_milliseconds(self, actions: Tensor) -> Tensor | None:
         """[B] measured time of routes [B, L] of actions, stem and head included and gates not; None without a table."""
@@ -115,7 +114,7 @@ class CostTable:
 
     def block_cost(self, actions: Tensor) -> Tensor:
         """[B] block cost of routes [B, L] of actions, whatever the unit of budgets."""
-        return self._along(self.paper, actions)
+        return self._along(self.block, actions)
 
     def _along(self, table: Tensor, actions: Tensor) -> Tensor:
         blocks = torch.arange(table.shape[0], device=table.device)
@@ -124,7 +123,7 @@ class CostTable:
     @cached_property
     def by_macs(self) -> Tensor:
         """[L, A] cost of an action at a block where blocks weigh as their multiply-accumulates do: gated blocks only,
-        as in `paper`, and 1 at full execution."""
+        as in `block`, and 1 at full execution."""
         return self.total / self.total[:, -1].sum()
 
     @cached_property
@@ -156,25 +155,25 @@ def check_modelled(cost: CostTable, what: str) -> None:
 
 
 def _block_macs(backbone: Any) -> tuple[list[float], float]:
-    """MACs of each block without its shortcut, and of the ungated layers."""
+    """MACs of each block without its shortcut, and of all ungated layers."""
     widest = backbone.config.widest[-1]
     image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(backbone.parameters()).device)
     with evaluation_mode(backbone):
         macs = count_macs(backbone, lambda: backbone(image, widest))
-    blocks, ungated_blocks = [0.0] * len(backbone.blocks), 0.0
+    blocks, ungated = [0.0] * len(backbone.blocks), 0.0
     for name, count in macs.items():
         part = name.split(".")
         if part[0] == "blocks" and "shortcut" not in part:
             blocks[int(part[1])] += count
         else:
-            ungated_blocks += count
-    return blocks, ungated_blocks
+            ungated += count
+    return blocks, ungated
 
 
 def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 0) -> CostTable:
     """The costs of running each block of `backbone` at each of `bitwidths`.
 
-    The first `ungated_blocks` blocks are not decided and are no rows of the tables.
+    The first `ungated_blocks` blocks always run at the widest bitwidth, and are no rows of the tables.
 
     Raises:
         ValueError: `bitwidths` is not a possible tuple.
@@ -186,13 +185,13 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 
     full_bitops = (sum(blocks) + rest) * widest**2
     device = next(backbone.parameters()).device
     relative = (bits / widest) ** 2
-    paper = relative.expand(len(blocks), -1) / len(blocks)
+    block = relative.expand(len(blocks), -1) / len(blocks)
     total = torch.tensor(blocks, dtype=torch.float64)[:, None] * bits**2 / full_bitops
     return CostTable(
         bitwidths=tuple(bitwidths),
-        paper=paper.float().contiguous().to(device),
+        block=block.float().contiguous().to(device),
         total=total.float().to(device),
-        ungated_total=rest * widest**2 / full_bitops,
+        total_ungated=rest * widest**2 / full_bitops,
         full_bitops=full_bitops,
     )
 
@@ -218,20 +217,20 @@ class GatedCost:
     """[L, 2] further BitOps on an image for which its gate is on everywhere."""
     blocks: Tensor
     """[L] BitOps of each block at full execution, every multiply-accumulate at the widest bitwidth."""
-    ungated_blocks: float
+    ungated: float
     """BitOps of stem, shortcuts and head, at the widest bitwidth."""
     full_bitops: float
     """BitOps of full execution of the ungated network; total cost is a fraction of this."""
 
     def image_cost(self, densities: Tensor) -> tuple[Tensor, Tensor]:
-        """Paper and total cost [B] of images on which the gates are on for the shares `densities` [B, L, 2] of the
+        """Block and total cost [B] of images on which the gates are on for the shares `densities` [B, L, 2] of the
         outputs.
 
         Block cost is the mean over blocks of BitOps over those at full execution: a block of k bits costs
         (k / widest)**2, as for DFS.
         """
         spent = (self.always + self.gated * densities.double().to(self.always.device)).sum(2)
-        return (spent / self.blocks).mean(1), (spent.sum(1) + self.ungated_blocks) / self.full_bitops
+        return (spent / self.blocks).mean(1), (spent.sum(1) + self.ungated) / self.full_bitops
 
 
 def gated_cost(network: GatedResNet, full_bitops: float) -> GatedCost:
@@ -251,7 +250,7 @@ def gated_cost(network: GatedResNet, full_bitops: float) -> GatedCost:
         always=table[..., 0],
         gated=table[..., 1],
         blocks=blocks.to(image.device) * squared,
-        ungated_blocks=(sum(macs.values()) - gated_macs) * squared,
+        ungated=(sum(macs.values()) - gated_macs) * squared,
         full_bitops=full_bitops,
     )
 

@@ -20,7 +20,6 @@ from backbone.data_checks import (
     SMALLEST_STD,
     check_trainable,
     checked_channels,
-    checked_flag,
     checked_images,
     checked_integer,
     checked_labels,
@@ -28,6 +27,7 @@ from backbone.data_checks import (
 from backbone.names import resolve
 
 SPLITS = ("train", "validation", "test")
+MOST_CLASSES = 2**31
 
 LOADERS = {
     "digits": "backbone.digits:load_digits",
@@ -41,15 +41,13 @@ LOADERS = {
 class Split:
     """Images and their labels, in a fixed order. Read-only by convention: data sets are shared within a process.
 
-    The `Dataset` that it becomes part of checks it, and knows how to call it.
-
-    Attributes:
-        images: uint8 `[N, 3, 32, 32]`, RGB.
-        labels: int64 `[N]`.
+    The `Dataset` that it becomes part of checks it.
     """
 
     images: Tensor
+    """uint8 `[N, 3, 32, 32]`, RGB."""
     labels: Tensor
+    """int64 `[N]`."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,43 +60,42 @@ class Split:
 class Dataset:
     """A data set for classification, in three splits.
 
-    Arrays, lists, other kinds of integers and tensors elsewhere become what is listed here, if nothing is lost.
-
-    Attributes:
-        name: what `load_dataset` calls it.
-        num_classes: labels are 0 to `num_classes - 1`.
-        mean: per channel, of pixels scaled to [0, 1].
-        std: per channel, of pixels scaled to [0, 1]; above 0.
-        train: the only images that weights are fitted to, in random order: what is measured on a sample of them takes
-            the first.
-        validation: for choosing policies and checkpoints; carved from the training part.
-        test: read once, for the report.
-        flip: whether an image keeps its label when it is mirrored left to right.
-        pad: largest shift in pixels that augmentation makes; 0 for none.
+    Arrays, lists, other kinds of integers and tensors on other devices become what is listed here, if nothing is lost.
 
     Raises:
         ValueError: something is of another kind, size or range; the message names the data set and the split.
     """
 
     name: str
+    """What `load_dataset` calls it."""
     num_classes: int
+    """Labels are 0 to `num_classes - 1`."""
     mean: tuple[float, ...]
+    """Per channel, of pixels scaled to [0, 1]."""
     std: tuple[float, ...]
+    """Likewise; above 0."""
     train: Split
+    """The only images that weights are fitted to, in random order: a sample of them is the first ones."""
     validation: Split
+    """For choosing policies and checkpoints; carved from the training part."""
     test: Split
+    """Read once, for the report."""
     flip: bool
+    """Whether an image keeps its label when it is mirrored left to right."""
     pad: int
+    """Largest shift in pixels that augmentation makes; 0 for none."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"the name of a data set must be a string that is not empty, got {self.name!r}")
-        num_classes = checked_integer(self.num_classes, "num_classes", 1, None, self.name)
+        if not isinstance(self.flip, bool | np.bool_):
+            raise ValueError(f"{self.name}: flip must be True or False, got {self.flip!r}")
+        num_classes = checked_integer(self.num_classes, "num_classes", 1, MOST_CLASSES, self.name)
         checked = {
             "num_classes": num_classes,
             "mean": checked_channels(self.mean, "mean", 0.0, self.name),
             "std": checked_channels(self.std, "std", SMALLEST_STD, self.name),
-            "flip": checked_flag(self.flip, "flip", self.name),
+            "flip": bool(self.flip),
             "pad": checked_integer(self.pad, "pad", 0, IMAGE_SIZE - 1, self.name),
             **{split: self._checked_split(split, num_classes) for split in SPLITS},
         }
@@ -171,22 +168,20 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
 @cache
 def _load(name: str, folder: Path) -> Dataset:
     function = resolve("data set", LOADERS.get(name, name), LOADERS)
-    dataset = function(folder) if name in LOADERS else _users(name, function, folder)
+    dataset = function(folder) if name in LOADERS else _load_own(name, function, folder)
     object.__setattr__(dataset, "_source", (name, folder))
     return dataset
 
 
-def _users(name: str, function: Callable[..., Any], folder: Path) -> Dataset:
+def _load_own(name: str, function: Callable[..., Any], folder: Path) -> Dataset:
     """What the user's own function returns, checked."""
     try:
         dataset = function(folder)
         if not isinstance(dataset, Dataset):
-            raise ValueError(
-                f"expected a backbone.data.Dataset, got {type(dataset).__name__}: the function must return one"
-            )
-        splits = {split: dataset.split(split) for split in SPLITS}
-        parts = {split: (part.images, part.labels) for split, part in splits.items()}
-        check_trainable(parts, dataset.num_classes, dataset.name)
+            raise ValueError(f"expected a backbone.data.Dataset, got {type(dataset).__name__}")
+        splits = {name: dataset.split(name) for name in SPLITS}
+        tensors = {name: (split.images, split.labels) for name, split in splits.items()}
+        check_trainable(tensors, dataset.num_classes, dataset.name)
     except (ValueError, FileNotFoundError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"data set {name!r}: {error}") from error
@@ -257,8 +252,7 @@ def augment(images: Tensor, generator: torch.Generator, flip: bool, pad: int) ->
 
 
 def shift_and_flip(images: Tensor, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Move each image `[B, C, H, W]` down and right by `shifts` `[B, 2]` pixels; mirror it first where `flips`
-    `[B]`."""
+    """Mirror each image `[B, C, H, W]` where `flips` `[B]`, then move it down and right by `shifts` `[B, 2]` pixels."""
     batch, channels, height, width = images.shape
     pad = int(shifts.abs().max())
     rows = torch.arange(height, device=images.device) + pad - shifts[:, :1]

@@ -1,4 +1,4 @@
-"""What a data set is made of, which users give: brought into one form where nothing is lost, else refused.
+"""What users give as a data set: brought into one form where nothing is lost, else refused.
 
 Every refusal is a ValueError. `where` begins its message: the data set's name, and the split's where there is one.
 """
@@ -20,13 +20,8 @@ IMAGE_SIZE = 32
 SMALLEST_STD = 1e-6
 """Of a channel: pixels that are divided by less overflow within a network."""
 
-EXPECTED = 10
-"""Training images expected of a class, by its share of the other splits, from which on their absence is an error and
-no chance."""
-
-INTEGERS = (
-    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64
-)  # fmt: skip
+ABSENCE_IS_CHANCE_BELOW = 10
+"""Training images expected of a class, by its share of the other splits, below which their absence may be chance."""
 
 
 def checked_images(images: Any, where: str) -> Tensor:
@@ -36,18 +31,17 @@ def checked_images(images: Any, where: str) -> Tensor:
     if tensor is None or tensor.ndim != 4 or tensor.shape[1:] != size:
         mend = f"resize them to {IMAGE_SIZE}x{IMAGE_SIZE} pixels and put the three colours before height and width"
         raise ValueError(f"{wanted}, got {_described(images, tensor)}: {mend}")
-    if tensor.dtype != torch.uint8:
-        whole = tensor.long()
-        if tensor.dtype not in INTEGERS or not torch.equal(whole.to(torch.uint8).long(), whole):
-            mend = "scale pixels to 0 to 255 and round them, as (255 * images).round().to(torch.uint8) does from [0, 1]"
-            raise ValueError(f"{wanted}, got {_described(images, tensor)}: {mend}")
-    return tensor.to(torch.uint8)
+    levels = tensor if tensor.dtype == torch.uint8 else tensor.long().to(torch.uint8)
+    if levels is not tensor and not (_is_integer(tensor) and torch.equal(levels.long(), tensor.long())):
+        mend = "scale pixels to 0 to 255 and round them, as (255 * images).round().to(torch.uint8) does from [0, 1]"
+        raise ValueError(f"{wanted}, got {_described(images, tensor)}: {mend}")
+    return levels
 
 
 def checked_labels(labels: Any, count: int, num_classes: int, where: str) -> Tensor:
     """Labels as int64 `[count]`; other kinds of numbers are converted if they are whole."""
     tensor = _plain_tensor(labels)
-    if tensor is None or tensor.shape != (count,) or tensor.is_complex() or tensor.is_quantized:
+    if tensor is None or tensor.shape != (count,) or tensor.is_complex():
         mend = f"give one class for each of the {count} images, as one_hot.argmax(1) or labels.flatten() may do"
         raise ValueError(f"{where}: labels must be int64 [{count}], got {_described(labels, tensor)}: {mend}")
     whole = tensor.long()
@@ -64,11 +58,9 @@ def checked_labels(labels: Any, count: int, num_classes: int, where: str) -> Ten
 def checked_channels(numbers: Any, what: str, low: float, where: str) -> tuple[float, float, float]:
     """Three numbers in [low, 1], one for each colour, of any kind and shape."""
     tensor = _plain_tensor(numbers)
-    if tensor is None or tensor.numel() != 3 or not (tensor.dtype in INTEGERS or tensor.is_floating_point()):
-        found = None
-    else:
-        found = tensor.double().flatten().tolist()
-    if found is None or not all(low <= number <= 1 for number in found):
+    is_real = tensor is not None and (_is_integer(tensor) or tensor.is_floating_point())
+    found = tensor.double().flatten().tolist() if tensor is not None and is_real else []
+    if len(found) != 3 or not all(low <= number <= 1 for number in found):
         raise ValueError(
             f"{where}: {what} must be three numbers in [{low:g}, 1], of pixels scaled to [0, 1], got {numbers!r}: "
             "backbone.data.channel_statistics measures mean and std"
@@ -77,23 +69,15 @@ def checked_channels(numbers: Any, what: str, low: float, where: str) -> tuple[f
     return red, green, blue
 
 
-def checked_integer(number: Any, what: str, low: int, high: int | None, where: str) -> int:
+def checked_integer(number: Any, what: str, low: int, high: int, where: str) -> int:
     """An integer of any kind in [low, high]."""
     try:
         found = None if isinstance(number, bool) else operator.index(number)
     except TypeError:
         found = None
-    if found is None or found < low or (high is not None and found > high):
-        span = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{where}: {what} must be an integer {span}, got {number!r}")
+    if found is None or not low <= found <= high:
+        raise ValueError(f"{where}: {what} must be an integer from {low} to {high}, got {number!r}")
     return found
-
-
-def checked_flag(flag: Any, what: str, where: str) -> bool:
-    """True or false."""
-    if not isinstance(flag, bool | np.bool_):
-        raise ValueError(f"{where}: {what} must be True or False, got {flag!r}")
-    return bool(flag)
 
 
 def check_trainable(splits: Mapping[str, tuple[Tensor, Tensor]], num_classes: int, where: str) -> None:
@@ -106,7 +90,7 @@ def check_trainable(splits: Mapping[str, tuple[Tensor, Tensor]], num_classes: in
             raise ValueError(f"{where}: {one} and {other} share images: give each split images of its own")
     train, *judged = (labels.bincount(minlength=num_classes) for _, labels in splits.values())
     total = torch.stack(judged).sum(0)
-    lacking = ((train == 0) & (total * train.sum() >= EXPECTED * total.sum())).nonzero()
+    lacking = ((train == 0) & (total * train.sum() >= ABSENCE_IS_CHANCE_BELOW * total.sum())).nonzero()
     if len(lacking):
         raise ValueError(
             f"{where}: class {int(lacking[0])} is among the validation or test images, but not among the "
@@ -118,12 +102,14 @@ def _plain_tensor(value: Any) -> Tensor | None:
     """A tensor, an array or nested lists as a contiguous tensor on the CPU without gradients; None if it is neither."""
     try:
         if not isinstance(value, Tensor):
-            array = np.asarray(value)
-            value = torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
-        value = value.detach().cpu().to_dense().contiguous()
-        return value.clone() if value.is_inference() else value  # what inference mode made takes part in no gradient
+            value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
+        return value.detach().cpu().contiguous()
     except (TypeError, ValueError, RuntimeError):
         return None
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _described(value: Any, tensor: Tensor | None) -> str:

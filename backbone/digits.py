@@ -12,7 +12,6 @@ same pixels.
 from __future__ import annotations
 
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,45 +19,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbone.data import SPLITS, Dataset, Split, channel_statistics, stratified_parts
+from backbone.data import IMAGE_SIZE, SPLITS, Dataset, Split, channel_statistics, stratified_parts
 from backbone.torch_state import default_torch_state
 
 SEED = 2020
-SIZE = 32
-SOURCES = {"train": 1200, "validation": 300, "test": 297}
-IMAGES = {"train": 10_000, "validation": 2_000, "test": 2_000}
-SHAPES, FRAGMENTS = 3, 2  # most pieces of clutter per image
-CHUNK = 100  # images drawn at once: fits the processor's cache
+GLYPHS_PER_SPLIT = {"train": 1200, "validation": 300, "test": 297}
+IMAGES_PER_SPLIT = {"train": 10_000, "validation": 2_000, "test": 2_000}
+MOST_SHAPES, MOST_FRAGMENTS = 3, 2  # pieces of clutter per image
+DRAWN_AT_ONCE = 100  # images: fits the processor's cache
 
 
 def load_digits(folder: str | Path | None = None) -> Dataset:
-    """Draw the data set: 10,000 / 2,000 / 2,000 images. `folder` is not used; every loader takes one.
-
-    Raises:
-        ValueError: scikit-learn's copy of the digits is missing or damaged.
-    """
+    """Draw the data set: 10,000 / 2,000 / 2,000 images. `folder` is not used; every loader takes one."""
     from sklearn import datasets  # here, because it takes a second that the other data sets need not wait for
 
-    try:
-        raw = datasets.load_digits()
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise ValueError(f"scikit-learn's digits.csv.gz is damaged ({error}): install scikit-learn again") from error
+    raw = datasets.load_digits()
     glyphs = torch.from_numpy(raw.images / 16.0)[:, None]
     labels = torch.from_numpy(raw.target.astype(np.int64))
-    parts = stratified_parts(raw.target, list(SOURCES.values()), SEED)
+    parts = stratified_parts(raw.target, list(GLYPHS_PER_SPLIT.values()), SEED)
     splits = {}
     for name, part in zip(SPLITS, parts, strict=True):
         source = torch.from_numpy(part)
         with default_torch_state():  # thousands of small operations, on which several threads mostly wait
             images = draw_images(glyphs[source], difficulty(name), SEED + 1 + SPLITS.index(name))
-        splits[name] = Split(images, labels[source[torch.arange(IMAGES[name]) % len(source)]])
+        splits[name] = Split(images, labels[source[torch.arange(IMAGES_PER_SPLIT[name]) % len(source)]])
     mean, std = channel_statistics(splits["train"].images)
     return Dataset("digits", 10, mean, std, splits["train"], splits["validation"], splits["test"], flip=False, pad=2)
 
 
 def difficulty(split: str) -> Tensor:
     """Difficulty of each image of a split, float64 `[N]` in [0, 1), in the split's order."""
-    return torch.from_numpy(np.random.default_rng([SEED, SPLITS.index(split)]).random(IMAGES[split]))
+    return torch.from_numpy(np.random.default_rng([SEED, SPLITS.index(split)]).random(IMAGES_PER_SPLIT[split]))
 
 
 def draw_images(glyphs: Tensor, hardness: Tensor, seed: int) -> Tensor:
@@ -75,7 +66,7 @@ def draw_images(glyphs: Tensor, hardness: Tensor, seed: int) -> Tensor:
     rng = np.random.default_rng(seed)
     smooth = F.interpolate(glyphs, scale_factor=3, mode="bicubic", align_corners=False).clamp(0, 1)
     chosen = torch.arange(len(hardness)) % len(glyphs)
-    chunks = zip(chosen.split(CHUNK), hardness.split(CHUNK), strict=True)
+    chunks = zip(chosen.split(DRAWN_AT_ONCE), hardness.split(DRAWN_AT_ONCE), strict=True)
     return torch.cat([_draw(smooth, index, hard.view(-1, 1), rng) for index, hard in chunks])
 
 
@@ -86,12 +77,12 @@ def _draw(glyphs: Tensor, chosen: Tensor, hard: Tensor, rng: np.random.Generator
     centre = _uniform(rng, -1, 1, len(hard), 2) * (1 - 1.1 * half).clamp(min=0)
     angle = _uniform(rng, -1, 1, len(hard), 1) * _between(hard, 0.05, 0.7)
     canvas = ground[:, :, None, None] + _texture(hard, rng)
-    for _ in range(SHAPES):
+    for _ in range(MOST_SHAPES):
         canvas = _paint(canvas, _shape(hard, rng), _clutter_colour(ground, ink, rng))
-    for _ in range(FRAGMENTS):
+    for _ in range(MOST_FRAGMENTS):
         canvas = _paint(canvas, _fragment(glyphs, hard, centre, half, rng), _clutter_colour(ground, ink, rng))
     canvas = _paint(canvas, _place(glyphs[chosen], centre, half, angle)[0], ink)
-    noise = _uniform(rng, -0.1, 0.1, len(hard), 3, SIZE, SIZE) * hard[:, :, None, None]
+    noise = _uniform(rng, -0.1, 0.1, len(hard), 3, IMAGE_SIZE, IMAGE_SIZE) * hard[:, :, None, None]
     return ((canvas + noise).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -106,7 +97,9 @@ def _colours(hard: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
 
 def _texture(hard: Tensor, rng: np.random.Generator) -> Tensor:
     """Coloured clouds and a grey grating, `[N, 3, 32, 32]` around zero; none at difficulty 0."""
-    clouds = F.interpolate(_uniform(rng, -1, 1, len(hard), 3, 6, 6), size=SIZE, mode="bilinear", align_corners=False)
+    clouds = F.interpolate(
+        _uniform(rng, -1, 1, len(hard), 3, 6, 6), size=IMAGE_SIZE, mode="bilinear", align_corners=False
+    )
     across, phase = _uniform(rng, -12, 12, len(hard), 2), _uniform(rng, 0, 2 * math.pi, len(hard), 1)
     y, x = _canvas()
     grating = torch.sin(across[:, :1, None] * x + across[:, 1:, None] * y + phase[:, :, None])
@@ -125,7 +118,7 @@ def _shape(hard: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def _fragment(glyphs: Tensor, hard: Tensor, centre: Tensor, half: Tensor, rng: np.random.Generator) -> Tensor:
-    """Mask `[N, 1, 32, 32]` of half a glyph, lying beside the digit at `centre`."""
+    """Mask `[N, 1, 32, 32]` of half a glyph, next to the digit at `centre`."""
     chosen = torch.from_numpy((rng.random(len(hard)) * len(glyphs)).astype(np.int64))
     bearing, angle = _uniform(rng, 0, 2 * math.pi, 2, len(hard), 1)
     away = torch.cat([bearing.cos(), bearing.sin()], 1) * half * _uniform(rng, 1.2, 1.7, len(hard), 1)
@@ -167,7 +160,7 @@ def _present(hard: Tensor, rng: np.random.Generator) -> Tensor:
 
 def _canvas() -> tuple[Tensor, Tensor]:
     """Coordinates y `[32, 1]` and x `[1, 32]` of the pixel centres."""
-    line = (torch.arange(SIZE, dtype=torch.float64) + 0.5) * (2 / SIZE) - 1
+    line = (torch.arange(IMAGE_SIZE, dtype=torch.float64) + 0.5) * (2 / IMAGE_SIZE) - 1
     return line[:, None], line[None, :]
 
 

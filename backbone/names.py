@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib
 import importlib.util
+import pkgutil
 import site
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-PROJECT = ("agents", "backbone", "dfs_env", "scripts")
-"""This project's packages."""
+PROJECT_PACKAGES = ("agents", "backbone", "dfs_env", "scripts")
 
 
 def nearest(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
@@ -29,34 +29,31 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
     `kind` says in error messages what was asked for, such as "data set" or "reward".
 
     Raises:
-        ValueError: the name is neither known nor 'module:function', the module cannot be imported, or it has no such
-            function.
+        ValueError: the name is neither known nor 'module:function', or it cannot be imported.
     """
     if not isinstance(name, str):
         raise ValueError(f"a {kind} is given by its name, got {name!r}")
     if name in known:
         return known[name]
-    module_name, colon, function_name = name.partition(":")
-    if not (colon and module_name and function_name):
+    module, _, function = name.partition(":")
+    if not (module and function):
         choices = ", ".join(sorted(known))
         message = f"unknown {kind} {name!r}: choose one of {choices}, or give your own as 'module:function'"
         raise ValueError(message + nearest(name, known))
     try:
-        module = importlib.import_module(module_name)
+        found = pkgutil.resolve_name(name)
     except Exception as error:  # whatever the user's own module raises
-        raise ValueError(f"{kind} {name!r}: cannot import module {module_name!r} ({error})") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ValueError(f"{kind} {name!r}: module {module_name!r} has no function {function_name!r}")
-    return function
+        raise ValueError(f"{kind} {name!r} cannot be imported ({type(error).__name__}: {error})") from error
+    if not callable(found):
+        raise ValueError(f"{kind} {name!r} is {type(found).__name__} and no function")
+    return found
 
 
 def check_own(kind: str, name: Any, file: object, trusted: bool = False) -> None:
-    """Make sure that code which `file` names is in a source file of the user's own, before anything imports it.
+    """Make sure that code which `file` names is the user's own, before anything imports it.
 
-    A stranger's file could name any function there is, such as "shutil:rmtree" as a data set, which is called with the
-    data folder. Functions of Python, of installed packages and of this project have other uses than these; the user's
-    own are taken to be what they are named as. Names without a colon are this project's and pass.
+    A stranger's file could name any function, such as "shutil:rmtree" as a data set, which is called with the data
+    folder. Names without a colon are this project's and pass.
 
     Raises:
         ValueError: it is not, and the caller does not trust the file.
@@ -70,25 +67,31 @@ def check_own(kind: str, name: Any, file: object, trusted: bool = False) -> None
 
 
 def is_own(name: str) -> bool:
-    """Whether 'module:function' is neither Python's, nor an installed package's, nor this project's.
+    """Whether a module, or 'module:function', is neither Python's, nor an installed package's, nor this project's.
 
-    Nothing is imported.
+    Nothing is imported. A module that cannot be found counts as the user's own: importing it will fail.
     """
-    top = name.partition(":")[0].partition(".")[0]
-    if top in sys.stdlib_module_names or top in sys.builtin_module_names or top in PROJECT:
-        return False
+    module = name.partition(":")[0]
+    return module.partition(".")[0] not in PROJECT_PACKAGES and not is_library(module)
+
+
+def is_library(module: str) -> bool:
+    """Whether a module is Python's or an installed package's. Nothing is imported."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
+        return True
     try:
         spec = importlib.util.find_spec(top) if top else None
     except ValueError:  # a module that was made in this process, and has no file
-        return True
-    if spec is None:  # to be refused where it is imported
-        return True
+        return False
+    if spec is None:
+        return False
     places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or [])
-    return not any(Path(place).resolve().is_relative_to(root) for place in places for root in _installed())
+    return any(Path(place).resolve().is_relative_to(root) for place in places for root in _library_folders())
 
 
-def _installed() -> set[Path]:
-    """Folders of Python's library and of installed packages."""
+@cache
+def _library_folders() -> set[Path]:
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     found = {sysconfig.get_paths()[name] for name in names} | {*site.getsitepackages(), site.getusersitepackages()}
     return {Path(folder).resolve() for folder in found}

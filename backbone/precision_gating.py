@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from backbone.gated import GatedConfig, GatedConvNorm
+from backbone.activation_gating import GatedConvNorm, GatedResNetConfig
 from backbone.quantization import FLOAT_BITS, straight_through
 
 
 @dataclass(frozen=True)
-class PrecisionGating(GatedConfig):
+class PrecisionGating(GatedResNetConfig):
     """A ResNet with Precision Gating.
 
     Raises:
@@ -62,8 +62,8 @@ class PrecisionGatedConv(GatedConvNorm):
     def bitops_per_mac(self) -> tuple[float, float]:
         """Weight bits x prediction bits everywhere, weight bits x the other bits where the gate is on."""
         bits = self.config
-        always = bits.weight_bits * bits.prediction_bits
-        return float(always), float(bits.weight_bits * bits.activation_bits - always)
+        everywhere = bits.weight_bits * bits.prediction_bits
+        return float(everywhere), float(bits.weight_bits * bits.activation_bits - everywhere)
 
     def parts(self, levels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The convolutions of the most and of the least significant bits.

@@ -277,7 +277,7 @@ class Quantizer(NamedTuple):
     Both are called with a tensor and a bitwidth and return its levels and their scale (`Quantized`); gradients go
     through the levels. Activations also have `scale(bits)`, the scale in evaluation, which no input changes: it is
     folded into the weights; for networks that start from others, `row`, from a bitwidth to its row in each entry of
-    their state; and, to run on integer kernels, `bounds(bits)`, the lowest and the highest level in evaluation. Beside
+    their state; and, to run on integer kernels, `bounds(bits)`, the lowest and the highest level in evaluation. With
     that, `gradient(grad, x, bits)` in evaluation lets gradients with respect to the input pass there, too.
     """
 

@@ -29,7 +29,7 @@ class ResNetConfig:
     bitwidths: tuple[int, ...] = (0, 2, 4, 8)
     """Bitwidths that a block can run at, ascending; 0 is skip, 32 full precision."""
     widest: tuple[int, ...] = ()
-    """Bitwidths that the ungated layers (stem, shortcuts, head) can run at; empty: the last of `bitwidths`. An
+    """Bitwidths that ungated layers (stem, shortcuts, classifier) can run at; empty: the last of `bitwidths`. An
     environment on this network can use those subsets of `bitwidths` that end in one of these."""
     quantizer: str = "pact_sawb_int8"
     """Name of the quantizer: "pact_sawb_int8", "pact_sawb", "minmax", or "module:function"."""
@@ -55,7 +55,7 @@ def block_shapes(depth: int, width: int) -> Iterator[tuple[int, int, int]]:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions at the chosen bitwidth next to an ungated shortcut."""
+    """Two 3x3 convolutions at the chosen bitwidth, and an ungated shortcut."""
 
     def __init__(
         self, in_channels: int, channels: int, stride: int, config: ResNetConfig, quantizer: Quantizer
@@ -201,7 +201,7 @@ class ResNet(nn.Module):
         if widest is None:
             enough = [each for each in self.config.widest if each >= bits]
             if not enough:
-                raise ValueError(f"the ungated layers run at {self.config.widest} bits, not at {bits} or more")
+                raise ValueError(f"ungated layers run at {self.config.widest} bits, not at {bits} or more")
             widest = min(enough)
         x = self.stem(images, widest)
         for block in self.blocks:

@@ -1,9 +1,9 @@
 """Training of backbones: plainly, or on any route, so that a frozen backbone can be gated.
 
-A network that is trained plainly collapses when its blocks are skipped or rounded. Any-route training shows it, beside
-full execution, a random route for every image (slimmable networks' sandwich rule, Yu & Huang 2019, with routes for
-widths), distilled from full execution if wished. Each batch draws one of the backbone's widest bitwidths for what is
-always on.
+A network that is trained plainly collapses when its blocks are skipped or rounded. Any-route training shows it, next
+to full execution, a random route for every image (slimmable networks' sandwich rule, Yu & Huang 2019, with routes for
+widths), distilled from full execution if wished. Each batch draws one of the backbone's widest bitwidths for ungated
+layers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone import schedules
-from backbone.checkpoint import digest, load_state, save_state
+from backbone.checkpoint import fingerprint, load_state, save_state
 from backbone.data import Dataset, Split, augment, batches, cutout
 from backbone.torch_state import default_torch_state
 
@@ -45,12 +45,12 @@ class TrainingConfig:
     """
 
     any_route: bool = True
-    """Train on random routes beside full execution; otherwise on full execution only."""
+    """Train on random routes next to full execution; otherwise on full execution only."""
     bits: int | None = None
     """Bitwidth of every block in what `any_route` calls full execution; by default the widest. A network for few bits
     is trained with `any_route` off and these bits, its stem, shortcuts and head staying at the widest."""
     epochs: int = 30
-    """Passes over the training images; 0 keeps the weights that are started from."""
+    """Epochs; 0 keeps the weights that are started from."""
     batch_size: int = 128
     """Images per step."""
     lr: float = 0.1
@@ -65,7 +65,7 @@ class TrainingConfig:
     distill: float = 0.5
     """Share of the loss on random routes that follows the full route's outputs; the rest follows the labels."""
     route_share: float = 1.0
-    """Share of each batch's images that take a random route beside full execution; less is faster."""
+    """Share of each batch's images that take a random route next to full execution; less is faster."""
     constant_share: float = 0.0
     """Share of the random routes that give every block the same bitwidth, neither skipping nor the widest."""
     cutout: int = 0
@@ -158,7 +158,7 @@ def accuracy(run: Runner, dataset: Dataset, split: Split, routes: Tensor, device
 
 
 class BackboneTrainer:
-    """Trains a backbone epoch by epoch on the device that it is on, and can stop and go on exactly where it was.
+    """Trains a backbone epoch by epoch on the device that it is on, and resumes exactly where it was stopped.
 
     Args:
         backbone: the network.
@@ -187,7 +187,7 @@ class BackboneTrainer:
         self.optimizer = make_optimizer(backbone, config.lr, config.momentum, config.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
-        start = digest(backbone.state_dict().values(), backbone.config)
+        start = fingerprint(backbone.state_dict().values(), backbone.config)
         self.identity = {"config": asdict(config), "dataset": dataset.name, "start": start}
         if state_file.is_file():
             self._restore()

@@ -15,7 +15,7 @@ import torch
 
 from backbone import integer
 from backbone.checkpoint import own_checkpoint, write_atomically
-from backbone.digests import checked_json, json_with_digest
+from backbone.checksums import checked_json, json_with_checksum
 from backbone.torch_state import default_torch_state
 from dfs_env.mdp import BlockMDP
 
@@ -63,7 +63,7 @@ class LatencyTable:
     def save(self, path: Path | str) -> None:
         """As JSON with a digest."""
         content = asdict(self) | {"kind": KIND}
-        write_atomically(path, json_with_digest(content) + "\n")
+        write_atomically(path, json_with_checksum(content) + "\n")
 
     def at(self, batch_size: int) -> BatchTimings:
         """What an image takes in batches of this size.

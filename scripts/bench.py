@@ -4,7 +4,6 @@
     python -m scripts.bench env --bitwidths 0 8 10 12 14 16 32
     python -m scripts.bench ppo --depth 38
     python -m scripts.bench latency --dataset cifar10 --depth 38
-    python -m scripts.bench oracle --images 10000
     python -m scripts.bench recurrent
     python -m scripts.bench sweep
 
@@ -15,23 +14,21 @@ between them are the figures to trust.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import tyro
 
 from scripts.benchmarks.environment import Env
 from scripts.benchmarks.latency import Latency
-from scripts.benchmarks.oracle import OracleSearch
-from scripts.benchmarks.ppo import Ppo
-from scripts.benchmarks.recurrent import Recurrent
+from scripts.benchmarks.learners import Ppo, Recurrent
 from scripts.benchmarks.sweep import SweepSpeed
 from scripts.cli import clear_errors
 
-COMMANDS: dict[str, Callable[..., Env | Latency | Ppo | Recurrent | OracleSearch | SweepSpeed]] = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "env": Env,
     "latency": Latency,
     "ppo": Ppo,
     "recurrent": Recurrent,
-    "oracle": OracleSearch,
     "sweep": SweepSpeed,
 }
 """Each measurement is a dataclass of its options with a method `run`."""

@@ -1,4 +1,4 @@
-"""Rewrite what earlier versions saved: with digests, which show damage, and policies without pickles.
+"""Rewrite what earlier versions saved: with checksums, which show damage, and policies without pickles.
 
 python -m scripts.convert runs/compare
 
@@ -20,7 +20,7 @@ import tyro
 from agents.runs import decisions
 from agents.runs.results import RESULT, RESULTS, line_text, read_lines
 from agents.sb3.policy import ARCHIVE, read_archive, save_model
-from backbone.checkpoint import add_digest, write_atomically
+from backbone.checkpoint import add_checksum, write_atomically
 from scripts.cli import clear_errors
 
 
@@ -50,7 +50,7 @@ def convert(args: Convert) -> Counter[str]:
             file.unlink()
             done[file.suffix] += 1
         else:
-            done[file.suffix] += _add_digest(file)
+            done[file.suffix] += _add_checksum(file)
     return done
 
 
@@ -64,10 +64,10 @@ def _files(path: Path) -> Iterator[Path]:
         yield from sorted(path.rglob(pattern))
 
 
-def _add_digest(file: Path) -> bool:
+def _add_checksum(file: Path) -> bool:
     """Whether the file had none."""
     if file.suffix == ".safetensors":
-        return add_digest(file)
+        return add_checksum(file)
     before = file.read_bytes()
     if file.suffix == ".npz":
         decisions.read_decisions(file.parent)  # whole

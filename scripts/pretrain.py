@@ -3,7 +3,7 @@
     python -m scripts.pretrain --dataset digits --depth 14
     python -m scripts.pretrain --dataset cifar10 --depth 20 --training.epochs 30
 
-A killed run goes on where it was when the same command is given again.
+A killed run resumes when the same command is given again.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class Pretrain:
     bitwidths: tuple[int, ...] = (0, 2, 4, 8)
     """Bitwidths that the backbone can run at; 0 is skip, 32 full precision."""
     widest: tuple[int, ...] = ()
-    """Bitwidths of what is always on; by default the last of `bitwidths`."""
+    """Bitwidths of ungated layers (stem, shortcuts, classifier); by default the last of `bitwidths`."""
     quantizer: str = "pact_sawb_int8"
     """"pact_sawb_int8", "pact_sawb", "minmax", or "module:function"."""
     start: Path | None = None
     """Backbone file of the same width to begin with, such as one that is trained plainly, is shallower, or has other
     classes."""
     output: Path | None = None
-    """File to write; by default among your own weights in the data folder, where the environments look first. Beside it
-    stand a .json with the command and the test accuracies, and a .log with one line for each epoch."""
+    """File to write; by default among your own weights in the data folder, where the environments look first. A
+    .json with the command and the test accuracies and a .log with one line for each epoch are put next to it."""
     half: bool = False
     """Store the weights in half precision."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -106,8 +106,7 @@ def report(mdp: BlockMDP, dataset: Dataset, split: Split) -> dict[str, float]:
 
 
 def usual_width(dataset: str, depth: int) -> int:
-    """Channels of the first stage of the shipped backbone, lest another shape takes its place; those of the papers
-    where there is none."""
+    """Channels of the first stage: those of the shipped backbone, whose place another shape must not take, else 16."""
     shipped = shipped_checkpoint(dataset, depth)
     return load_backbone(shipped).config.width if shipped.is_file() else ResNetConfig.width
 

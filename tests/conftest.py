@@ -12,6 +12,7 @@ from backbone.data import Dataset, Split
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import BackboneTrainer, TrainingConfig
 from dfs_env import BlockMDP, Task
+from tests.helpers import settle
 
 torch.set_num_threads(1)
 
@@ -28,20 +29,6 @@ def _split(count: int, seed: int) -> Split:
 def _dataset(folder: object = None) -> Dataset:
     mean, std = (0.5, 0.45, 0.4), (0.3, 0.28, 0.26)
     return Dataset("tiny", 10, mean, std, _split(24, 0), _split(12, 1), _split(8, 2), flip=True, pad=2)
-
-
-def settle(backbone: ResNet, images: torch.Tensor) -> ResNet:
-    """Give every norm and every activation range values of its own, then freeze the network."""
-    with torch.no_grad():
-        for name, parameter in backbone.named_parameters():
-            if ".norms." in name:
-                parameter.uniform_(0.6, 1.4) if name.endswith("weight") else parameter.uniform_(-0.3, 0.3)
-        backbone.train()
-        for widest in backbone.config.widest:
-            for bits in backbone.config.bitwidths[1:]:
-                for part in images.split(8):
-                    backbone(part, bits, widest)
-    return backbone.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,9 @@ ABOVE = {
 GROUPS = {
     "agents": set(),
     "agents.sb3": {"agents"},
-    "agents.gated": {"agents"},
+    "agents.activation_gating": {"agents"},
     "agents.search": {"agents"},
-    "agents.methods": {"agents", "agents.sb3", "agents.gated", "agents.search"},
+    "agents.methods": {"agents", "agents.sb3", "agents.activation_gating", "agents.search"},
     "agents.runs": {"agents", "agents.sb3", "agents.methods"},
     "agents.comparison": {"agents.runs"},
 }

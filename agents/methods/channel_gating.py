@@ -1,4 +1,4 @@
-"""Channel Gating (Hua et al., NeurIPS 2019, arXiv 1805.12549) as a network of its own.
+"""Channel Gating (Hua et al., NeurIPS 2019, arXiv 1805.12549) on this project's axes of cost.
 
 Loss: cross-entropy + sigma * sum over gated convolutions of ||thresholds - target||^2 (section 3.2 and the repository
 cornell-zhang/dnn-gating).
@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from agents.gated.networks import GatedNetwork, NetworkConfig, load_network
-from agents.gated.training import train_network
+from agents.activation_gating.networks import ActivationGatedNetwork, ActivationGatingConfig, load_network
+from agents.activation_gating.training import train_network
 from agents.recorder import Recorder
 from backbone.channel_gating import ChannelGating
 from backbone.resnet import ResNetConfig
@@ -22,7 +22,7 @@ from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(NetworkConfig):
+class Config(ActivationGatingConfig):
     """Channel Gating: 1/p of the input channels everywhere, the others where a learned threshold is passed. Its cost
     lies between 1/p and all of weight_bits x activation_bits over widest squared, if both convolutions are gated."""
 
@@ -64,11 +64,11 @@ PRESETS = {
 docs/methods.md. In full precision, it costs more than 1 on a task whose widest is 8 bits."""
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> GatedNetwork:
+def train(config: Config, task: Task, recorder: Recorder) -> ActivationGatedNetwork:
     """Train weights and thresholds together."""
     return train_network(config, task, recorder, f"{__name__}:load")
 
 
-def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP) -> GatedNetwork:
-    """What `GatedNetwork.save` wrote."""
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP) -> ActivationGatedNetwork:
+    """What `ActivationGatedNetwork.save` wrote."""
     return load_network(ChannelGating, tensors, about, mdp)

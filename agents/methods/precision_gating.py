@@ -1,4 +1,4 @@
-"""Precision Gating (Zhang et al., ICLR 2020, arXiv 2002.07136) as a network of its own.
+"""Precision Gating (Zhang et al., ICLR 2020, arXiv 2002.07136) on this project's axes of cost.
 
 Loss: cross-entropy + sigma * sum over gated convolutions of ||thresholds - target||, the Euclidean norm (section 3.2
 and the repository cornell-zhang/dnn-gating).
@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from agents.gated.networks import GatedNetwork, NetworkConfig, load_network
-from agents.gated.training import train_network
+from agents.activation_gating.networks import ActivationGatedNetwork, ActivationGatingConfig, load_network
+from agents.activation_gating.training import train_network
 from agents.recorder import Recorder
 from backbone.precision_gating import PrecisionGating
 from backbone.resnet import ResNetConfig
@@ -22,7 +22,7 @@ from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(NetworkConfig):
+class Config(ActivationGatingConfig):
     """Precision Gating: most significant bits everywhere, the others where a learned threshold is passed. Its cost lies
     between weight_bits x prediction_bits and weight_bits x activation_bits over widest squared."""
 
@@ -62,11 +62,11 @@ PRESETS = {
 w2a2: 2-bit weights and activations; its floor is a block cost of 1/32 on a task whose widest is 8 bits."""
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> GatedNetwork:
+def train(config: Config, task: Task, recorder: Recorder) -> ActivationGatedNetwork:
     """Train weights and thresholds together."""
     return train_network(config, task, recorder, f"{__name__}:load")
 
 
-def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP) -> GatedNetwork:
-    """What `GatedNetwork.save` wrote."""
+def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP) -> ActivationGatedNetwork:
+    """What `ActivationGatedNetwork.save` wrote."""
     return load_network(PrecisionGating, tensors, about, mdp)

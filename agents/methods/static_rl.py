@@ -61,7 +61,7 @@ def fit(allocation: list[int], costs: CostTable, budget: float) -> list[int]:
         ValueError: not even the cheapest allocation is.
     """
     lowered, block = list(allocation), len(allocation)
-    while float(costs.route_cost(torch.tensor([lowered], device=costs.paper.device))[0]) > budget + TOLERANCE:
+    while float(costs.route_cost(torch.tensor([lowered], device=costs.block.device))[0]) > budget + TOLERANCE:
         if not any(lowered):
             raise ValueError(f"budget {budget} is below the cheapest allocation")
         block = (block or len(lowered)) - 1

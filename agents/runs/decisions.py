@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from agents.evaluation import Evaluation
 from backbone.checkpoint import write_atomically
-from backbone.digests import BLANK, check_digest, with_digest
+from backbone.checksums import BLANK_CHECKSUM, verify_checksum, with_checksum
 
 FILE = "decisions.npz"
 
@@ -52,8 +52,8 @@ def commented(content: bytes) -> bytes:
     buffer = BytesIO(content)
     with zipfile.ZipFile(buffer, "a") as archive:
         if not archive.comment:
-            archive.comment = BLANK.encode()
-    return with_digest(buffer.getvalue())
+            archive.comment = BLANK_CHECKSUM.encode()
+    return with_checksum(buffer.getvalue())
 
 
 def read_decisions(folder: Path) -> Decisions:
@@ -67,7 +67,7 @@ def read_decisions(folder: Path) -> Decisions:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: delete this run's folder and run it again to record decisions")
     content, mend = path.read_bytes(), "delete this run's folder and run it again"
-    undigested = check_digest(content, path, mend) is None
+    undigested = verify_checksum(content, path, mend) is None
     if undigested and not content.endswith(b"\0\0"):  # the length of an empty comment
         raise ValueError(f"{path} is damaged: it is cut short; {mend}")
     try:

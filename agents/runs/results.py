@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from backbone.digests import checked_json, json_with_digest
+from backbone.checksums import checked_json, json_with_checksum
 
 Line = Mapping[str, Any]
 """What a finished run leaves behind: "method", "budget", "seed", "accuracy", "cost", ... Costs are fractions of full
@@ -67,7 +67,7 @@ def read_line(file: Path) -> dict[str, Any]:
 
 def line_text(line: Line) -> str:
     """A result line as it is kept: JSON with a digest, and the end of the line."""
-    return json_with_digest(line) + "\n"
+    return json_with_checksum(line) + "\n"
 
 
 def expanded(lines: Iterable[Line]) -> list[Line]:

@@ -20,9 +20,9 @@ from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
-from backbone.names import PROJECT
+from backbone.names import PROJECT_PACKAGES
 
-BUILT_ON = {*PROJECT, "gymnasium", "numpy", "sb3_contrib", "stable_baselines3", "torch"}
+BUILT_ON = {*PROJECT_PACKAGES, "gymnasium", "numpy", "sb3_contrib", "stable_baselines3", "torch"}
 """Packages that are no user's code; for changes of this project's own, `agents.runs.config.VERSION` is raised."""
 NAME = re.compile(r"(?<![\w.:])([^\W\d]\w*(?:\.[^\W\d]\w*)*):([^\W\d]\w*)")
 """A "module:function", alone or within more, as in "a:reward(potential=b:potential)"."""

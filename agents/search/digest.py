@@ -12,4 +12,4 @@ def digest(mdp: BlockMDP, images: Tensor, labels: Tensor, how: object = None) ->
     """What tells a search apart from every other: weights, what is decided, its costs, images, labels, options."""
     costs = [] if mdp.cost.unit == "blocks" else [mdp.cost.charged]  # block cost follows from the bitwidths
     tensors = (*mdp.backbone.state_dict().values(), *costs, images, labels)
-    return checkpoint.digest(tensors, (mdp.bitwidths, mdp.ungated_blocks, how))
+    return checkpoint.fingerprint(tensors, (mdp.bitwidths, mdp.ungated_blocks, how))

@@ -17,7 +17,7 @@ from agents.recorder import Recorder
 from agents.search.digest import digest
 from agents.search.progress import bar
 from backbone.checkpoint import write_atomically
-from backbone.digests import checked_json, json_with_digest
+from backbone.checksums import checked_json, json_with_checksum
 from dfs_env.mdp import BlockMDP, State
 
 ANSWERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -89,7 +89,7 @@ def read_found(file: Path, name: str) -> Losses:
 def write_found(file: Path, name: str, found: Losses) -> None:
     """Keep what was found by the search of that name, beside what others found."""
     losses = [[list(allocation), *of] for allocation, of in found.items()]
-    write_atomically(file, json_with_digest(_searched(file) | {name: losses}))
+    write_atomically(file, json_with_checksum(_searched(file) | {name: losses}))
 
 
 def _searched(file: Path) -> dict[str, Any]:

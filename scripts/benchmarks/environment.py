@@ -6,7 +6,6 @@ import multiprocessing
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,17 +23,17 @@ from backbone.torch_state import use_threads
 from dfs_env.env import DFSVectorEnv
 from dfs_env.execution import CHUNK
 from dfs_env.mdp import BlockMDP
-from scripts.benchmarks.ppo import noise_task
-from scripts.benchmarks.runtimes import Network, missing, on_engine, openvino_int8
+from scripts.benchmarks.rounds import FLOAT_PATH, check_counts, noise_task, on_engine, speedup, take_turns
+from scripts.benchmarks.runtimes import Network, missing, openvino_int8
 
-FLOAT_PATH = ", float path"
-"""Ends the names of cases that run on it."""
+BARE_NETWORK, MASKED, OPENVINO = "bare network", f"masked, {FLOAT_PATH}", "OpenVINO static int8"
+HALF_SKIPPED, RANDOM, FLOAT_RANDOM = "env half skipped", "env random", f"env random, {FLOAT_PATH}"
 
 
 @dataclass(frozen=True)
 class Env:
-    """Decisions per second and memory of the environment: on integer kernels, on the float path, and beside the bare
-    network, all options masked, and OpenVINO."""
+    """Decisions per second and memory of the environment: on integer kernels, on the float path, and, for comparison,
+    of the bare network, of all options masked, and of OpenVINO."""
 
     depth: int = 38
     """Layers of the ResNet, 6n + 2."""
@@ -48,32 +47,39 @@ class Env:
     """Processor threads."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "repeats", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "batch_size", "repeats", "threads")
         if check_bitwidths(self.bitwidths)[0]:
             raise ValueError(f"bitwidths {self.bitwidths} must begin with 0: half of the blocks are skipped")
+
+    @property
+    def runs_on_integers(self) -> bool:
+        """Whether all bitwidths are those of integer kernels."""
+        return self.bitwidths[-1] <= EXACT_BITS
 
     def run(self) -> None:
         """Measure and print."""
         # first: a child's peak starts at its parent's size
-        memory = {name: memory_of(self, name) for name in tqdm(measurable(self), "memory", leave=False)}
-        report(self, interleaved(setup(self), self.repeats), memory)
+        memory = {name: memory_of(self, name) for name in tqdm(cases(self), "memory", leave=False)}
+        setting = Setting(self)
+        runs = {name: lambda _, case=case: case(setting) for name, case in cases(self).items()}
+        report(self, take_turns(runs, self.repeats, "speed"), memory)
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What all cases run on."""
+class Setting:
+    """What all cases run on: an untrained network, random images and random routes, the same for the same arguments."""
 
-    args: Env
-    mdp: BlockMDP
-    env: DFSVectorEnv
-    images: Tensor
-    """[B, 3, H, W] normalised."""
-    half: Tensor
-    """[B, L] actions: widest or, for half of the blocks, skip."""
-    mixed: Tensor
-    """[B, L] actions, uniformly random."""
+    def __init__(self, args: Env) -> None:
+        use_threads(args.threads)
+        torch.manual_seed(0)
+        backbone = ResNet(ResNetConfig(args.depth, bitwidths=args.bitwidths)).eval().requires_grad_(False)
+        self.mdp = BlockMDP(backbone)
+        task = noise_task(self.mdp, args.batch_size)
+        self.env = DFSVectorEnv(task, args.batch_size, autoreset_mode="SameStep")
+        self.env.reset(seed=0)
+        self.images = task.dataset.normalize(task.dataset.train.images)
+        shape = args.batch_size, self.mdp.num_layers
+        self.half_skipped = torch.where(torch.rand(shape) < 0.5, 0, self.mdp.num_actions - 1)
+        self.random = torch.randint(self.mdp.num_actions, shape)
 
     @cached_property
     def openvino(self) -> dict[int, Network]:
@@ -82,121 +88,81 @@ class Setup:
         return {size: openvino_int8(self.mdp.backbone, (size, *self.images.shape[1:])) for size in sizes}
 
 
-def setup(args: Env) -> Setup:
-    """An untrained network, random images and random routes, the same for the same arguments."""
-    use_threads(args.threads)
-    torch.manual_seed(0)
-    mdp = BlockMDP(ResNet(ResNetConfig(args.depth, bitwidths=args.bitwidths)).eval())
-    mdp.backbone.requires_grad_(False)
-    task = noise_task(mdp, args.batch_size)
-    env = DFSVectorEnv(task, args.batch_size, autoreset_mode="SameStep")
-    env.reset(seed=0)
-    shape = args.batch_size, mdp.num_layers
-    half = torch.where(torch.rand(shape) < 0.5, 0, mdp.num_actions - 1)
-    images = task.dataset.normalize(task.dataset.train.images)
-    return Setup(args, mdp, env, images, half, torch.randint(mdp.num_actions, shape))
-
-
-def bare(s: Setup) -> None:
+@torch.no_grad()
+def bare(s: Setting) -> None:
     """The network as it would be run without decisions."""
-    with torch.no_grad():
-        for images in s.images.split(CHUNK):
-            s.mdp.backbone(images, s.mdp.widest)
+    for images in s.images.split(CHUNK):
+        s.mdp.backbone(images, s.mdp.widest)
 
 
-def play(s: Setup, routes: Tensor) -> None:
+def play(s: Setting, routes: Tensor) -> None:
     """One episode of each image through the environment; its last step resets, that is, runs the next images' stem."""
     for actions in routes.T.numpy():
         s.env.step(actions)
 
 
-def constant(s: Setup, action: int) -> None:
+def constant(s: Setting, action: int) -> None:
     """`play` with every block at the same bitwidth."""
-    play(s, torch.full_like(s.mixed, action))
+    play(s, torch.full_like(s.random, action))
 
 
-def masked(s: Setup) -> Tensor:
-    """Logits of the routes `mixed` as the predecessors compute them: all options for all images, then a mask."""
-    logits = []
-    with torch.no_grad():
-        for images, routes in zip(s.images.split(CHUNK), s.mixed.split(CHUNK), strict=True):
-            x = s.mdp.backbone.stem(images, s.mdp.widest)
-            for layer in range(s.mdp.num_layers):
-                x = _masked_block(s.mdp, layer, x, routes[:, layer])
-            logits.append(s.mdp.backbone.head(x, s.mdp.widest))
+@torch.no_grad()
+def masked(s: Setting) -> Tensor:
+    """Logits of the random routes as the predecessors compute them: all options for all images, then a mask."""
+    logits, widest = [], s.mdp.widest
+    for images, routes in zip(s.images.split(CHUNK), s.random.split(CHUNK), strict=True):
+        x = s.mdp.backbone.stem(images, widest)
+        for block, action in zip(s.mdp.backbone.blocks, routes.T, strict=True):
+            mixed = torch.zeros(())
+            for option, bits in enumerate(s.mdp.bitwidths):
+                outcome = block(x, bits, widest) if bits else block.skip(x, widest)
+                mixed = mixed + outcome * (action == option).float()[:, None, None, None]
+            x = mixed
+        logits.append(s.mdp.backbone.head(x, widest))
     return torch.cat(logits)
 
 
-def _masked_block(mdp: BlockMDP, layer: int, x: Tensor, action: Tensor) -> Tensor:
-    block, mixed = mdp.backbone.blocks[layer], torch.zeros(())
-    for option, bits in enumerate(mdp.bitwidths):
-        outcome = block(x, bits, mdp.widest) if bits else block.skip(x, mdp.widest)
-        mixed = mixed + outcome * (action == option).float()[:, None, None, None]
-    return mixed
-
-
-def whole(s: Setup) -> None:
+def openvino(s: Setting) -> None:
     """The network in OpenVINO."""
     for images in s.images.split(CHUNK):
         s.openvino[len(images)](images)
 
 
-@dataclass(frozen=True)
-class Case:
-    """Something to measure."""
+def on_float_path(run: Callable[[Setting], object]) -> Callable[[Setting], None]:
+    """The same on the float path."""
 
-    run: Callable[[Setup], object]
-    engine: str = "auto"
-    """See `scripts.benchmarks.runtimes.on_engine`."""
+    def case(s: Setting) -> None:
+        with on_engine("float"):
+            run(s)
 
-    def __call__(self, s: Setup) -> None:
-        with on_engine(self.engine):
-            self.run(s)
+    return case
 
 
-BARE, MASKED, OPENVINO = "bare network", "masked, float path", "OpenVINO static int8"
-HALF, MIXED, FLOAT_MIXED = "env half skipped", "env random", f"env random{FLOAT_PATH}"
-
-
-def everywhere(bits: int, path: str = "") -> str:
+def everywhere(bits: int) -> str:
     """The name of the case in which every block runs at `bits`."""
-    return f"env {bits} bits{path}"
+    return f"env {bits} bits"
 
 
-def cases(args: Env) -> dict[str, Case]:
-    """Every case by its name."""
+def cases(args: Env) -> dict[str, Callable[[Setting], object]]:
+    """Every case by its name, without that of a package that is not there."""
     last = len(args.bitwidths) - 1
-    named = {BARE: Case(bare)}
-    for action in range(last, 0, -1):
-        named[everywhere(args.bitwidths[action])] = Case(partial(constant, action=action))
-    named[HALF] = Case(lambda s: play(s, s.half))
-    named[MIXED] = Case(lambda s: play(s, s.mixed))
-    named[everywhere(args.bitwidths[last], FLOAT_PATH)] = Case(partial(constant, action=last), "float")
-    named[FLOAT_MIXED] = Case(lambda s: play(s, s.mixed), "float")
-    named[MASKED] = Case(masked, "float")
-    if runs_on_integers(args):
-        named[OPENVINO] = Case(whole)
-    return named
+    full = partial(constant, action=last)
+    found: dict[str, Callable[[Setting], object]] = {BARE_NETWORK: bare}
+    found |= {everywhere(args.bitwidths[action]): partial(constant, action=action) for action in range(last, 0, -1)}
+    found |= {HALF_SKIPPED: lambda s: play(s, s.half_skipped), RANDOM: lambda s: play(s, s.random)}
+    found[f"{everywhere(args.bitwidths[-1])}, {FLOAT_PATH}"] = on_float_path(full)
+    found |= {FLOAT_RANDOM: on_float_path(lambda s: play(s, s.random)), MASKED: on_float_path(masked)}
+    return found | ({OPENVINO: openvino} if args.runs_on_integers and not missing("openvino") else {})
 
 
-def measurable(args: Env) -> dict[str, Case]:
-    """The cases without that of a package that is not there."""
-    return {name: case for name, case in cases(args).items() if name != OPENVINO or not missing("openvino")}
-
-
-def runs_on_integers(args: Env) -> bool:
-    """Whether all bitwidths are those of integer kernels."""
-    return args.bitwidths[-1] <= EXACT_BITS
-
-
-def goals(args: Env) -> list[tuple[str, str, float]]:
-    """A case, what it is compared with, and how many times as fast it should be."""
+def comparisons(args: Env) -> list[tuple[str, str]]:
+    """Each a case, and what its speed is compared with."""
     full = everywhere(args.bitwidths[-1])
-    if not runs_on_integers(args):
-        return [(full, BARE, 0.8), (HALF, BARE, 1.5), (MIXED, MASKED, 4.0)]
-    path = everywhere(args.bitwidths[-1], FLOAT_PATH)
-    constant_bits = [(everywhere(bits), path, 2.5) for bits in args.bitwidths[:0:-1]]
-    return [*constant_bits, (HALF, full, 1.4), (MIXED, full, 0.75), (MIXED, MASKED, 4.0), (full, OPENVINO, 0.6)]
+    pairs = [(full, BARE_NETWORK), (HALF_SKIPPED, full), (RANDOM, full), (RANDOM, MASKED)]
+    if args.runs_on_integers:
+        pairs += [(everywhere(bits), f"{full}, {FLOAT_PATH}") for bits in args.bitwidths[:0:-1]]
+        pairs += [(full, OPENVINO)]
+    return pairs
 
 
 def peak_memory() -> float:
@@ -205,9 +171,9 @@ def peak_memory() -> float:
 
 
 def _child_memory(args: Env, name: str) -> tuple[float, float]:
-    s = setup(args)
+    setting = Setting(args)
     before = peak_memory()
-    cases(args)[name](s)
+    cases(args)[name](setting)
     return before, peak_memory()
 
 
@@ -217,64 +183,28 @@ def memory_of(args: Env, name: str) -> tuple[float, float]:
         return pool.apply(_child_memory, (args, name))
 
 
-def interleaved(s: Setup, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each repeat of each case; the cases take turns, after a round that is not counted."""
-    named = measurable(s.args)
-    seconds: dict[str, list[float]] = {name: [] for name in named}
-    for name in tqdm(list(named) * (repeats + 1), "speed", leave=False):
-        start = time.perf_counter()
-        named[name](s)
-        seconds[name].append(time.perf_counter() - start)
-    return {name: values[1:] for name, values in seconds.items()}
-
-
-def speedup(seconds: dict[str, list[float]], name: str, reference: str) -> float:
-    """How many times as fast as `reference` a case is: the median over rounds, in each of which both ran."""
-    return statistics.median(slow / fast for slow, fast in zip(seconds[reference], seconds[name], strict=True))
-
-
 def report(args: Env, seconds: dict[str, list[float]], memory: dict[str, tuple[float, float]]) -> None:
-    """Print the table, and under it the goals."""
-    decisions = (args.depth - 2) // 2
-    options = ", ".join(map(str, args.bitwidths))
-    title = f"ResNet-{args.depth}, {args.batch_size} images, options ({options}), {args.threads} thread(s)"
+    """Print the table, and under it the ratios."""
+    decisions, console = (args.depth - 2) // 2, Console()
+    title = f"ResNet-{args.depth}, {args.batch_size} images, bitwidths {args.bitwidths}, {args.threads} thread(s)"
     table = Table("case", title=title)
-    for heading in ("ms/image", "decisions/s", "x bare", "peak MiB", "adds"):
+    for heading in ("ms/image", "decisions/s", "peak MiB", "adds"):
         table.add_column(heading, justify="right")
     for name, values in seconds.items():
         taken, (before, after) = statistics.median(values) / args.batch_size, memory[name]
-        ratio = speedup(seconds, name, BARE)
-        figures = f"{1e3 * taken:.3f}", f"{decisions / taken:,.0f}", f"{ratio:.2f}", f"{after:,.0f}"
-        table.add_row(name, *figures, f"{after - before:,.0f}")
-    console = Console()
+        table.add_row(
+            name, f"{1e3 * taken:.3f}", f"{decisions / taken:,.0f}", f"{after:,.0f}", f"{after - before:,.0f}"
+        )
     console.print(table)
-    with on_engine("auto"):
-        there = enabled()
-    kernels = "Integer kernels serve" if there else "This processor has no integer kernels: the float path serves"
+    kernels = "Integer kernels run" if enabled() else "This processor has no integer kernels: the float path runs"
     console.print(
         f"Medians of {args.repeats} rounds. Bare: the network alone. Random: of all options. "
         "Masked: all options computed for all images, one of them used.\n"
-        "Peak memory: of a fresh process that runs the case once; what the case adds to a process that is set up.\n"
+        "Peak memory: of a fresh process that runs the case once, and what the case adds to it.\n"
         f"{kernels} what has up to {EXACT_BITS} bits, except where the float path is named."
     )
-    for name, other, goal in goals(args):
-        if other not in seconds:
-            console.print(f"{name}: not compared with {other}: {missing('openvino')}", soft_wrap=True)
-            continue
-        ratio = speedup(seconds, name, other)
-        console.print(
-            f"{name}: {ratio:.2f} times as fast as {other}; goal {goal} or more: {verdict(ratio >= goal)}",
-            soft_wrap=True,
-        )
-    if runs_on_integers(args):
-        name, other = everywhere(args.bitwidths[-1]), everywhere(args.bitwidths[-1], FLOAT_PATH)
-        ratio = memory[name][1] / memory[other][1]
-        console.print(
-            f"{name}: {ratio:.2f} times the peak memory of {other}; goal 1 or less: {verdict(ratio <= 1)}",
-            soft_wrap=True,
-        )
-
-
-def verdict(reached: bool) -> str:
-    """Of a goal."""
-    return "met" if reached else "missed"
+    for name, other in comparisons(args):
+        ratio = f"{speedup(seconds, name, other):.2f} times as fast as" if other in seconds else "not compared with"
+        console.print(f"{name}: {ratio} {other}", soft_wrap=True)
+    if args.runs_on_integers and OPENVINO not in seconds:
+        console.print(missing("openvino"), soft_wrap=True)

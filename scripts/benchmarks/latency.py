@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from dfs_env.latency import BatchTimings, LatencyTable, Timing, latency_file, sh
 from dfs_env.mdp import BlockMDP
 from dfs_env.observations import ObservationStatistics
 from dfs_env.task import Task
+from scripts.benchmarks.rounds import check_counts, take_turns, timed
 from scripts.benchmarks.runtimes import build
 
 
@@ -45,7 +45,7 @@ class Latency:
     bitwidths: tuple[int, ...] = (0, 2, 4, 8)
     """Bitwidths to measure."""
     ungated_blocks: int = 0
-    """Leading blocks that are not decided."""
+    """Leading blocks that always run at the widest bitwidth."""
     batch_sizes: tuple[int, ...] = (1, 64)
     """Images at once."""
     repeats: int = 30
@@ -60,9 +60,9 @@ class Latency:
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
 
     def __post_init__(self) -> None:
-        for name, least in (("repeats", 2), ("threads", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_counts(self, "threads")
+        if self.repeats < 2:
+            raise ValueError(f"repeats must be at least 2, got {self.repeats}")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise ValueError(f"batch_sizes must be at least 1, got {self.batch_sizes}")
 
@@ -140,7 +140,7 @@ def whole_table(args: Latency, mdp: BlockMDP, players: dict[str, Player], images
         built = build(mdp.backbone, (size, 3, IMAGE_SIZE, IMAGE_SIZE))
         missing |= {name: why for name, why in built.items() if isinstance(why, str)}
         runtimes = {name: network for name, network in built.items() if not isinstance(network, str)}
-        columns.append(interleaved({**runtimes, **ours, **players}, images, size, args.repeats))
+        columns.append(played({**runtimes, **ours, **players}, images, size, args.repeats))
         table.add_column(f"batch {size}", justify="right")
     for name in columns[0]:
         quartiles = [statistics.quantiles(milliseconds[name], n=4) for milliseconds in columns]
@@ -150,16 +150,13 @@ def whole_table(args: Latency, mdp: BlockMDP, players: dict[str, Player], images
 
 
 @torch.no_grad()
-def interleaved(players: dict[str, Player], images: Tensor, size: int, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds an image of each round of each player, after a round that is not counted. Every round is of the
-    next `size` images, as a policy's routes depend on them."""
-    found: dict[str, list[float]] = {name: [] for name in players}
-    for number in range(repeats + 1):
-        batch = images[(torch.arange(size) + number * size) % len(images)]
-        for name, whole in players.items():
-            _, seconds = _timed(partial(whole, batch))
-            found[name] += [1000 * seconds / size] if number else []
-    return found
+def played(players: dict[str, Player], images: Tensor, size: int, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds an image of each round of each player. Every round is of the next `size` images, as a policy's
+    routes depend on them."""
+    batches = [images[(torch.arange(size) + number * size) % len(images)] for number in range(repeats + 1)]
+    cases = {name: lambda number, player=player: player(batches[number]) for name, player in players.items()}
+    seconds = take_turns(cases, repeats, f"batch {size}")
+    return {name: [1000 * taken / size for taken in values] for name, values in seconds.items()}
 
 
 def measure(
@@ -172,7 +169,7 @@ def measure(
     """Time every part in turn, `repeats` rounds of each batch size, after one that is not counted.
 
     Args:
-        process: what is timed, on random images.
+        mdp: what is timed, on random images.
         decide: a gate: observations [B, D] -> anything.
         batch_sizes: images at once.
         repeats: rounds.
@@ -185,7 +182,7 @@ def measure(
             for part, seconds in _round(mdp, decide, size):
                 rounds.setdefault(part, []).extend([1000 * seconds / size] if number else [])
             progress()
-        batches[size] = _summarised(rounds, mdp.num_layers, mdp.num_actions)
+        batches[size] = _summary(rounds, mdp.num_layers, mdp.num_actions)
     return LatencyTable(shape_of(mdp), mdp.bitwidths, this_machine(), batches)
 
 
@@ -193,27 +190,21 @@ def measure(
 def _round(mdp: BlockMDP, decide: Callable[[Tensor], Any], size: int) -> Iterator[tuple[Any, float]]:
     """Each part of the network and the seconds that it took on `size` images."""
     images = torch.randn(size, 3, IMAGE_SIZE, IMAGE_SIZE)
-    state, seconds = _timed(lambda: mdp.initial(images))
+    state, seconds = timed(lambda: mdp.initial(images))
     yield "stem", seconds
-    yield "gate", _timed(lambda: decide(mdp.observe(state)))[1]
+    yield "gate", timed(lambda: decide(mdp.observe(state)))[1]
     for layer in range(mdp.num_layers):
         after = state
         for action in range(mdp.num_actions):
             before = state.take(torch.arange(size))  # in memory of its own, which the block may overwrite
             actions = torch.full((size,), action)
-            after, seconds = _timed(partial(mdp.transition, before, actions, in_place=True))
+            after, seconds = timed(partial(mdp.transition, before, actions, in_place=True))
             yield (layer, action), seconds
         state = after
-    yield "head", _timed(lambda: mdp.logits(state))[1]
+    yield "head", timed(lambda: mdp.logits(state))[1]
 
 
-def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    outcome = run()
-    return outcome, time.perf_counter() - start
-
-
-def _summarised(rounds: dict[Any, list[float]], layers: int, actions: int) -> BatchTimings:
+def _summary(rounds: dict[Any, list[float]], layers: int, actions: int) -> BatchTimings:
     def timing(part: Any) -> Timing:
         first, median, third = statistics.quantiles(rounds[part], n=4)
         return Timing(median, third - first)

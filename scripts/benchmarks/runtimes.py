@@ -1,182 +1,132 @@
-"""The plain network as other runtimes execute it: torch, `torch.compile`, ONNX Runtime and OpenVINO.
+"""The plain network, every block at one bitwidth: in torch, `torch.compile`, ONNX Runtime and OpenVINO.
 
-Each builds it once, for images of one shape and the current number of torch's threads. ONNX Runtime and OpenVINO are
-optional: `make extras` installs them.
+Each runtime builds it once, for images of one shape and the current number of torch's threads. ONNX Runtime and
+OpenVINO are optional: `make extras` installs them.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from io import BytesIO
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from backbone.quantization import FLOAT_BITS
-from scripts.benchmarks.plain import Layer, Plan, UnavailableError, connect, float_network, integer_bits, plan_of
+from backbone.layers import QuantConvNorm, QuantLinear
+from backbone.quantization import EXACT_BITS, FLOAT_BITS
+from backbone.resnet import BasicBlock, ResNet
+from scripts.benchmarks.rounds import on_engine
 
 Network = Callable[[Tensor], Tensor]
 """Normalised images [B, 3, H, W] float32, B fixed -> logits [B, num_classes]."""
 
 
-class TorchNetwork(nn.Module):
-    """The float network in plain torch: convolutions with a bias, channels last."""
+class UnavailableError(Exception):
+    """Says why a runtime cannot execute a network here, and what to install where that helps."""
 
-    def __init__(self, plan: Plan) -> None:
+
+class PlainLayer(nn.Module):
+    """A convolution or linear layer at one bitwidth, its norm folded, in operations that every runtime knows.
+
+    Args:
+        layer: what it computes, in evaluation.
+        bits: its bitwidth.
+
+    Raises:
+        UnavailableError: its quantizer has no fixed levels, or they do not fit a byte.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    gain: Tensor
+    zeros: Tensor
+
+    def __init__(self, layer: QuantConvNorm | QuantLinear, bits: int) -> None:
         super().__init__()
-        self.plan = plan
-        self.layers = nn.ModuleDict({layer.name.replace(".", "_"): _torch_layer(layer) for layer in plan})
+        self.shape = (layer.stride, layer.padding) if isinstance(layer, QuantConvNorm) else None
+        self.scale = None if bits == FLOAT_BITS else float(layer.activation_quantizer.scale(bits))
+        weight, gain, bias = (tensor.detach() for tensor in layer._derived(bits))
+        self.register_buffer("bias", bias)
+        if self.scale is None:  # the gain is in the weights
+            self.register_buffer("weight", weight)
+            return
+        if not hasattr(layer.activation_quantizer, "bounds"):
+            raise UnavailableError(f"{type(layer.activation_quantizer).__name__} has no bounds(bits)")
+        self.low, self.high = layer.activation_quantizer.bounds(bits)
+        if self.high - self.low > 255 or weight.abs().max() > 127:
+            raise UnavailableError("the levels of its quantizer do not fit a byte")
+        gain = (gain / self.scale).expand_as(bias)
+        self.register_buffer("weight", weight * gain.view(-1, *[1] * (weight.ndim - 1)))
+        self.register_buffer("gain", gain.abs().contiguous())
+        self.register_buffer("zeros", torch.zeros(len(gain), dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H', W'], or [B, C] -> [B, C']."""
+        weight = self.weight
+        if self.scale is not None:
+            low = self.low
+            if low == -self.high:  # OpenVINO rescales 255 levels to 256: give it 256, one of which the clamp avoids
+                x, low = x.clamp(low * self.scale, self.high * self.scale), low - 1
+            x = torch.fake_quantize_per_tensor_affine(x, self.scale, 0, low, self.high)
+            weight = torch.fake_quantize_per_channel_affine(weight, self.gain, self.zeros, 0, -128, 127)
+        return F.linear(x, weight, self.bias) if self.shape is None else F.conv2d(x, weight, self.bias, *self.shape)
+
+
+class PlainResNet(nn.Module):
+    """A `ResNet` in evaluation with every block at `bits`, ungated layers at the next wider bitwidth that they have.
+
+    Raises:
+        UnavailableError: it is no `ResNet`, or see `PlainLayer`.
+    """
+
+    def __init__(self, backbone: Any, bits: int) -> None:
+        super().__init__()
+        if type(backbone) is not ResNet or not all(type(block) is BasicBlock for block in backbone.blocks):
+            raise UnavailableError(f"only backbone.resnet.ResNet is translated, not {type(backbone).__name__}")
+        widest = min(each for each in backbone.config.widest if each >= bits)
+        blocks: Any = backbone.blocks
+        self.stem = PlainLayer(backbone.stem_conv, widest)
+        self.conv1 = nn.ModuleList(PlainLayer(block.conv1, bits) for block in blocks)
+        self.conv2 = nn.ModuleList(PlainLayer(block.conv2, bits) for block in blocks)
+        shortcuts = (block.shortcut for block in blocks)
+        self.shortcuts = nn.ModuleList(PlainLayer(each, widest) if each else nn.Identity() for each in shortcuts)
+        self.classifier = PlainLayer(backbone.classifier, widest)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def layer(self, x: Tensor, layer: Layer) -> Tensor:
-        outcome: Tensor = self.layers[layer.name.replace(".", "_")](x)
-        return outcome
-
-    def relu(self, x: Tensor) -> Tensor:
-        return x.relu_()
-
-    def add(self, x: Tensor, y: Tensor) -> Tensor:
-        return x.add_(y)
-
-    def pool(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, num_classes]."""
-        return connect(self.plan, self, images.contiguous(memory_format=torch.channels_last))
+        x = self.stem(images.contiguous(memory_format=torch.channels_last)).relu_()
+        for conv1, conv2, shortcut in zip(self.conv1, self.conv2, self.shortcuts, strict=True):
+            x = conv2(conv1(x).relu_()).add_(shortcut(x)).relu_()
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits
 
 
-def _torch_layer(layer: Layer) -> nn.Module:
-    outputs, inputs, *kernel = layer.weight.shape
-    made: Any = nn.Conv2d(inputs, outputs, kernel[0], layer.stride, layer.padding) if kernel else None
-    made = made or nn.Linear(inputs, outputs)
-    with torch.no_grad():
-        made.weight.copy_(torch.from_numpy(layer.weight))
-        made.bias.copy_(torch.from_numpy(layer.bias))
-    module: nn.Module = made
-    return module
+def float_network(backbone: Any) -> PlainResNet:
+    """The network in float32; one that has no 32 bits, with the weights of its widest."""
+    if type(backbone) is ResNet and FLOAT_BITS not in backbone.config.widest:
+        network = ResNet(replace(backbone.config, bitwidths=(FLOAT_BITS,), widest=()))
+        network.start_from(backbone)
+        backbone = network.eval()
+    return PlainResNet(backbone, FLOAT_BITS)
 
 
-class OnnxGraph:
-    """The float network as nodes of ONNX; its tensors are names."""
+def integer_bits(backbone: Any) -> int:
+    """The widest bitwidth at which integer kernels can run the network.
 
-    def __init__(self) -> None:
-        self.onnx = _import("onnx")
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
-
-    def layer(self, x: str, layer: Layer) -> str:
-        names = [f"{layer.name}.weight", f"{layer.name}.bias"]
-        for name, value in zip(names, (layer.weight, layer.bias), strict=True):
-            self.constants.append(self.onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
-        if layer.weight.ndim == 2:
-            return self._node("Gemm", x, *names, transB=1)
-        return self._node("Conv", x, *names, strides=[layer.stride] * 2, pads=[layer.padding] * 4)
-
-    def relu(self, x: str) -> str:
-        return self._node("Relu", x)
-
-    def add(self, x: str, y: str) -> str:
-        return self._node("Add", x, y)
-
-    def pool(self, x: str) -> str:
-        return self._node("Flatten", self._node("GlobalAveragePool", x))
-
-    def _node(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{kind}{len(self.nodes)}"
-        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], **attributes))
-        return name
-
-    def model(self, plan: Plan, shape: tuple[int, ...]) -> bytes:
-        """The network, serialized, for images of this shape [B, 3, H, W]."""
-        helper, real = self.onnx.helper, self.onnx.TensorProto.FLOAT
-        images = helper.make_tensor_value_info("images", real, shape)
-        name, size = connect(plan, self, "images"), [shape[0], len(plan.classifier.bias)]
-        logits = helper.make_tensor_value_info(name, real, size)
-        graph = helper.make_graph(self.nodes, "network", [images], [logits], self.constants)
-        # Versions that every ONNX Runtime knows: the operations have not changed since.
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-        serialized: bytes = model.SerializeToString()
-        return serialized
-
-
-class OpenVinoGraph:
-    """The network as nodes of OpenVINO: in float32, or quantized statically, its weights in one byte each."""
-
-    def __init__(self) -> None:
-        self.op = _import("openvino.opset13")
-
-    def layer(self, x: Any, layer: Layer) -> Any:
-        op, weight = self.op, self.op.constant(layer.weight)
-        ones = [1] * (layer.weight.ndim - 1)
-        if layer.bounds is not None:
-            x = self._quantize(x, layer.scale, *layer.bounds)
-            levels = op.convert(op.constant(layer.weight.astype(np.int8)), np.float32)
-            weight = op.multiply(levels, op.constant(layer.gain.reshape(-1, *ones)))
-        bias = op.constant(layer.bias.reshape(1, -1, *ones[1:]))
-        if layer.weight.ndim == 2:
-            return op.add(op.matmul(x, weight, False, True), bias)
-        padding = [layer.padding] * 2
-        return op.add(op.convolution(x, weight, [layer.stride] * 2, padding, padding, [1, 1]), bias)
-
-    def _quantize(self, x: Any, scale: float, lowest: int, highest: int) -> Any:
-        if lowest == -highest:  # OpenVINO rescales 255 levels to 256: give it 256, one of which the clamp leaves unused
-            x, lowest = self.op.clamp(x, lowest * scale, highest * scale), -highest - 1
-        low, high = np.float32(lowest * scale), np.float32(highest * scale)
-        return self.op.fake_quantize(x, low, high, low, high, highest - lowest + 1)
-
-    def relu(self, x: Any) -> Any:
-        return self.op.relu(x)
-
-    def add(self, x: Any, y: Any) -> Any:
-        return self.op.add(x, y)
-
-    def pool(self, x: Any) -> Any:
-        return self.op.reduce_mean(x, self.op.constant(np.array([2, 3])), False)
-
-    def compiled(self, plan: Plan, shape: tuple[int, ...]) -> Any:
-        """The network, compiled for images of this shape [B, 3, H, W]."""
-        openvino = _import("openvino")
-        images = self.op.parameter(list(shape), np.float32)
-        model = openvino.Model([connect(plan, self, images)], [images])
-        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        options["INFERENCE_PRECISION_HINT"] = "f32"  # else bfloat16 where the processor has it
-        return openvino.Core().compile_model(model, "CPU", options)
-
-
-def _import(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise UnavailableError(f"{error}: `make extras`, or `pip install -e '.[runtimes]'`") from None
-
-
-def missing(package: str) -> str:
-    """How to install a package that is not there; empty if it is."""
-    try:
-        _import(package)
-    except UnavailableError as error:
-        return str(error)
-    return ""
-
-
-@contextmanager
-def on_engine(name: str) -> Iterator[None]:
-    """Run this project's networks on the float path ("float"), or on integer kernels where these serve ("auto")."""
-    before = os.environ.get("DFS_ENGINE")
-    os.environ["DFS_ENGINE"] = name
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["DFS_ENGINE"]
-        else:
-            os.environ["DFS_ENGINE"] = before
+    Raises:
+        UnavailableError: all are wider than that.
+    """
+    narrow = [bits for bits in backbone.config.bitwidths if 0 < bits <= EXACT_BITS]
+    if not narrow:
+        raise UnavailableError(f"none of the bitwidths {backbone.config.bitwidths} is from 2 to {EXACT_BITS}")
+    return max(narrow)
 
 
 def this_project(backbone: Any, shape: tuple[int, ...], engine: str) -> Network:
@@ -194,12 +144,12 @@ def this_project(backbone: Any, shape: tuple[int, ...], engine: str) -> Network:
 
 def eager(backbone: Any, shape: tuple[int, ...]) -> Network:
     """The float network in torch."""
-    return torch.no_grad()(TorchNetwork(plan_of(float_network(backbone), FLOAT_BITS)))
+    return torch.no_grad()(float_network(backbone))
 
 
 def compiled(backbone: Any, shape: tuple[int, ...]) -> Network:
     """The float network through `torch.compile`, which needs a C++ compiler."""
-    network = torch.no_grad()(torch.compile(TorchNetwork(plan_of(float_network(backbone), FLOAT_BITS)), dynamic=False))
+    network = torch.no_grad()(torch.compile(float_network(backbone), dynamic=False))
     try:
         network(torch.zeros(shape))
     except RuntimeError as error:  # whatever part of torch.compile it comes from
@@ -209,37 +159,63 @@ def compiled(backbone: Any, shape: tuple[int, ...]) -> Network:
 
 def onnx_runtime(backbone: Any, shape: tuple[int, ...]) -> Network:
     """The float network in ONNX Runtime."""
+    _import("onnx")
     runtime = _import("onnxruntime")
+    model: Any = BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the newer exporter needs another package
+        torch.onnx.export(float_network(backbone), (torch.zeros(shape),), model, dynamo=False, input_names=["images"])
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    model = OnnxGraph().model(plan_of(float_network(backbone), FLOAT_BITS), shape)
-    session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(model.getvalue(), options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.contiguous().numpy()})[0])
 
 
-def openvino_float(backbone: Any, shape: tuple[int, ...]) -> Network:
-    """The float network in OpenVINO."""
-    return _openvino(plan_of(float_network(backbone), FLOAT_BITS), shape)
+def compiled_by_openvino(network: PlainResNet, shape: tuple[int, ...]) -> Any:
+    """OpenVINO's model of the network for images of this shape [B, 3, H, W]."""
+    openvino = _import("openvino")
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    options["INFERENCE_PRECISION_HINT"] = "f32"  # else bfloat16 where the processor has it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OpenVINO traces the network, which torch deprecates
+        model = openvino.convert_model(network, example_input=torch.zeros(shape), input=list(shape))
+    return openvino.Core().compile_model(model, "CPU", options)
 
 
-def openvino_int8(backbone: Any, shape: tuple[int, ...]) -> Network:
-    """The network in OpenVINO, quantized statically to the same levels as in this project."""
-    plan = plan_of(backbone, integer_bits(backbone))
-    for layer in plan:
-        low, high = layer.bounds or (0, 0)
-        if high - low > 255 or (layer.bounds and abs(layer.weight).max() > 127):
-            raise UnavailableError(f"the levels of layer {layer.name} do not fit a byte")
-    return _openvino(plan, shape)
-
-
-def _openvino(plan: Plan, shape: tuple[int, ...]) -> Network:
-    request = OpenVinoGraph().compiled(plan, shape).create_infer_request()
+def _openvino(network: PlainResNet, shape: tuple[int, ...]) -> Network:
+    request = compiled_by_openvino(network, shape).create_infer_request()
 
     def run(images: Tensor) -> Tensor:
         request.infer([images.contiguous().numpy()], share_inputs=True)
         return torch.from_numpy(request.get_output_tensor().data.copy())
 
     return run
+
+
+def openvino_float(backbone: Any, shape: tuple[int, ...]) -> Network:
+    """The float network in OpenVINO."""
+    return _openvino(float_network(backbone), shape)
+
+
+def openvino_int8(backbone: Any, shape: tuple[int, ...]) -> Network:
+    """The network in OpenVINO, quantized statically to the same levels as in this project."""
+    return _openvino(PlainResNet(backbone, integer_bits(backbone)), shape)
+
+
+def _import(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UnavailableError(f"{error}: `make extras`, or `pip install -e '.[runtimes]'`") from None
+
+
+def missing(package: str) -> str:
+    """How to install a package that is not there; empty if it is."""
+    try:
+        _import(package)
+    except UnavailableError as error:
+        return str(error)
+    return ""
 
 
 RUNTIMES: dict[str, Callable[[Any, tuple[int, ...]], Network]] = {

@@ -15,9 +15,7 @@ from agents.options import with_options
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Processes
 from agents.runs.sweep import sweep
-
-GOAL = 1.8
-"""How many times as many runs two workers should do."""
+from scripts.benchmarks.rounds import check_counts
 
 
 @dataclass(frozen=True)
@@ -27,16 +25,14 @@ class SweepSpeed:
     runs: int = 8
     """Runs in a sweep, each with a seed of its own."""
     num_images: int = 12_000
-    """Images shown to each learner."""
+    """Training images seen by each learner."""
     method: str = "skipnet-tuned"
     """METHOD, or METHOD-PRESET."""
     repeats: int = 1
     """Sweeps with one worker and with two, in turns."""
 
     def __post_init__(self) -> None:
-        for name in ("runs", "num_images", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, "runs", "num_images", "repeats")
 
     def configs(self) -> list[RunConfig]:
         """The fixed set of runs, on an untrained ResNet-14 and digits."""
@@ -68,5 +64,4 @@ class SweepSpeed:
         for workers, times in enumerate(zip(*rounds, strict=True), 1):
             print(f"{workers} worker(s): {3600 * self.runs / statistics.median(times):.0f} runs per hour")
         ratio = statistics.median(one / two for one, two in rounds)
-        verdict = "met" if ratio >= GOAL else "missed"
-        print(f"two workers do {ratio:.2f} times the runs of one; goal {GOAL} or more: {verdict}")
+        print(f"two workers do {ratio:.2f} times the runs of one")

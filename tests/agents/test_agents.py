@@ -101,7 +101,7 @@ def test_the_cost_of_full_execution_is_one_and_of_skipping_everything_is_that_of
     none = evaluate(AllocationPolicy(torch.zeros(layers)), task)
     assert (full.cost, full.total_cost) == pytest.approx((1.0, 1.0), abs=1e-6)
     assert full.bitops == pytest.approx(task.mdp.cost.full_bitops)
-    assert (none.cost, none.total_cost) == pytest.approx((0.0, task.mdp.cost.ungated_total), abs=1e-6)
+    assert (none.cost, none.total_cost) == pytest.approx((0.0, task.mdp.cost.total_ungated), abs=1e-6)
 
 
 def test_a_gates_own_work_is_in_the_total_cost_and_not_in_the_paper_cost(task):
@@ -137,7 +137,7 @@ def test_a_damaged_policy_is_named(mdp, tmp_path):
 
 @pytest.mark.parametrize("budget", [0.001, 0.01, 0.3, 0.9, 1.0])
 def test_the_random_baselines_distribution_costs_the_budget(budget, mdp):
-    costs = mdp.cost.paper.sum(0)
+    costs = mdp.cost.block.sum(0)
     p = cost_matched_distribution(costs, budget)
     assert float(p @ costs.double()) == pytest.approx(budget, rel=1e-3)
     assert float(p.sum()) == pytest.approx(1)

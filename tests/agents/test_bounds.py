@@ -17,7 +17,6 @@ from agents.search.oracle import Routes, RouteSearch, find_routes, within_budget
 from agents.search.routes import _complete, search
 from dfs_env import BlockMDP, Task
 from dfs_env.task import make_task
-from scripts.benchmarks.oracle import OracleSearch
 
 
 @pytest.fixture
@@ -173,8 +172,6 @@ def test_what_cannot_be_searched_is_refused_with_the_mend(task, monkeypatch):
     for name, value in (("beam", 0), ("oracle_images", 0), ("reinforce", 1.0), ("loss_price", -1.0)):
         with pytest.raises(ValueError, match=f"{name} "):
             method("imitation").Config(**{name: value})
-    with pytest.raises(ValueError, match="images must be at least 1"):
-        OracleSearch(images=0)
 
 
 def test_a_budget_below_the_cheapest_route_is_refused(backbone, dataset):

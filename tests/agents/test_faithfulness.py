@@ -33,7 +33,7 @@ def rollout_of(mdp, routes, logits=None):
 
 def test_dfs_costs_of_the_published_options():
     backbone = ResNet(ResNetConfig(8, width=4, bitwidths=(0, 8, 10, 12, 14, 16, 32)))
-    per_block = cost_table(backbone, (0, 8, 10, 12, 14, 16, 32)).paper[0] * 3
+    per_block = cost_table(backbone, (0, 8, 10, 12, 14, 16, 32)).block[0] * 3
     torch.testing.assert_close(per_block, torch.tensor([0, 1 / 16, 25 / 256, 9 / 64, 49 / 256, 1 / 4, 1]))
 
 

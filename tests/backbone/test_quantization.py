@@ -228,7 +228,7 @@ def test_rounding_is_deterministic_also_in_training(name):
 
 def test_quantizers_by_name():
     assert make_quantizer("backbone.quantization:minmax") == make_quantizer("minmax")
-    with pytest.raises(ValueError, match="unknown quantizer 'dorefa': choose one of minmax, pact_sawb, pact_sawb_int8"):
+    with pytest.raises(ValueError, match=r"'dorefa'.*minmax, pact_sawb, pact_sawb_int8"):
         make_quantizer("dorefa")
 
 
@@ -240,20 +240,20 @@ def test_check_bitwidths_returns_a_tuple(good):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ((0, 1), "bitwidth 1 in"),
-        ((0, 17), "bitwidth 17 in"),
-        ((0, 8, 33), "bitwidth 33 in"),
-        ((-2, 8), "bitwidth -2 in"),
-        ((0, "4"), "bitwidth '4' in"),
-        ((0, 4.0), r"bitwidth 4\.0 in"),
-        ((False, 8), "bitwidth False in"),
-        ((0, True), "bitwidth True in"),
-        ((0, 8, 8), r"\(0, 8, 8\) must be ascending and without duplicates"),
-        ((8, 4, 0), r"\(8, 4, 0\) must be ascending"),
-        ((), r"\(\) must hold at least one bitwidth above 0"),
-        ((0,), r"\(0,\) must hold at least one bitwidth above 0"),
-        ("48", "got '48'"),
-        (8, "got 8"),
+        ((0, 1), "bitwidth 1 "),
+        ((0, 17), "17"),
+        ((0, 8, 33), "33"),
+        ((-2, 8), "-2"),
+        ((0, "4"), "'4'"),
+        ((0, 4.0), r"4\.0"),
+        ((False, 8), "False"),
+        ((0, True), "True"),
+        ((0, 8, 8), r"\(0, 8, 8\)"),
+        ((8, 4, 0), r"\(8, 4, 0\)"),
+        ((), r"\(\)"),
+        ((0,), r"\(0,\)"),
+        ("48", "'48'"),
+        (8, "8"),
     ],
 )
 def test_check_bitwidths_names_the_culprit(bad, message):

@@ -16,8 +16,9 @@ from agents.policies import AllocationPolicy
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
 from backbone import torch_state
+from backbone.activation_gating import GatedResNet
 from backbone.channel_gating import ChannelGating
-from backbone.gated import GatedResNet
+from backbone.layers import conv2d
 from backbone.precision_gating import PrecisionGating
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state, use_threads
@@ -43,7 +44,7 @@ AMBIENT = {
 }
 
 
-def standing():
+def ambient_state():
     devices = torch.is_autocast_enabled("cpu"), torch.get_default_device(), torch.get_default_dtype()
     return *devices, torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.get_num_threads()
 
@@ -79,19 +80,19 @@ def loaded(task):
 def test_what_is_computed_neither_depends_on_the_ambient_state_nor_changes_it(task, use, ambient):
     expected = use(task)
     with AMBIENT[ambient]():
-        before = standing()
+        before = ambient_state()
         found = use(task)
-        assert standing() == before
+        assert ambient_state() == before
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["dfs", "ppo", "blockdrop"])
-@pytest.mark.parametrize("ambient", AMBIENT)
+@pytest.mark.parametrize("name", ["dfs", "ppo"])
+@pytest.mark.parametrize("ambient", ["bfloat16", "float64", "inference"])
 def test_runs_do_not_depend_on_the_ambient_state(tmp_path, name, ambient):
     config = RunConfig(
-        name, method(name).Config(num_images=128, num_evals=1), TaskConfig(checkpoint="random", depth=8, width=4)
+        name, method(name).Config(num_images=64, num_evals=1), TaskConfig(checkpoint="random", depth=8, width=4)
     )
 
     def line(folder):
@@ -103,12 +104,12 @@ def test_runs_do_not_depend_on_the_ambient_state(tmp_path, name, ambient):
 
     expected = line(tmp_path / "plain")
     with AMBIENT[ambient]():
-        before = standing()
+        before = ambient_state()
         assert line(tmp_path / "ambient") == expected
-        assert standing() == before
+        assert ambient_state() == before
 
 
-@pytest.mark.parametrize("ambient", AMBIENT)
+@pytest.mark.parametrize("ambient", ["float16", "float64", "inference", "meta device"])
 def test_backbones_train_to_the_same_weights(dataset, tmp_path, ambient):
     def trained(folder, context):
         torch.manual_seed(0)
@@ -143,45 +144,28 @@ def test_small_work_runs_on_one_thread_unless_more_are_asked_for(monkeypatch):
     with default_torch_state():
         assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="got 0"):
         use_threads(0)
 
 
-# --- gradients of small networks on two threads: oneDNN's kernels for narrow layers
+# --- gradients of small networks: oneDNN's kernels for narrow layers
 
 
-def networks(width, depth):
-    yield ResNet(ResNetConfig(depth, width=width, bitwidths=(0, 4, 32), widest=(32,)))
-    yield GatedResNet(PrecisionGating(depth, width=width))
-    if width % 4 == 0:
-        yield GatedResNet(ChannelGating(depth, width=width))
-
-
-TRAIN = """
-import torch
-from tests.backbone.test_torch_state import networks
-torch.manual_seed(0)
-torch.set_num_threads({threads})
-for width in (1, 3, 8, 12):
-    for network in networks(width, 8):
-        for batch in (1, 3, 33):
-            bits = (4, 32) if hasattr(network, "stem") else ()
-            out = network(torch.randn(batch, 3, 32, 32), *bits)
-            (out[0] if isinstance(out, tuple) else out).sum().backward()
+@pytest.mark.parametrize("width", [1, 12])
+def test_narrow_networks_have_gradients(width):
+    shape = {"depth": 8, "width": width}
+    kinds = (ResNetConfig(**shape, bitwidths=(4, 32)), PrecisionGating(**shape), ChannelGating(**shape))
+    for config in kinds[: 3 if width % 4 == 0 else 2]:
+        network = ResNet(config) if isinstance(config, ResNetConfig) else GatedResNet(config)
+        bits = (4, 32) if isinstance(config, ResNetConfig) else ()
+        out = network(torch.randn(3, 3, 32, 32), *bits)
+        (out[0] if isinstance(out, tuple) else out).sum().backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
-"""
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_narrow_networks_train_on_any_number_of_threads(threads):
-    subprocess.run([sys.executable, "-c", TRAIN.format(threads=threads)], check=True, timeout=120)
-
-
-@pytest.mark.parametrize("width", [1, 2, 3, 5, 7, 8, 12, 15, 16])
+@pytest.mark.parametrize("width", [1, 3, 8, 15])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_gradients_of_strided_1x1_convolutions_are_right(width, threads):
-    from backbone.layers import conv2d
-
     torch.set_num_threads(threads)
     for batch in (1, 3, 8):
         generator = torch.Generator().manual_seed(batch)
@@ -236,8 +220,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", ["pool", "async", "fork", "forkserver", "spawn"])
-def test_workers_answer_as_the_parent_does(tmp_path, how):
+@pytest.mark.parametrize("how", ["pool", "async", "spawn"])
+def test_workers_compute_what_the_parent_does(tmp_path, how):
     if how not in (*multiprocessing.get_all_start_methods(), "pool", "async"):
         pytest.skip(f"no {how} here")
     program = tmp_path / "play.py"

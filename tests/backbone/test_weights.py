@@ -1,4 +1,4 @@
-"""The shipped backbones: whole, small, documented, loadable, and as accurate as the file beside them says."""
+"""The shipped backbones: whole, small, documented, loadable, and as accurate as the file next to them says."""
 
 import hashlib
 import json

@@ -132,7 +132,7 @@ def test_a_price_may_differ_from_image_to_image(task):
     env.reset(seed=0)
     env.price = np.array([0.0, 1.0, 30.0])
     _, rewards, *_ = env.step(np.array([3, 3, 2]))
-    paper = task.mdp.cost.paper[0].numpy()
+    paper = task.mdp.cost.block[0].numpy()
     np.testing.assert_allclose(rewards, [0, -paper[3], -30 * paper[2]], rtol=1e-6)
     env.price = np.ones(2)
     with pytest.raises(ValueError, match="price must be a number or 3 numbers"):

@@ -609,7 +609,7 @@ def test_infos_have_the_cost_of_the_step_and_what_is_spent(task, mode):
     for layer, action in enumerate(random_actions(L)):
         *_, info = env.step(action)
         info = info.get("final_info", info)
-        np.testing.assert_allclose(info["cost"], task.mdp.cost.paper.numpy()[layer, action], atol=1e-6)
+        np.testing.assert_allclose(info["cost"], task.mdp.cost.block.numpy()[layer, action], atol=1e-6)
         costs += info["cost"]
         np.testing.assert_allclose(info["spent"], costs, atol=1e-6)
 

@@ -100,7 +100,7 @@ def test_what_weighs_by_multiply_accumulates_is_refused_in_time(timed):
     env.reset(seed=0)
     with pytest.raises(ValueError, match='normalize="macs"'):
         env.step(np.zeros(2, int))
-    with pytest.raises(ValueError, match="gate single activations"):
+    with pytest.raises(ValueError, match="activation gating"):
         method("precision_gating").train(method("precision_gating").Config(num_images=8), timed, Recorder(timed, 1, 8))
 
 

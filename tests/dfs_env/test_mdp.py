@@ -164,7 +164,7 @@ def test_relaxed_gradient_equals_finite_differences_in_a_float_network(images, h
     backbone = ResNet(ResNetConfig(8, 10, 4, (0, 16, 32), (32,))).eval().requires_grad_(False)
     mdp = BlockMDP(backbone, (0, 32))
     backbone.double()
-    mdp.cost = replace(mdp.cost, paper=mdp.cost.paper.double())
+    mdp.cost = replace(mdp.cost, block=mdp.cost.block.double())
     first = mdp.initial(images[:2, :, ::4, ::4].double())
 
     def loss(weights: torch.Tensor) -> torch.Tensor:

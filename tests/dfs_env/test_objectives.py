@@ -79,7 +79,7 @@ def test_vector_rewards_in_every_autoreset_mode(task, mode):
     episode = [env.step(action)[1] for action in actions(L)]
     assert all(reward.shape == (N, 3) for reward in episode)
     paper, total = (
-        costs.numpy()[np.arange(L)[:, None], actions(L)] for costs in (env.mdp.cost.paper, env.mdp.cost.total)
+        costs.numpy()[np.arange(L)[:, None], actions(L)] for costs in (env.mdp.cost.block, env.mdp.cost.total)
     )
     np.testing.assert_allclose(np.stack(episode)[..., [0, 2]], -np.stack((paper, total), -1), atol=1e-6)
     if mode == "NextStep":
@@ -95,7 +95,7 @@ def test_own_objectives_are_named(task, tiny_data):
     costs = task.mdp.cost
     for layer, action in enumerate((3, 0, 1)):
         reward = env.step(action)[1]
-        np.testing.assert_allclose(reward, [-costs.paper[layer, action], -costs.total[layer, action]], rtol=1e-5)
+        np.testing.assert_allclose(reward, [-costs.block[layer, action], -costs.total[layer, action]], rtol=1e-5)
     assert env.reward_space.high.tolist() == [0, np.inf]
     for objectives in ((), ("cost", "cost"), "cost"):
         with pytest.raises(ValueError, match="objectives must be several different names"):
@@ -345,7 +345,7 @@ def test_safe_environments_return_the_cost_of_the_step_third(task):
         expected, *_, their_info = plain.step(action)[1:]
         total += cost
         assert isinstance(cost, float)
-        assert cost == pytest.approx(float(task.mdp.cost.paper[layer, action]))
+        assert cost == pytest.approx(float(task.mdp.cost.block[layer, action]))
         assert info["spent"] == pytest.approx(total) == pytest.approx(float(their_info["spent"]))
         assert reward - cost == pytest.approx(expected, abs=1e-6), "cost is no part of the reward"
         assert env.observation_space.contains(observation)
@@ -358,7 +358,7 @@ def test_safe_vector_environments_count_costs_in_every_autoreset_mode(task, mode
     env.reset(seed=0)
     played = actions(L)
     costs = np.stack([env.step(action)[2] for action in played])
-    np.testing.assert_allclose(costs, task.mdp.cost.paper.numpy()[np.arange(L)[:, None], played], atol=1e-6)
+    np.testing.assert_allclose(costs, task.mdp.cost.block.numpy()[np.arange(L)[:, None], played], atol=1e-6)
     if mode == "NextStep":
         assert not env.step(played[0])[2].any()
 

@@ -94,7 +94,7 @@ def test_the_probability_of_the_right_class_is_paid_at_the_end():
 
 def test_a_route_that_costs_exactly_its_budget_is_within_it_however_its_cost_is_summed():
     backbone = ResNet(ResNetConfig(38, width=2))
-    costs = cost_table(backbone, backbone.config.bitwidths).paper[0]
+    costs = cost_table(backbone, backbone.config.bitwidths).block[0]
     spent = sum((costs[2] for _ in range(18)), torch.zeros(()))  # 18 blocks at 4 bits, in float32
     assert spent > 0.25
     end = replace(transition(float(costs[2]), 0.0, True), cost=spent[None], budget=torch.tensor([0.25]))
@@ -310,7 +310,7 @@ def test_haq_at_a_price_for_each_image(task, spec):
         ("skipnet(alpha=1", "parenthesis that is not closed"),
         ("skipnet(0.1)", "'0.1' in reward .* is not of the form PARAMETER=VALUE"),
         ("skipnet(alpha=1, alpha=2)", "gives 'alpha' twice"),
-        ("my_rewards:nothing", "module 'my_rewards' has no function 'nothing'"),
+        ("my_rewards:nothing", "'my_rewards:nothing' cannot be imported"),
         ("my_rewards:bare", "needs a value for its parameter 'weight'"),
         (None, "a reward is a name, or a mapping"),
     ],

@@ -6,14 +6,14 @@ import dataclasses
 import pytest
 import torch
 
+from agents.activation_gating.training import start_from
 from agents.evaluation import SelfMeasured, evaluate
-from agents.gated.training import start_from
 from agents.methods import default_config, labels, method
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
+from backbone.activation_gating import BitsConvNorm, GatedResNet, gate
 from backbone.channel_gating import ChannelGating, base_path
 from backbone.cost import gated_cost
-from backbone.gated import BitsConvNorm, GatedResNet, gate
 from backbone.precision_gating import PrecisionGating, most_significant
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env import BlockMDP
@@ -155,7 +155,7 @@ def test_sparse_backpropagation_gives_thresholds_no_gradient_where_every_gate_is
 
 
 MACS = ((147456, 147456), (73728, 147456), (73728, 147456))  # ResNet-8 of width 4: 32*32*9*4*4, 16*16*9*4*8, ...
-ALWAYS_ON = 32 * 32 * 9 * 3 * 4 + 16 * 16 * 4 * 8 + 8 * 8 * 8 * 16 + 16 * 10
+UNGATED_MACS = 32 * 32 * 9 * 3 * 4 + 16 * 16 * 4 * 8 + 8 * 8 * 8 * 16 + 16 * 10
 
 
 def test_the_cost_of_precision_gating_by_hand():
@@ -165,7 +165,7 @@ def test_the_cost_of_precision_gating_by_hand():
     paper, total = cost.image_cost(densities[None])
     per_block = [((16 + 8 * d) * a + 24 * b, a + b) for d, (a, b) in zip((0.5, 0.0, 1.0), MACS, strict=True)]
     assert paper.item() == pytest.approx(sum(spent / (64 * macs) for spent, macs in per_block) / 3)
-    assert total.item() == pytest.approx((sum(spent for spent, _ in per_block) + 64 * ALWAYS_ON) / 1e8)
+    assert total.item() == pytest.approx((sum(spent for spent, _ in per_block) + 64 * UNGATED_MACS) / 1e8)
 
 
 def test_the_cost_of_channel_gating_by_hand():
@@ -173,7 +173,7 @@ def test_the_cost_of_channel_gating_by_hand():
     paper, total = gated_cost(network, 1e8).image_cost(torch.full((2, 3, 2), 0.25))
     share = 8 / 64 * (0.25 + 0.75 * 0.25)
     assert paper.tolist() == pytest.approx([share] * 2)
-    assert total[0].item() == pytest.approx(64 * (share * sum(map(sum, MACS)) + ALWAYS_ON) / 1e8)
+    assert total[0].item() == pytest.approx(64 * (share * sum(map(sum, MACS)) + UNGATED_MACS) / 1e8)
 
 
 @pytest.mark.parametrize(("bits", "action"), [(2, 1), (4, 2), (8, 3)])
@@ -188,18 +188,18 @@ def test_gates_on_everywhere_cost_the_same_as_that_constant_bitwidth(kind, bits,
 
 @pytest.mark.parametrize("kind", [PG, CG], ids=("precision", "channel"))
 @pytest.mark.parametrize("block", ["original", "post_activation"])
-def test_an_images_answer_and_cost_do_not_depend_on_its_batch_mates(kind, block, images):
+def test_an_images_logits_and_cost_do_not_depend_on_its_batch_mates(kind, block, images):
     network = settled(dataclasses.replace(kind, block=block), images)
     logits, densities = network(images)
     assert 0 < densities.mean() < 1
     assert (densities.std(0) > 0).any(), "the gates do not look at the image"
     alone = [network(image[None]) for image in images]
     assert torch.equal(densities, torch.cat([density for _, density in alone]))
-    torch.testing.assert_close(logits, torch.cat([answer for answer, _ in alone]))
+    torch.testing.assert_close(logits, torch.cat([prediction for prediction, _ in alone]))
 
 
 @pytest.mark.parametrize("kind", [PG, CG], ids=("precision", "channel"))
-def test_a_start_from_the_backbone_with_every_gate_on_answers_as_the_backbone(kind, backbone, images):
+def test_a_start_from_the_backbone_with_every_gate_on_computes_what_the_backbone_does(kind, backbone, images):
     config = dataclasses.replace(kind, weight_bits=4, activation_bits=4)
     network = network_of(config, threshold=-1e9).eval()
     before = copy.deepcopy(backbone.state_dict())
@@ -249,24 +249,24 @@ def test_a_network_is_saved_and_loaded(name, task, tmp_path):
     again = evaluate(load_policy(tmp_path, task.mdp), task, "test").line()
     assert again == evaluate(found, task, "test").line()
     wider = BlockMDP(ResNet(ResNetConfig(8, 10, 8)))
-    with pytest.raises(ValueError, match="width 4, the task's backbone 8"):
+    with pytest.raises(ValueError, match=r"width 4\b.* 8"):
         load_policy(tmp_path, wider)
 
 
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        ("precision_gating", {"prediction_bits": 4, "activation_bits": 4}, "prediction_bits 4 must be at least 1 and"),
+        ("precision_gating", {"prediction_bits": 4, "activation_bits": 4}, "prediction_bits 4"),
         ("precision_gating", {"prediction_bits": 0}, "prediction_bits 0"),
-        ("precision_gating", {"activation_bits": 32}, "no most significant bits"),
-        ("precision_gating", {"weight_bits": 20}, "weight_bits 20 is not possible"),
-        ("channel_gating", {"p": 1}, "p 1 leaves nothing to gate"),
-        ("channel_gating", {"block": "preactivation"}, "unknown block kind 'preactivation'"),
+        ("precision_gating", {"activation_bits": 32}, "activation_bits 32"),
+        ("precision_gating", {"weight_bits": 20}, "weight_bits 20"),
+        ("channel_gating", {"p": 1}, "p 1 "),
+        ("channel_gating", {"block": "preactivation"}, "'preactivation'"),
         ("channel_gating", {"gated": "second"}, "gated 'second'"),
-        ("channel_gating", {"start": "middle"}, "unknown start 'middle'"),
+        ("channel_gating", {"start": "middle"}, "'middle'"),
         ("channel_gating", {"target_rate": 0.0}, "target_rate 0.0"),
-        ("channel_gating", {"threshold": 10.0}, "threshold 10.0 is beyond"),
-        ("precision_gating", {"schedule": "linear"}, "unknown schedule"),
+        ("channel_gating", {"threshold": 10.0}, "threshold 10.0"),
+        ("precision_gating", {"schedule": "linear"}, "'linear'"),
     ],
 )
 def test_an_impossible_configuration_is_refused_at_once(name, values, message):
@@ -277,17 +277,17 @@ def test_an_impossible_configuration_is_refused_at_once(name, values, message):
 def test_what_does_not_fit_the_task_is_refused_before_training(task):
     config = config_of("channel_gating", p=3)
     recorder = Recorder(task, config.budget, config.num_images)
-    with pytest.raises(ValueError, match="p 3 does not divide the 4 input channels"):
+    with pytest.raises(ValueError, match=r"p 3 .* 4 input"):
         method("channel_gating").train(config, task, recorder)
     assert recorder.images_seen == 0
 
 
 def test_groups_that_do_not_divide_the_outputs_are_refused():
-    with pytest.raises(ValueError, match="p 4 does not divide the 6 output channels of a 4 to 6 convolution"):
+    with pytest.raises(ValueError, match=r"p 4 .* 6 output"):
         base_path(4, 6, ChannelGating(p=4, groups=True))
     assert base_path(4, 6, ChannelGating(p=4)).sum() == 6
 
 
 def test_a_backbone_of_another_shape_is_refused_as_a_start(backbone):
-    with pytest.raises(ValueError, match=r'start "backbone" needs stem_conv\.weight'):
+    with pytest.raises(ValueError, match=r"stem_conv\.weight"):
         start_from(network_of(dataclasses.replace(CG, width=8)), backbone)

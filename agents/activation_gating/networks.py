@@ -1,7 +1,7 @@
-"""Networks with gates of their own as contestants: how they are configured, measured, saved and loaded.
+"""Networks with activation gating on the task's axes: how they are configured, measured, saved and loaded.
 
-They decide for single output activations and not from observations, block by block, so that they are no policies on the
-environment; `agents.evaluation.evaluate` takes them as `SelfMeasured`. The task's backbone is only their start.
+Gates decide for single output activations and not block by block from observations, so that such a network is no policy
+on the environment; `agents.evaluation.evaluate` takes it as `SelfMeasured`. The task's backbone is only its start.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from agents.evaluation import Evaluation, answered
 from agents.method_config import MethodConfig
 from agents.policies import FILE
 from backbone import schedules
+from backbone.activation_gating import GatedResNet, GatedResNetConfig
 from backbone.checkpoint import save_tensors
 from backbone.cost import gated_cost
-from backbone.gated import GatedConfig, GatedResNet
 from backbone.quantization import make_quantizer
 from backbone.resnet import ResNetConfig
 from backbone.training import TrainingConfig
@@ -30,16 +30,16 @@ from dfs_env.task import Task
 STARTS = ("backbone", "scratch")
 
 
-class GatedNetwork:
-    """A gated ResNet on the axes of the task: the same images, the same units of cost.
+class ActivationGatedNetwork:
+    """A ResNet with activation gating on the axes of the task: the same images, the same units of cost.
 
     Args:
-        network: what answers.
-        process: of the task; its widest bitwidth and its full execution are the units.
-        loader: "module:function" that reads again what `save` writes.
+        network: what classifies.
+        mdp: of the task; its widest bitwidth and its full execution are the units.
+        loader: "module:function" that reads what `save` writes.
 
     Raises:
-        ValueError: blocks of the task are always on.
+        ValueError: the task has ungated blocks, or its budgets count measured time.
     """
 
     def __init__(self, network: GatedResNet, mdp: BlockMDP, loader: str) -> None:
@@ -49,7 +49,7 @@ class GatedNetwork:
                 "their costs could not be compared"
             )
         if mdp.cost.unit != "blocks":
-            raise ValueError("networks that gate single activations have no measured latency: leave out cost='latency'")
+            raise ValueError("networks with activation gating have no measured latency: leave out cost='latency'")
         self.network, self.loader = network.to(mdp.device), loader
         self.cost = gated_cost(network, mdp.cost.full_bitops)
 
@@ -63,17 +63,16 @@ class GatedNetwork:
     def measure(
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
     ) -> Evaluation:
-        """Every image of `split` once. The result depends neither on `budget`, which a trained network no longer sees,
-        nor on which images are computed together."""
+        """Every image of `split` once. The result depends neither on `budget`, which a trained network does not see,
+        nor on the batches."""
 
-        def answer(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def classify(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             logits, densities = self.network(images)
-            paper, total = self.cost.image_cost(densities)
-            return logits, paper, total
+            return logits, *self.cost.image_cost(densities)
 
         was_training = self.network.training
         self.network.eval()
-        found = answered(task, split, answer, progress, batch_size=128)
+        found = answered(task, split, classify, progress, batch_size=128)
         self.network.train(was_training)
         return found
 
@@ -84,12 +83,12 @@ class GatedNetwork:
 
 
 def load_network(
-    kind: type[GatedConfig], tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP
-) -> GatedNetwork:
-    """The network of `kind` that `GatedNetwork.save` wrote, for use on `mdp`.
+    kind: type[GatedResNetConfig], tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP
+) -> ActivationGatedNetwork:
+    """The network of `kind` that `ActivationGatedNetwork.save` wrote, for use on `mdp`.
 
     Raises:
-        ValueError: the file is of another version, or the network is not of the shape of the process's backbone.
+        ValueError: the file is of another version, or the network is not of the shape of the task's backbone.
     """
     try:
         network = GatedResNet(kind(**about["network"]))
@@ -105,18 +104,18 @@ def load_network(
     ):
         if found != wanted:
             raise ValueError(f"the network has {word} {found}, the task's backbone {wanted}: they cannot be compared")
-    return GatedNetwork(network.eval().requires_grad_(False), mdp, about["kind"])
+    return ActivationGatedNetwork(network.eval().requires_grad_(False), mdp, about["kind"])
 
 
 @dataclass(frozen=True)
-class NetworkConfig(MethodConfig):
-    """What the methods that train a gated network have in common.
+class ActivationGatingConfig(MethodConfig):
+    """What the methods of activation gating have in common.
 
     Raises:
         ValueError: an impossible number or name.
     """
 
-    family: ClassVar[str] = "networks with gates of their own"
+    family: ClassVar[str] = "activation gating"
     is_network: ClassVar[bool] = True
 
     weight_bits: int = 2
@@ -145,7 +144,7 @@ class NetworkConfig(MethodConfig):
     quantizer: str = "pact_sawb_int8"
     """"pact_sawb_int8" (PACT clipping), "pact_sawb", "minmax", or "module:function"."""
     target: float | None = None
-    """What thresholds are pulled to, which trades accuracy for cost; None moves it so that the mean cost meets the
+    """What thresholds are pulled to, which trades accuracy for cost; None adapts it until the mean cost meets the
     budget."""
     target_rate: float = 0.05
     """Largest step of a moving target."""
@@ -175,7 +174,7 @@ class NetworkConfig(MethodConfig):
         self.training()
         self.network(ResNetConfig(), 8)
 
-    def network(self, backbone: ResNetConfig, widest: int) -> GatedConfig:
+    def network(self, backbone: ResNetConfig, widest: int) -> GatedResNetConfig:
         """The network of the shape of `backbone`, with stem, shortcuts and head at `widest` bits."""
         raise NotImplementedError
 

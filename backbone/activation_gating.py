@@ -2,8 +2,8 @@
 
 Channel Gating (Hua et al., NeurIPS 2019) and Precision Gating (Zhang et al., ICLR 2020) share what is here: a cheap
 part of a convolution is computed everywhere, a gate compares it with a learned threshold, one for each output channel,
-and the dear part is added where the gate is on. Stem, 1x1 shortcuts and head are those of `backbone.resnet.ResNet`, at
-the widest bitwidth, and are not gated.
+and the expensive part is added where the gate is on. Stem, 1x1 shortcuts and head are those of
+`backbone.resnet.ResNet`, at the widest bitwidth, and are not gated.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from backbone.layers import QuantConvNorm, QuantizedLayer, QuantLinear, conv2d
 from backbone.quantization import FLOAT_BITS, make_quantizer, straight_through
 from backbone.resnet import ResNetConfig, block_shapes
 
-BLOCKS = ("original", "post_activation")
-GATED = ("first", "both")
+BLOCK_KINDS = ("original", "post_activation")
+GATED_CONVOLUTIONS = ("first", "both")
 
 
 @dataclass(frozen=True)
-class GatedConfig:
-    """What decides the shape of a gated ResNet; a subclass per kind of gate builds the gated convolutions.
+class GatedResNetConfig:
+    """What decides the shape of a `GatedResNet`; a subclass for each kind of gate builds the gated convolutions.
 
     Raises:
         ValueError: an impossible number or name; it is named.
@@ -54,10 +54,10 @@ class GatedConfig:
 
     def __post_init__(self) -> None:
         ResNetConfig(self.depth, self.num_classes, self.width, (self.widest,))  # refuses what no ResNet can be
-        if self.block not in BLOCKS:
-            raise ValueError(f"unknown block kind {self.block!r}: choose one of {', '.join(BLOCKS)}")
-        if self.gated not in GATED:
-            raise ValueError(f"gated {self.gated!r} is not possible: choose one of {', '.join(GATED)}")
+        if self.block not in BLOCK_KINDS:
+            raise ValueError(f"unknown block kind {self.block!r}: choose one of {', '.join(BLOCK_KINDS)}")
+        if self.gated not in GATED_CONVOLUTIONS:
+            raise ValueError(f"gated {self.gated!r} is not possible: choose one of {', '.join(GATED_CONVOLUTIONS)}")
         for name in ("weight_bits", "activation_bits"):
             bits = getattr(self, name)
             if bits not in (*range(1, 17), FLOAT_BITS):
@@ -88,7 +88,7 @@ class BitsConvNorm(QuantizedLayer):
     Levels are convolved and scaled afterwards, so that up to 8 bits the parts of a gated convolution add up exactly.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, config: GatedConfig) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, config: GatedResNetConfig) -> None:
         weight = torch.empty(out_channels, in_channels, 3, 3)
         nn.init.kaiming_normal_(weight, mode="fan_out")
         quantizer = make_quantizer(config.quantizer)
@@ -124,7 +124,7 @@ class GatedConvNorm(BitsConvNorm):
 
     slope: float
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, config: GatedConfig) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, config: GatedResNetConfig) -> None:
         super().__init__(in_channels, out_channels, stride, config)
         self.threshold = nn.Parameter(torch.zeros(out_channels))
 
@@ -145,13 +145,13 @@ class GatedConvNorm(BitsConvNorm):
 
 
 class GatedBlock(nn.Module):
-    """Two 3x3 convolutions, of which the first or both are gated, beside a shortcut that is always on.
+    """Two 3x3 convolutions, of which the first or both are gated, and an ungated shortcut.
 
     The block kinds are those of the repository cornell-zhang/dnn-gating, with this project's 1x1 shortcut where the
     shape changes. Outputs are never negative, as the quantizer of the next block's input needs.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, config: GatedConfig) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, config: GatedResNetConfig) -> None:
         super().__init__()
         self.post_activation = config.block == "post_activation"
         self.conv1 = config.gated_convolution(in_channels, channels, stride)
@@ -173,7 +173,7 @@ class GatedBlock(nn.Module):
         return out, torch.stack((first, second), 1)
 
 
-def _ungated(config: GatedConfig) -> Any:
+def _ungated(config: GatedResNetConfig) -> Any:
     return lambda in_channels, channels, stride: BitsConvNorm(in_channels, channels, stride, config)
 
 
@@ -184,7 +184,7 @@ class GatedResNet(nn.Module):
         ValueError: the gate does not fit a layer's channels.
     """
 
-    def __init__(self, config: GatedConfig) -> None:
+    def __init__(self, config: GatedResNetConfig) -> None:
         super().__init__()
         self.config = config
         quantizer, bits = make_quantizer(config.quantizer), (config.widest,)

@@ -1,4 +1,4 @@
-"""How networks with gates of their own are trained, weights and thresholds together."""
+"""Training of networks with activation gating: weights and thresholds together."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from agents.activation_gating.networks import ActivationGatedNetwork, ActivationGatingConfig
 from agents.dual import DualAscent
-from agents.gated.networks import GatedNetwork, NetworkConfig
 from agents.learning import image_stream
 from agents.recorder import LEEWAY, Recorder
-from backbone.gated import GatedResNet
+from backbone.activation_gating import GatedResNet
 from backbone.quantization import FLOAT_BITS
 from backbone.resnet import ResNet
 from backbone.training import make_optimizer
@@ -61,8 +61,8 @@ def _own_range(network: GatedResNet, backbone: ResNet, name: str, tensor: Tensor
 class _Learner:
     """Weights and thresholds together, by cross-entropy and the pull on the thresholds."""
 
-    def __init__(self, config: NetworkConfig, contestant: GatedNetwork) -> None:
-        self.config, self.network, self.cost = config, contestant.network, contestant.cost
+    def __init__(self, config: ActivationGatingConfig, gated: ActivationGatedNetwork) -> None:
+        self.config, self.network, self.cost = config, gated.network, gated.cost
         momentum = config.training().momentum
         self.optimizer = make_optimizer(self.network, config.lr, momentum, config.weight_decay)
         moves = config.target is None
@@ -76,7 +76,7 @@ class _Learner:
         return {**modules, "target": self.target, "dual": dual}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.target = state["target"]
@@ -109,15 +109,17 @@ class _Learner:
         }
 
     def _move_target(self, target: float) -> None:
-        """The thresholds ride with the target: the pull alone would take tens of thousands of updates to move them."""
+        """The thresholds move with the target: the pull alone would take tens of thousands of updates."""
         before, self.target = self.target, target
         with torch.no_grad():
             for threshold in self.network.thresholds():
                 threshold.add_(self.target - before)
 
 
-def train_network(config: NetworkConfig, task: Task, recorder: Recorder, loader: str) -> GatedNetwork:
-    """Train a gated network of the shape of the task's backbone, which stays as it is.
+def train_network(
+    config: ActivationGatingConfig, task: Task, recorder: Recorder, loader: str
+) -> ActivationGatedNetwork:
+    """Train a network of the shape of the task's backbone, which stays as it is.
 
     Raises:
         ValueError: the gate does not fit the channels, the backbone does not fit as a start, or the budget is below
@@ -130,14 +132,14 @@ def train_network(config: NetworkConfig, task: Task, recorder: Recorder, loader:
             threshold.fill_(config.threshold)
     if config.start == "backbone":
         start_from(network, task.mdp.backbone)
-    contestant = GatedNetwork(network, task.mdp, loader)
-    if config.target is None and contestant.floor > config.budget * LEEWAY:
+    gated = ActivationGatedNetwork(network, task.mdp, loader)
+    if config.target is None and gated.floor > config.budget * LEEWAY:
         raise ValueError(
-            f"budget {config.budget} is below what this network always computes, {contestant.floor:.4g}; choose fewer "
+            f"budget {config.budget} is below what this network always computes, {gated.floor:.4g}; choose fewer "
             "bits, gate both convolutions, or give a target"
         )
     recorder.track_weights(network)
-    learner = _Learner(config, contestant)
+    learner = _Learner(config, gated)
     stream = image_stream(task, config.batch_size, config.seed)
     recorder.register_state(learner=learner, stream=stream)
     while recorder.should_continue():
@@ -146,7 +148,7 @@ def train_network(config: NetworkConfig, task: Task, recorder: Recorder, loader:
         recorder.check_weights(network)
         # A fixed target knows no budget, by which checkpoints are chosen: what is trained last is taken, as published.
         if recorder.finished or (config.target is None and recorder.validation_due()):
-            recorder.validate(contestant)
+            recorder.validate(gated)
     recorder.restore_best()
     network.eval().requires_grad_(False)
-    return contestant
+    return gated

@@ -1,0 +1,77 @@
+"""Timing of cases that take turns in one run, because a machine's speed drifts: their ratios are what to trust."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from backbone.data import Dataset, Split
+from dfs_env.mdp import BlockMDP
+from dfs_env.task import Task
+
+INTEGER_KERNELS, FLOAT_PATH = "integer kernels", "float path"
+ENGINES = {INTEGER_KERNELS: "auto", FLOAT_PATH: "float"}
+"""How the command line calls an engine -> its value of DFS_ENGINE."""
+
+
+def check_counts(options: object, *names: str) -> None:
+    """Make sure that these options are at least 1.
+
+    Raises:
+        ValueError: names the one that is not.
+    """
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    """What `run` returns, and the seconds that it took."""
+    start = time.perf_counter()
+    outcome = run()
+    return outcome, time.perf_counter() - start
+
+
+def take_turns(cases: Mapping[str, Callable[[int], Any]], rounds: int, label: str) -> dict[str, list[float]]:
+    """Seconds of each case, called with the number of the round, in each round; a first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    with tqdm(total=(rounds + 1) * len(cases), desc=label, leave=False) as bar:
+        for number in range(rounds + 1):
+            for name, run in cases.items():
+                taken = timed(lambda run=run, number=number: run(number))[1]  # type: ignore[misc]
+                seconds[name] += [taken] if number else []
+                bar.update()
+    return seconds
+
+
+def speedup(seconds: Mapping[str, list[float]], name: str, reference: str) -> float:
+    """How many times as fast as `reference` a case is: the median over rounds, in each of which both ran."""
+    return statistics.median(slow / fast for slow, fast in zip(seconds[reference], seconds[name], strict=True))
+
+
+@contextmanager
+def on_engine(name: str) -> Iterator[None]:
+    """Run this project's networks on the float path ("float"), or on integer kernels where these serve ("auto")."""
+    before = os.environ.get("DFS_ENGINE")
+    os.environ["DFS_ENGINE"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DFS_ENGINE"]
+        else:
+            os.environ["DFS_ENGINE"] = before
+
+
+def noise_task(mdp: BlockMDP, count: int) -> Task:
+    """A task of `count` random images, for a network that need not know anything."""
+    pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
+    split = Split(pixels, torch.arange(count) % 10)
+    return Task(mdp, Dataset("noise", 10, (0.5,) * 3, (0.25,) * 3, split, split, split, flip=True, pad=4))
