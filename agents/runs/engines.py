@@ -115,8 +115,8 @@ def disk_is_full(error: BaseException | None) -> bool:
 class Processes:
     """Worker processes on this machine, each with one thread.
 
-    A run whose worker dies beside others is tried again when these are done, alone, lest it was for want of memory that
-    they took; if its worker dies again, or was alone, it has failed.
+    A run whose worker dies next to others is tried again when these are done, alone, as they may have taken its memory;
+    if its worker dies again, or was alone, it has failed.
 
     Raises:
         ValueError: no workers.
@@ -203,7 +203,7 @@ class _Worker:
     def told(self) -> tuple[str, Any]:
         """The next of its messages: "started" or "image" and a count, "ended" and whether the run succeeded, "raised"
         and an error, "died", or "nothing"."""
-        alive = self.process.is_alive()  # before its messages are looked for, lest the last be missed
+        alive = self.process.is_alive()  # before its messages are looked for, so that the last is not missed
         try:
             if self.pipe.poll():
                 message: tuple[str, Any] = self.pipe.recv()

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from agents.runs.decisions import FILE, read_decisions, write_decisions
 
 from agents.evaluation import evaluate
 from agents.methods import method
 from agents.runs.config import RunConfig, TaskConfig
-from agents.runs.decisions import FILE, read_decisions, write_decisions
 from agents.runs.results import expanded
 from agents.runs.run import run
 from tests.scripts.test_statistics import line

@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 import torch
+from scripts.ship import Ship, ship
 from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
@@ -21,7 +22,6 @@ from backbone.checkpoint import load_backbone, load_tensors, save_backbone, save
 from backbone.names import is_own
 from dfs_env import DFSVectorEnv
 from scripts.convert import Convert, convert
-from scripts.ship import Ship, ship
 from tests.agents.test_methods import tiny_run
 from tests.agents.test_sb3_family import FAMILY, learn
 

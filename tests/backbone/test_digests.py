@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from agents.runs.decisions import read_decisions, write_decisions
 from safetensors.torch import save_file
 
 from agents.checkpoints import read_checkpoint, write_checkpoint
 from agents.evaluation import evaluate
 from agents.policies import AllocationPolicy
 from agents.runs.config import TaskConfig
-from agents.runs.decisions import read_decisions, write_decisions
 from agents.runs.results import KEYS, RESULT, RESULTS, line_text, read_line, read_lines
 from agents.search.trials import read_found, write_found
 from backbone.checkpoint import SHIPPED, load_backbone, load_tensors, save_backbone, save_tensors
