@@ -4,8 +4,8 @@
     python -m scripts.convert runs/compare --trust-pickle
     python -m scripts.convert ablation.toml
 
-Options and keys get their present names, files get digests, which show damage, and policies lose their pickles. Numbers,
-routes, and the identities of runs and backbones stay as they are.
+Options and keys get their present names, files get digests, which show damage, and policies lose their pickles.
+Numbers, routes, and the identities of runs and backbones stay as they are.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def convert(args: Convert) -> Counter[str]:
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: a damaged file, a pickled policy that is not to be trusted, or an experiment that this version cannot
-            express; the file is named.
+        ValueError: a damaged file, a pickled policy that is not to be trusted, or an experiment that this version
+            cannot express; the file is named.
     """
     done: Counter[str] = Counter()
     for file in (file for path in args.paths for file in _files(path)):
