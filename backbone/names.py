@@ -10,6 +10,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def check_own(kind: str, name: Any, file: object, trusted: bool = False) -> None
 
 
 def is_own(name: str) -> bool:
-    """Whether 'module:function' is neither Python's, nor an installed package's, nor this project's.
+    """Whether a module, or the 'module:function' in one, is neither Python's, nor an installed package's, nor this
+    project's.
 
     Nothing is imported.
     """
@@ -87,6 +89,7 @@ def is_own(name: str) -> bool:
     return not any(Path(place).resolve().is_relative_to(root) for place in places for root in _installed())
 
 
+@cache
 def _installed() -> set[Path]:
     """Folders of Python's library and of installed packages."""
     names = ("stdlib", "platstdlib", "purelib", "platlib")

@@ -29,7 +29,7 @@ from agents.runs.folders import unfinished_folder
 from agents.runs.planning import plan
 from agents.runs.ray_engine import Ray
 from agents.runs.results import EXPERIMENT, RESULT, RESULTS
-from agents.runs.run import other_code, resumable, resumes_from
+from agents.runs.run import resumable, resumes_from
 from agents.runs.sweep import SET_ASIDE, Sweep, finished, sole_writer, sweep
 from backbone.checkpoint import write_atomically
 from backbone.names import nearest
@@ -172,13 +172,10 @@ def main(args: Compare) -> int:
 def _say_what_is_there(
     runs: Sequence[RunConfig], known: Mapping[str, Mapping[str, Any]], wanted: Container[str], folder: Path
 ) -> None:
-    """Say which runs are reused or resumed, and which are done again because the user's code has changed."""
+    """Say which runs are reused or resumed."""
     if known:
         print(f"reused: {len(known)} of {len(runs)} runs, which were finished earlier, in {folder}")
     missing = [run for run in runs if run.name not in known and run.name in wanted]
-    again = sum(bool(other_code(run, folder)) for run in missing)
-    if again:
-        print(f"{again} runs were finished with another source of the code that they name, and are done again")
     for run in missing:
         with suppress(ValueError):  # a damaged checkpoint, which fails its own run
             if point := resumes_from(run, folder):

@@ -26,7 +26,7 @@ from agents.recorder import LEEWAY
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.folders import finished_folders
 from agents.runs.results import RESULT
-from agents.runs.run import other_code, resumes_from, run
+from agents.runs.run import resumes_from, run
 from backbone.torch_state import use_threads
 from scripts.cli import NOTHING, clear_errors, keeping
 
@@ -48,14 +48,12 @@ def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threa
 
 
 def _say_what_is_there(request: RunConfig, output: Path, resume: bool) -> None:
-    """Say which run is only read, or what is resumed from where, or why a run like one that is there is done again."""
+    """Say which run is only read, or what is resumed from where."""
     finished = finished_folders(output).get(request.identity)
     if finished:
         when = datetime.fromtimestamp((finished / RESULT).stat().st_mtime).strftime("%Y-%m-%d %H:%M")
         print(f"finished on {when}, and only read now; to run it again, delete {finished}", file=sys.stderr)
         return
-    for folder in other_code(request, output):
-        print(f"{folder} was run with another source of the code that it names: this is a new run", file=sys.stderr)
     if resume and (point := resumes_from(request, output)):
         print(f"resuming: {point}", file=sys.stderr)
 

@@ -134,21 +134,6 @@ def resumable(folder: Path, config: RunConfig) -> bool:
     return any((folder / name).is_file() for name in UNFINISHED) and _is_of(folder, config)
 
 
-def other_code(config: RunConfig, root: Path) -> list[Path]:
-    """Folders of finished runs in `root` that differ from this one in the source of the user's code alone."""
-    wanted = json.loads(_config_text(config))
-    if not wanted.pop("code", {}):
-        return []
-    found = []
-    for identity, folder in finished_folders(root).items():
-        file = folder / CONFIG
-        if identity != config.identity and folder.name.startswith(f"{config.readable}-") and file.is_file():
-            saved = json.loads(file.read_text())
-            saved.pop("code", None)
-            found += [folder] if saved == wanted else []
-    return found
-
-
 def resumes_from(config: RunConfig, root: Path) -> str:
     """How much of an unfinished run in `root` is done, and which file it is resumed from; "" if there is nothing to
     resume.
