@@ -1,4 +1,4 @@
-"""Engines and sweeps: a killed sweep goes on, a full disk ends it cleanly, Ray does what processes do."""
+"""Engines and sweeps: a killed sweep resumes, a full disk ends it cleanly, Ray does what processes do."""
 
 import errno
 import multiprocessing
@@ -170,9 +170,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_impossible_engines_are_refused():
-    with pytest.raises(ValueError, match="workers must be at least 1"):
+    with pytest.raises(ValueError, match=r"workers.*0"):
         Processes(0)
-    with pytest.raises(ValueError, match="--address here:1 is for --engine ray"):
+    with pytest.raises(ValueError, match=r"here:1.*--engine ray"):
         Compare(address="here:1").runner()
 
 
@@ -253,7 +253,7 @@ def test_a_worker_that_dies_leaves_the_others_at_work_together(tmp_path, marked)
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monkeypatch):
+def test_a_killed_sweep_resumes_to_the_lines_of_one_that_was_not(tmp_path, monkeypatch):
     """SIGKILL while the second of three runs is under way."""
     (tmp_path / "paced.py").write_text(
         "import pathlib, time\n"
@@ -325,14 +325,14 @@ def test_ray_gives_the_lines_of_processes_and_a_failing_run_stops_no_other(tmp_p
     assert [kind for kind, _ in told].count("started") == 4
 
 
-def test_an_address_at_which_no_cluster_answers_is_an_error_at_once(tmp_path):
+def test_an_address_at_which_no_cluster_responds_is_an_error_at_once(tmp_path):
     pytest.importorskip("ray")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-    with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
+    with pytest.raises(ConnectionError, match=address):
         sweep([constant(0.3)], tmp_path, Ray(1, address))
-    with pytest.raises(ValueError, match="not of the form HOST:PORT"):
+    with pytest.raises(ValueError, match="nonsense"):
         sweep([constant(0.3)], tmp_path, Ray(1, "nonsense"))
 
 

@@ -6,7 +6,6 @@ import zipfile
 
 import pytest
 import torch
-from scripts.ship import Ship, ship
 from stable_baselines3 import PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
@@ -210,8 +209,6 @@ def test_a_pickled_policy_is_not_read_unless_it_is_trusted(content, old, monkeyp
         load_run(folder)
     with pytest.raises(ValueError, match=r"policy\.PPO\.zip.*trust-pickle"):
         convert(Convert((folder,)))
-    with pytest.raises(ValueError, match="keeps its policy pickled"):
-        ship(Ship(folder.parent, tmp_path / "to"))
     assert not (tmp_path / "ran").exists()
     if content == "own":
         policy, task, _ = load_run(folder, trust_pickle=True)
