@@ -35,13 +35,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from agents.method_config import MethodConfig
-from agents.methods import default_config, labels, method, method_names
+from agents.methods import default_config, labels
 from agents.options import fits, fitting, read_toml, toml_table, with_options
 from agents.runs.config import TaskConfig
 from backbone.names import check_names
@@ -80,8 +79,7 @@ class Variant:
         base, owner = default_config(self.method), f"variant {self.label!r} ({self.method})"
         for name in {"budget", "seed"} & set(self.options):
             raise ValueError(f"{owner}: give {name}s = [...] in place of {name}: an experiment runs over several")
-        check_names(self.options, _options_of(base), owner, _who_has())
-        return with_options(base, self.options, owner)
+        return with_options(base, self.options, owner, _options_of(base))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.method)
@@ -128,9 +126,7 @@ class Experiment:
     def __post_init__(self) -> None:
         if not (self.variants and self.budgets and self.seeds):
             raise ValueError("an experiment needs at least one variant (method), one budget and one seed")
-        highest = max(
-            (variant.config().highest_budget for variant in self.variants if not variant.budgets), default=1.0
-        )
+        highest = max((each.config().highest_budget for each in self.variants if not each.budgets), default=1.0)
         _check_values("the experiment", self.budgets, self.seeds, highest)
         for name in _repeated([variant.label for variant in self.variants]):
             raise ValueError(f"two variants are called {name!r}: give each a label of its own, or leave one out")
@@ -162,8 +158,6 @@ def _extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = path.parent / name
     if base.resolve() in above:
         raise ValueError(f"{path}: it extends {name}, which extends it: leave one of these out")
-    if not base.is_file():
-        raise FileNotFoundError(f"{base} does not exist, but {path} extends it: name a file relative to {path.parent}")
     below = _extended(base, above)
     if isinstance(content.get("task"), Mapping) and isinstance(below.get("task"), Mapping):
         content["task"] = {**below["task"], **content["task"]}
@@ -200,40 +194,21 @@ def _variants(entries: Mapping[str, Any]) -> Iterator[Variant]:
     plain = Variant(fitting(entries["method"], str, f"{owner}: method"))
     options = {name: value for name, value in entries.items() if name not in own}
     config = plain.config()
-    check_names({*options} - {"budget", "seed"}, [*own, *_options_of(config)], f"{owner} ({plain.method})", _who_has())
+    check_names({*options} - {"budget", "seed"}, [*own, *_options_of(config)], f"{owner} ({plain.method})")
     named = _with_seeds({name: value for name, value in entries.items() if name in own})
     variant = with_options(plain, named, owner, own)
     hints = get_type_hints(type(config))
-    lists = {
-        name: value
-        for name, value in options.items()
-        if isinstance(value, list) and name in hints and not fits(value, hints[name])
-    }
+    lists = {k: v for k, v in options.items() if isinstance(v, list) and k in hints and not fits(v, hints[k])}
     for name in (name for name, values in lists.items() if not values):
         raise ValueError(f"{owner}: {name} must not be empty")
     for values in product(*lists.values()):
         chosen = dict(zip(lists, values, strict=True))
-        label = " ".join([variant.label, *(f"{name}={_shown(value)}" for name, value in chosen.items())])
+        label = " ".join([variant.label, *(f"{name}={value}" for name, value in chosen.items())])
         yield replace(variant, label=label, options={**options, **chosen})
-
-
-def _shown(value: Any) -> str:
-    """A value of an option as a label has it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _options_of(config: MethodConfig | type[MethodConfig]) -> list[str]:
     return [entry.name for entry in fields(config) if entry.name not in PLANNED]
-
-
-@cache
-def _who_has() -> dict[str, list[str]]:
-    """The methods that have an option, by the option's name."""
-    found: dict[str, list[str]] = {}
-    for name in method_names():
-        for option in _options_of(method(name).Config):
-            found.setdefault(option, []).append(name)
-    return found
 
 
 def _with_seeds(entries: Mapping[str, Any]) -> dict[str, Any]:

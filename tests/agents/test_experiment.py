@@ -170,7 +170,6 @@ PPO = {"method": "ppo"}
         ({"variants": [PPO], "task": {"depth": "20"}}, r"depth.*'20'"),
         ({"variants": [PPO], "parts": []}, "'parts'"),
         ({"variants": [{**PPO, "ent_coeff": 0.1}]}, "'ppo'.*'ent_coeff'.*'ent_coef'"),
-        ({"variants": [{"method": "dfs", "entcoef": 1}]}, "'entcoef'.*'ent_coef'.*ppo"),
         ({"variants": [{"method": "dfs", "zzz": 1}]}, "'zzz'"),
         ({"variants": [{**PPO, "lable": "x"}]}, "'lable'.*'label'"),
         ({"variants": [{**PPO, "sb3": {"vf_coeff": 1}}]}, "'vf_coeff'.*'vf_coef'"),

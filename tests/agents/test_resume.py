@@ -26,9 +26,7 @@ from scripts.train import train
 
 SEARCHED = {"cascade", "second_look"}  # without steps: after a kill it begins anew, as static does
 LEARNED = [
-    name
-    for name in method_names()
-    if not (method(name).Config.is_baseline or method(name).Config.is_bound or name in SEARCHED)
+    name for name in method_names() if method(name).Config().role not in ("baseline", "bound") and name not in SEARCHED
 ]
 TIMES = {"seconds", "seconds_per_thousand_images", "time/images_per_second"}
 # Whatever a method calls it: two updates or more for each validation, and stages that end between the kills.

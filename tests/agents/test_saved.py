@@ -205,9 +205,9 @@ def test_a_pickled_policy_is_not_read_unless_it_is_trusted(content, old, monkeyp
     if content == "evil":
         with zipfile.ZipFile(folder / "policy.PPO.zip", "w") as archive:
             archive.writestr("data", pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match=r"policy\.PPO\.zip.*trust-pickle"):
+    with pytest.raises(ValueError, match=r"policy\.PPO\.zip"):
         load_run(folder)
-    with pytest.raises(ValueError, match=r"policy\.PPO\.zip.*trust-pickle"):
+    with pytest.raises(ValueError, match=r"policy\.PPO\.zip"):
         convert(Convert((folder,)))
     assert not (tmp_path / "ran").exists()
     if content == "own":
