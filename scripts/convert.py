@@ -115,10 +115,10 @@ def _rewritten(file: Path) -> bool:
     if after == before and to == file:
         return False
     write_atomically(to, after)
+    if file.suffix == ".npz":
+        outcomes.read_outcomes(to.parent)  # an error names what is damaged
     if to != file:
         file.unlink()
-    if file.suffix == ".npz":
-        outcomes.read_outcomes(to.parent)  # whole
     return True
 
 

@@ -1,8 +1,7 @@
 """Where runs are done: by worker processes on this machine, or by Ray (`agents.runs.ray_engine`).
 
 An engine does the same pure `agents.runs.run.run(config, root)` wherever it does it, and yields each configuration as
-it ends, with whether it succeeded. What goes on meanwhile it reports: "started" runs, and "image"s that learners were
-shown.
+it ends, with whether it succeeded. Meanwhile it reports "started" runs, and "image"s that learners were shown.
 """
 
 from __future__ import annotations
