@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whatever changes while it trains, so that it goes on, bit for bit, as if never killed."""
+"""Checkpoints of a run: whatever changes while it trains, so that it resumes, bit for bit, as if never killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKPOINT = "checkpoint.pt"
 SEARCHED = "searched.json"
 """What `agents.search` has found so far."""
 UNFINISHED = (CHECKPOINT, SEARCHED)
-"""Files in the folder of an unfinished run from which it goes on."""
+"""Files in the folder of an unfinished run from which it resumes."""
 CHECKPOINT_SECONDS = 60.0
 """Between two writings of either of these files."""
 
@@ -168,7 +168,7 @@ def stateful(name: str, value: Any) -> Stateful:
         return Accessors(value.get_state, value.set_state)
     if isinstance(value, random.Random):
         return Accessors(value.getstate, value.setstate)
-    _check_stateful(f"keep({name}=...): {type(value).__name__}", value)
+    _check_stateful(f"register_state({name}=...): {type(value).__name__}", value)
     return cast(Stateful, value)
 
 

@@ -32,11 +32,11 @@ SCALARS = (
 )
 """What every method that learns logs, whatever else it does. Those of training are means since the last validation:
 
-- accuracy: share of right answers on the routes that were taken in training;
+- accuracy: share of correct predictions on the routes that were taken in training;
 - cost: mean block cost of these routes, a fraction of full execution;
 - reward: what the method raises, for an image: the return of an episode, or minus the loss. Its components, of which it
   is the sum, are `train/reward_NAME`;
-- entropy: of the distribution that decides, in nats for a decision; for networks with gates of their own, of the share
+- entropy: of the distribution that decides, in nats for a decision; with activation gating, of the share
   of gates that are on;
 - price: what a unit of cost takes from the reward at the moment, such as the multiplier of dual ascent; 0 if nothing;
 - loss: what was descended on; with Stable-Baselines3, its own name and its own last value;
@@ -84,6 +84,6 @@ class Board(TensorBoardOutputFormat):
 
 
 def make_logger(folder: Path, begin: int) -> Logger:
-    """A logger to a `Table` and a `Board` in `folder`, for a run that begins, or goes on, after `begin` images."""
+    """A logger to a `Table` and a `Board` in `folder`, for a run that begins, or resumes, after `begin` images."""
     folder.mkdir(parents=True, exist_ok=True)
     return Logger(str(folder), [Table(folder / TABLE), Board(folder, begin)])

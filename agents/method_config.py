@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from agents.options import Range
 from dfs_env.budgets import check_budget
 
 
@@ -49,8 +47,6 @@ class MethodConfig:
     revision: ClassVar[int] = 0
     """Raised when a change of the code changes what the method gives with the same configuration, and other methods do
     not change: results of other revisions are not reused."""
-    ranges: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {}
-    """Options that tuning may choose, each from a range or from some values."""
 
     budget: float = 0.04
     """Mean cost to stay within, as a fraction of full execution (block cost)."""

@@ -1,4 +1,4 @@
-"""Options of a configuration: from files and command lines, with names and types checked; and their ranges."""
+"""Options of a configuration: from files and command lines, with names and types checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,16 +20,6 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from which tuning may choose, both ends included; whole ones if both ends are."""
-
-    low: float
-    high: float
-    log: bool = False
-    """Whether factors rather than differences matter."""
 
 
 def with_options(config: T, options: Mapping[str, Any], owner: str, allowed: Iterable[str] | None = None) -> T:
@@ -67,6 +57,15 @@ def fitting(value: Any, hint: Any, what: str) -> Any:
         raise ValueError(f"{what} must be {wanted}, got {value!r}") from None
 
 
+def fits(value: Any, hint: Any) -> bool:
+    """Whether `fitting` takes the value."""
+    try:
+        _fitting(value, hint)
+    except TypeError:
+        return False
+    return True
+
+
 def _fitting(value: Any, hint: Any) -> Any:
     origin, inner = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, UnionType):
@@ -90,7 +89,7 @@ def _fitting(value: Any, hint: Any) -> Any:
 
 
 def _first_fitting(value: Any, hints: Iterable[Any]) -> Any:
-    for hint in sorted(hints, key=lambda hint: hint is not NoneType):  # lest "none" be a string
+    for hint in sorted(hints, key=lambda hint: hint is not NoneType):  # so that "none" is not a string
         try:
             return _fitting(value, hint)
         except TypeError:
@@ -98,8 +97,8 @@ def _first_fitting(value: Any, hints: Iterable[Any]) -> Any:
     raise TypeError
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file.
+def read_toml(path: Path, text: str | None = None) -> dict[str, Any]:
+    """The content of a TOML file, or of the text that it is to have.
 
     Raises:
         FileNotFoundError: no such file.
@@ -108,7 +107,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: name a TOML file")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8") if text is None else text)
     except ValueError as error:  # also what the decoding of text raises
         raise ValueError(f"{path} is not TOML: {error}") from error
 

@@ -95,7 +95,7 @@ class AllocationPolicy:
 
     def save(self, folder: Path) -> None:
         """Write the allocation."""
-        save_tensors(folder / FILE, {"actions": self.actions}, {"kind": "assignment"})
+        save_tensors(folder / FILE, {"actions": self.actions}, {"kind": "allocation"})
 
 
 class RandomPolicy:

@@ -15,8 +15,6 @@ import functools
 import io
 import random
 import re
-import sys
-import sysconfig
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
@@ -32,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from agents.checkpoints import layers_of
+from backbone.names import is_library
 
 KINDS = (
     nn.Module,
@@ -50,8 +49,7 @@ KINDS = (
     Iterator,
 )
 """What changes while it is used, whatever else it is."""
-PROJECT = {"agents", "backbone", "dfs_env"}
-LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+_is_library = functools.cache(is_library)
 LARGE = 1000
 """Containers with more items are not looked into."""
 GLOBAL = {id(torch.default_generator), id(np.random.mtrand._rand), id(getattr(random, "_inst", None))}
@@ -127,10 +125,7 @@ def _globals(code: CodeType, values: Mapping[str, Any]) -> Iterator[tuple[str, A
 
 def _own(what: Any) -> bool:
     """Whether a class or function is of this project or of its user, and not of a library."""
-    if what.__module__.partition(".")[0] in PROJECT:
-        return True
-    file = getattr(sys.modules.get(what.__module__), "__file__", None)
-    return what.__module__ not in sys.builtin_module_names and not (file or "").startswith(LIBRARIES)
+    return not _is_library(what.__module__)
 
 
 class LoopCheck:

@@ -130,8 +130,17 @@ def identity_of(path: str | Path) -> str:
     Raises:
         FileNotFoundError, ValueError: see `load_tensors`.
     """
+    return identity_and_about(path)[0]
+
+
+def identity_and_about(path: str | Path) -> tuple[str, dict[str, Any]]:
+    """What `identity_of` returns, and the file's description, in one reading.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_tensors`.
+    """
     content, about, found = _read(path)
-    return str(about.get(IDENTITY_KEY) or (found or hashlib.sha256(content).hexdigest())[:16])
+    return str(about.get(IDENTITY_KEY) or (found or hashlib.sha256(content).hexdigest())[:16]), about
 
 
 def add_checksum(path: str | Path) -> bool:
@@ -168,14 +177,6 @@ def _explained(path: str | Path) -> Iterator[None]:
         raise ValueError(
             f"checkpoint {path} is damaged or was not written by this project ({error}); delete it and make it again"
         ) from error
-
-
-def read_about(path: str | Path) -> dict[str, Any]:
-    """The description in a file of `save_tensors`, without the tensors; nothing from any other file."""
-    try:
-        return _read(path)[1]
-    except ValueError:
-        return {}
 
 
 def save_backbone(

@@ -137,20 +137,13 @@ def literal(text: str) -> Any:
         return text
 
 
-def check_names(
-    names: Iterable[str], allowed: Iterable[str], owner: str, elsewhere: Mapping[str, Iterable[str]] | None = None
-) -> None:
+def check_names(names: Iterable[str], allowed: Iterable[str], owner: str) -> None:
     """Make sure that `names` are among those allowed.
 
     Raises:
-        ValueError: one is not; it says which is nearest, or, if none is near, which of the names `elsewhere` is and
-            who has it.
+        ValueError: one is not; it says which is nearest.
     """
     choices = list(allowed)
     for name in names:
         if name not in choices:
-            hint = nearest(name, choices)
-            near = difflib.get_close_matches(name, elsewhere or (), 1) if hint == "." else []
-            if near:
-                hint = f"; {near[0]!r} is an option of {', '.join((elsewhere or {})[near[0]])}."
-            raise ValueError(f"{owner} has no option {name!r}{hint} It has {', '.join(choices)}")
+            raise ValueError(f"{owner} has no option {name!r}{nearest(name, choices)} It has {', '.join(choices)}")

@@ -1,27 +1,57 @@
-"""Rewrite what earlier versions saved: with checksums, which show damage, and policies without pickles.
+"""Rewrite what earlier versions saved, as this version reads it: runs, result lines, experiment files.
 
-python -m scripts.convert runs/compare
+    python -m scripts.convert runs/compare
+    python -m scripts.convert runs/compare --trust-pickle
+    python -m scripts.convert ablation.toml
 
-python -m scripts.convert runs/compare --trust-pickle
-
-Numbers, decisions and the identities of backbones stay as they are.
+Options and keys get their present names, files get digests, which show damage, and policies lose their pickles.
+Numbers, routes, and the identities of runs and backbones stay as they are.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from agents.runs import decisions
-from agents.runs.results import RESULT, RESULTS, line_text, read_lines
+from agents.options import read_toml
+from agents.policies import FILE
+from agents.runs import outcomes
+from agents.runs.experiment import experiment_of
+from agents.runs.folders import CONFIG
+from agents.runs.results import EXPERIMENT, RESULT, RESULTS, line_text
+from agents.runs.sweep import SET_ASIDE
 from agents.sb3.policy import ARCHIVE, read_archive, save_model
-from backbone.checkpoint import add_checksum, write_atomically
+from backbone.checkpoint import add_checksum, load_tensors, save_tensors, write_atomically
+from backbone.checksums import checked_json
 from scripts.cli import clear_errors
+
+RENAMED = {
+    # keys of options, tasks and experiment files
+    "checks": "num_evals",
+    "always_on": "ungated_blocks",
+    "assignments": "allocations",
+    "arms": "variants",
+    # kinds of saved policies
+    "assignment": "allocation",
+    # roles of methods; "cotrained" is an entry of its own now
+    "network": "activation_gating",
+    "rerun": "second_inference",
+    "cotrained": "policy",
+    # files of a run
+    "decisions.npz": outcomes.FILE,
+}
+"""What things are called now, by what earlier versions called them."""
+SECOND_INFERENCE = "cascade_finetuned"
+"""The method whose role earlier versions gave as "cotrained", and which is no policy."""
+UNSEEDED = ("constant", "early_layers", "oracle")
+"""Methods that no seed changes; lines of version 2 do not say so themselves."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +69,8 @@ def convert(args: Convert) -> Counter[str]:
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: a damaged file, or a pickled policy that is not to be trusted.
+        ValueError: a damaged file, a pickled policy that is not to be trusted, or an experiment that this version
+            cannot express; the file is named.
     """
     done: Counter[str] = Counter()
     for file in (file for path in args.paths for file in _files(path)):
@@ -50,7 +81,7 @@ def convert(args: Convert) -> Counter[str]:
             file.unlink()
             done[file.suffix] += 1
         else:
-            done[file.suffix] += _add_checksum(file)
+            done[file.suffix] += _rewritten(file)
     return done
 
 
@@ -60,25 +91,98 @@ def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    for pattern in (ARCHIVE, "*.safetensors", decisions.FILE, RESULT, RESULTS):
+    names = ("decisions.npz", outcomes.FILE, RESULT, RESULTS, SET_ASIDE, CONFIG, EXPERIMENT)
+    for pattern in (ARCHIVE, "*.safetensors", *names):
         yield from sorted(path.rglob(pattern))
 
 
-def _add_checksum(file: Path) -> bool:
-    """Whether the file had none."""
+def _rewritten(file: Path) -> bool:
+    """Whether the file was not as this version writes it."""
     if file.suffix == ".safetensors":
-        return add_checksum(file)
-    before = file.read_bytes()
+        return add_checksum(file) | _rename_kind(file)
+    before, to = file.read_bytes(), file.with_name(RENAMED.get(file.name, file.name))
     if file.suffix == ".npz":
-        decisions.read_decisions(file.parent)  # whole
-        after = decisions.commented(before)
+        after = outcomes.commented(before)
+    elif file.name == CONFIG:
+        after = (json.dumps(renamed_config(json.loads(before)), indent=1) + "\n").encode()
     elif file.suffix in (".json", ".jsonl"):
-        after = "".join(map(line_text, read_lines(file))).encode()
+        texts = [before] if file.suffix == ".json" else [text for text in before.splitlines() if text.strip()]
+        after = "".join(line_text(renamed_line(_parsed(text, file))) for text in texts).encode()
+    elif file.suffix == ".toml":
+        after = renamed_experiment(before.decode(), file).encode()
     else:
         raise ValueError(f"{file} is no file that this command rewrites")
-    if after != before:
-        write_atomically(file, after)
-    return after != before
+    if after == before and to == file:
+        return False
+    write_atomically(to, after)
+    if file.suffix == ".npz":
+        outcomes.read_outcomes(to.parent)  # an error names what is damaged
+    if to != file:
+        file.unlink()
+    return True
+
+
+def _parsed(text: bytes, file: Path) -> dict[str, Any]:
+    line = checked_json(text, file, "delete this result and run it again")
+    if not (isinstance(line, dict) and {"method", "role", "config"} <= line.keys()):
+        raise ValueError(f"{file} has a line that is no result line of this project: delete it")
+    return line
+
+
+def renamed_line(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A result line with the names of this version: "method" without the preset, which used to be the label."""
+    found = {**line, "config": renamed_config(line["config"])}
+    if "label" not in line:
+        method, _, preset = line["config"]["method"].partition("-")
+        role = "second_inference" if method == SECOND_INFERENCE else RENAMED.get(line["role"], line["role"])
+        found |= {"method": method, "preset": preset, "label": line["method"], "role": role}
+        found |= {"cotrained": line["role"] == "cotrained", "seeded": line.get("seeded", method not in UNSEEDED)}
+    return found
+
+
+def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved configuration with the names of this version; it still says by which version the run was made."""
+    found = {"options" if key == "config" else key: value for key, value in config.items()}
+    found["method"] = str(found["method"]).partition("-")[0]
+    for part in ("options", "task"):
+        found[part] = {RENAMED.get(key, key): value for key, value in found[part].items()}
+    return found
+
+
+def renamed_experiment(text: str, file: Path) -> str:
+    """An experiment file with the names of this version; its comments stay.
+
+    Raises:
+        ValueError: it has [[parts]], or what this version does not know.
+    """
+    if re.search(r"^\s*\[\[parts\]\]", text, re.MULTILINE):
+        raise ValueError(
+            f"{file} has [[parts]]: write each part as a file of its own that begins with extends = ..., see "
+            "agents/runs/experiment.py"
+        )
+    text = re.sub(r"^baseline_budgets\s*=\s*\[[^\]]*\].*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^(\s*(?:\[\[)?)(\w+)(?=\]\]|\s*=)", lambda found: found[1] + RENAMED.get(found[2], found[2]), text, flags=re.M
+    )
+    content = read_toml(file, text)
+    if "extends" not in content:
+        try:
+            experiment_of(content)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+    return text
+
+
+def _rename_kind(file: Path) -> bool:
+    """Whether the policy in a file was of a kind that has another name now."""
+    if file.name != FILE:
+        return False
+    tensors, about = load_tensors(file)
+    kind = RENAMED.get(about["kind"], about["kind"])
+    if kind == about["kind"]:
+        return False
+    save_tensors(file, tensors, {**about, "kind": kind})
+    return True
 
 
 def main(args: Convert) -> None:

@@ -4,8 +4,8 @@ python -m scripts.evaluate runs/dfs-budget0.04-seed0-1a2b3c4d
 
 python -m scripts.evaluate runs/ppo-conditioned-budget0.04-seed0-1a2b3c4d --budgets 0.02 0.03 0.05
 
-With --shuffles 3 it says, too, how accurate the network is if these routes are given to the images at random, as the
-mean of three orders: what is lost is what the policy gains by telling images apart.
+With --shuffles 3 it also gives the accuracy if these routes are assigned to the images at random, as the mean of three
+orders. The difference is what input-dependent decisions gain.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from agents.evaluation import evaluate, shuffled_accuracy
 from agents.methods import default_config
-from agents.runs.results import expanded, without_preset
+from agents.runs.results import expanded
 from agents.runs.saved import load_run
 from backbone.torch_state import use_threads
 from dfs_env.budgets import check_budget
@@ -60,8 +60,8 @@ def main(args: Evaluate) -> None:
         raise ValueError(f"shuffles must not be negative, got {args.shuffles}")
     use_threads(args.threads)
     policy, task, result = load_run(args.folder, args.device, args.data, args.trust_pickle, args.trust_code)
-    trained = result["config"]["config"].get("budget_range")
-    default = default_config(without_preset(result["config"]["method"]))  # presets that were tuned may not be here
+    trained = result["config"]["options"].get("budget_range")
+    default = default_config(result["method"])
     budgets = [check_budget(budget, default.highest_budget) for budget in args.budgets] or [result["budget"]]
     _check_range(args.budgets, trained)
     if set(args.budgets) - {result["budget"]} and not (trained or default.serves_many):

@@ -3,7 +3,7 @@
     python -m scripts.train dfs --budget 0.04
     python -m scripts.train ppo --budget 0.04 --dataset cifar10 --depth 20
 
-A run that was killed goes on where it was when it is started again; --no-resume starts it anew.
+A run that was killed resumes where it was when it is started again; --no-resume starts it anew.
 `python -m scripts.train METHOD --help` explains every option of a method. METHOD-PRESET starts from a preset.
 """
 
@@ -26,7 +26,7 @@ from agents.recorder import LEEWAY
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.folders import finished_folders
 from agents.runs.results import RESULT
-from agents.runs.run import other_code, resumes_from, run
+from agents.runs.run import resumes_from, run
 from backbone.torch_state import use_threads
 from scripts.cli import NOTHING, clear_errors, keeping
 
@@ -48,21 +48,19 @@ def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threa
 
 
 def _say_what_is_there(request: RunConfig, output: Path, resume: bool) -> None:
-    """Say which run is only read, or what is resumed from where, or why a run like one that is there is done again."""
-    finished = finished_folders(output).get(request.digest)
+    """Say which run is only read, or what is resumed from where."""
+    finished = finished_folders(output).get(request.identity)
     if finished:
         when = datetime.fromtimestamp((finished / RESULT).stat().st_mtime).strftime("%Y-%m-%d %H:%M")
         print(f"finished on {when}, and only read now; to run it again, delete {finished}", file=sys.stderr)
         return
-    for folder in other_code(request, output):
-        print(f"{folder} was run with another source of the code that it names: this is a new run", file=sys.stderr)
     if resume and (point := resumes_from(request, output)):
         print(f"resuming: {point}", file=sys.stderr)
 
 
 def _kept(request: RunConfig, output: Path) -> str:
     """What an interrupted run leaves."""
-    if request.digest in finished_folders(output):
+    if request.identity in finished_folders(output):
         return f"the run is finished; the same command reads it from {output}"
     point = resumes_from(request, output)
     return f"{point}; the same command resumes there" if point else f"no checkpoint was written yet: {NOTHING}"
@@ -86,15 +84,15 @@ def command(name: str) -> Callable[..., None]:
             task: What to learn on.
             output: Folder of runs; this run gets its own folder in it.
             threads: Processor threads. Gates are small: more than one is rarely faster.
-            resume: Go on where the same run was killed, or start it anew.
+            resume: Resume where the same run was killed, or start it anew.
         """
         train(name, config, task, output, threads, resume)
 
     types = {"config": module.Config, "task": TaskConfig, "output": Path, "threads": int, "resume": bool}
     train_method.__annotations__ |= types
-    summary = inspect.getdoc(module) or name
+    explained = inspect.getdoc(module) or name
     described = inspect.getdoc(train_method) or ""  # without indents, as the summary is
-    train_method.__doc__ = described.replace("Train.", summary.split("\n\n")[0], 1)
+    train_method.__doc__ = described.replace("Train.", explained.split("\n\n")[0], 1)
     return train_method
 
 

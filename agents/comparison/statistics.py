@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from agents.comparison.bootstrap import bootstrap_interval, interquartile_mean, sample, stream_of, verdict
 from agents.comparison.fronts import NOTHING, Curve, interpolate
-from agents.runs.results import Line, expanded, labelled, method_of, registered
+from agents.runs.results import Line, expanded, labelled, registered
 
 SETTING = ("dataset", "depth", "bitwidths")
 """What lines must agree on for their accuracies and costs to be comparable."""
@@ -101,7 +101,7 @@ def summarise(lines: Sequence[Line]) -> list[Row]:
 
 def varies(lines: Sequence[Line]) -> bool:
     """Whether another seed would give another line, so that a single one says nothing of the spread."""
-    return any(line.get("seeded", method_of(line) not in UNSEEDED) for line in lines)
+    return any(line.get("seeded", line["method"] not in UNSEEDED) for line in lines)
 
 
 def grouped(lines: Sequence[Line]) -> dict[tuple[str, float], list[Line]]:
@@ -131,7 +131,7 @@ def _check_configurations(lines: Sequence[Line]) -> None:
             for method, task in tasks.items():
                 but = () if method == line["method"] else ("observation",)
                 _same(task, resolved["task"], f"runs of {method} and {line['method']}", but)
-        own = {key: value for key, value in resolved.get("config", {}).items() if key not in ("budget", "seed")}
+        own = {key: value for key, value in resolved.get("options", {}).items() if key not in ("budget", "seed")}
         own |= {key: resolved.get(key) for key in ("version", "revision")}
         for module, digest in resolved.get("code", {}).items():
             which = f"the source of {module}"

@@ -6,24 +6,18 @@ from `agents.method_config.MethodConfig`, whose field docstrings become the comm
 recorder and returns what did best on validation. With `cotrain`, where a method has it, `train` changes the task's
 backbone in place.
 
-A file may also hold `PRESETS`, a dict of named configurations: published settings, variants, settings that were found
-by search. A preset may also be a file, `presets/METHOD-PRESET.toml`, of the options in which it differs from `Config`;
-`scripts.tune` writes such. `METHOD-PRESET` names one wherever a method is named, and the result lines carry that label.
+A file may also hold `PRESETS`, a dict of named configurations: published settings, or variants. `METHOD-PRESET` names
+one wherever a method is named, and the result lines carry that label.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from pathlib import Path
 from types import ModuleType
 
 from agents.method_config import MethodConfig
-from agents.options import read_toml, with_options
 from backbone.names import nearest
-
-PRESET_FILES = Path(__file__).parent / "presets"
-"""Folder of the presets that are files."""
 
 
 def method_names() -> list[str]:
@@ -35,8 +29,7 @@ def labels() -> list[str]:
     """Every method and every preset, as METHOD or METHOD-PRESET."""
     found = []
     for name in method_names():
-        files = sorted(file.stem for file in PRESET_FILES.glob(f"{name}-*.toml"))
-        found += [name, *(f"{name}-{preset}" for preset in getattr(method(name), "PRESETS", {})), *files]
+        found += [name, *(f"{name}-{preset}" for preset in getattr(method(name), "PRESETS", {}))]
     return found
 
 
@@ -60,9 +53,6 @@ def default_config(label: str) -> MethodConfig:
     """
     module, preset = method(label), label.partition("-")[2]
     presets: dict[str, MethodConfig] = {"": module.Config(), **getattr(module, "PRESETS", {})}
-    file = PRESET_FILES / f"{label}.toml"
-    if preset not in presets and file.is_file():
-        return with_options(presets[""], read_toml(file), f"preset {file}")
     if preset not in presets:
         raise ValueError(f"unknown preset {label!r}{nearest(label, labels())} Choose one of {', '.join(labels())}")
     return presets[preset]

@@ -8,16 +8,13 @@ the batch's mean cost lies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
 from agents.budget_losses import budgeted_loss, make_budget_loss
 from agents.learning import GateConfig, GateLearner
 from agents.method_config import check_not_negative
-from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import straight_through_rollout
@@ -27,12 +24,6 @@ from dfs_env.task import Task
 @dataclass(frozen=True)
 class Config(GateConfig):
     """DFS: supervised loss and compute budget. `cotrain` is about step 3."""
-
-    ranges: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {
-        "lr": Range(1e-3, 0.1, log=True),
-        "warmup": Range(0.0, 0.3),
-        "budget_loss": ("sign", "hinge", "fractrain"),
-    }
 
     budget_loss: str = "sign"
     """"sign" (DFS, relative to the budget), "sign_published" (DFS, absolute), "hinge", "fractrain", "target_rates"

@@ -6,16 +6,13 @@ scores, whose temperature falls. There is no noise at evaluation, where ConvNet-
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
 from agents.budget_losses import budgeted_loss, make_budget_loss
 from agents.learning import GateConfig, GateLearner
 from agents.method_config import check_not_negative
-from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import gumbel_rollout
@@ -25,13 +22,6 @@ from dfs_env.task import Task
 @dataclass(frozen=True)
 class Config(GateConfig):
     """Straight-through Gumbel-softmax."""
-
-    ranges: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {
-        "lr": Range(1e-3, 0.1, log=True),
-        "budget_loss": ("sign", "hinge", "fractrain"),
-        "temperature": Range(0.5, 5.0, log=True),
-        "last_temperature": Range(0.1, 0.5, log=True),
-    }
 
     budget_loss: str = "sign"
     """"target_rates" (ConvNet-AIG), "mean_bits" (DQNet), "hinge", "sign", "fractrain", or "module:function"."""

@@ -15,9 +15,8 @@ learned is where to depart from it for which image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,6 @@ from agents.dual import DualAscent
 from agents.gates import score_layers
 from agents.learning import GateConfig, GateLearner, image_stream
 from agents.methods.skipnet import rewards_to_go
-from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout
@@ -42,12 +40,6 @@ class Config(GateConfig, SearchConfig):
     """REINFORCE with a leave-one-out baseline over several routes of each image."""
 
     family: ClassVar[str] = "REINFORCE"
-    ranges: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {
-        "lr": Range(1e-3, 0.1, log=True),
-        "routes": (4, 8, 16),
-        "ent_coef": Range(1e-4, 0.1, log=True),
-        "price_rate": Range(0.005, 0.5, log=True),
-    }
 
     gate: str = "blockwise"
     """"blockwise" (a small network for each block), or any other gate; those that score all blocks by one layer cannot

@@ -12,9 +12,8 @@ published alpha is fixed; by default it is found by dual ascent here, so that th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ from torch.nn import functional as F
 from agents.dual import DualAscent
 from agents.learning import GateConfig, GateLearner
 from agents.method_config import check_not_negative
-from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout, straight_through_rollout
@@ -37,13 +35,6 @@ class Config(GateConfig):
     both."""
 
     family: ClassVar[str] = "REINFORCE"
-    ranges: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {
-        "lr": Range(1e-3, 0.1, log=True),
-        "pretraining": Range(0.0, 0.5),
-        "price_rate": Range(0.005, 0.5, log=True),
-        "baseline": (False, True),
-        "ent_coef": Range(0.0, 0.3),
-    }
 
     pretraining: float = 0.1
     """Share of the images for supervised pre-training: 0 is HRL from scratch, 1 is SP alone."""

@@ -1,4 +1,4 @@
-"""Everything that decides a run: its task, its method and that method's options, and the digest that names it."""
+"""Everything that decides a run: its task, its method and that method's options, and the identity that names it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 from agents.method_config import MethodConfig
 from agents.runs.folders import DIGITS
 from agents.runs.user_code import code_digests
-from backbone.checkpoint import find_checkpoint, identity_of, read_about
+from backbone.checkpoint import find_checkpoint, identity_and_about, identity_of
 from backbone.data import data_folder
 from dfs_env.latency import LatencyTable, find_latency, load_latency
 
-VERSION = 3
+VERSION = 4
 """Raised when a change of the code changes what the same configuration gives with most methods; results of other
 versions are not reused. Where it is one method, `MethodConfig.revision`."""
 
@@ -51,7 +51,7 @@ class TaskConfig:
     latency: str | None = None
     """File of `python -m scripts.bench latency`; by default, where cost is latency, the one in the data folder."""
 
-    def backbone_digest(self) -> str:
+    def backbone_identity(self) -> str:
         """Identity of the weights: that of the checkpoint file (`backbone.checkpoint.identity_of`), or "random"."""
         path = self.backbone_file()
         return identity_of(path) if path else "random"
@@ -84,7 +84,7 @@ class RunConfig:
     """Everything that decides a run."""
 
     method: str
-    """METHOD, or METHOD-PRESET."""
+    """METHOD, or METHOD-PRESET; with the same options, the preset decides nothing."""
     config: MethodConfig
     """The method's own configuration."""
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -92,10 +92,14 @@ class RunConfig:
     label: str = ""
     """What tables and figures call it; by default the method. It decides nothing."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.method)
+
     @property
-    def display(self) -> str:
-        """The label, or the method."""
-        return self.label or self.method
+    def names(self) -> dict[str, str]:
+        """What a result line calls the run: "method" (METHOD), "preset" ("" for none), "label"."""
+        method, _, preset = self.method.partition("-")
+        return {"method": method, "preset": preset, "label": self.label}
 
     def resolved(self) -> dict[str, Any]:
         """The configuration as plain data: what decides the result, and so neither where files lie nor the device nor
@@ -107,30 +111,30 @@ class RunConfig:
         """
         where = ("checkpoint", "data", "device", "cost", "latency")
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
-        task["backbone"] = self.task.backbone_digest()
+        path = self.task.backbone_file()
+        task["backbone"], about = identity_and_about(path) if path else ("random", {})
         table = self.task.latency_table()
         if table:
             task |= {"cost": self.task.cost, "latency": hashlib.sha256(repr(table).encode()).hexdigest()[:16]}
         options = {name: value for name, value in asdict(self.config).items() if name != "workers"}
         revision = {"revision": self.config.revision} if self.config.revision else {}
-        path = self.task.backbone_file()
-        code = code_digests([options, task, read_about(path).get("config") if path else None])
-        found = {"version": VERSION, **revision, "method": self.method, "config": options, "task": task}
+        code = code_digests([options, task, about.get("config")])
+        found = {"version": VERSION, **revision, "method": self.names["method"], "options": options, "task": task}
         return {**found, "code": code} if code else found
 
     @cached_property
-    def digest(self) -> str:
-        """What tells the run apart from every other configuration."""
+    def identity(self) -> str:
+        """Hexadecimal digits that distinguish the run from those of every other configuration."""
         text = json.dumps(self.resolved(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
     @property
     def readable(self) -> str:
         """What people call the run, such as ppo-budget0.05-seed0; others of the experiment may be called the same."""
-        label = re.sub(r"[^\w.-]+", "_", self.display, flags=re.ASCII)[:60]
+        label = re.sub(r"[^\w.-]+", "_", self.label, flags=re.ASCII)[:60]
         return f"{label}-budget{self.config.budget:g}-seed{self.config.seed}"
 
     @property
     def name(self) -> str:
-        """The run's folder name: readable, and its digest."""
-        return f"{self.readable}-{self.digest}"
+        """The run's folder name: readable, and its identity."""
+        return f"{self.readable}-{self.identity}"

@@ -1,8 +1,7 @@
 """Where runs are done: by worker processes on this machine, or by Ray (`agents.runs.ray_engine`).
 
 An engine does the same pure `agents.runs.run.run(config, root)` wherever it does it, and yields each configuration as
-it ends, with whether it succeeded. What goes on meanwhile it reports: "started" runs, and "image"s that learners were
-shown.
+it ends, with whether it succeeded. Meanwhile it reports "started" runs, and "image"s that learners were shown.
 """
 
 from __future__ import annotations
@@ -65,12 +64,12 @@ def write_error(config: RunConfig, root: Path, text: str) -> None:
 
 def work(config: RunConfig) -> int:
     """Images that a run is shown, for progress; a baseline's or a bound's work does not depend on `num_images`."""
-    return 1000 if config.config.is_baseline or config.config.is_bound else config.config.num_images
+    return 1000 if config.config.role in ("baseline", "bound") else config.config.num_images
 
 
 def expected_length(config: RunConfig) -> tuple[bool, int]:
     """Key that orders runs by how long they may take: a bound's search of all test images is the longest."""
-    return config.config.is_bound, work(config)
+    return config.config.role == "bound", work(config)
 
 
 def attempt(config: RunConfig, root: Path, report: Report) -> bool:
@@ -115,8 +114,8 @@ def disk_is_full(error: BaseException | None) -> bool:
 class Processes:
     """Worker processes on this machine, each with one thread.
 
-    A run whose worker dies beside others is tried again when these are done, alone, lest it was for want of memory that
-    they took; if its worker dies again, or was alone, it has failed.
+    A run whose worker dies next to others is tried again when these are done, alone, as they may have taken its memory;
+    if its worker dies again, or was alone, it has failed.
 
     Raises:
         ValueError: no workers.
@@ -203,7 +202,7 @@ class _Worker:
     def told(self) -> tuple[str, Any]:
         """The next of its messages: "started" or "image" and a count, "ended" and whether the run succeeded, "raised"
         and an error, "died", or "nothing"."""
-        alive = self.process.is_alive()  # before its messages are looked for, lest the last be missed
+        alive = self.process.is_alive()  # before its messages are looked for, so that the last is not missed
         try:
             if self.pipe.poll():
                 message: tuple[str, Any] = self.pipe.recv()

@@ -10,38 +10,38 @@
 
     [[variants]]
     method = "ppo"
+    learning_rate = [1e-3, 1e-2]    # any option of the method; a list in place of one value gives several variants,
+                                    # here "ppo learning_rate=0.001" and "ppo learning_rate=0.01"
 
     [[variants]]
     method = "ppo"
     label = "less entropy"          # what tables and figures call it
-    ent_coef = 0.001                # any option of the method
+    ent_coef = 0.001
     sb3 = { vf_coef = 0.7 }
 
     [[variants]]
     method = "static"
 
 A variant is one method, or METHOD-PRESET, with options of its own. It may also have `budgets` and `seeds` of its own,
-and `task = { observation = "statistics" }`. Every variant is run at every budget with every seed, baselines and bounds
-without budgets of their own at `baseline_budgets`, too; budgets above 1 are left out for methods that run each image
-once.
+and `task = { observation = "statistics" }`. Every variant is run at every budget with every seed; a method that serves
+all budgets is run once for each seed. Budgets above 1 are left out for methods that run each image once.
 
-A file may also have `[[parts]]`, which `agents.runs.parts` reads and which are run one after another, each into a
-folder of its own. A part has a `name`, and in place of the experiment's it may have its own budgets, seeds, bitwidths
-and variants.
+A file may begin with `extends = "base.toml"`, named relative to its own folder. Its keys then replace those of the base
+(`variants` as a whole), and the entries of its [task] replace those of the base's [task].
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from agents.method_config import MethodConfig
-from agents.methods import default_config, labels, method, method_names
-from agents.options import fitting, read_toml, toml_table, with_options
+from agents.methods import default_config, labels
+from agents.options import fits, fitting, read_toml, toml_table, with_options
 from agents.runs.config import TaskConfig
 from backbone.names import check_names
 from dfs_env.budgets import check_budget
@@ -74,22 +74,17 @@ class Variant:
     task: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the task that are its own, see `OWN_TASK`."""
 
-    @property
-    def name(self) -> str:
-        """The label, or the method."""
-        return self.label or self.method
-
     def config(self) -> MethodConfig:
         """The method's configuration, but for budget and seed."""
-        base, owner = default_config(self.method), f"variant {self.name!r} ({self.method})"
+        base, owner = default_config(self.method), f"variant {self.label!r} ({self.method})"
         for name in {"budget", "seed"} & set(self.options):
             raise ValueError(f"{owner}: give {name}s = [...] in place of {name}: an experiment runs over several")
-        check_names(self.options, _options_of(base), owner, _who_has())
-        return with_options(base, self.options, owner)
+        return with_options(base, self.options, owner, _options_of(base))
 
     def __post_init__(self) -> None:
-        check_names(self.task, OWN_TASK, f"task of variant {self.name!r}, which is compared with the others,")
-        _check_values(f"variant {self.name!r}", self.budgets, self.seeds, self.config().highest_budget)
+        object.__setattr__(self, "label", self.label or self.method)
+        check_names(self.task, OWN_TASK, f"task of variant {self.label!r}, which is compared with the others,")
+        _check_values(f"variant {self.label!r}", self.budgets, self.seeds, self.config().highest_budget)
         if any(unicodedata.category(letter) == "Cc" for letter in self.label):
             raise ValueError(f"label {self.label!r} of {self.method} has control characters: leave them out")
         if self.label in labels() and self.label != self.method:
@@ -112,9 +107,6 @@ class Experiment:
     """Budgets, as fractions of full execution. Those above 1 are left out for methods that run each image once."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
-    baseline_budgets: tuple[float, ...] = (1e-6, 0.0105, 0.0209, 0.0313, 0.0417, 0.0521, 0.0625, 0.25, 1.0)
-    """Further budgets for the baselines, which every other run is compared with at its own cost, and for the bounds,
-    unless a variant has budgets of its own. The first stands for skipping everything."""
     num_images: int | None = None
     """Images shown to each learner, unless a variant says otherwise; by default what the methods say."""
     num_evals: int | None = None
@@ -134,28 +126,42 @@ class Experiment:
     def __post_init__(self) -> None:
         if not (self.variants and self.budgets and self.seeds):
             raise ValueError("an experiment needs at least one variant (method), one budget and one seed")
-        highest = max(
-            (variant.config().highest_budget for variant in self.variants if not variant.budgets), default=1.0
-        )
+        highest = max((each.config().highest_budget for each in self.variants if not each.budgets), default=1.0)
         _check_values("the experiment", self.budgets, self.seeds, highest)
-        _check_values("the baselines", self.baseline_budgets, None)
-        for name in _repeated([variant.name for variant in self.variants]):
+        for name in _repeated([variant.label for variant in self.variants]):
             raise ValueError(f"two variants are called {name!r}: give each a label of its own, or leave one out")
 
 
 def read_experiment(path: Path) -> Experiment:
-    """The experiment that a TOML file describes.
+    """The experiment that a TOML file describes, with what it extends.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not TOML, an unknown key (with the nearest valid one), a value of a wrong type or out of range; the
-            file is named.
+        FileNotFoundError: no such file, or one that it extends does not exist.
+        ValueError: not TOML, an unknown key (with the nearest valid one), a value of a wrong type or out of range, or
+            files that extend each other in a circle; the file is named.
     """
-    content = read_toml(path)
+    content = _extended(path)
     try:
         return experiment_of(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The content of a file over that of what it extends; `above` are the files that extend it."""
+    content = read_toml(path)
+    if "extends" not in content:
+        return content
+    name, above = content.pop("extends"), (*above, path.resolve())
+    if not isinstance(name, str):
+        raise ValueError(f'{path}: extends must be the name of a file, such as extends = "base.toml", got {name!r}')
+    base = path.parent / name
+    if base.resolve() in above:
+        raise ValueError(f"{path}: it extends {name}, which extends it: leave one of these out")
+    below = _extended(base, above)
+    if isinstance(content.get("task"), Mapping) and isinstance(below.get("task"), Mapping):
+        content["task"] = {**below["task"], **content["task"]}
+    return {**below, **content}
 
 
 def experiment_of(content: Mapping[str, Any]) -> Experiment:
@@ -164,11 +170,6 @@ def experiment_of(content: Mapping[str, Any]) -> Experiment:
     Raises:
         ValueError: see `read_experiment`.
     """
-    if "parts" in content:
-        raise ValueError(
-            "it has several [[parts]], each an experiment: give it to scripts.compare, which leaves each part's own "
-            "experiment.toml, or read it by agents.runs.parts.read_parts"
-        )
     entries = dict(content)
     variants, task = entries.pop("variants", []), entries.pop("task", {})
     if not isinstance(task, Mapping):
@@ -177,13 +178,13 @@ def experiment_of(content: Mapping[str, Any]) -> Experiment:
         raise ValueError("variants must be an array of tables: begin each with [[variants]] and its method")
     known = [entry.name for entry in fields(Experiment)]
     check_names(entries, known, "an experiment")
-    whole = Experiment(
-        tuple(_variant(variant) for variant in variants), task=with_options(TaskConfig(), task, "[task]")
-    )
+    found = tuple(variant for table in variants for variant in _variants(table))
+    whole = Experiment(found, task=with_options(TaskConfig(), task, "[task]"))
     return with_options(whole, _with_seeds(entries), "an experiment", known)
 
 
-def _variant(entries: Mapping[str, Any]) -> Variant:
+def _variants(entries: Mapping[str, Any]) -> Iterator[Variant]:
+    """The variants of one table, one for each combination of values in its lists."""
     if "method" not in entries:
         raise ValueError(
             f'a variant needs a method, such as method = "ppo"; one has only {", ".join(entries) or "nothing"}'
@@ -192,24 +193,22 @@ def _variant(entries: Mapping[str, Any]) -> Variant:
     owner = f"variant {entries.get('label', entries['method'])!r}"
     plain = Variant(fitting(entries["method"], str, f"{owner}: method"))
     options = {name: value for name, value in entries.items() if name not in own}
-    known = [*own, *_options_of(plain.config())]
-    check_names({*options} - {"budget", "seed"}, known, f"{owner} ({plain.method})", _who_has())
+    config = plain.config()
+    check_names({*options} - {"budget", "seed"}, [*own, *_options_of(config)], f"{owner} ({plain.method})")
     named = _with_seeds({name: value for name, value in entries.items() if name in own})
-    return replace(with_options(plain, named, owner, own), options=options)
+    variant = with_options(plain, named, owner, own)
+    hints = get_type_hints(type(config))
+    lists = {k: v for k, v in options.items() if isinstance(v, list) and k in hints and not fits(v, hints[k])}
+    for name in (name for name, values in lists.items() if not values):
+        raise ValueError(f"{owner}: {name} must not be empty")
+    for values in product(*lists.values()):
+        chosen = dict(zip(lists, values, strict=True))
+        label = " ".join([variant.label, *(f"{name}={value}" for name, value in chosen.items())])
+        yield replace(variant, label=label, options={**options, **chosen})
 
 
 def _options_of(config: MethodConfig | type[MethodConfig]) -> list[str]:
     return [entry.name for entry in fields(config) if entry.name not in PLANNED]
-
-
-@cache
-def _who_has() -> dict[str, list[str]]:
-    """The methods that have an option, by the option's name."""
-    found: dict[str, list[str]] = {}
-    for name in method_names():
-        for option in _options_of(method(name).Config):
-            found.setdefault(option, []).append(name)
-    return found
 
 
 def _with_seeds(entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,9 +245,11 @@ def as_toml(experiment: Experiment) -> str:
     del top["variants"], top["task"]
     top = {name: value for name, value in top.items() if value is not None}
     task = {name: value for name, value in asdict(experiment.task).items() if value != getattr(TaskConfig(), name)}
-    parts = [toml_table(top), "[task]\n" + toml_table(task) if task else ""]
+    tables = [toml_table(top), "[task]\n" + toml_table(task) if task else ""]
     for variant in experiment.variants:
         entries = {entry.name: getattr(variant, entry.name) for entry in fields(variant) if entry.name != "options"}
+        if variant.label == variant.method:
+            del entries["label"]
         given = {name: value for name, value in entries.items() if value} | dict(variant.options)
-        parts.append("[[variants]]\n" + toml_table(given))
-    return "\n".join(part for part in parts if part)
+        tables.append("[[variants]]\n" + toml_table(given))
+    return "\n".join(table for table in tables if table)

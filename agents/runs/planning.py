@@ -10,11 +10,10 @@ from agents.method_config import MethodConfig
 from agents.options import with_options
 from agents.runs.config import RunConfig
 from agents.runs.experiment import Experiment, Variant
-from backbone.cost import cheapest_cost
 
 
 def plan(experiment: Experiment) -> list[RunConfig]:
-    """Every run of the experiment; baselines and bounds also at their further budgets.
+    """Every run of the experiment.
 
     Raises:
         ValueError: two variants that stand for the same runs; values that a method refuses; a variant without a budget.
@@ -22,10 +21,10 @@ def plan(experiment: Experiment) -> list[RunConfig]:
     runs = [run for variant in experiment.variants for run in _runs(variant, experiment)]
     first: dict[str, RunConfig] = {}
     for run in runs:
-        other = first.setdefault(run.digest, run)
+        other = first.setdefault(run.identity, run)
         if other is not run:
             raise ValueError(
-                f"variants {other.display!r} and {run.display!r} have the same configuration: change an option of one "
+                f"variants {other.label!r} and {run.label!r} have the same configuration: change an option of one "
                 "of them, or leave it out"
             )
     return runs
@@ -36,14 +35,10 @@ def _runs(variant: Variant, experiment: Experiment) -> list[RunConfig]:
     shared = {name: getattr(experiment, name) for name in ("num_images", "num_evals")}
     changes: dict[str, Any] = {k: v for k, v in shared.items() if v is not None and k not in variant.options}
     base = replace(base, **changes)
-    task = with_options(experiment.task, variant.task, f"task of variant {variant.name!r}")
-    seeds = variant.seeds or experiment.seeds
-    cheapest = cheapest_cost(task.bitwidths) if task.bitwidths and task.cost == "blocks" else 0.0
-    further = [budget for budget in experiment.baseline_budgets if budget >= cheapest]  # what no route meets, left out
-    more = (base.is_baseline or base.is_bound) and not variant.budgets
-    budgets = {*experiment.budgets_of(variant), *(further if more else ())}
+    task = with_options(experiment.task, variant.task, f"task of variant {variant.label!r}")
+    seeds, budgets = variant.seeds or experiment.seeds, experiment.budgets_of(variant)
     if not budgets:
-        raise ValueError(f"variant {variant.name!r} has no budget: it can be given none above {base.highest_budget:g}")
+        raise ValueError(f"variant {variant.label!r} has no budget: it can be given none above {base.highest_budget:g}")
     return [
         RunConfig(variant.method, replace(config, seed=seed), task, variant.label)
         for config in _at_budgets(base, sorted(budgets))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from agents.runs.config import RunConfig
 from agents.runs.engines import DIED, Ended, Report, attempt, write_error
 from agents.runs.results import RESULT
 
-STORE = 100 * 2**20
+OBJECT_STORE = 100 * 2**20
 """Bytes of shared memory for Ray's objects on this machine: runs pass files, not objects."""
 
 
@@ -52,7 +51,7 @@ class Ray:
         """See `agents.runs.engines.Engine`: connect to the cluster, if one is given, and leave it.
 
         Raises:
-            ConnectionError: no cluster answers at the address.
+            ConnectionError: no cluster responds at the address.
             ValueError: not an address.
         """
         if self.address is not None:
@@ -63,7 +62,7 @@ class Ray:
         """See `agents.runs.engines.Engine`.
 
         Raises:
-            ConnectionError: no cluster answers at the address.
+            ConnectionError: no cluster responds at the address.
         """
         import ray
         from ray.util.queue import Queue
@@ -74,20 +73,13 @@ class Ray:
             running = {task.remote(config, root.resolve(), os.getcwd(), messages): config for config in configs}
             while running:
                 done, _ = ray.wait(list(running), timeout=0.5)
-                _drain(messages, report)
+                for _ in range(messages.qsize()):
+                    report(*messages.get())
                 for reference in done:
                     config = running.pop(reference)
                     yield config, _outcome(reference, config, root)
-            _drain(messages, report)
-
-
-def _drain(messages: Any, report: Report) -> None:
-    """Report all messages that wait in a queue."""
-    try:
-        while True:
-            report(*messages.get_nowait())
-    except queue.Empty:
-        pass
+            for _ in range(messages.qsize()):
+                report(*messages.get())
 
 
 def _attempt(config: RunConfig, root: Path, folder: str, messages: Any) -> bool:
@@ -117,66 +109,48 @@ def _outcome(reference: Any, config: RunConfig, root: Path) -> bool:
 
 @contextmanager
 def _connected(engine: Ray) -> Iterator[None]:
-    """Ray, quiet, with the code of this process; ended with the block."""
-    code = {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path), "OMP_NUM_THREADS": "1"}
-    # A run's device is its own choice, and Ray's usage is nobody's business.
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    how: dict[str, Any] = {"address": engine.address, "log_to_driver": False, "logging_level": logging.ERROR}
-    if engine.address is None:  # what is started here inherits the environment
-        how |= {"num_cpus": engine.workers, "include_dashboard": False, "object_store_memory": STORE}
-        quiet |= code
-    else:
-        _check_address(engine.address)
-        how["runtime_env"] = {"env_vars": code}
-    before = dict(os.environ)
-    os.environ.update(quiet)
+    """Ray, quiet, with the code of this process; ended with the block.
+
+    Raises:
+        ConnectionError, ValueError: see `Ray.check`.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # a run's device is its own choice
     import ray
 
+    code = {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path), "OMP_NUM_THREADS": "1"}
+    how: dict[str, Any] = {"address": engine.address, "log_to_driver": False, "logging_level": logging.ERROR}
+    how["runtime_env"] = {"env_vars": code}
+    if engine.address is None:
+        how |= {"num_cpus": engine.workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    nobody = (
+        f"no Ray cluster responds at {engine.address}: start one with `ray start --head`, or leave out --address"
+        if engine.address
+        else "Ray could not be started here"
+    )
     try:
-        _start(how)
+        _check_address(engine.address)
+        ray.init(**how)
+    except ValueError:
+        raise
+    except Exception as error:  # Ray has no class for it: among them ConnectionError, RuntimeError and Exception itself
+        raise ConnectionError(f"{nobody} ({error})") from error
+    try:
         yield
     finally:
         ray.shutdown()
-        for name in quiet:
-            os.environ.pop(name)
-            os.environ.update({name: before[name]} if name in before else {})
 
 
-def _start(how: dict[str, Any]) -> None:
-    """Connect, or start Ray here.
-
-    Raises:
-        ConnectionError: it did not come about, whatever Ray says of it.
-    """
-    import ray
-
-    try:
-        ray.init(**how)
-    except Exception as error:  # Ray has no class for it: among them ConnectionError, RuntimeError and Exception itself
-        what = _nobody(how["address"]) if how["address"] else "Ray could not be started here"
-        raise ConnectionError(f"{what} ({error})") from error
-
-
-def _check_address(address: str) -> None:
+def _check_address(address: str | None) -> None:
     """Make sure that somebody listens there: Ray itself waits for long, and may end the process.
 
     Raises:
-        ConnectionError: nobody does.
+        OSError: nobody does.
         ValueError: not an address.
     """
-    if address == "auto":
+    if address in (None, "auto"):
         return
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not (colon and host and port.isdigit()):
+    host, colon, port = str(address).removeprefix("ray://").rpartition(":")
+    if not (colon and host and port.isdigit() and int(port) < 2**16):
         raise ValueError(f'Ray address {address!r} is not of the form HOST:PORT, ray://HOST:PORT or "auto"')
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise ConnectionError(_nobody(address)) from error
-
-
-def _nobody(address: str | None) -> str:
-    return (
-        f"no Ray cluster answers at {address}: start one with `ray start --head`, or leave out --address to have Ray "
-        "started here"
-    )
+    socket.create_connection((host, int(port)), timeout=10).close()

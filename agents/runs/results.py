@@ -9,8 +9,9 @@ from typing import Any
 from backbone.checksums import checked_json, json_with_checksum
 
 Line = Mapping[str, Any]
-"""What a finished run leaves behind: "method", "budget", "seed", "accuracy", "cost", ... Costs are fractions of full
-execution, accuracies fractions of the test images."""
+"""What a finished run leaves behind. "method" is METHOD, "preset" the preset or "", "label" what tables call it; "role"
+see `MethodConfig.role`; "cotrained" is whether the backbone was trained, too. "cost", "total_cost" and "budget" are
+fractions of full execution, "accuracy" one of the test images."""
 
 EXPERIMENT = "experiment.toml"
 """In a folder of results: what was compared."""
@@ -19,7 +20,10 @@ RESULTS, RESULT = "results.jsonl", "result.json"
 
 KEYS = (
     "method",
+    "preset",
+    "label",
     "role",
+    "cotrained",
     "dataset",
     "depth",
     "bitwidths",
@@ -87,26 +91,15 @@ def cost_name(lines: Iterable[Line]) -> str:
 
 
 def registered(line: Line) -> str:
-    """Name under which a line's method is registered, METHOD or METHOD-PRESET, whatever its label."""
-    return str(line.get("config", {}).get("method", line["method"]))
+    """METHOD or METHOD-PRESET of a line, whatever its label."""
+    return f"{line['method']}-{line['preset']}" if line["preset"] else str(line["method"])
 
 
-def without_preset(name: str) -> str:
-    """METHOD of METHOD-PRESET."""
-    return name.partition("-")[0]
-
-
-def method_of(line: Line) -> str:
-    """A line's METHOD, whatever its preset and label."""
-    return without_preset(registered(line))
-
-
-def labelled(lines: Iterable[Line], name: str) -> str | None:
-    """What the lines call the method `name`; of several variants of it, the one that is called so, else the first in
+def labelled(lines: Iterable[Line], method: str) -> str | None:
+    """What the lines call a method; of several variants of it, the one that is called so, else the first in
     alphabetical order, of presets only if no other is there. None if there is none."""
-    called = {str(line["method"]): registered(line) for line in lines if method_of(line) == name}
-    found = sorted(label for label, of in called.items() if of == name) or sorted(called)
-    return name if name in found else found[0] if found else None
+    called = {(bool(line["preset"]), str(line["label"])) for line in lines if line["method"] == method}
+    return method if (False, method) in called else min(called, default=(False, None))[1]
 
 
 def _numbered(file: Path) -> list[tuple[int, bytes]]:
@@ -121,6 +114,9 @@ def _parsed(text: bytes, place: str) -> Line:
     line = checked_json(text, place, "delete this result and run it again")
     missing = [key for key in KEYS if key not in line] if isinstance(line, dict) else list(KEYS)
     if missing:
-        raise ValueError(f"{place} is not a whole result line: it lacks {', '.join(missing)}")
+        raise ValueError(
+            f"{place} is not a whole result line: it lacks {', '.join(missing)}; if an earlier version wrote it, "
+            "rewrite it by python -m scripts.convert"
+        )
     checked: Line = line
     return checked

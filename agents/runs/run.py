@@ -27,9 +27,8 @@ from agents.methods import method
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig
-from agents.runs.decisions import write_decisions
-from agents.runs.folders import CONFIG, ERROR, LATENCY, clear, finished_folders, unfinished_folder
-from agents.runs.locks import held
+from agents.runs.folders import CONFIG, ERROR, LATENCY, clear, finished_folders, locked, unfinished_folder
+from agents.runs.outcomes import write_outcomes
 from agents.runs.results import RESULT, line_text, read_line
 from backbone.checkpoint import write_atomically
 from backbone.cost import TOLERANCE
@@ -49,9 +48,9 @@ def run(
     Args:
         config: what to run.
         root: folder of runs.
-        progress: called with the number of images shown since the last call; first, if a killed run goes on, with those
+        progress: called with the number of images shown since the last call; first, if a killed run resumes, with those
             before its checkpoint.
-        resume: whether to go on from the checkpoint of a killed run of the same configuration, or start anew.
+        resume: whether to resume from the checkpoint of a killed run of the same configuration, or start anew.
 
     Returns:
         The result line.
@@ -61,25 +60,25 @@ def run(
         ValueError: among others, a checkpoint that is damaged, another process that is at this run, or user code that
             has changed since the configuration was planned.
     """
-    if replace(config).digest != config.digest:  # the digest of a configuration is of the time when it was planned
+    if replace(config).identity != config.identity:  # that of a configuration is of the time when it was planned
         raise ValueError(
             f"code or a backbone that {config.readable} names has changed since the run was planned: start again"
         )
-    found = finished_folders(root).get(config.digest)
+    found = finished_folders(root).get(config.identity)
     if found:
         with suppress(OSError):  # reading needs no right to write there
             clear(found)  # its process may have been killed before it did
         return result_line(config, found)
     error = f"another process is at {config.name} in {root}: wait for its end, or choose another folder"
-    with held(root / f".{config.digest}.lock", error, keep=False):
-        found = finished_folders(root).get(config.digest)
+    with locked(root / f".{config.identity}.lock", error):
+        found = finished_folders(root).get(config.identity)
         with seeded(config.config.seed):
             return result_line(config, found or _done(config, root, progress, resume))
 
 
 def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None, resume: bool) -> Path:
     """The folder of the run, once it is done."""
-    folder, found = root / config.name, unfinished_folder(root, config.name, config.digest)
+    folder, found = root / config.name, unfinished_folder(root, config.name, config.identity)
     if found != folder:
         os.replace(found, folder)
     _prepare(folder, config, resume)
@@ -102,7 +101,7 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
     try:
         policy = method(config.method).train(config.config, task, recorder)
         result = _result(config, task, recorder, policy, recorder.seconds, folder, progress)
-        recorder.summarise(*_summary(result))
+        recorder.summarise(*_hyper_parameters(result))
     finally:
         recorder.close()
     policy.save(folder)
@@ -117,11 +116,11 @@ def result_line(config: RunConfig, folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is damaged.
     """
-    return {**read_line(folder / RESULT), "run": folder.name, "method": config.display}
+    return {**read_line(folder / RESULT), "run": folder.name, **config.names}
 
 
 def _prepare(folder: Path, config: RunConfig, resume: bool) -> None:
-    """Clear the folder, or, where a run goes on, what its last process left unfinished."""
+    """Clear the folder, or, where a run resumes, what its last process left unfinished."""
     if not (resume and resumable(folder, config)):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -131,23 +130,8 @@ def _prepare(folder: Path, config: RunConfig, resume: bool) -> None:
 
 
 def resumable(folder: Path, config: RunConfig) -> bool:
-    """Whether the folder of an unfinished run holds something to go on from, of this very configuration and version."""
+    """Whether the folder of an unfinished run holds something to resume from, of this very configuration."""
     return any((folder / name).is_file() for name in UNFINISHED) and _is_of(folder, config)
-
-
-def other_code(config: RunConfig, root: Path) -> list[Path]:
-    """Folders of finished runs in `root` that differ from this one in the source of the user's code alone."""
-    wanted = json.loads(_config_text(config))
-    if not wanted.pop("code", {}):
-        return []
-    found = []
-    for digest, folder in finished_folders(root).items():
-        file = folder / CONFIG
-        if digest != config.digest and folder.name.startswith(f"{config.readable}-") and file.is_file():
-            saved = json.loads(file.read_text())
-            saved.pop("code", None)
-            found += [folder] if saved == wanted else []
-    return found
 
 
 def resumes_from(config: RunConfig, root: Path) -> str:
@@ -157,7 +141,7 @@ def resumes_from(config: RunConfig, root: Path) -> str:
     Raises:
         ValueError: the checkpoint is damaged.
     """
-    folder = unfinished_folder(root, config.name, config.digest)
+    folder = unfinished_folder(root, config.name, config.identity)
     if not resumable(folder, config):
         return ""
     if (folder / CHECKPOINT).is_file():
@@ -174,10 +158,10 @@ def _config_text(config: RunConfig) -> str:
     return json.dumps(config.resolved(), indent=1) + "\n"
 
 
-def _summary(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
+def _hyper_parameters(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
     """Settings, and the scalars they led to, of a result line."""
     config = result["config"]
-    settings = {"method": config["method"], **config["config"]}
+    settings = {"method": config["method"], **config["options"]}
     settings |= {f"task/{name}": value for name, value in config["task"].items()}
     names = ("accuracy", "cost", "total_cost", "loss")
     return settings, {f"test/{name}": float(result[name]) for name in names}
@@ -187,7 +171,7 @@ def check_reachable(config: MethodConfig, task: Task) -> None:
     """Make sure that a method that aims at its budget can meet it.
 
     Raises:
-        ValueError: even the cheapest route is dearer.
+        ValueError: even the cheapest route costs more.
     """
     budgets = (config.budget, *config.validation_budgets, *getattr(config, "eval_budgets", ()))
     cheapest, budget = float(task.mdp.cost.cheapest[0]), min(budgets)
@@ -226,14 +210,15 @@ def _result(
     test = evaluate(policy, task, "test", config.config.budget, progress=measuring)
     if config.config.is_bound:
         seconds += time.perf_counter() - start
-    write_decisions(folder, test)
+    write_outcomes(folder, test)
     best = recorder.best
     several = [(b, evaluate(policy, task, "test", b).line()) for b in getattr(config.config, "eval_budgets", ())]
     return {
         "run": config.name,
-        "method": config.display,
+        **config.names,
         "family": config.config.family,
         "role": config.config.role,
+        "cotrained": bool(getattr(config.config, "cotrain", False)),
         "dataset": config.task.dataset,
         "depth": config.task.depth,
         "bitwidths": list(task.mdp.bitwidths),

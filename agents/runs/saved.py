@@ -63,7 +63,7 @@ def load_run(
     if checkpoint and not Path(checkpoint).is_file() and (SHIPPED / Path(checkpoint).name).is_file():
         checkpoint = str(SHIPPED / Path(checkpoint).name)  # it was named from the repository's folder
     arguments = {**result["config"]["task"], "checkpoint": checkpoint, "device": device, "data": data}
-    digest = arguments.pop("backbone")
+    backbone = arguments.pop("backbone")
     charged, batch_size = parse_cost(arguments.pop("cost", "blocks"))
     arguments.pop("latency", None)
     if arguments["bitwidths"]:
@@ -71,8 +71,8 @@ def load_run(
     for kind in ("dataset", "observation"):
         check_own(kind, arguments[kind], folder / RESULT, trust_code)
     config = TaskConfig(**arguments)
-    if config.backbone_digest() != digest:
-        config = replace(config, checkpoint=_shipped(digest, folder))
+    if config.backbone_identity() != backbone:
+        config = replace(config, checkpoint=_shipped(backbone, folder))
     task = make_task(**asdict(config))
     if (folder / BACKBONE).is_file():
         heads = task.mdp.heads  # as they were before the backbone was co-trained
@@ -125,7 +125,7 @@ def load_policy(
         except RuntimeError as error:
             raise ValueError(f"the gate in {folder} does not fit this backbone and its bitwidths: {error}") from error
         return GatePolicy(gate.to(mdp.device).eval(), about["gate"], mdp)
-    if kind == "assignment":
+    if kind == "allocation":
         return AllocationPolicy(tensors["actions"])
     if kind == "random":
         return RandomPolicy(tensors["probabilities"], about["seed"])

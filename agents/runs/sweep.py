@@ -11,8 +11,7 @@ from typing import Any
 
 from agents.runs.config import VERSION, RunConfig
 from agents.runs.engines import Engine, Report, error_file, expected_length
-from agents.runs.folders import finished_folders
-from agents.runs.locks import held
+from agents.runs.folders import finished_folders, locked
 from agents.runs.results import RESULT, RESULTS, Line, line_text, read_lines
 from agents.runs.run import result_line
 from backbone.checkpoint import write_atomically
@@ -20,7 +19,7 @@ from backbone.checkpoint import write_atomically
 SET_ASIDE = "results.old.jsonl"
 """In a folder of runs: lines of runs that were not kept, and that its experiment no longer has."""
 LOCK = ".lock"
-"""In a folder of runs: held by whoever writes to it. The file itself says nothing, and stays."""
+"""In a folder of runs: held by whoever writes to it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def sweep(
 ) -> Sweep:
     """Do the runs that are not in `root` yet, and write all result lines to `root`/results.jsonl after each.
 
-    The longest begin first, lest one of them is still at work when all others are done. A run that fails leaves its
+    The longest begin first, so that none of them is still at work when all others are done. A run that fails leaves its
     traceback in its own folder and does not stop the others.
 
     Args:
@@ -74,14 +73,14 @@ def sweep(
     return Sweep(results, failed)
 
 
-def locked(root: Path) -> AbstractContextManager[None]:
+def sole_writer(root: Path) -> AbstractContextManager[None]:
     """Keep other comparisons from writing to the same folder of runs.
 
     Raises:
         ValueError: another process is at it.
     """
     error = f"another comparison is writing to {root}: wait for its end, or choose another folder with --output"
-    return held(root / LOCK, error)
+    return locked(root / LOCK, error)
 
 
 def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, Any]]:
@@ -93,21 +92,21 @@ def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, An
     """
     _check_version(root)
     folders = finished_folders(root)
-    alone = {} if all(config.digest in folders for config in configs) else _lines_by_digest(root)
+    alone = {} if all(config.identity in folders for config in configs) else _lines_by_identity(root)
     found = {}
     for config in configs:
-        if config.digest in folders:
-            found[config.name] = result_line(config, folders[config.digest])
-        elif config.digest in alone:
-            found[config.name] = {**alone[config.digest], "method": config.display}
+        if config.identity in folders:
+            found[config.name] = result_line(config, folders[config.identity])
+        elif config.identity in alone:
+            found[config.name] = {**alone[config.identity], **config.names}
     return found
 
 
 def _set_aside(configs: Sequence[RunConfig], root: Path) -> None:
     """Move lines that are all that is left of a run, and whose run is not planned, to `SET_ASIDE`: no other place has
     them."""
-    known = {config.digest for config in configs} | set(finished_folders(root))
-    stray = [line for digest, line in _lines_by_digest(root).items() if digest not in known]
+    known = {config.identity for config in configs} | set(finished_folders(root))
+    stray = [line for identity, line in _lines_by_identity(root).items() if identity not in known]
     if stray:
         file = root / SET_ASIDE
         before = file.read_text() if file.is_file() else ""
@@ -115,7 +114,7 @@ def _set_aside(configs: Sequence[RunConfig], root: Path) -> None:
         write_atomically(file, before + "".join(text for text in texts if text not in before))
 
 
-def _lines_by_digest(root: Path) -> dict[str, Line]:
+def _lines_by_identity(root: Path) -> dict[str, Line]:
     file = root / RESULTS
     lines = read_lines(file) if file.is_file() and file.read_bytes().strip() else []
     return {str(line.get("run", number)).rpartition("-")[2]: line for number, line in enumerate(lines)}
@@ -132,8 +131,9 @@ def _check_version(root: Path) -> None:
             continue  # damaged, which is an error where it is used
         if version != VERSION:
             raise ValueError(
-                f"{root} holds results of version {version}, this is version {VERSION}, and they cannot be mixed: "
-                "choose another folder with --output, or delete that one"
+                f"{root} holds results of version {version}, this is version {VERSION}, and the same options give "
+                "other numbers: choose another folder with --output, or delete that one; to report or evaluate what it "
+                f"holds, python -m scripts.convert {root}"
             )
 
 

@@ -12,7 +12,6 @@ import hashlib
 import inspect
 import re
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
@@ -20,7 +19,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
-from backbone.names import PROJECT_PACKAGES
+from backbone.names import PROJECT_PACKAGES, is_own
 
 BUILT_ON = {*PROJECT_PACKAGES, "gymnasium", "numpy", "sb3_contrib", "stable_baselines3", "torch"}
 """Packages that are no user's code; for changes of this project's own, `agents.runs.config.VERSION` is raised."""
@@ -42,7 +41,7 @@ def code_digests(value: Any) -> dict[str, str]:
         sources = _sources(module)
         if sources:
             digests[module] = _checked(module, _digest(sources))
-        elif _is_made(module, function):
+        elif module in sys.modules and not hasattr(sys.modules[module], "__file__") and is_own(module):
             digests[f"{module}:{function}"] = _digest({function: _source_of(module, function)})
     return digests
 
@@ -80,50 +79,26 @@ def _checked(module: str, digest: str) -> str:
 def _sources(module: str) -> dict[str, bytes]:
     """The user's source files that importing a module reads, by the names of their modules."""
     package = module.partition(".")[0]
+    if package in BUILT_ON | sys.stdlib_module_names:
+        return {}
     found: dict[str, bytes] = {}
     waiting = set(_with_parents(module))
     while waiting:
         name = waiting.pop()
-        spec, path = _found(name)
-        if path is None or name in found or not _is_users(path, name, package):
+        spec = _spec(name)
+        path = Path((spec and spec.origin) or getattr(sys.modules.get(name), "__file__", None) or "")
+        if name in found or not path.is_file() or not (is_own(name) or name.partition(".")[0] == package):
             continue
-        source = _read(spec, path)
-        if source is not None:
-            found[name] = source
-            is_package = spec is not None and spec.submodule_search_locations is not None
-            waiting.update(_imports(source, name if is_package else name.rpartition(".")[0]))
+        found[name] = path.read_bytes()
+        is_package = spec is not None and spec.submodule_search_locations is not None
+        waiting.update(_imports(found[name], name if is_package else name.rpartition(".")[0]))
     return found
 
 
-def _is_users(path: Path, name: str, package: str) -> bool:
-    if name.partition(".")[0] in BUILT_ON:
-        return False
-    if {"site-packages", "dist-packages"} & set(path.parts):
-        return name.partition(".")[0] == package
-    return not any(path.is_relative_to(sysconfig.get_path(which)) for which in ("stdlib", "platstdlib"))
-
-
-def _found(module: str) -> tuple[ModuleSpec | None, Path | None]:
-    """How a module was imported, or would be, and from where; a script that is run has no spec."""
-    loaded = sys.modules.get(module)
-    spec = loaded.__spec__ if loaded else _spec(module)
-    path = getattr(loaded, "__file__", None) if loaded else spec.origin if spec else None
-    return spec, Path(path) if path else None
-
-
-def _read(spec: ModuleSpec | None, path: Path) -> bytes | None:
-    """The content of a module's file, which may lie in an archive; None where there is no file."""
-    if path.is_file():
-        return path.read_bytes()
-    try:
-        data: bytes = spec.loader.get_data(str(path))  # type: ignore[union-attr]
-        return data
-    except (AttributeError, OSError):
-        return None
-
-
 def _spec(module: str) -> ModuleSpec | None:
-    """What `importlib.util.find_spec` returns, but the name, without importing the parents."""
+    """How a module was imported, or would be, without importing its parents; None for a script that is run."""
+    if module in sys.modules:
+        return sys.modules[module].__spec__
     first, *others = module.split(".")
     spec = next((found for finder in sys.meta_path if (found := finder.find_spec(first, None))), None)
     for name in others:
@@ -155,15 +130,9 @@ def _imports(source: bytes, package: str) -> frozenset[str]:
     return frozenset(each for name in names for each in _with_parents(name))
 
 
-def _is_made(module: str, function: str) -> bool:
-    """Whether a module that has this function was made by a program, such as a notebook."""
-    loaded = sys.modules.get(module)
-    has_source = hasattr(loaded, "__file__") or module in sys.builtin_module_names
-    return callable(getattr(loaded, function, None)) and not has_source
-
-
 def _source_of(module: str, function: str) -> bytes:
-    """The source of the function alone: what it calls in its module is not followed.
+    """The source of a function alone, where a program, such as a notebook, made the module: what it calls is not
+    followed.
 
     Raises:
         ValueError: it cannot be read.

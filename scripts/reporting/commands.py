@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.methods import default_config
 from agents.runs.config import TaskConfig
-from agents.runs.results import Line, without_preset
+from agents.runs.results import Line, registered
 
 LOOPED = ("budget", "seed")
 
@@ -23,14 +23,14 @@ def command(lines: Sequence[Line]) -> str:
     resolved = lines[0].get("config")
     if not resolved:
         return f"# {lines[0]['method']}: the result line does not say how it was made"
-    name, usual = resolved["method"], {}
-    for known in (name, without_preset(name)):
+    name, usual = registered(lines[0]), {}
+    for known in (name, lines[0]["method"]):
         try:
             name, usual = known, asdict(default_config(known))
             break
         except ValueError:
             continue
-    options = {name: value for name, value in resolved["config"].items() if name not in LOOPED}
+    options = {name: value for name, value in resolved["options"].items() if name not in LOOPED}
     words = ["python", "-m", "scripts.train", name]
     words += flags({name: value for name, value in options.items() if name not in usual or differ(value, usual[name])})
     words += flags(_task_options(lines[0], resolved["task"]))
@@ -41,7 +41,7 @@ def _products(lines: Sequence[Line]) -> list[tuple[list[float], list[int]]]:
     """Budgets and seeds every pair of which was run: one such product, or several if not all pairs were."""
     seeds: dict[float, set[int]] = {}
     for line in lines:
-        config = line["config"]["config"]
+        config = line["config"]["options"]
         seeds.setdefault(config["budget"], set()).add(config["seed"])
     budgets: dict[tuple[int, ...], list[float]] = {}
     for budget in sorted(seeds):

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agents.comparison.bootstrap import interquartile_mean, sample, stream_of
-from agents.runs.decisions import Decisions
-from agents.runs.results import labelled, method_of
+from agents.runs.outcomes import Outcomes
+from agents.runs.results import labelled
 from backbone.data import load_dataset, may_download
 from scripts.reporting.blocks import colour_of
 from scripts.reporting.figures import entropy
@@ -66,10 +66,10 @@ def hardness(material: Material) -> Hardness | None:
         return None
     size = len(found[0][1].loss)
     found = [(line, each) for line, each in found if len(each.loss) == size]
-    fixed = [(line, each) for line, each in found if method_of(line) in FIXED]
+    fixed = [(line, each) for line, each in found if line["method"] in FIXED]
     if not fixed:
         return Hardness(np.mean([each.loss for _, each in found], 0), f"mean loss of all {len(found)} runs")
-    line, dearest = max(fixed, key=lambda pair: (pair[0]["cost"], -FIXED.index(method_of(pair[0]))))
+    line, dearest = max(fixed, key=lambda pair: (pair[0]["cost"], -FIXED.index(pair[0]["method"])))
     return Hardness(dearest.loss.astype(float), f"loss of {line['method']} at cost {line['cost']:.4g}")
 
 
@@ -126,7 +126,7 @@ def _of_routes(routed: Sequence[NDArray[np.uint8]]) -> tuple[str, str, str]:
     return f"{mean(entropies):.2f}", f"{mean(counts):.0f}", points(mean(off))
 
 
-def _decided(material: Material, method: str, budget: float, size: int) -> list[Decisions]:
+def _decided(material: Material, method: str, budget: float, size: int) -> list[Outcomes]:
     found = (material.decisions(line) for line in material.of(method, budget))
     return [each for each in found if each is not None and len(each.loss) == size]
 
@@ -143,7 +143,7 @@ def costs_by_confidence(material: Material) -> dict[tuple[str, float], NDArray[n
     return tables
 
 
-def _by_tenths(found: Decisions) -> list[float]:
+def _by_tenths(found: Outcomes) -> list[float]:
     ordered = found.cost[np.argsort(found.confidence, kind="stable")]
     return [float(part.mean()) for part in np.array_split(ordered, min(10, len(ordered)))]
 
@@ -181,10 +181,10 @@ def gallery(material: Material, hard: Hardness, data: str | None) -> str:
     return "".join(parts) + f'<p class="caption">{legend}<br>{caption}</p>'
 
 
-def _shown(material: Material, budget: float, size: int) -> dict[str, Decisions]:
+def _shown(material: Material, budget: float, size: int) -> dict[str, Outcomes]:
     """The most accurate learned methods that decide block by block, and `static`."""
     order = next((each.order for each in material.standings if each.cost == budget), ())
-    shown: dict[str, Decisions] = {}
+    shown: dict[str, Outcomes] = {}
     for method in [m for m in (*order, *material.learned) if m in material.learned]:
         found = [each for each in _decided(material, method, budget, size) if each.routes.shape[1]]
         if found and len(shown) < COMPARED:
@@ -196,7 +196,7 @@ def _shown(material: Material, budget: float, size: int) -> dict[str, Decisions]
     return shown
 
 
-def _card(material: Material, image: NDArray[np.uint8], label: int, index: int, shown: dict[str, Decisions]) -> str:
+def _card(material: Material, image: NDArray[np.uint8], label: int, index: int, shown: dict[str, Outcomes]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -28,11 +28,11 @@ from agents.comparison.matched import (
 )
 from agents.comparison.statistics import FINETUNED, NOTHING_LEARNED, Row, summarise
 from agents.logs import TABLE
-from agents.runs.decisions import Decisions, read_decisions
 from agents.runs.experiment import read_experiment
-from agents.runs.folders import FORMERLY, failed_folders
+from agents.runs.folders import failed_folders
+from agents.runs.outcomes import Outcomes, read_outcomes
 from agents.runs.planning import plan
-from agents.runs.results import EXPERIMENT, Line, expanded, labelled, read_lines, without_preset
+from agents.runs.results import EXPERIMENT, Line, expanded, labelled, read_lines
 
 CURVE = ("time/images", "validation/accuracy", "validation/cost")
 """Columns of `TABLE` that make a learning curve."""
@@ -45,7 +45,7 @@ class Material:
     folder: Path
     lines: Sequence[Line]
     """One for each run and budget."""
-    _decisions: dict[str, Decisions | None] = field(default_factory=dict)
+    _decisions: dict[str, Outcomes | None] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> Material:
@@ -138,7 +138,7 @@ class Material:
     def failed(self) -> list[Path]:
         """Folders of runs that left a traceback; of an experiment whose file is there, only of those it still has."""
         found = failed_folders(self.folder)
-        return [each for each in found if self.planned is None or each.name.removesuffix(FORMERLY) in self.planned]
+        return [each for each in found if self.planned is None or each.name in self.planned]
 
     @cached_property
     def planned(self) -> set[str] | None:
@@ -156,7 +156,7 @@ class Material:
     def baseline_of(self, row: Row) -> str:
         """What a row is to be held against: static_finetuned, if it was run, by methods that co-train the backbone;
         static by all others, and by static_finetuned itself."""
-        tuned = row.role == "cotrained" and without_preset(row.registered) != FINETUNED
+        tuned = row.role == "cotrained" and row.registered.partition("-")[0] != FINETUNED
         return FINETUNED if tuned and self._finetuned else "static"
 
     def shown(self, method: str) -> str:
@@ -165,7 +165,7 @@ class Material:
 
     def elsewhere(self, line: Line) -> bool:
         """Whether the line is a measurement of a run at another budget than its own."""
-        own = line.get("config", {}).get("config", {}).get("budget", line["budget"])
+        own = line.get("config", {}).get("options", {}).get("budget", line["budget"])
         return float(own) != float(line["budget"])
 
     @cached_property
@@ -183,7 +183,7 @@ class Material:
         found = [line for line in self.lines if line["method"] == method and float(line["budget"]) == budget]
         return sorted(found, key=lambda line: line["seed"])
 
-    def decisions(self, line: Line) -> Decisions | None:
+    def decisions(self, line: Line) -> Outcomes | None:
         """What the run decided at the line's budget, or None if it did not record that.
 
         Raises:
@@ -194,7 +194,7 @@ class Material:
             return None
         if run not in self._decisions:
             try:
-                self._decisions[run] = read_decisions(self.folder / run)
+                self._decisions[run] = read_outcomes(self.folder / run)
             except FileNotFoundError:
                 self._decisions[run] = None
         return self._decisions[run]

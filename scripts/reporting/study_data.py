@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from agents.comparison.fronts import Curve, pareto_front
 from agents.comparison.statistics import FINETUNED, NOTHING_LEARNED, Baseline, Row
-from agents.runs.parts import read_parts
-from agents.runs.results import EXPERIMENT, RESULT, RESULTS, Line, cost_name, labelled, method_of
+from agents.runs.results import RESULT, RESULTS, Line, cost_name, labelled
 from backbone.cost import at_full_precision
 from scripts.reporting.material import Material
 from scripts.reporting.published import DATASET
@@ -82,7 +81,7 @@ class Part:
         """What its methods are called that do not decide block by block: those that run images again, and those of
         `BY_THEMSELVES`."""
         lines = self.material.lines
-        return {line["method"] for line in lines if line["role"] == "rerun" or method_of(line) in BY_THEMSELVES}
+        return {line["method"] for line in lines if line["role"] == "rerun" or line["method"] in BY_THEMSELVES}
 
     @cached_property
     def learned_front(self) -> list[Row]:
@@ -162,7 +161,7 @@ class Study:
         """
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder} is not a folder: give one to which scripts.compare wrote parts")
-        planned = _planned(folder / EXPERIMENT)
+        planned: list[str] = []
         files = (*folder.glob(f"*/{RESULTS}"), *folder.glob(f"*/*/{RESULT}"))
         found = sorted({file.relative_to(folder).parts[0] for file in files if file.stat().st_size})
         if not found:
@@ -184,14 +183,6 @@ class Study:
     def networks(self) -> list[str]:
         """Data sets and backbones of the parts, each once."""
         return list(dict.fromkeys(part.network for part in self.parts))
-
-
-def _planned(file: Path) -> list[str]:
-    """Names of the parts that an experiment file has, if it is there and can be read."""
-    try:
-        return [name for name in read_parts(file) if name]
-    except (OSError, ValueError):
-        return []
 
 
 def settled(curve: NDArray[np.float64]) -> float:

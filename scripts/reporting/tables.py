@@ -11,7 +11,7 @@ import numpy as np
 from agents.comparison import statistics
 from agents.comparison.bootstrap import Estimate, verdict
 from agents.comparison.matched import Standing
-from agents.runs.results import cost_name, without_preset
+from agents.runs.results import cost_name
 from scripts.reporting.material import MISSED, STARS, Material, excess
 
 SOON = 5
@@ -129,12 +129,12 @@ def missing_differences(rows: Sequence[statistics.Row], names: Sequence[str]) ->
     said = []
     for name in names:
         learned = [row for row in rows if row.role not in statistics.NOTHING_LEARNED]
-        if not any(without_preset(row.registered) == name for row in rows):
+        if not any(row.registered.partition("-")[0] == name for row in rows):
             said.append(
                 f"no difference to {name}: that needs runs of {name} at these costs; add {name} to --methods, or as an "
                 "variant to the experiment file"
             )
-        elif any(np.isnan(row.over[name].value) for row in learned if without_preset(row.registered) != name):
+        elif any(np.isnan(row.over[name].value) for row in learned if row.registered.partition("-")[0] != name):
             said.append(f"-: no run of {name} costs about as much; add budgets to --baseline-budgets")
     return said
 

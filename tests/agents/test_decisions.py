@@ -7,7 +7,7 @@ import torch
 from agents.evaluation import evaluate
 from agents.methods import method
 from agents.runs.config import RunConfig, TaskConfig
-from agents.runs.decisions import FILE, read_decisions, write_decisions
+from agents.runs.outcomes import FILE, read_outcomes, write_outcomes
 from agents.runs.results import expanded
 from agents.runs.run import run
 from tests.scripts.test_statistics import line
@@ -31,7 +31,7 @@ def test_a_run_leaves_its_decisions_for_every_test_image(name, tiny_data, tmp_pa
     config = method(name).Config(budget=0.5, **options)
     task = TaskConfig(tiny_data, depth=8, width=4, checkpoint="random")
     result = run(RunConfig(name, config, task), tmp_path)
-    found = read_decisions(tmp_path / result["run"])
+    found = read_outcomes(tmp_path / result["run"])
     assert found.correct.mean() == pytest.approx(result["accuracy"])
     assert found.loss.mean() == pytest.approx(result["loss"], rel=1e-5)
     assert found.cost.mean() == pytest.approx(result["cost"], rel=1e-5)
@@ -54,14 +54,14 @@ def test_loss_and_confidence_belong_to_the_answer(task):
 
 def test_damaged_and_missing_decisions_are_named(task, tmp_path):
     with pytest.raises(FileNotFoundError, match="delete this run's folder and run it again"):
-        read_decisions(tmp_path)
-    write_decisions(tmp_path, evaluate(Always(0), task, "test"))
-    assert not read_decisions(tmp_path).routes.any()
+        read_outcomes(tmp_path)
+    write_outcomes(tmp_path, evaluate(Always(0), task, "test"))
+    assert not read_outcomes(tmp_path).routes.any()
     content = (tmp_path / FILE).read_bytes()
     for damage in (content[:100], b"", b"PK no archive"):
         (tmp_path / FILE).write_bytes(damage)
-        with pytest.raises(ValueError, match=r"decisions\.npz is damaged"):
-            read_decisions(tmp_path)
+        with pytest.raises(ValueError, match=r"outcomes\.npz is damaged"):
+            read_outcomes(tmp_path)
 
 
 def test_a_line_of_several_budgets_becomes_one_for_each():

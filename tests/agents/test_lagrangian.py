@@ -276,7 +276,7 @@ def test_a_conditioned_run_reports_every_budget_and_traces_its_front(tiny_data, 
     config = RunConfig("ppo-conditioned", conditioned, TaskConfig(dataset=tiny_data, depth=8, checkpoint="random"))
     run(config, tmp_path)
     policy, task, line = load_run(tmp_path / config.name)
-    assert line["config"]["config"] == json.loads(json.dumps(dataclasses.asdict(conditioned)))
+    assert line["config"]["options"] == json.loads(json.dumps(dataclasses.asdict(conditioned)))
     assert [entry["budget"] for entry in line["at_budgets"]] == [0.1, 0.5]
     assert line["cost"] == evaluate(policy, task, "test", 0.2).cost
     for entry in line["at_budgets"]:

@@ -100,7 +100,7 @@ def test_a_loop_on_an_environment_that_is_killed_equals_one_that_never_was(kind,
 @pytest.mark.parametrize("left_out", ["env", "gate", "optimizer", "schedule", "generator"])
 def test_what_changes_and_is_not_registered_is_named_before_the_first_update(left_out, task, tmp_path):
     recorder = make_recorder(task, tmp_path)
-    with pytest.raises(ValueError, match=rf"keep\({left_out}={left_out}\)"):
+    with pytest.raises(ValueError, match=rf"register_state\({left_out}={left_out}\)"):
         loop(task, recorder, without=[left_out])
     assert recorder.images_seen == 0
 
@@ -177,10 +177,10 @@ def test_values_that_pass_from_one_update_to_the_next_are_named(task, tmp_path):
 
 def test_wrappers_that_hold_functions_can_be_registered_and_what_cannot_be_saved_is_named(task):
     env = gym.wrappers.TransformReward(DFSEnv(task), lambda reward: 2 * reward)
-    Recorder(task, 0.3, 10).keep(env=env)
+    Recorder(task, 0.3, 10).register_state(env=env)
     env.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"TransformReward\.lock cannot be saved"):
-        Recorder(task, 0.3, 10).keep(env=env)
+        Recorder(task, 0.3, 10).register_state(env=env)
 
 
 @pytest.mark.parametrize(
@@ -188,4 +188,4 @@ def test_wrappers_that_hold_functions_can_be_registered_and_what_cannot_be_saved
 )
 def test_what_cannot_be_saved_is_refused_when_it_is_registered(value, task):
     with pytest.raises(ValueError, match="state_dict"):
-        Recorder(task, 0.3, 10).keep(thing=value)
+        Recorder(task, 0.3, 10).register_state(thing=value)

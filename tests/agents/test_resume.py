@@ -26,9 +26,7 @@ from scripts.train import train
 
 SEARCHED = {"cascade", "second_look"}  # without steps: after a kill it begins anew, as static does
 LEARNED = [
-    name
-    for name in method_names()
-    if not (method(name).Config.is_baseline or method(name).Config.is_bound or name in SEARCHED)
+    name for name in method_names() if method(name).Config().role not in ("baseline", "bound") and name not in SEARCHED
 ]
 TIMES = {"seconds", "seconds_per_thousand_images", "time/images_per_second"}
 # Whatever a method calls it: two updates or more for each validation, and stages that end between the kills.
@@ -142,7 +140,7 @@ def test_a_run_that_is_killed_between_any_two_updates_equals_one_that_never_was(
     assert rows_of(tmp_path / "whole" / config.name) == rows_of(tmp_path / "killed" / config.name)
 
 
-def test_a_mdp_that_is_killed_by_the_system_is_resumed_by_another(tmp_path):
+def test_a_process_that_is_killed_by_the_system_is_resumed_by_another(tmp_path):
     code = (
         "import os, pathlib, signal, sys, torch\n"
         "from agents.methods import method\n"
@@ -189,7 +187,7 @@ def unfinished(tiny_data, tmp_path):
 
 def test_a_method_that_never_reports_what_it_shows_is_told_so(task):
     recorder = Recorder(task, 0.1, 100)
-    with pytest.raises(ValueError, match=r"report what each update shows by recorder\.step"):
+    with pytest.raises(ValueError, match=r"recorder\.step"):
         list(iter(recorder.should_continue, False))
     recorder.step(100)
     assert not recorder.should_continue()
@@ -218,7 +216,7 @@ def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named_with_the_way
         torch.save({**states, "surprise": 1}, folder / CHECKPOINT)
     else:
         (folder / CHECKPOINT).write_bytes(content)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be resumed .*--no-resume"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt.*--no-resume"):
         run(config, tmp_path)
     run(config, tmp_path, resume=False)
 
@@ -238,20 +236,30 @@ def test_what_follows_the_logs_of_a_run_has_them_when_it_has_ended(unfinished, t
     assert len(followed) > 2
     assert {path for path in followed if path.is_file()} == set(followed)
     assert all(path.stat().st_ino == node for path, node in followed.items() if path.name != TABLE)
-    assert finished_folders(tmp_path) == {config.digest: folder}
+    assert finished_folders(tmp_path) == {config.identity: folder}
 
 
-@pytest.mark.parametrize("name", ["{}.partial", "another label-budget0.3-seed0-{}", "another label-{}.partial"])
-def test_a_run_that_was_killed_under_another_name_is_resumed(name, unfinished, tmp_path):
-    """That of an earlier version, or of another label."""
+def test_a_run_that_was_killed_under_another_label_is_resumed(unfinished, tmp_path):
     config, folder = unfinished
-    if name.endswith(".partial"):
-        (folder / RESULT).write_text("of a process that was killed before it renamed the folder")
-    folder.rename(tmp_path / name.format(config.name if name.startswith("{") else config.digest))
+    folder.rename(tmp_path / f"another label-budget0.3-seed0-{config.identity}")
     calls = []
     run(config, tmp_path, calls.append)
     assert calls[0] > 12, "it began anew"
     assert [path.name for path in tmp_path.iterdir()] == [config.name]
+
+
+def test_a_run_that_another_process_is_at_is_refused_by_name(tiny_data, tmp_path):
+    config = small_run("gumbel", tiny_data)
+    messages = []
+
+    def second(_):
+        with pytest.raises(ValueError, match=f"another process is at {config.name}") as refused:
+            run(config, tmp_path)
+        messages.append(refused)
+
+    run(config, tmp_path, second)
+    assert messages
+    assert [path.name for path in tmp_path.iterdir()] == [config.name], "the lock is removed"
 
 
 def test_an_environment_is_put_back_in_the_middle_of_its_episodes(task):

@@ -21,7 +21,6 @@ from backbone.checkpoint import load_backbone, load_tensors, save_backbone, save
 from backbone.names import is_own
 from dfs_env import DFSVectorEnv
 from scripts.convert import Convert, convert
-from scripts.ship import Ship, ship
 from tests.agents.test_methods import tiny_run
 from tests.agents.test_sb3_family import FAMILY, learn
 
@@ -206,12 +205,10 @@ def test_a_pickled_policy_is_not_read_unless_it_is_trusted(content, old, monkeyp
     if content == "evil":
         with zipfile.ZipFile(folder / "policy.PPO.zip", "w") as archive:
             archive.writestr("data", pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match=r"policy\.PPO\.zip.*trust-pickle"):
+    with pytest.raises(ValueError, match=r"policy\.PPO\.zip"):
         load_run(folder)
-    with pytest.raises(ValueError, match=r"policy\.PPO\.zip.*trust-pickle"):
+    with pytest.raises(ValueError, match=r"policy\.PPO\.zip"):
         convert(Convert((folder,)))
-    with pytest.raises(ValueError, match="keeps its policy pickled"):
-        ship(Ship(folder.parent, tmp_path / "to"))
     assert not (tmp_path / "ran").exists()
     if content == "own":
         policy, task, _ = load_run(folder, trust_pickle=True)

@@ -26,7 +26,6 @@ from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO
 from backbone.cost import TOLERANCE, count_macs
 from backbone.training import TrainingDivergedError
 from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task
-from scripts.compare import overrides
 
 FAMILY = ["a2c", "dqn", "maskable_ppo", "ppo", "qrdqn", "recurrent_ppo"]
 BUDGETS = [1e-4, 0.0209, 0.1, 0.36, 1.0]
@@ -159,14 +158,8 @@ def test_settings_are_plain_data_however_they_are_given(given):
     config = ppo.Config(sb3=given)
     assert config.arguments()["vf_coef"] == 0.7
     run = RunConfig("ppo", config)
-    assert json.loads(json.dumps(run.resolved()))["config"]["sb3"] == ["vf_coef=0.7"]
+    assert json.loads(json.dumps(run.resolved()))["options"]["sb3"] == ["vf_coef=0.7"]
     assert run.name == RunConfig("ppo", ppo.Config(sb3=("vf_coef=0.7",))).name != RunConfig("ppo", ppo.Config()).name
-
-
-@pytest.mark.parametrize("text", ["vf_coef=0.7", "('vf_coef=0.7', 'target_kl=0.1')", "{'vf_coef': 0.7}"])
-def test_the_comparison_takes_settings(text):
-    values = overrides((f"ppo.sb3={text}",))["ppo"]
-    assert ppo.Config(**values).arguments()["vf_coef"] == 0.7
 
 
 @pytest.mark.parametrize(

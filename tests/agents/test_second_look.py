@@ -129,11 +129,3 @@ def test_an_experiments_budgets_above_full_execution_are_for_those_who_may_look_
         Experiment((Variant("dfs"), Variant("second_look", budgets=(1.0,))), **shared)
     with pytest.raises(ValueError, match="variant 'dfs' has no budget: it can be given none above 1"):
         plan(Experiment(variants, budgets=(1.28,)))
-
-
-def test_baselines_keep_to_their_own_budgets_where_no_other_is_for_them():
-    experiment = Experiment(
-        (Variant("static"), Variant("second_look")), budgets=(1.28,), seeds=(0,), baseline_budgets=(0.5,)
-    )
-    assert [(run.method, run.config.budget) for run in plan(experiment)] == [("static", 0.5), ("second_look", 1.28)]
-    assert experiment.all_budgets == (1.28,)

@@ -1,27 +1,21 @@
 """The source of what a configuration names as "module:function" is part of a run's identity, and nothing else is."""
 
 import importlib
-import json
 import sys
 import types
-import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from agents.comparison.statistics import summarise
 from agents.methods import method
 from agents.options import with_options
 from agents.runs.config import RunConfig, TaskConfig
-from agents.runs.results import RESULT
-from agents.runs.run import other_code, run
-from agents.runs.user_code import NAME, code_digests
-from backbone.checkpoint import SHIPPED, identity_of, save_backbone
+from agents.runs.run import run
+from agents.runs.user_code import code_digests
+from backbone import checkpoint
+from backbone.checkpoint import save_backbone
 from backbone.resnet import ResNet, ResNetConfig
 
-ROOT = Path(__file__).parents[2]
-COMMITTED = sorted(ROOT.glob(f"docs/results/*/*/{RESULT}"))[::9]
 REWARD = "def reward(t, weight=2.0):\n    return {'accuracy': t.correct, 'cost': -weight * t.step_cost}\n"
 SOURCES = {
     "mine.py": "import torch, json\nfrom helping import spent\n" + REWARD + "class Gate: ...\n",
@@ -79,17 +73,8 @@ def test_code_counts_wherever_it_is_named(value, folder):
     assert code_digests(value).keys() == {"mine"}
 
 
-def test_modules_in_packages_and_archives_count(folder, monkeypatch):
+def test_modules_in_packages_count(folder):
     assert code_digests("space.within:reward").keys() == {"space.within"}
-    digests = []
-    for text in (REWARD, REWARD + "#"):
-        archive = folder / f"{len(text)}.zip"
-        with zipfile.ZipFile(archive, "w") as file:
-            file.writestr("packed.py", text)
-        monkeypatch.setattr(sys, "path", [str(archive), *sys.path])
-        digests.append(code_digests("packed:reward"))
-    assert digests[0].keys() == digests[1].keys() == {"packed"}
-    assert digests[0] != digests[1]
 
 
 @pytest.mark.parametrize(
@@ -110,15 +95,15 @@ def test_a_module_without_a_file_counts_by_the_source_of_the_function_or_is_refu
     module.first = ppo
     assert code_digests("notebook:first")["notebook:first"] != digests["notebook:first"]
     exec("def typed(t): ...", vars(module))
-    with pytest.raises(ValueError, match=r"'notebook:typed' cannot be read.*put it into a file"):
+    with pytest.raises(ValueError, match="'notebook:typed'"):
         code_digests("notebook:typed")
 
 
-def test_a_mdp_that_has_imported_what_has_changed_since_is_refused_until_it_loads_it_again(folder):
+def test_what_has_changed_since_it_was_imported_is_refused_until_it_is_loaded_again(folder):
     module = importlib.import_module("mine")
     before = code_digests("mine:reward")
     edit(folder / "mine.py")
-    with pytest.raises(ValueError, match="'mine' has changed since this process imported it"):
+    with pytest.raises(ValueError, match="'mine'"):
         code_digests("mine:reward")
     importlib.reload(module)
     assert code_digests("mine:reward") != before
@@ -132,32 +117,23 @@ def test_the_quantizer_of_a_backbone_file_counts(folder):
     assert config.resolved()["code"].keys() == {"bits"}
 
 
-def test_a_run_is_done_again_when_its_reward_is_edited_and_what_was_done_with_the_old_is_found(folder, tiny_data):
+def test_a_run_is_done_again_when_its_reward_is_edited(folder, tiny_data):
     first = ppo(tiny_data, reward="mine:reward")
     lines = [run(first, folder / "runs"), run(replace(first), folder / "runs")]
     assert lines[0] == lines[1]
     edit(folder / "helping" / "deeper.py")
     del sys.modules["mine"]  # as in a new process
-    with pytest.raises(ValueError, match=r"code or a backbone that ppo-budget0\.3-seed0 names has changed"):
+    with pytest.raises(ValueError, match=r"ppo-budget0\.3-seed0"):
         run(first, folder / "runs")
     second = ppo(tiny_data, reward="mine:reward")
-    assert second.digest != first.digest
-    assert other_code(second, folder / "runs") == [folder / "runs" / first.name]
-    assert other_code(ppo(tiny_data), folder / "runs") == []
-    lines[1] = run(second, folder / "runs")
-    with pytest.raises(ValueError, match="runs differ in the source of mine"):
-        summarise([lines[0], {**lines[1], "seed": 1}])
+    assert second.identity != first.identity
+    assert run(second, folder / "runs")["config"]["code"] != lines[0]["config"]["code"]
 
 
-@pytest.mark.parametrize("file", COMMITTED, ids=[file.parent.name for file in COMMITTED])
-def test_committed_runs_have_the_names_that_their_configurations_give(file):
-    line = json.loads(file.read_text())
-    task = dict(line["config"]["task"])
-    identities = {identity_of(backbone): str(backbone) for backbone in SHIPPED.rglob("*.safetensors")}
-    task["checkpoint"] = identities[task.pop("backbone")]
-    options = {name: "none" if value is None else value for name, value in line["config"]["config"].items()}
-    config = with_options(method(line["config"]["method"]).Config(), options, "config")
-    given = with_options(TaskConfig(), {name: value for name, value in task.items() if value is not None}, "task")
-    label = line["method"] if line["method"] != line["config"]["method"] else ""
-    assert RunConfig(line["config"]["method"], config, given, label).name == file.parent.name
-    assert not NAME.search(json.dumps(line["config"]))
+def test_the_backbone_file_is_read_once_for_a_configuration(backbone, tmp_path, monkeypatch):
+    save_backbone(tmp_path / "tiny.safetensors", backbone)
+    read, calls = checkpoint._read, []
+    monkeypatch.setattr(checkpoint, "_read", lambda path: calls.append(path) or read(path))
+    config = replace(ppo(), task=TaskConfig(checkpoint=str(tmp_path / "tiny.safetensors"), depth=8))
+    assert config.resolved()["task"]["backbone"] != "random"
+    assert len(calls) == 1

@@ -12,7 +12,7 @@ from agents.checkpoints import read_checkpoint, write_checkpoint
 from agents.evaluation import evaluate
 from agents.policies import AllocationPolicy
 from agents.runs.config import TaskConfig
-from agents.runs.decisions import read_decisions, write_decisions
+from agents.runs.outcomes import read_outcomes, write_outcomes
 from agents.runs.results import KEYS, RESULT, RESULTS, line_text, read_line, read_lines
 from agents.search.trials import read_found, write_found
 from backbone.checkpoint import SHIPPED, load_backbone, load_tensors, save_backbone, save_tensors
@@ -43,8 +43,8 @@ def searched(file, task):
 
 
 def decisions(file, task):
-    write_decisions(file.parent, evaluate(AllocationPolicy(torch.tensor([1, 0, 3])), task))
-    return lambda file: read_decisions(file.parent)
+    write_outcomes(file.parent, evaluate(AllocationPolicy(torch.tensor([1, 0, 3])), task))
+    return lambda file: read_outcomes(file.parent)
 
 
 def checkpoint(file, task):
@@ -57,7 +57,7 @@ WRITTEN = {
     "result.json": line,
     "results.jsonl": lines,
     "searched.json": searched,
-    "decisions.npz": decisions,
+    "outcomes.npz": decisions,
     "checkpoint.pt": checkpoint,
 }
 
@@ -99,14 +99,14 @@ def test_a_flipped_bit_in_a_backbone_is_refused_before_a_run_gets_its_identity(b
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
-    for read in (load_backbone, lambda file: TaskConfig(checkpoint=str(file)).backbone_digest()):
+    for read in (load_backbone, lambda file: TaskConfig(checkpoint=str(file)).backbone_identity()):
         with pytest.raises(ValueError, match=r"tiny\.safetensors"):
             read(file)
 
 
 def test_equal_content_has_equal_files_and_identities_and_other_content_has_others(backbone, tmp_path):
     def identity(name):
-        return TaskConfig(checkpoint=str(tmp_path / name)).backbone_digest()
+        return TaskConfig(checkpoint=str(tmp_path / name)).backbone_identity()
 
     for name in "ab":
         save_backbone(tmp_path / name, backbone, {"dataset": "tiny"})
@@ -127,22 +127,22 @@ def test_weights_without_a_checksum_load_with_a_warning_and_are_converted_under_
     save_backbone(file, backbone, {"dataset": "tiny"})
     remove_checksum(file)
     old = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    assert TaskConfig(checkpoint=str(file)).backbone_digest() == old
+    assert TaskConfig(checkpoint=str(file)).backbone_identity() == old
     with pytest.warns(UserWarning, match=r"old\.safetensors.*scripts\.convert"):
         before, about = load_tensors(file)
     assert convert(Convert((tmp_path,))) == {".safetensors": 1}
     after, same = load_tensors(file)
     assert same == about
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
-    assert TaskConfig(checkpoint=str(file)).backbone_digest() == old
+    assert TaskConfig(checkpoint=str(file)).backbone_identity() == old
     assert not convert(Convert((tmp_path,)))[".safetensors"]
     save_backbone(tmp_path / "new.safetensors", backbone, same)
-    assert TaskConfig(checkpoint=str(tmp_path / "new.safetensors")).backbone_digest() != old
+    assert TaskConfig(checkpoint=str(tmp_path / "new.safetensors")).backbone_identity() != old
 
 
 def test_the_shipped_backbones_keep_the_identities_that_committed_runs_name():
     file = SHIPPED / "earlier" / "cifar10-resnet38.safetensors"
-    assert TaskConfig(checkpoint=str(file)).backbone_digest() == "db0be362cfca3c46"
+    assert TaskConfig(checkpoint=str(file)).backbone_identity() == "db0be362cfca3c46"
 
 
 def test_whatever_is_committed_for_others_to_read_has_a_checksum_and_no_pickle():

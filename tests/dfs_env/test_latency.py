@@ -186,7 +186,7 @@ def test_a_run_in_time_is_one_of_its_own_and_carries_its_table(files, table, mdp
     plain = TaskConfig(depth=8, bitwidths=mdp.bitwidths, checkpoint=files["checkpoint"])
     beside = replace(plain, latency=files["latency"])
     in_time = replace(beside, cost="latency")
-    digests = {RunConfig("static", config, each).digest for each in (plain, beside, in_time)}
+    digests = {RunConfig("static", config, each).identity for each in (plain, beside, in_time)}
     assert len(digests) == 3, "a finished run without milliseconds is none with them"
     result = run(RunConfig("static", config, in_time), tmp_path / "runs")
     assert result["cost"] <= 0.4 + 1e-6

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
+from agents.runs.planning import plan
 from agents.runs.run import run
 from scripts import compare, pretrain
 from scripts.cli import NOTHING, clear_errors, keeping
@@ -83,7 +84,7 @@ def test_a_comparison_says_what_it_reuses_resumes_and_keeps(tiny_data, tmp_path,
         'checkpoint = "random"\n[[variants]]\nmethod = "gumbel"\nbatch_size = 12\n[[variants]]\nmethod = "dfs"\n'
     )
     args = compare.Compare(file, output=tmp_path / "runs")
-    first, second = compare.plan_parts(args.experiments())[""]
+    first, second = plan(args.experiment())
     run(second, tmp_path / "runs")
     interrupted_at(60, monkeypatch)
     with pytest.raises(KeyboardInterrupt), tqdm(disable=True) as bar:
@@ -117,8 +118,11 @@ def test_pretraining_says_what_is_kept_and_where_it_resumes(tiny_data, tmp_path,
 def test_an_interrupt_of_a_terminal_ends_a_comparison_and_its_workers_without_a_traceback(tmp_path):
     """It reaches all processes of the group: one worker is in a run, the other may still be importing."""
     (tmp_path / "slow_reward.py").write_text(SLOW)
-    words = ["--methods", "ppo", "--budgets", "0.3", "--seeds", "0", "1", "--checkpoint", "random", "--depth", "8"]
-    words += ["--set", "ppo.reward=slow_reward:reward", "--output", str(tmp_path / "runs")]
+    (tmp_path / "slow.toml").write_text(
+        'budgets = [0.3]\nseeds = 2\n[task]\ncheckpoint = "random"\ndepth = 8\n'
+        '[[variants]]\nmethod = "ppo"\nreward = "slow_reward:reward"\n'
+    )
+    words = [str(tmp_path / "slow.toml"), "--output", str(tmp_path / "runs")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     running = subprocess.Popen(
         [sys.executable, "-m", "scripts.compare", *words],

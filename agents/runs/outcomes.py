@@ -1,4 +1,5 @@
-"""What a run decided for each test image: written once beside its result line, read by the report."""
+"""What came of each test image: its route, and how it was classified. Written once, next to the result line, and read
+by the report."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from agents.evaluation import Evaluation
 from backbone.checkpoint import write_atomically
 from backbone.checksums import BLANK_CHECKSUM, verify_checksum, with_checksum
 
-FILE = "decisions.npz"
+FILE = "outcomes.npz"
 
 
 @dataclass(frozen=True, eq=False)
-class Decisions:
-    """A policy's decisions for N images of the test split, in the split's order, and what came of them."""
+class Outcomes:
+    """The routes and classifications of N images of the test split, in the split's order."""
 
     routes: NDArray[np.uint8]
     """[N, L] actions; [N, 0] where images take no single route."""
@@ -28,13 +29,13 @@ class Decisions:
     loss: NDArray[np.float32]
     """[N] cross-entropy in nats."""
     confidence: NDArray[np.float32]
-    """[N] probability of the class that was answered."""
+    """[N] probability of the predicted class."""
     cost: NDArray[np.float32]
     """[N] block cost, a fraction of full execution."""
 
 
-def write_decisions(folder: Path, test: Evaluation) -> None:
-    """Write `folder`/decisions.npz from the evaluation on the test split, atomically."""
+def write_outcomes(folder: Path, test: Evaluation) -> None:
+    """Write `folder`/outcomes.npz from the evaluation on the test split, atomically."""
     arrays = {
         "routes": test.routes.numpy().astype(np.uint8),
         "correct": test.correct.numpy(),
@@ -56,8 +57,8 @@ def commented(content: bytes) -> bytes:
     return with_checksum(buffer.getvalue())
 
 
-def read_decisions(folder: Path) -> Decisions:
-    """What `write_decisions` wrote.
+def read_outcomes(folder: Path) -> Outcomes:
+    """What `write_outcomes` wrote.
 
     Raises:
         FileNotFoundError: the run left none, as runs of earlier versions did.
@@ -65,13 +66,13 @@ def read_decisions(folder: Path) -> Decisions:
     """
     path = folder / FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: delete this run's folder and run it again to record decisions")
+        raise FileNotFoundError(f"{path} does not exist: delete this run's folder and run it again to record them")
     content, mend = path.read_bytes(), "delete this run's folder and run it again"
     undigested = verify_checksum(content, path, mend) is None
     if undigested and not content.endswith(b"\0\0"):  # the length of an empty comment
         raise ValueError(f"{path} is damaged: it is cut short; {mend}")
     try:
         with np.load(BytesIO(content), allow_pickle=False) as arrays:
-            return Decisions(**{field.name: arrays[field.name] for field in fields(Decisions)})
+            return Outcomes(**{field.name: arrays[field.name] for field in fields(Outcomes)})
     except Exception as error:  # zipfile and numpy raise a dozen kinds, by what is damaged
         raise ValueError(f"{path} is damaged ({error}); {mend}") from error
