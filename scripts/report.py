@@ -36,7 +36,7 @@ class Report:
     """Report finished runs."""
 
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of runs, or files of result lines."""
+    """Folders of runs, folders of such folders, or files of result lines."""
     output: Path | None = None
     """Folder to write to; by default that of the only source, or runs/report for several."""
     page: bool = True

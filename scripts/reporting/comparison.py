@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from agents.logs import TABLE
 from agents.runs.decisions import Decisions, read_decisions
-from agents.runs.results import Line, cost_name, expanded, read_lines
+from agents.runs.results import RESULTS, Line, cost_name, expanded, read_lines
 from scripts.reporting.stats import BETTER, UNKNOWN, BaselineCurve, Estimate, Sample, difference, sample
 
 NETWORK = ("dataset", "depth", "bitwidths")
@@ -240,14 +240,15 @@ class Comparison:
 
 
 def read_comparisons(sources: Iterable[Path], baseline: str = "") -> list[Comparison]:
-    """One comparison for each source (a folder of runs, or a file of result lines) and each network in it.
+    """One comparison for each source (a folder of runs, a folder of such folders, or a file of result lines) and each
+    network in it.
 
     Raises:
         FileNotFoundError: a source that does not exist or has no result lines.
         ValueError: a damaged line, lines that cannot be compared, or a baseline that was not run.
     """
     found: dict[str, Comparison] = {}
-    for source in sources:
+    for source in (each for given in sources for each in _folders(given)):
         networks: dict[str, list[Line]] = {}
         for line in read_lines(source):
             networks.setdefault(repr([line[key] for key in NETWORK]), []).append(line)
@@ -261,6 +262,12 @@ def read_comparisons(sources: Iterable[Path], baseline: str = "") -> list[Compar
                 name += "'"
             found[name] = Comparison(name, lines, folder, baseline)
     return list(found.values())
+
+
+def _folders(source: Path) -> list[Path]:
+    """A source, or, of a folder of comparisons, each of these."""
+    inner = [] if (source / RESULTS).is_file() else sorted(file.parent for file in source.glob(f"*/{RESULTS}"))
+    return inner or [source]
 
 
 def check_comparable(lines: Sequence[Line]) -> None:
@@ -281,7 +288,7 @@ def check_comparable(lines: Sequence[Line]) -> None:
         task = {key: value for key, value in resolved.get("task", {}).items() if key != "observation"}
         task |= {f"the source of {module}": digest for module, digest in resolved.get("code", {}).items()}
         task |= {key: line[key] for key in NETWORK}
-        own = {key: value for key, value in resolved.get("config", {}).items() if key not in ("budget", "seed")}
+        own = {key: value for key, value in resolved.get("options", {}).items() if key not in ("budget", "seed")}
         _check_same(first_of.setdefault("runs", {}), task, "runs")
         _check_same(first_of.setdefault(label, {}), own, f"runs of {label}")
 

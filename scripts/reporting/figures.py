@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from agents.runs.results import Line
 from backbone.checkpoint import replacing
 from dfs_env.render import bit_colour
-from scripts.reporting.comparison import BASELINES, BUDGET_TOLERANCE, Comparison, Summary
+from scripts.reporting.comparison import BUDGET_TOLERANCE, Comparison, Summary
 from scripts.reporting.published import DATASET, PUBLISHED
 from scripts.reporting.stats import pareto_front
 from scripts.reporting.styles import BASELINE_DASHES, WARNING_COLOUR, colour_of, finish, legible, markers
@@ -79,32 +79,37 @@ def networks(comparisons: Sequence[Comparison]) -> Figure:
     """Several networks on one axis of absolute BitOps: static allocations and each network's Pareto front."""
     with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
         figure = Figure((WIDTH, 5.6), layout="constrained")
-        panel = figure.subplots()
-        marker_of = markers(comparisons)
+        panel, marker_of = figure.subplots(), markers(comparisons)
+        drawn: list[Summary] = []
         for number, each in enumerate(comparisons):
-            dashes = ("-", "--", ":", "-.")[number % 4]
             baseline = each.baseline_of()
-            rows = sorted((row for row in each.summaries if row.label == baseline), key=lambda row: row.mean("bitops"))
-            x, y = [1e-6 * row.mean("bitops") for row in rows], [row.accuracy.value for row in rows]
-            label = f"{baseline} on {each.name}"
-            panel.plot(x, y, dashes, color=colour_of("static"), linewidth=1 + 0.5 * (number // 4), label=legible(label))
+            rows = [row for row in each.summaries if row.label == baseline]
+            x, table = _columns(sorted(rows, key=lambda row: row.mean("bitops")), "bitops")
+            style: dict[str, Any] = {"linestyle": ("-", "--", ":", "-.")[number % 4], "linewidth": 1 + number // 4 / 2}
+            panel.plot(x, table[0], marker=".", color=colour_of("static"), label=f"{baseline} on {each.name}", **style)
             others = [row for row in each.summaries if row.role != "bound"]
             best = pareto_front([row.mean("bitops") for row in others], [row.accuracy.value for row in others])
-            for row in (others[i] for i in best):
-                if row.label != baseline:
-                    _draw_points(panel, [row], "bitops", marker_of[row.label], "")
-        points: list[tuple[float, float]] = []
-        if any(each.lines[0]["dataset"] == DATASET for each in comparisons):
-            points = [(1e-6 * point.bitops, point.accuracy) for point in PUBLISHED]
-            panel.plot(*np.array(points).T, "*", color="#C9A400", markersize=10, label="published, 32 bits")
-            for known, place in zip(PUBLISHED, points, strict=True):
-                name = f"{known.system} {known.depth}"
-                panel.annotate(name, place, (5, 3), textcoords="offset points", fontsize=7)
-        _limit_axes(panel, [row for each in comparisons for row in each.summaries], "bitops", points)
+            drawn += rows + [others[i] for i in best]
+            for row in (others[i] for i in best if others[i].label != baseline):
+                _draw_points(panel, [row], "bitops", marker_of[row.label], "")
+        points = _draw_published(panel) if any(each.lines[0]["dataset"] == DATASET for each in comparisons) else []
+        _limit_axes(panel, drawn, "bitops", points)
         panel.set_xlabel("MBitOps for an image, log")
         _percent_axis(panel)
         finish(figure, [panel])
     return figure
+
+
+def _draw_published(panel: Axes) -> list[tuple[float, float]]:
+    """Markers with the depths of the networks; returns the points."""
+    points = [(1e-6 * each.bitops, each.accuracy) for each in PUBLISHED]
+    systems = list(dict.fromkeys(each.system for each in PUBLISHED))
+    for each, point in zip(PUBLISHED, points, strict=True):
+        marker = "*PX"[systems.index(each.system) % 3]
+        label = f"{each.system}, published, 32 bits"
+        panel.plot(*point, marker, color="#C9A400", markersize=9, label=label)
+        panel.annotate(str(each.depth), point, (0, 6), textcoords="offset points", fontsize=7, ha="center")
+    return points
 
 
 def _draw_method(panel: Axes, rows: Sequence[Summary], unit: str, marker: str) -> None:
@@ -113,7 +118,7 @@ def _draw_method(panel: Axes, rows: Sequence[Summary], unit: str, marker: str) -
         _draw_points(panel, rows, unit, marker, "-")
         return
     x, table = _columns(sorted(rows, key=lambda row: row.mean(unit)), unit)
-    mark = "x" if method == "constant" else "d" if len(set(x)) == 1 else None
+    mark = "x" if method == "constant" else marker if len(set(x)) == 1 or rows[0].label != method else None
     style: dict[str, Any] = {"color": colour_of(method), "zorder": 2}
     dashes = BASELINE_DASHES.get(method, "-.")
     panel.plot(x, table[0], linestyle=dashes, marker=mark, linewidth=1.4, label=legible(rows[0].label), **style)
@@ -139,24 +144,23 @@ def _columns(rows: Sequence[Summary], unit: str) -> tuple[NDArray[np.float64], N
 
 
 def _limit_axes(panel: Axes, rows: Sequence[Summary], unit: str, points: Sequence[tuple[float, float]] = ()) -> None:
-    """Logarithmic costs around the learned methods and further `points`; baselines outside leave the frame."""
-    costs, accuracies = _columns(rows, unit)
-    learned, _ = _columns([row for row in rows if row.learned], unit)
-    inside = [*(learned if len(learned) else costs), *(cost for cost, _ in points)]
-    if not inside:
+    """Logarithmic costs around the learned methods and further `points`. Baselines outside leave the frame, and so does
+    the least accurate tenth, so that the rest can be read."""
+    costs, accuracies = _columns([row for row in rows if row.learned and row.mean(unit) > 0] or rows, unit)
+    inside = np.array([*zip(costs, accuracies[1], strict=True), *points])
+    if not len(inside):
         return
-    begin, end = 0.7 * min(inside), 1.4 * max(inside)
+    begin, end = 0.7 * inside[:, 0].min(), 1.4 * inside[:, 0].max()
     panel.set_xscale("log")
     panel.set_xlim(begin, end)
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if end < 300 * begin else (1,)))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    shown = np.array(
-        [row.role != "baseline" or row.lines[0]["method"] in BASELINES for row in rows if row.mean(unit) > 0]
-    )
-    shown &= (begin <= costs) & (costs <= end)
-    low, high = accuracies[1][shown].min(), max([*accuracies[2][shown], *(accuracy for _, accuracy in points)])
-    panel.set_ylim(low - 0.05 * max(high - low, 0.02), high + 0.05 * max(high - low, 0.02))
+    costs, accuracies = _columns(rows, unit)
+    low = np.quantile(inside[:, 1], 0.1, method="lower")
+    high = max([*accuracies[2][costs <= end], *(accuracy for _, accuracy in points)])
+    margin = 0.1 * max(high - low, 0.02)
+    panel.set_ylim(low - margin, high + margin)
 
 
 def _percent_axis(panel: Axes) -> None:
@@ -177,7 +181,7 @@ def learning_curves(comparison: Comparison) -> Figure | None:
         return None
     with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
         figure = Figure((WIDTH, 5.2), layout="constrained")
-        axes = figure.subplots(2, len(budgets), sharex=True, sharey="row", squeeze=False)
+        axes = figure.subplots(2, len(budgets), sharex="col", sharey="row", squeeze=False)
         marker_of = markers([comparison])
         for (label, budget), found in curves.items():
             style = {"color": colour_of(str(comparison.labels[label]["method"])), "marker": marker_of[label]}

@@ -1,13 +1,11 @@
 """Experiment files: what they mean, what is wrong with them, and that files and flags plan the same."""
 
-import io
 import json
 import math
 import socket
 from dataclasses import asdict, dataclass, replace
 
 import pytest
-from rich.console import Console
 
 from agents.methods import default_config, method_names
 from agents.options import read_toml, toml_table, with_options
@@ -18,7 +16,6 @@ from agents.runs.results import RESULT, RESULTS, read_lines
 from agents.runs.sweep import finished, locked
 from scripts import compare
 from scripts.compare import Compare, Flags
-from scripts.reporting.run_tables import table_of_runs
 
 FILE = """
 description = "gates"
@@ -323,14 +320,6 @@ def test_both_engines_give_the_same_lines_of_one_file(tmp_path, capsys):
                 del line[name]
     assert [line["method"] for line in lines["ray"]] == ["dfs [terminal] [/b]", "constant", "constant"]
     assert lines["ray"] == lines["processes"]
-
-
-def test_labels_are_no_markup():
-    line = {"method": "ppo [terminal] [/b]", "budget": 0.3, "seed": 0, "accuracy": 0.5, "cost": 0.3}
-    line |= {"total_cost": 0.4, "bitops": 1e6}
-    console = Console(record=True, width=150, file=io.StringIO())
-    console.print(table_of_runs([line], (0.3,)))
-    assert "ppo [terminal] [/b]" in console.export_text()
 
 
 @pytest.mark.slow

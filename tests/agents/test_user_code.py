@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from agents.comparison.statistics import summarise
 from agents.methods import method
 from agents.options import with_options
 from agents.runs.config import RunConfig, TaskConfig
@@ -19,6 +18,7 @@ from agents.runs.run import other_code, run
 from agents.runs.user_code import NAME, code_digests
 from backbone.checkpoint import SHIPPED, identity_of, save_backbone
 from backbone.resnet import ResNet, ResNetConfig
+from scripts.reporting.comparison import check_comparable
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = sorted(ROOT.glob(f"docs/results/*/*/{RESULT}"))[::9]
@@ -146,7 +146,7 @@ def test_a_run_is_done_again_when_its_reward_is_edited_and_what_was_done_with_th
     assert other_code(ppo(tiny_data), folder / "runs") == []
     lines[1] = run(second, folder / "runs")
     with pytest.raises(ValueError, match="runs differ in the source of mine"):
-        summarise([lines[0], {**lines[1], "seed": 1}])
+        check_comparable([lines[0], {**lines[1], "seed": 1}])
 
 
 @pytest.mark.parametrize("file", COMMITTED, ids=[file.parent.name for file in COMMITTED])

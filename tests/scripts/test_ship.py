@@ -13,7 +13,6 @@ from agents.runs.run import run
 from agents.runs.saved import load_run
 from scripts.evaluate import Evaluate
 from scripts.evaluate import main as evaluate_again
-from scripts.report import Report, write
 from scripts.ship import Ship, ship
 from tests.agents.test_methods import tiny_run
 
@@ -32,14 +31,6 @@ def test_what_is_copied_evaluates_to_the_same_numbers(runs, tmp_path):
         assert not list(folder.glob("events*"))
         policy, task, result = load_run(folder)
         assert evaluate(policy, task, "test", 0.3).line().items() <= result.items()
-
-
-def test_what_is_copied_makes_the_same_page(runs, tmp_path):
-    shipped = tmp_path / "shipped"
-    ship(Ship(runs, shipped))
-    pages = [write(Report(folder, title="runs"))[1].read_text() for folder in (runs, shipped)]
-    assert pages[0] == pages[1]
-    assert "has left" not in pages[1]
 
 
 def test_a_policy_of_one_budget_that_is_shown_another_is_said_to_be_so(runs, capsys):
