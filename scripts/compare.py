@@ -6,7 +6,7 @@
 The experiment is described by a file (see agents/runs/experiment.py) or by flags; either way the results' folder gets
 an experiment.toml. Runs that are there already are not run again, so a killed comparison goes on where it was, and a
 file may be changed and run again. The parts of a file (see agents/runs/parts.py) are run one after another, each into a
-folder of its own in the results' folder; python -m scripts.report puts several folders on one page.
+folder of its own in the results' folder; python -m scripts.study puts them on one page.
 """
 
 from __future__ import annotations
