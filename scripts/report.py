@@ -9,17 +9,19 @@ of accuracy over absolute BitOps. Result lines, learning curves and recorded dec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from agents.runs.results import EXPERIMENT
+from agents.runs.decisions import FILE
+from agents.runs.results import EXPERIMENT, RESULTS, Line, read_lines
 from scripts.cli import clear_errors
 from scripts.reporting import adaptivity, figures, tables
-from scripts.reporting.comparison import Comparison, Ranking, read_comparisons
+from scripts.reporting.checks import NETWORK
+from scripts.reporting.comparison import Comparison, Ranking
 from scripts.reporting.page import Page
 from scripts.reporting.published import DATASET
 
@@ -53,6 +55,37 @@ class Report:
         if self.output is None and len(self.sources) == 1:
             return self.sources[0] if self.sources[0].is_dir() else self.sources[0].parent
         return self.output or Path("runs/report")
+
+
+def read_comparisons(sources: Iterable[Path], baseline: str = "") -> list[Comparison]:
+    """One comparison for each source (a folder of runs, a folder of such folders, or a file of result lines) and each
+    network in it.
+
+    Raises:
+        FileNotFoundError: a source that does not exist or has no result lines.
+        ValueError: a damaged line, lines that cannot be compared, or a baseline that was not run.
+    """
+    found: dict[str, Comparison] = {}
+    for source in (each for given in sources for each in _folders(given)):
+        networks: dict[str, list[Line]] = {}
+        for line in read_lines(source):
+            networks.setdefault(repr([line[key] for key in NETWORK]), []).append(line)
+        folder = source if source.is_dir() else source.parent
+        for lines in networks.values():
+            first = lines[0]
+            name = folder.resolve().name
+            if len(networks) > 1:
+                name += f"-{first['dataset']}-{first['depth']}-" + ".".join(map(str, first["bitwidths"]))
+            while name in found:
+                name += "'"
+            found[name] = Comparison(name, lines, folder, baseline)
+    return list(found.values())
+
+
+def _folders(source: Path) -> list[Path]:
+    """A source, or, of a folder of comparisons, each of these."""
+    inner = [] if (source / RESULTS).is_file() else sorted(file.parent for file in source.glob(f"*/{RESULTS}"))
+    return inner or [source]
 
 
 def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
@@ -98,17 +131,14 @@ def _ranked(comparison: Comparison, ranking: Ranking, baseline: str) -> str:
         )
     first, others = tables.marked_label(ranking.order[0]), ranking.best[1:]
     gain = comparison.difference(ranking.order[0], baseline).estimate
-    words = f"At budget {ranking.budget:g} {first} is best, {tables.with_interval(gain, True)} points over {baseline}"
-    words += f" ({gain.verdict})" + f"; no significant difference to {', '.join(others)}" * bool(others)
-    return f"{words}."
+    words = f"At budget {ranking.budget:g} {first} is best: {tables.with_interval(gain, True)} points relative to "
+    return f"{words}{baseline} ({gain.verdict}){'; no significant difference to ' * bool(others)}{', '.join(others)}."
 
 
 def _add_comparison(page: Page, comparison: Comparison, suffix: str, data: str | None) -> None:
     name = comparison.name
     page.heading(f"{name}: accuracy and cost")
     page.figure(f"fronts{suffix}", figures.fronts(comparison), figures.FRONTS_CAPTION)
-    if comparison.rankings:
-        page.table(tables.best(comparison))
     page.table(tables.methods(comparison))
     page.heading(f"{name}: learning")
     if curves := figures.learning_curves(comparison):
@@ -133,9 +163,9 @@ def _add_comparison(page: Page, comparison: Comparison, suffix: str, data: str |
 def _add_adaptivity(page: Page, comparison: Comparison, suffix: str, data: str | None) -> None:
     hard = adaptivity.hardness(comparison)
     if hard is None:
-        page.text("No run recorded its decisions (decisions.npz).")
+        page.text(f"No run recorded its decisions ({FILE}).")
         return
-    if table := tables.adaptivity(comparison, hard):
+    if table := adaptivity.adaptivity_table(comparison, hard):
         page.table(table)
     try:
         found = adaptivity.tiles(comparison, hard, data)

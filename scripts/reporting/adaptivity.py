@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from agents.runs.decisions import Decisions
 from backbone.data import Split, load_dataset, may_download
 from scripts.reporting.comparison import BASELINES, Comparison, Summary
-from scripts.reporting.figures import MATPLOTLIB_OPTIONS, WIDTH, bit_colour_name, bitwidth_legend
-from scripts.reporting.styles import legible
+from scripts.reporting.figures import MATPLOTLIB_OPTIONS, WIDTH
+from scripts.reporting.stats import interquartile_mean, sample
+from scripts.reporting.styles import bit_colour_name, bitwidth_legend, legible
+from scripts.reporting.tables import Table, marked_label, percent, with_interval
 
 TILES = 8
 """Easy images, and as many hard ones, in a figure."""
@@ -69,6 +72,51 @@ def entropy(histogram: NDArray[np.float64]) -> NDArray[np.float64]:
     """Entropy in bits of the actions at each block [L], from shares [L, A]: 0 if all images get the same."""
     shares = np.where(histogram > 0, histogram, 1.0)
     return -(shares * np.log2(shares)).sum(-1)
+
+
+def adaptivity_table(comparison: Comparison, hard: Hardness) -> Table | None:
+    """How much each learned method's decisions depend on the image; None if none recorded any."""
+    easy, difficult = hard.quarters
+    rows = []
+    for budget in comparison.budgets:
+        for row in comparison.at(budget, comparison.learned):
+            found = decided(comparison, row, len(hard.loss))
+            if not found:
+                continue
+            costs = [[float(each.cost[quarter].mean()) for each in found] for quarter in (easy, difficult)]
+            spread = sample(np.subtract(costs[1], costs[0]), row.label).estimate
+            rows.append(
+                [
+                    marked_label(row),
+                    ", ".join(filter(None, (f"{budget:g}", row.missed))),
+                    str(len(found)),
+                    *_of_routes(found),
+                    *(f"{interquartile_mean(each):.4f}" for each in costs),
+                    with_interval(spread, True),
+                ]
+            )
+    heads = ("method", "budget", "runs", "entropy per block (bits)", "off the most common route %")
+    return (
+        Table(
+            (*heads, "cost, easy quarter", "cost, hard quarter", "hard minus easy (% of full execution)"),
+            rows,
+            "Input-dependent decisions: interquartile means over the runs that recorded decisions. Entropy is 0 if all "
+            f"images get the same. Easy and hard quarters of the test images by the {hard.source}.",
+        )
+        if rows
+        else None
+    )
+
+
+def _of_routes(found: Sequence[Decisions]) -> tuple[str, str]:
+    """Entropy per block, and the share of images off the most common route: interquartile means over runs."""
+    entropies, off = [], []
+    for routes in (each.routes for each in found if each.routes.shape[1]):
+        shares = np.stack([(routes == action).mean(0) for action in range(int(routes.max()) + 1)], -1)
+        _, sizes = np.unique(routes, axis=0, return_counts=True)
+        entropies.append(float(entropy(shares).mean()))
+        off.append(1 - sizes.max() / len(routes))
+    return (f"{interquartile_mean(entropies):.2f}", percent(interquartile_mean(off))) if off else ("-", "-")
 
 
 def tiles(comparison: Comparison, hard: Hardness, data: str | None) -> Figure | None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.logs import TABLE
 from agents.runs.decisions import Decisions, read_decisions
-from agents.runs.results import RESULTS, Line, cost_name, expanded, read_lines
+from agents.runs.results import Line, cost_name, expanded
+from scripts.reporting.checks import check_comparable
 from scripts.reporting.stats import BETTER, UNKNOWN, BaselineCurve, Estimate, Sample, difference, sample
 
-NETWORK = ("dataset", "depth", "bitwidths")
-"""Lines that agree on these can be compared with each other; different networks only in absolute BitOps."""
 NOT_LEARNED = ("baseline", "bound")
 """Roles of methods that learn no decisions."""
 BASELINES = ("static", "constant")
@@ -237,63 +235,3 @@ class Comparison:
             rows = [[row.get(name) for name in CURVE_COLUMNS] for row in csv.DictReader(text)]
         complete = [[float(value) for value in row if value] for row in rows if all(row)]
         return np.array(complete) if complete else None
-
-
-def read_comparisons(sources: Iterable[Path], baseline: str = "") -> list[Comparison]:
-    """One comparison for each source (a folder of runs, a folder of such folders, or a file of result lines) and each
-    network in it.
-
-    Raises:
-        FileNotFoundError: a source that does not exist or has no result lines.
-        ValueError: a damaged line, lines that cannot be compared, or a baseline that was not run.
-    """
-    found: dict[str, Comparison] = {}
-    for source in (each for given in sources for each in _folders(given)):
-        networks: dict[str, list[Line]] = {}
-        for line in read_lines(source):
-            networks.setdefault(repr([line[key] for key in NETWORK]), []).append(line)
-        folder = source if source.is_dir() else source.parent
-        for lines in networks.values():
-            first = lines[0]
-            name = folder.resolve().name
-            if len(networks) > 1:
-                name += f"-{first['dataset']}-{first['depth']}-" + ".".join(map(str, first["bitwidths"]))
-            while name in found:
-                name += "'"
-            found[name] = Comparison(name, lines, folder, baseline)
-    return list(found.values())
-
-
-def _folders(source: Path) -> list[Path]:
-    """A source, or, of a folder of comparisons, each of these."""
-    inner = [] if (source / RESULTS).is_file() else sorted(file.parent for file in source.glob(f"*/{RESULTS}"))
-    return inner or [source]
-
-
-def check_comparable(lines: Sequence[Line]) -> None:
-    """Check that lines are of one network, and that a label's runs differ in nothing but budget and seed.
-
-    Raises:
-        ValueError: names what differs.
-    """
-    seen: set[tuple[str, float, int]] = set()
-    first_of: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        label = str(line["label"])
-        run = (label, float(line["budget"]), int(line["seed"]))
-        if run in seen:
-            raise ValueError(f"there are two runs of {label} at budget {run[1]:g} with seed {run[2]}: keep one")
-        seen.add(run)
-        resolved = line.get("config", {})
-        task = {key: value for key, value in resolved.get("task", {}).items() if key != "observation"}
-        task |= {f"the source of {module}": digest for module, digest in resolved.get("code", {}).items()}
-        task |= {key: line[key] for key in NETWORK}
-        own = {key: value for key, value in resolved.get("options", {}).items() if key not in ("budget", "seed")}
-        _check_same(first_of.setdefault("runs", {}), task, "runs")
-        _check_same(first_of.setdefault(label, {}), own, f"runs of {label}")
-
-
-def _check_same(known: dict[str, Any], given: Mapping[str, Any], which: str) -> None:
-    for key, value in given.items():
-        if known.setdefault(key, value) != value:
-            raise ValueError(f"{which} differ in {key} ({known[key]}, {value}): report them as separate folders")

@@ -10,17 +10,24 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from agents.runs.results import Line
 from backbone.checkpoint import replacing
-from dfs_env.render import bit_colour
 from scripts.reporting.comparison import BUDGET_TOLERANCE, Comparison, Summary
 from scripts.reporting.published import DATASET, PUBLISHED
 from scripts.reporting.stats import pareto_front
-from scripts.reporting.styles import BASELINE_DASHES, WARNING_COLOUR, colour_of, finish, legible, markers
+from scripts.reporting.styles import (
+    BASELINE_DASHES,
+    WARNING_COLOUR,
+    bit_colour_name,
+    bitwidth_legend,
+    colour_of,
+    finish,
+    legible,
+    markers,
+)
 
 WIDTH = 12.0  # inches
 UNITS = {
@@ -205,16 +212,6 @@ def _draw_band(
     values = np.stack([np.interp(x, curve[:, 0], curve[:, column]) for curve in curves])
     panel.plot(x, values.mean(0), label=legible(label), markersize=4, linewidth=1.3, **style)
     panel.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)
-
-
-def bit_colour_name(bits: int, bitwidths: tuple[int, ...]) -> str:
-    """The environment's own colour of a bitwidth, as matplotlib wants it."""
-    return "#{:02x}{:02x}{:02x}".format(*bit_colour(bits, bitwidths))
-
-
-def bitwidth_legend(bitwidths: tuple[int, ...]) -> list[Patch]:
-    """A patch for each bitwidth, the widest first."""
-    return [Patch(facecolor=bit_colour_name(b, bitwidths), label=f"{b} bit" if b else "skip") for b in bitwidths[::-1]]
 
 
 def block_histograms(comparison: Comparison) -> Figure | None:

@@ -107,4 +107,5 @@ def _data_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
         figure.savefig(buffer, format="svg")
+    figure.set_layout_engine("none")  # which is slow, and is done
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

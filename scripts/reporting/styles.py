@@ -8,7 +8,9 @@ from zlib import crc32
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from dfs_env.render import bit_colour
 from scripts.reporting.comparison import Comparison
 
 COLOURS = {
@@ -76,3 +78,13 @@ def finish(figure: Figure, panels: Sequence[Axes]) -> None:
             named.setdefault(label, handle)
     if named:
         figure.legend(list(named.values()), list(named), loc="outside right upper", frameon=False, fontsize=8)
+
+
+def bit_colour_name(bits: int, bitwidths: tuple[int, ...]) -> str:
+    """The environment's own colour of a bitwidth, as matplotlib wants it."""
+    return "#{:02x}{:02x}{:02x}".format(*bit_colour(bits, bitwidths))
+
+
+def bitwidth_legend(bitwidths: tuple[int, ...]) -> list[Patch]:
+    """A patch for each bitwidth, the widest first."""
+    return [Patch(facecolor=bit_colour_name(b, bitwidths), label=f"{b} bit" if b else "skip") for b in bitwidths[::-1]]

@@ -11,11 +11,9 @@ import numpy as np
 import rich.markup
 import rich.table
 
-from agents.runs.decisions import Decisions
-from scripts.reporting.adaptivity import Hardness, decided, entropy
-from scripts.reporting.comparison import BUDGET_TOLERANCE, Comparison, Ranking, Summary
+from scripts.reporting.comparison import BUDGET_TOLERANCE, Comparison, Summary
 from scripts.reporting.published import PUBLISHED
-from scripts.reporting.stats import BETTER, NO_DIFFERENCE, NO_INTERVAL, WORSE, Estimate, interquartile_mean, sample
+from scripts.reporting.stats import BETTER, NO_DIFFERENCE, NO_INTERVAL, WORSE, Estimate
 
 MARKS = {BETTER: "▲", WORSE: "▼", NO_DIFFERENCE: "=", NO_INTERVAL: "?"}
 """What stands after a difference."""
@@ -162,87 +160,6 @@ def runs(comparison: Comparison) -> Table:
         "Every run on test images. Choose among options by the accuracy on validation images; it is missing for a run "
         "that serves several budgets, and too high for methods that search on these images.",
     )
-
-
-def best(comparison: Comparison) -> Table:
-    """The best method at each budget, and which others are not significantly different from it."""
-    baseline = comparison.baseline_of()
-    return Table(
-        (
-            "budget",
-            "best",
-            "accuracy %",
-            comparison.cost_name,
-            f"difference to {baseline}",
-            NO_DIFFERENCE,
-            "not ranked",
-        ),
-        [_best(comparison, ranking) for ranking in comparison.rankings],
-        f"Methods ranked by their difference to {baseline}, each at its own cost. Not ranked: methods with a single "
-        f"seed, and those at whose cost the baseline was not measured. {LEGEND}",
-    )
-
-
-def _best(comparison: Comparison, ranking: Ranking) -> list[str]:
-    baseline = comparison.baseline_of()
-    ranked = {row.label for row in ranking.order} | {baseline}
-    others = [row.label for row in comparison.at(ranking.budget, comparison.learned) if row.label not in ranked]
-    cells = ["-"] * 5
-    if ranking.order:
-        first = ranking.order[0]
-        cells = [
-            marked_label(first),
-            with_interval(first.accuracy),
-            _cost(first),
-            marked_difference(comparison.difference(first, baseline).estimate),
-            ", ".join(ranking.best[1:]) or "-",
-        ]
-    return [f"{ranking.budget:g}", *cells, ", ".join(others) or "-"]
-
-
-def adaptivity(comparison: Comparison, hard: Hardness) -> Table | None:
-    """How much each learned method's decisions depend on the image; None if none recorded any."""
-    easy, difficult = hard.quarters
-    rows = []
-    for budget in comparison.budgets:
-        for row in comparison.at(budget, comparison.learned):
-            found = decided(comparison, row, len(hard.loss))
-            if not found:
-                continue
-            costs = [[float(each.cost[quarter].mean()) for each in found] for quarter in (easy, difficult)]
-            spread = sample(np.subtract(costs[1], costs[0]), row.label).estimate
-            rows.append(
-                [
-                    marked_label(row),
-                    ", ".join(filter(None, (f"{budget:g}", row.missed))),
-                    str(len(found)),
-                    *_of_routes(found),
-                    *(f"{interquartile_mean(each):.4f}" for each in costs),
-                    with_interval(spread, True),
-                ]
-            )
-    heads = ("method", "budget", "runs", "entropy per block (bits)", "off the most common route %")
-    return (
-        Table(
-            (*heads, "cost, easy quarter", "cost, hard quarter", "hard minus easy (% of full execution)"),
-            rows,
-            "Input-dependent decisions: interquartile means over the runs that recorded decisions. Entropy is 0 if all "
-            f"images get the same. Easy and hard quarters of the test images by the {hard.source}.",
-        )
-        if rows
-        else None
-    )
-
-
-def _of_routes(found: Sequence[Decisions]) -> tuple[str, str]:
-    """Entropy per block, and the share of images off the most common route: interquartile means over runs."""
-    entropies, off = [], []
-    for routes in (each.routes for each in found if each.routes.shape[1]):
-        shares = np.stack([(routes == action).mean(0) for action in range(int(routes.max()) + 1)], -1)
-        _, sizes = np.unique(routes, axis=0, return_counts=True)
-        entropies.append(float(entropy(shares).mean()))
-        off.append(1 - sizes.max() / len(routes))
-    return (f"{interquartile_mean(entropies):.2f}", percent(interquartile_mean(off))) if off else ("-", "-")
 
 
 def published() -> Table:

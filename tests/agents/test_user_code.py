@@ -18,7 +18,7 @@ from agents.runs.run import other_code, run
 from agents.runs.user_code import NAME, code_digests
 from backbone.checkpoint import SHIPPED, identity_of, save_backbone
 from backbone.resnet import ResNet, ResNetConfig
-from scripts.reporting.comparison import check_comparable
+from scripts.reporting.checks import check_comparable
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = sorted(ROOT.glob(f"docs/results/*/*/{RESULT}"))[::9]

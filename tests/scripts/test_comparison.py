@@ -5,7 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from scripts.reporting.comparison import Comparison, read_comparisons
+from scripts.report import read_comparisons
+from scripts.reporting.comparison import Comparison
 from scripts.reporting.stats import BETTER, NO_DIFFERENCE
 from tests.helpers import result_line as line
 from tests.helpers import write_lines
