@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tqdm import tqdm
 
 from agents.runs.decisions import FILE
 from agents.runs.results import EXPERIMENT, RESULTS, Line, read_lines
@@ -103,7 +104,7 @@ def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
     if len(comparisons) > 1:
         page.heading("All networks")
         page.figure("networks", figures.networks(comparisons), figures.NETWORKS_CAPTION)
-    for each in comparisons:
+    for each in tqdm(comparisons, desc="report", unit="comparison", leave=False):
         suffix = f"-{each.name}" if len(comparisons) > 1 else ""
         _add_comparison(page, each, suffix, data)
     if any(each.lines[0]["dataset"] == DATASET for each in comparisons):

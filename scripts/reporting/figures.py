@@ -248,9 +248,8 @@ def _draw_shares(panel: Axes, lines: Sequence[Line], bitwidths: tuple[int, ...])
         panel.text(0.5, 0.5, "no run", transform=panel.transAxes, ha="center", va="center", fontsize=8, color="0.5")
         return
     shares = np.mean([line["histogram"] for line in lines], 0)
-    blocks, bottom = np.arange(1, len(shares) + 1), np.zeros(len(shares))
-    for action, bits in enumerate(bitwidths):
-        style: dict[str, Any] = {"color": bit_colour_name(bits, bitwidths), "edgecolor": "white", "linewidth": 0.3}
-        panel.bar(blocks, shares[:, action], 1.0, bottom, **style)
-        bottom += shares[:, action]
-    panel.set_xlim(0.5, len(shares) + 0.5)
+    edges, below = np.arange(len(shares) + 1) + 0.5, np.zeros(len(shares))
+    for bits, share in zip(bitwidths, shares.T, strict=True):
+        panel.stairs(below + share, edges, baseline=below, fill=True, color=bit_colour_name(bits, bitwidths))
+        below = below + share
+    panel.set_xlim(edges[0], edges[-1])
