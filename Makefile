@@ -26,7 +26,7 @@ bench: .venv/installed
 
 install: .venv/installed
 
-# Ray, Optuna, MO-Gymnasium, moocore, ONNX Runtime and OpenVINO: the tests that need them are skipped without.
+# Ray, Optuna, MO-Gymnasium, ONNX Runtime and OpenVINO: the tests that need them are skipped without.
 extras: .venv/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-extras.txt
 

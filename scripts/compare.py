@@ -35,9 +35,10 @@ from backbone.checkpoint import write_atomically
 from backbone.names import nearest
 from dfs_env.task import make_task
 from scripts.cli import clear_errors, keeping
-from scripts.reporting.comparison_figure import plot
+from scripts.reporting import tables
+from scripts.reporting.comparison import Comparison
+from scripts.reporting.figures import fronts, save_figure
 from scripts.reporting.progress import Progress
-from scripts.reporting.run_tables import table_of_methods, table_of_runs
 
 MANY = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""
@@ -166,7 +167,7 @@ def main(args: Compare) -> int:
             outcome = sweep(runs, folder, engine, progress, wanted)
         if (folder / SET_ASIDE).is_file():
             print(f"lines of runs that the experiment does not have are in {folder / SET_ASIDE}")
-        return _shown(experiment, outcome, folder)
+        return _shown(outcome, folder)
 
 
 def _say_what_is_there(
@@ -192,15 +193,15 @@ def _kept(runs: Sequence[RunConfig], folder: Path) -> str:
     return f"{done} and {begun} have a checkpoint, in {folder}; the same command resumes there"
 
 
-def _shown(experiment: Experiment, outcome: Sweep, folder: Path) -> int:
+def _shown(outcome: Sweep, folder: Path) -> int:
     """Print and write what the runs led to. Returns the exit status."""
-    console = Console(record=True, width=150)
-    if len(outcome.results) <= MANY:
-        console.print(table_of_runs(outcome.results, experiment.all_budgets))
-    console.print(table_of_methods(outcome.results, experiment.all_budgets))
-    write_atomically(folder / "table.txt", console.export_text())
     if outcome.results:
-        plot(outcome.results, folder / "figure.png")
+        comparison, console = Comparison(folder.name, outcome.results, folder), Console(record=True, width=150)
+        if len(outcome.results) <= MANY:
+            console.print(tables.runs(comparison).rich())
+        console.print(tables.methods(comparison).rich())
+        write_atomically(folder / "table.txt", console.export_text())
+        save_figure(fronts(comparison), folder / "figure.png")
         print(f"figure {folder / 'figure.png'}\nresult lines {folder / RESULTS}")
     for file in outcome.failed:
         print(f"a run failed: {file.read_text().splitlines()[-1]}; see {file}", file=sys.stderr)

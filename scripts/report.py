@@ -1,184 +1,194 @@
-"""Write the report of a comparison: one HTML page that needs nothing else, and its tables in Markdown.
+"""Report finished runs: one self-contained HTML page, and Markdown with PNG files, from the same tables.
 
     python -m scripts.report runs/compare
+    python -m scripts.report runs/resnet38 runs/resnet20 --output runs/report
 
-Reads result lines, learning curves and decisions that finished runs have written, and never loads a model.
+Several folders give one report: each network (data set, depth, bitwidths) has its own tables, and all are in one figure
+of accuracy over absolute BitOps. Result lines, learning curves and recorded decisions are read; no model is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tqdm import tqdm
 
-from agents.comparison.fronts import FAR, NEAR
-from agents.runs.results import EXPERIMENT, labelled
-from backbone.checkpoint import write_atomically
+from agents.runs.outcomes import FILE
+from agents.runs.results import EXPERIMENT, RESULTS, Line, read_lines
 from scripts.cli import clear_errors
-from scripts.reporting import decisions, figures, overall_tables, tables
-from scripts.reporting.commands import command
-from scripts.reporting.material import Material
-from scripts.reporting.page import Page, about, summary
-from scripts.reporting.progress import stages
+from scripts.reporting import adaptivity, figures, tables
+from scripts.reporting.checks import NETWORK
+from scripts.reporting.comparison import Comparison, Ranking
+from scripts.reporting.page import Page
+from scripts.reporting.published import DATASET
+
+METHOD_OF_COMPARISON = (
+    "Accuracy at matched cost: each run is compared with the baseline's mean accuracy at the run's own cost, "
+    "interpolated between the baseline's neighbouring points. A mixture of these two allocations achieves that "
+    "accuracy. Intervals are percentile intervals of a bootstrap over seeds (Agarwal et al., NeurIPS 2021), of the "
+    "method and of the baseline. They are not corrected for the number of comparisons."
+)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write the report of a comparison."""
+    """Report finished runs."""
 
-    source: Annotated[Path, tyro.conf.Positional]
-    """A comparison's folder."""
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs, folders of such folders, or files of result lines."""
     output: Path | None = None
-    """Folder to write report.html and report.md to; by default the comparison's."""
-    title: str = ""
-    """Heading of the page; by default it names data set and folder."""
+    """Folder to write to; by default that of the only source, or runs/report for several."""
+    page: bool = True
+    """Write report.html, not only report.md and its PNG files."""
+    baseline: str = ""
+    """Method that all others are compared with; by default static, else constant, and for methods that train the
+    backbone static_finetuned if it was run."""
     data: str | None = None
-    """Data folder, for pictures of images; by default $DFS_DATA, else the user's cache folder."""
+    """Data folder, for tiles of images; by default $DFS_DATA, else the user's cache folder."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the report is written."""
+        if self.output is None and len(self.sources) == 1:
+            return self.sources[0] if self.sources[0].is_dir() else self.sources[0].parent
+        return self.output or Path("runs/report")
 
 
-def page(material: Material, title: str = "", data: str | None = None) -> Page:
+def read_comparisons(sources: Iterable[Path], baseline: str = "") -> list[Comparison]:
+    """One comparison for each source (a folder of runs, a folder of such folders, or a file of result lines) and each
+    network in it.
+
+    Raises:
+        FileNotFoundError: a source that does not exist or has no result lines.
+        ValueError: a damaged line, lines that cannot be compared, or a baseline that was not run.
+    """
+    found: dict[str, Comparison] = {}
+    for source in (each for given in sources for each in _folders(given)):
+        networks: dict[str, list[Line]] = {}
+        for line in read_lines(source):
+            networks.setdefault(repr([line[key] for key in NETWORK]), []).append(line)
+        folder = source if source.is_dir() else source.parent
+        for lines in networks.values():
+            first = lines[0]
+            name = folder.resolve().name
+            if len(networks) > 1:
+                name += f"-{first['dataset']}-{first['depth']}-" + ".".join(map(str, first["bitwidths"]))
+            while name in found:
+                name += "'"
+            found[name] = Comparison(name, lines, folder, baseline)
+    return list(found.values())
+
+
+def _folders(source: Path) -> list[Path]:
+    """A source, or, of a folder of comparisons, each of these."""
+    inner = [] if (source / RESULTS).is_file() else sorted(file.parent for file in source.glob(f"*/{RESULTS}"))
+    return inner or [source]
+
+
+def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
     """The whole report.
 
     Raises:
-        ValueError: lines that cannot be compared, or a damaged file.
+        ValueError: a damaged file.
     """
-    first = material.lines[0]
-    heading = title or f"{material.folder.resolve().name}: who decides best on {first['dataset']}"
-    made = Page(heading, about(material), ())
-    parts: dict[str, Callable[[], None]] = {
-        "statistics": material.compute,
-        "who wins": lambda: _results(made, material),
-        "learning curves": lambda: _learning(made, material),
-        "decisions": lambda: _decisions(made, material, data),
-        "commands": lambda: _how(made, material),
-    }
-    for name in stages("report", list(parts)):
-        parts[name]()
-    made.summary = summary(material)
-    return made
+    page = Page(f"Report: {', '.join(each.name for each in comparisons)}")
+    page.heading("Summary")
+    for each in comparisons:
+        budgets = ", ".join(f"{budget:g}" for budget in each.budgets)
+        page.listing([f"{each.name}: {each.network}; budgets {budgets}.", *summary(each)])
+    page.text(f"{METHOD_OF_COMPARISON} {tables.FEW_SEEDS}")
+    if len(comparisons) > 1:
+        page.heading("All networks")
+        page.figure("networks", figures.networks(comparisons), figures.NETWORKS_CAPTION)
+    for each in tqdm(comparisons, desc="report", unit="comparison", leave=False):
+        suffix = f"-{each.name}" if len(comparisons) > 1 else ""
+        _add_comparison(page, each, suffix, data)
+    if any(each.lines[0]["dataset"] == DATASET for each in comparisons):
+        page.heading("Published results")
+        page.table(tables.published())
+    return page
 
 
-def _results(made: Page, material: Material) -> None:
-    made.section("Who wins")
-    made.table(tables.winners(material), "winners")
-    made.figure(
-        lambda: figures.fronts(material),
-        "Accuracy over cost on test images, in block cost (left) and in total cost, with the gate's own work in it "
-        "(right). Up and left is better; lines in black and grey are baselines on the frozen backbone.",
-        "",
-    )
-    made.section("Every method")
-    made.table(tables.methods(material))
-    made.section("Over all budgets")
-    if material.improvements:
-        made.table(overall_tables.improvement(material))
-    if material.hypervolumes:
-        made.table(overall_tables.hypervolume(material))
-    elif material.improvements:
-        made.text("No method has all of the budgets that most have, which a hypervolume needs.")
-    if not (material.improvements or material.hypervolumes):
-        made.text("There is one method only, or no method has all of the budgets.")
+def summary(comparison: Comparison) -> list[str]:
+    """Who is best at each budget, and which methods missed budgets: sentences."""
+    baseline = comparison.baseline_of()
+    said = [_ranked(comparison, ranking, str(baseline)) for ranking in comparison.rankings]
+    if baseline is None:
+        said = ["There are no differences at matched cost: neither static nor constant was run."]
+    rows = [row for budget in comparison.budgets for row in comparison.at(budget, comparison.learned) if row.missed]
+    missed = [f"{row.label} at {row.budget:g} ({row.missed})" for row in rows]
+    return said + ([f"Budgets were missed by {', '.join(missed)}."] if missed else [])
 
 
-def _learning(made: Page, material: Material) -> None:
-    made.section("Learning curves")
-    several = (
-        f" One run of {' and '.join(material.conditioned)} stands for all its budgets: its curve is a mean over them, "
-        "and the same in each column."
-    )
-    made.figure(
-        lambda: figures.learning_curves(material),
-        "Accuracy and cost on validation images over the images that a learner was shown: mean over seeds, shaded from "
-        "the least to the greatest. Dotted: the budget." + several * bool(material.conditioned),
-        "No run has left a progress.csv with validations.",
-    )
+def _ranked(comparison: Comparison, ranking: Ranking, baseline: str) -> str:
+    if not ranking.order:
+        return (
+            f"At budget {ranking.budget:g} no method is ranked: every one has a single seed, or {baseline} was not "
+            "measured around its cost."
+        )
+    first, others = tables.marked_label(ranking.order[0]), ranking.best[1:]
+    gain = comparison.difference(ranking.order[0], baseline).estimate
+    words = f"At budget {ranking.budget:g} {first} is best: {tables.with_interval(gain, True)} points relative to "
+    return f"{words}{baseline} ({gain.verdict}){'; no significant difference to ' * bool(others)}{', '.join(others)}."
 
 
-def _decisions(made: Page, material: Material, data: str | None) -> None:
-    bitwidths = material.lines[0]["bitwidths"]
-    ordered = [m for name in ("static", "random") if (m := labelled(material.lines, name))] + material.learned
-    made.section("Which block runs at how many bits")
-    missing = "No method has left a histogram of its decisions."
-    made.figure(
-        lambda: figures.heat_maps(material, figures.mean_bits(bitwidths), "mean bits", ordered),
-        "Mean bits of each block over images and seeds; a skipped block has 0. Equal columns mean that methods agree "
-        "on which blocks matter.",
-        missing,
-    )
-    made.figure(lambda: figures.blocks(material), "Share of the test images at each bitwidth, block by block.", missing)
-    made.section("How decisions differ between images")
-    made.figure(
-        lambda: figures.heat_maps(material, figures.entropy, "entropy (bits)", ordered),
-        "Entropy of the actions over the images at each block: 0 where every image is treated alike, the more the more "
-        "the decision depends on the image (or, for random, on chance).",
-        missing,
-    )
-    hard = decisions.hardness(material)
+def _add_comparison(page: Page, comparison: Comparison, suffix: str, data: str | None) -> None:
+    name = comparison.name
+    page.heading(f"{name}: accuracy and cost")
+    page.figure(f"fronts{suffix}", figures.fronts(comparison), figures.FRONTS_CAPTION)
+    page.table(tables.methods(comparison))
+    page.heading(f"{name}: learning")
+    if curves := figures.learning_curves(comparison):
+        caption = "Accuracy and cost on validation images: mean over seeds, shaded from the least to the greatest."
+        page.figure(f"curves{suffix}", curves, f"{caption} Dotted: the budget.")
+    else:
+        page.text("No run left a learning curve (progress.csv).")
+    page.heading(f"{name}: decisions")
+    if histograms := figures.block_histograms(comparison):
+        page.figure(f"blocks{suffix}", histograms, "Share of the test images at each bitwidth, block by block.")
+    _add_adaptivity(page, comparison, suffix, data)
+    page.heading(f"{name}: runs")
+    page.table(tables.runs(comparison))
+    folder = comparison.folder or Path()
+    if (folder / EXPERIMENT).is_file():
+        page.text(f"{EXPERIMENT}, for python -m scripts.compare {EXPERIMENT}:")
+        page.code((folder / EXPERIMENT).read_text())
+    if failed := sorted(file.parent.name for file in folder.glob("*/error.txt")):
+        page.text(f"Failed runs, with a traceback in error.txt: {', '.join(failed)}.")
+
+
+def _add_adaptivity(page: Page, comparison: Comparison, suffix: str, data: str | None) -> None:
+    hard = adaptivity.hardness(comparison)
     if hard is None:
-        made.text("No run has left its decisions (decisions.npz); runs of earlier versions did not.")
+        page.text(f"No run recorded its decisions ({FILE}).")
         return
-    made.table(decisions.differences(material, hard))
-    made.figure(
-        lambda: figures.cost_by_confidence(material, decisions.costs_by_confidence(material)),
-        "Cost against confidence: mean block cost of the images by tenths of the answer's probability, averaged over "
-        "seeds. A curve that falls spends more on images of which the network remains unsure. Dotted: the budget.",
-        "No run at these budgets has left its decisions.",
-    )
+    if table := adaptivity.adaptivity_table(comparison, hard):
+        page.table(table)
     try:
-        made.add("<h3>Easy and hard images</h3>" + decisions.gallery(material, hard, data))
+        found = adaptivity.tiles(comparison, hard, data)
     except (ValueError, OSError) as error:
-        made.add(f'<p class="caption">Pictures are left out: {escape(str(error))}</p>')
-
-
-def _how(made: Page, material: Material) -> None:
-    made.section("How it was made")
-    experiment = material.folder / EXPERIMENT
-    if experiment.is_file():
-        made.text(f"The experiment file, for python -m scripts.compare {EXPERIMENT}:")
-        _code(made, experiment.read_text())
-    made.text("Each method alone, as the result lines have it:")
-    commands = [command([line for line in material.lines if line["method"] == method]) for method in material.roles]
-    _code(made, "\n".join(f"# {name}\n{text}" for name, text in zip(material.roles, commands, strict=True)))
-    for folder in material.failed:
-        made.text(f"A run failed: {folder.name}; its traceback is in error.txt there.")
-    made.text(
-        "Accuracy at matched cost is interpolated on each run's own front (the points that a seed has over budgets), "
-        "relative to the static baseline's curve (else random's): what a seed's points have over the baseline at their "
-        "own costs is interpolated over cost and held beyond the ends, and the baseline's accuracy at the asked cost "
-        "is added. Without a baseline, accuracy itself is interpolated. A seed reaches a cost if it has a point within "
-        f"{100 * NEAR:g} % of it, or one on either side within a factor of {FAR:g}; methods are ranked where all their "
-        "seeds do. Intervals are percentile intervals of a bootstrap over seeds (Agarwal et al., NeurIPS 2021), of "
-        "which one draw counts at all budgets; differences resample both sides, and the baseline if it has several "
-        "seeds. They say nothing of other test images, and are not corrected for the number of comparisons."
-    )
-
-
-def _code(made: Page, text: str) -> None:
-    made.add(f"<pre>{escape(text)}</pre>", f"```\n{text.strip()}\n```")
-
-
-def write(args: Report) -> list[Path]:
-    """Write both files, atomically; returns their names.
-
-    Raises:
-        FileNotFoundError: no folder, or no result lines.
-        ValueError: lines that cannot be compared, or a damaged file.
-    """
-    made = page(Material.read(args.source), args.title, args.data)
-    folder = args.output or args.source
-    files = {folder / "report.html": made.html(), folder / "report.md": made.markdown()}
-    for file, content in files.items():
-        write_atomically(file, content)
-    return list(files)
+        page.text(f"Tiles of images are left out: {error}")
+        return
+    if found:
+        caption = "Bitwidths of each block, cost, and whether the prediction is correct. Easy and hard by the "
+        page.figure(f"tiles{suffix}", found, f"{caption}{hard.source}.")
 
 
 def main(args: Report) -> None:
-    """Write, and say where."""
-    for file in write(args):
+    """Read, write, and say where.
+
+    Raises:
+        FileNotFoundError: a source that does not exist or has no result lines.
+        ValueError: lines that cannot be compared, or a damaged file.
+    """
+    if not args.sources:
+        raise ValueError("give a folder of runs or a file of result lines")
+    page = report(read_comparisons(args.sources, args.baseline), args.data)
+    for file in page.write(args.folder, args.page):
         print(f"wrote {file}")
 
 

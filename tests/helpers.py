@@ -1,9 +1,49 @@
 """What several test modules share."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import nn
 
 from backbone.resnet import ResNet
+
+BITWIDTHS, BLOCKS = (0, 2, 4, 8), 6
+ROLES = {"static": "baseline", "constant": "baseline", "random": "baseline", "oracle": "bound"}
+
+
+def result_line(name: str, budget: float, seed: int = 0, accuracy: float | None = None, **others) -> dict:
+    """A finished run's result line as tables and figures need it; its name is METHOD or METHOD-PRESET."""
+    rng = np.random.default_rng(seed)
+    method, _, preset = name.partition("-")
+    line = {
+        "run": f"{others.get('label', name)}-budget{budget:g}-seed{seed}".replace("/", "_"),
+        "method": method,
+        "preset": preset,
+        "label": name,
+        "role": ROLES.get(method, "policy"),
+        "cotrained": False,
+        "seeded": method not in ("constant", "oracle"),
+        "dataset": "digits",
+        "depth": 14,
+        "bitwidths": list(BITWIDTHS),
+        "budget": budget,
+        "seed": seed,
+        "accuracy": 0.9 - 0.1 * (1 - budget) ** 4 + 0.01 * rng.random() if accuracy is None else accuracy,
+        "cost": budget,
+        "total_cost": 0.1 + 0.9 * budget,
+        "bitops": 1e9 * (0.1 + 0.9 * budget),
+        "histogram": rng.dirichlet(np.ones(len(BITWIDTHS)), BLOCKS).tolist(),
+    }
+    return line | others
+
+
+def write_lines(file: Path, lines: list[dict]) -> Path:
+    """Write a file of result lines."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return file
 
 
 def settle(backbone: ResNet, images: torch.Tensor) -> ResNet:

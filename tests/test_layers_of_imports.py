@@ -20,7 +20,6 @@ GROUPS = {
     "agents.search": {"agents"},
     "agents.methods": {"agents", "agents.sb3", "agents.activation_gating", "agents.search"},
     "agents.runs": {"agents", "agents.sb3", "agents.methods"},
-    "agents.comparison": {"agents.runs"},
 }
 """Folders of agents, and which others each may import."""
 

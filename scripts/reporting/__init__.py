@@ -1,1 +1,1 @@
-"""What the tables, figures and pages of the commands are made of; it imports no command."""
+"""Result lines in, tables, figures and pages out; no model is loaded."""

@@ -1,225 +1,255 @@
-"""The figures of a report, as pictures that stand in the page itself."""
+"""The figures of a report: accuracy over cost, learning curves, and the bitwidths of every block."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from scripts.reporting.blocks import ALARM
-from scripts.reporting.comparison_figure import TEXT, WIDTH, block_figure, front_figure
-from scripts.reporting.fronts import COLOURS, MARKERS, legible
-from scripts.reporting.material import Material
+from agents.runs.results import Line
+from backbone.checkpoint import replacing
+from scripts.reporting.comparison import BUDGET_TOLERANCE, Comparison, Summary
+from scripts.reporting.published import DATASET, PUBLISHED
+from scripts.reporting.stats import pareto_front
+from scripts.reporting.styles import (
+    BASELINE_DASHES,
+    WARNING_COLOUR,
+    bit_colour_name,
+    bitwidth_legend,
+    colour_of,
+    finish,
+    legible,
+    markers,
+)
 
-DASHES = ("-", "--", ":", "-.")
-LOOK = TEXT | {"svg.fonttype": "path", "font.size": 9}
-"""The page brings no fonts with it."""
-ANNOTATED = 12
-"""Blocks up to which each cell of a heat map has its number."""
-
-
-def styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """One look for each method, the same in all figures that are drawn here."""
-    return {
-        method: {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
-            "markersize": 4,
-            "linewidth": 1.3,
-        }
-        for i, method in enumerate(methods)
-    }
-
-
-def picture(draw: Callable[[], Figure | None]) -> str | None:
-    """The figure that `draw` returns as a data URI of an SVG; None if there is nothing to draw."""
-    with matplotlib.rc_context(LOOK):
-        figure = draw()
-        if figure is None:
-            return None
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def fronts(material: Material) -> Figure:
-    """Accuracy over cost, with intervals."""
-    return front_figure(material.lines, material.rows)
+WIDTH = 12.0  # inches
+UNITS = {
+    "cost": ("{cost_name} (gated blocks, fraction of full execution)", 1.0),
+    "total_cost": ("total cost (everything, fraction of full execution)", 1.0),
+    "bitops": ("MBitOps for an image", 1e-6),
+}
+"""Entries of a line that are costs, with their axes' labels and scales."""
+MATPLOTLIB_OPTIONS: dict[Any, Any] = {"text.parse_math": False, "svg.fonttype": "path", "font.size": 9}
+"""Names may hold any character; a page brings no fonts with it."""
+FRONTS_CAPTION = (
+    "Test accuracy over cost: interquartile means over seeds with 95 % bootstrap intervals. Block cost counts gated "
+    "blocks only; total cost and MBitOps (millions of multiply-accumulates x weight bits x activation bits) count "
+    "everything, the gate's own work in float32 included. Costs are modelled, and none is drawn at 0. Hollow markers: "
+    f"a run spent more than {BUDGET_TOLERANCE:g} times its budget."
+)
+NETWORKS_CAPTION = (
+    "All networks on one axis of absolute BitOps. Lines: the best static allocations, a line style for each network. "
+    "Markers: the other methods' points on each network's Pareto front."
+)
 
 
-def blocks(material: Material) -> Figure | None:
-    """Shares of the images at each bitwidth, block by block."""
-    if not any(line["histogram"] for line in material.lines if line["method"] in material.learned):
-        return None
-    return block_figure(material.lines, material.rows)
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure, atomically.
+
+    Raises:
+        ValueError: a file ending that matplotlib does not know.
+    """
+    endings = figure.canvas.get_supported_filetypes()
+    if file.suffix[1:] not in endings:
+        raise ValueError(f"cannot write {file}: its ending must be one of {', '.join(sorted(endings))}")
+    with replacing(file) as temporary, matplotlib.rc_context(MATPLOTLIB_OPTIONS):
+        figure.savefig(temporary, dpi=150)
 
 
-def learning_curves(material: Material) -> Figure | None:
-    """Validation accuracy and cost over the images shown, every learned method on shared axes, a column for each
-    budget: mean over seeds, and from the least to the greatest."""
-    curves = {(m, b): _curves(material, m, b) for m in material.learned for b in material.budgets}
-    if not any(curves.values()):
-        return None
-    budgets = [b for b in material.budgets if any(curves[m, b] for m in material.learned)]
-    figure = Figure((WIDTH, 5.2), layout="constrained")
-    axes = figure.subplots(2, len(budgets), sharex=True, sharey="row", squeeze=False)
-    for (top, bottom), budget in zip(axes.T, budgets, strict=True):
-        for method, style in styles(material.learned).items():
-            for axis, column in ((top, 1), (bottom, 2)):
-                _draw_band(axis, curves[method, budget], column, method, style)
-        top.set_title(f"budget {budget:g}", fontsize=9)
-        bottom.axhline(budget, color="black", linewidth=0.8, linestyle=":")
-        bottom.set_xlabel("images shown to the learner")
-    axes[0, 0].set_ylabel("validation accuracy (%)")
-    axes[1, 0].set_ylabel("validation cost")
-    _limit(axes[0], curves, 1)
-    _finish(figure, axes)
+def fronts(comparison: Comparison) -> Figure:
+    """Accuracy over block cost, over total cost and over absolute BitOps."""
+    with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
+        figure = Figure((WIDTH, 4.8), layout="constrained")
+        panels = figure.subplots(1, len(UNITS), sharey=True, width_ratios=[1.5, 1, 1])
+        marker_of = markers([comparison])
+        for panel, (unit, (label, scale)) in zip(panels, UNITS.items(), strict=True):
+            for name in comparison.labels:
+                rows = [each for each in comparison.summaries if each.label == name]
+                if unit == "cost" or rows[0].role != "bound":  # bounds are searched for block cost
+                    _draw_method(panel, rows, unit, marker_of[name])
+            _limit_axes(panel, comparison.summaries, unit)
+            panel.set_xlabel(label.format(cost_name=comparison.cost_name) + ", log" * (scale != 1))
+        _percent_axis(panels[0])
+        figure.suptitle(comparison.network)
+        finish(figure, panels)
     return figure
 
 
-def _curves(material: Material, method: str, budget: float) -> list[NDArray[np.float64]]:
-    found = (material.curve(line) for line in material.of(method, budget))
-    return [curve * [1, 100, 1] for curve in found if curve is not None]
+def networks(comparisons: Sequence[Comparison]) -> Figure:
+    """Several networks on one axis of absolute BitOps: static allocations and each network's Pareto front."""
+    with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
+        figure = Figure((WIDTH, 5.6), layout="constrained")
+        panel, marker_of = figure.subplots(), markers(comparisons)
+        drawn: list[Summary] = []
+        for number, each in enumerate(comparisons):
+            baseline = each.baseline_of()
+            rows = [row for row in each.summaries if row.label == baseline]
+            x, table = _columns(sorted(rows, key=lambda row: row.mean("bitops")), "bitops")
+            style: dict[str, Any] = {"linestyle": ("-", "--", ":", "-.")[number % 4], "linewidth": 1 + number // 4 / 2}
+            panel.plot(x, table[0], marker=".", color=colour_of("static"), label=f"{baseline} on {each.name}", **style)
+            others = [row for row in each.summaries if row.role != "bound"]
+            best = pareto_front([row.mean("bitops") for row in others], [row.accuracy.value for row in others])
+            drawn += rows + [others[i] for i in best]
+            for row in (others[i] for i in best if others[i].label != baseline):
+                _draw_points(panel, [row], "bitops", marker_of[row.label], "")
+        points = _draw_published(panel) if any(each.lines[0]["dataset"] == DATASET for each in comparisons) else []
+        _limit_axes(panel, drawn, "bitops", points)
+        panel.set_xlabel("MBitOps for an image, log")
+        _percent_axis(panel)
+        finish(figure, [panel])
+    return figure
+
+
+def _draw_published(panel: Axes) -> list[tuple[float, float]]:
+    """Markers with the depths of the networks; returns the points."""
+    points = [(1e-6 * each.bitops, each.accuracy) for each in PUBLISHED]
+    systems = list(dict.fromkeys(each.system for each in PUBLISHED))
+    for each, point in zip(PUBLISHED, points, strict=True):
+        marker = "*PX"[systems.index(each.system) % 3]
+        label = f"{each.system}, published, 32 bits"
+        panel.plot(*point, marker, color="#C9A400", markersize=9, label=label)
+        panel.annotate(str(each.depth), point, (0, 6), textcoords="offset points", fontsize=7, ha="center")
+    return points
+
+
+def _draw_method(panel: Axes, rows: Sequence[Summary], unit: str, marker: str) -> None:
+    method = str(rows[0].lines[0]["method"])
+    if rows[0].learned:
+        _draw_points(panel, rows, unit, marker, "-")
+        return
+    x, table = _columns(sorted(rows, key=lambda row: row.mean(unit)), unit)
+    mark = "x" if method == "constant" else marker if len(set(x)) == 1 or rows[0].label != method else None
+    style: dict[str, Any] = {"color": colour_of(method), "zorder": 2}
+    dashes = BASELINE_DASHES.get(method, "-.")
+    panel.plot(x, table[0], linestyle=dashes, marker=mark, linewidth=1.4, label=legible(rows[0].label), **style)
+    panel.fill_between(x, table[1], table[2], alpha=0.15, linewidth=0, **style)
+
+
+def _draw_points(panel: Axes, rows: Sequence[Summary], unit: str, marker: str, line: str) -> None:
+    method, x, table = str(rows[0].lines[0]["method"]), *_columns(rows, unit)
+    colour = colour_of(method)
+    style: dict[str, Any] = {"color": colour, "markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 4}
+    style |= {"linewidth": 0.8, "elinewidth": 1.1, "capsize": 2, "markersize": 6, "label": legible(rows[0].label)}
+    panel.errorbar(x, table[0], np.abs(table[1:] - table[0]), fmt=marker + line, **style)
+    x, table = _columns([row for row in rows if row.missed], unit)
+    hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": colour, "zorder": 4.5}
+    panel.plot(x, table[0], marker, markersize=6, **hollow)
+
+
+def _columns(rows: Sequence[Summary], unit: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Costs [n] on the unit's axis; accuracies and the ends of their intervals [3, n]. Costs of 0 are left out."""
+    shown = [row for row in rows if row.mean(unit) > 0]
+    costs = np.array([row.mean(unit) for row in shown]) * UNITS[unit][1]
+    return costs, np.array([row.accuracy for row in shown]).reshape(-1, 3).T
+
+
+def _limit_axes(panel: Axes, rows: Sequence[Summary], unit: str, points: Sequence[tuple[float, float]] = ()) -> None:
+    """Logarithmic costs around the learned methods and further `points`. Baselines outside leave the frame, and so does
+    the least accurate tenth, so that the rest can be read."""
+    costs, accuracies = _columns([row for row in rows if row.learned and row.mean(unit) > 0] or rows, unit)
+    inside = np.array([*zip(costs, accuracies[1], strict=True), *points])
+    if not len(inside):
+        return
+    begin, end = 0.7 * inside[:, 0].min(), 1.4 * inside[:, 0].max()
+    panel.set_xscale("log")
+    panel.set_xlim(begin, end)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if end < 300 * begin else (1,)))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    costs, accuracies = _columns(rows, unit)
+    low = np.quantile(inside[:, 1], 0.1, method="lower")
+    high = max([*accuracies[2][costs <= end], *(accuracy for _, accuracy in points)])
+    margin = 0.1 * max(high - low, 0.02)
+    panel.set_ylim(low - margin, high + margin)
+
+
+def _percent_axis(panel: Axes) -> None:
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda accuracy, _: f"{100 * accuracy:.4g}"))
+    panel.set_ylabel("test accuracy (%)")
+
+
+def learning_curves(comparison: Comparison) -> Figure | None:
+    """Validation accuracy and cost over training images, a column for each budget: mean over seeds, shaded from the
+    least to the greatest. None if no run left a learning curve."""
+    curves: dict[tuple[str, float], list[NDArray[np.float64]]] = {}
+    for row in comparison.summaries:
+        found = [curve for line in row.lines if (curve := comparison.learning_curve(line)) is not None]
+        if found and row.learned:
+            curves[row.label, row.budget] = [curve * [1, 100, 1] for curve in found]
+    budgets = sorted({budget for _, budget in curves})
+    if not budgets:
+        return None
+    with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
+        figure = Figure((WIDTH, 5.2), layout="constrained")
+        axes = figure.subplots(2, len(budgets), sharex="col", sharey="row", squeeze=False)
+        marker_of = markers([comparison])
+        for (label, budget), found in curves.items():
+            style = {"color": colour_of(str(comparison.labels[label]["method"])), "marker": marker_of[label]}
+            for panel, column in zip(axes[:, budgets.index(budget)], (1, 2), strict=True):
+                _draw_band(panel, found, column, label, style)
+        for (top, bottom), budget in zip(axes.T, budgets, strict=True):
+            top.set_title(f"budget {budget:g}")
+            bottom.axhline(budget, color="black", linewidth=0.8, linestyle=":")
+            bottom.set_xlabel("training images")
+        axes[0, 0].set_ylabel("validation accuracy (%)")
+        axes[1, 0].set_ylabel("validation cost")
+        finish(figure, list(axes.ravel()))
+    return figure
 
 
 def _draw_band(
-    axes: Axes, curves: Sequence[NDArray[np.float64]], column: int, label: str, style: Mapping[str, Any]
+    panel: Axes, curves: Sequence[NDArray[np.float64]], column: int, label: str, style: Mapping[str, Any]
 ) -> None:
-    if not curves:
-        return
-    last = min(curve[-1, 0] for curve in curves)
-    x = np.array(sorted({x for curve in curves for x in curve[:, 0] if x <= last}))
-    x = x[x >= max(curve[0, 0] for curve in curves)] if len(curves) > 1 else x
-    x = x if len(x) else np.array([last])
+    begin, end = max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves)
+    x = np.array(sorted({x for curve in curves for x in curve[:, 0] if begin <= x <= end}) or [end])
     values = np.stack([np.interp(x, curve[:, 0], curve[:, column]) for curve in curves])
-    axes.plot(x, values.mean(0), label=legible(label), markevery=max(len(x) // 10, 1), **style)
-    axes.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)
+    panel.plot(x, values.mean(0), label=legible(label), markersize=4, linewidth=1.3, **style)
+    panel.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)
 
 
-def _limit(axes: Sequence[Axes], curves: Mapping[Any, Sequence[NDArray[np.float64]]], column: int) -> None:
-    """Show where the curves end, even if some begin far below."""
-    ends = [curve[-1, column] for group in curves.values() for curve in group]
-    starts = [value for group in curves.values() for curve in group for value in curve[:, column]]
-    low, high = float(np.quantile(ends, 0.1)), max(starts)
-    floor = max(min(starts), low - 2 * max(high - low, 1.0))
-    margin = max(0.05 * (high - floor), 0.5)
-    axes[0].set_ylim(floor - margin, high + margin)
-
-
-def heat_maps(
-    material: Material,
-    value: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    label: str,
-    methods: Sequence[str],
-) -> Figure | None:
-    """A panel for each budget, a row for each method, a column for each block.
-
-    Args:
-        material: what is reported.
-        value: numbers [L] of one run, from its histogram [L, A].
-        label: what they are.
-        methods: rows, from above.
-    """
-    tables = {(m, b): mean_values(material, m, b, value) for m in methods for b in material.budgets}
-    methods = [m for m in methods if any(tables[m, b] is not None for b in material.budgets)]
-    budgets = [b for b in material.budgets if any(tables[m, b] is not None for m in methods)]
-    values = [table for table in tables.values() if table is not None]
-    if not values:
+def block_histograms(comparison: Comparison) -> Figure | None:
+    """Share of the test images at each bitwidth, block by block: a row for each learned method, a column for each
+    budget. None if no learned method decides block by block."""
+    labels = [label for label in comparison.learned if comparison.labels[label]["histogram"]]
+    if not labels:
         return None
-    length, most = max(map(len, values)), max(1.0, *(float(table.max()) for table in values))
-    columns = len(budgets) if length <= 2 * ANNOTATED else 1
-    rows = -(-len(budgets) // columns)
-    figure = Figure((WIDTH, (0.9 + 0.27 * len(methods)) * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    image = None
-    for panel, budget in zip(panels, budgets, strict=True):
-        rows_of = [tables[method, budget] for method in methods]
-        shown = np.stack([np.full(length, np.nan) if row is None else row for row in rows_of])
-        image = panel.imshow(shown, cmap="Blues", vmin=0, vmax=most, aspect="auto")
-        _annotate(panel, shown, most)
-        for row, method in enumerate(methods):
-            if missed := material.excess(method, budget) if rows_of[row] is not None else "":
-                panel.text(length - 0.55, row + 0.47, missed, ha="right", va="bottom", fontsize=5.5, color=ALARM)
-        panel.set_title(f"budget {budget:g}", fontsize=9)
-        panel.set_yticks(range(len(methods)), methods)
-        panel.set_xticks(range(0, length, 1 + length // 20), range(1, length + 1, 1 + length // 20))
-        panel.tick_params(length=0)
-        panel.set_xlabel("block")
-        panel.spines[:].set_visible(False)
-    assert image is not None
-    figure.colorbar(image, ax=panels, label=label, shrink=0.9, aspect=15)
+    with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
+        figure = Figure((WIDTH, 1.1 + 0.75 * len(labels)), layout="constrained")
+        panels = figure.subplots(len(labels), len(comparison.budgets), sharex=True, sharey=True, squeeze=False)
+        for label, strip in zip(labels, panels, strict=True):
+            for budget, panel in zip(comparison.budgets, strip, strict=True):
+                row = next(iter(comparison.at(budget, [label])), None)
+                _draw_shares(panel, row.lines if row else (), comparison.bitwidths)
+                if row and row.missed:
+                    place: dict[str, Any] = {"transform": panel.transAxes, "ha": "right", "va": "top"}
+                    box = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1}
+                    panel.text(0.99, 0.94, row.missed, fontsize=7, color=WARNING_COLOUR, bbox=box, **place)
+            strip[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        for budget, panel in zip(comparison.budgets, panels[0], strict=True):
+            panel.set_title(f"budget {budget:g}")
+        figure.supxlabel("block")
+        figure.supylabel("share of the images")
+        figure.legend(handles=bitwidth_legend(comparison.bitwidths), loc="outside right center", frameon=False)
     return figure
 
 
-def mean_values(
-    material: Material, method: str, budget: float, value: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> NDArray[np.float64] | None:
-    """What `value` makes of a run's histogram [L, A], averaged over a method's runs at a budget; None without any."""
-    found = [np.array(line["histogram"]) for line in material.of(method, budget) if line["histogram"]]
-    return np.mean([value(each) for each in found], 0) if found else None
-
-
-def _annotate(panel: Axes, shown: NDArray[np.float64], most: float) -> None:
-    if shown.shape[1] > ANNOTATED:
+def _draw_shares(panel: Axes, lines: Sequence[Line], bitwidths: tuple[int, ...]) -> None:
+    panel.tick_params(labelsize=7, length=2)
+    panel.set_yticks([0, 0.5, 1])
+    panel.set_ylim(0, 1)
+    if not lines:
+        panel.text(0.5, 0.5, "no run", transform=panel.transAxes, ha="center", va="center", fontsize=8, color="0.5")
         return
-    for (row, column), number in np.ndenumerate(shown):
-        text = "-" if np.isnan(number) else f"{number:.1f}"
-        panel.text(column, row, text, ha="center", va="center", fontsize=7, color="w" if number > 0.6 * most else "0.2")
-
-
-def mean_bits(bitwidths: Sequence[int]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """Mean bits of each block; a skipped one has 0."""
-    return lambda histogram: histogram @ np.array(bitwidths, float)
-
-
-def entropy(histogram: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy in bits of the actions at each block: 0 if all images are treated alike."""
-    shares = np.where(histogram > 0, histogram, 1.0)
-    return -(shares * np.log2(shares)).sum(-1)
-
-
-def cost_by_confidence(material: Material, tables: Mapping[tuple[str, float], NDArray[np.float64]]) -> Figure | None:
-    """Mean cost of the images by tenths of confidence, least confident first, a panel for each budget.
-
-    Args:
-        material: what is reported.
-        tables: for a method at a budget, mean cost [10].
-    """
-    budgets = [b for b in material.budgets if any(key[1] == b for key in tables)]
-    if not budgets:
-        return None
-    methods = sorted({method for method, _ in tables})
-    figure = Figure((WIDTH, 3.1), layout="constrained")
-    axes = figure.subplots(1, len(budgets), squeeze=False)
-    for panel, budget in zip(axes[0], budgets, strict=True):
-        for method, style in styles(methods).items():
-            if (method, budget) in tables:
-                costs = tables[method, budget]
-                panel.plot(range(1, len(costs) + 1), costs, label=legible(method), **style)
-        panel.axhline(budget, color="black", linewidth=0.8, linestyle=":")
-        panel.set_title(f"budget {budget:g}", fontsize=9)
-        panel.set_xticks([1, 4, 7, 10])
-        panel.set_xlabel("tenth of the images, least confident first")
-    axes[0, 0].set_ylabel("mean cost")
-    _finish(figure, axes)
-    return figure
-
-
-def _finish(figure: Figure, axes: NDArray[Any]) -> None:
-    for panel in axes.ravel():
-        panel.grid(True, color="0.92", linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    named: dict[str, Any] = {}
-    for panel in axes.ravel():
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            named.setdefault(label, handle)
-    figure.legend(list(named.values()), list(named), loc="outside right upper", frameon=False, fontsize=8)
+    shares = np.mean([line["histogram"] for line in lines], 0)
+    edges, below = np.arange(len(shares) + 1) + 0.5, np.zeros(len(shares))
+    for bits, share in zip(bitwidths, shares.T, strict=True):
+        panel.stairs(below + share, edges, baseline=below, fill=True, color=bit_colour_name(bits, bitwidths))
+        below = below + share
+    panel.set_xlim(edges[0], edges[-1])

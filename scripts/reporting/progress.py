@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -11,15 +11,6 @@ from tqdm import tqdm
 
 from agents.runs.config import RunConfig
 from agents.runs.engines import work
-
-
-def stages(what: str, names: Sequence[str]) -> Iterator[str]:
-    """The names of what is done one after the other, on a bar on standard error, with the time left."""
-    with tqdm(total=len(names), desc=what, unit="part", leave=False) as shown:
-        for name in names:
-            shown.set_description_str(f"{what}: {name}")
-            yield name
-            shown.update()
 
 
 class Progress:

@@ -10,7 +10,7 @@ from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.outcomes import FILE, read_outcomes, write_outcomes
 from agents.runs.results import expanded
 from agents.runs.run import run
-from tests.scripts.test_statistics import line
+from tests.helpers import result_line
 
 
 class Always:
@@ -66,8 +66,8 @@ def test_damaged_and_missing_decisions_are_named(task, tmp_path):
 
 def test_a_line_of_several_budgets_becomes_one_for_each():
     points = [{"budget": budget, "accuracy": budget + 0.5, "cost": 0.9 * budget} for budget in (0.1, 0.2)]
-    several = {**line("ppo", 0.1, 0.7, config={"config": {"budget": 0.1}}), "at_budgets": points}
-    plain = line("dfs", 0.1, 0.6)
+    several = {**result_line("ppo", 0.1, config={"config": {"budget": 0.1}}), "at_budgets": points}
+    plain = result_line("dfs", 0.1)
     first, second, other = expanded([several, plain])
     assert other == plain
     assert (second["budget"], second["accuracy"], second["cost"]) == pytest.approx((0.2, 0.7, 0.18))

@@ -7,12 +7,6 @@ from agents.search import progress
 from agents.search.allocations import SearchConfig, best_allocation
 from agents.search.oracle import RouteSearch, find_routes
 from scripts.benchmarks import environment
-from scripts.report import page
-from scripts.reporting.material import Material
-from scripts.reporting.progress import stages
-from scripts.reporting.study_data import Part, Study
-from scripts.study import page as study_page
-from tests.scripts.test_report import finished, leave
 
 
 def search_allocation(task):
@@ -60,16 +54,7 @@ def test_a_search_ends_as_it_would_without_a_bar(task, monkeypatch):
     assert search.seen == again.seen
 
 
-def test_reports_studies_and_measurements_show_their_parts(tmp_path, tiny_data, capsys, monkeypatch):
-    material = Material.read(leave(tmp_path / "one", [finished("ppo", 0.1), finished("static", 0.1)]))
-    page(material)
-    assert "report: " in capsys.readouterr().err
-    study_page(Study(tmp_path, (Part("one", material),)))
-    assert "statistics: one" in capsys.readouterr().err
+def test_measurements_show_their_parts(capsys, monkeypatch):
     monkeypatch.setattr(environment, "memory_of", lambda args, name: (1.0, 2.0))  # each takes a process
     environment.Env(depth=8, batch_size=2, bitwidths=(0, 8), repeats=1).run()
     assert "speed: " in capsys.readouterr().err
-
-
-def test_stages_pass_their_names_on(capsys):
-    assert list(stages("what", ["a", "b"])) == ["a", "b"]

@@ -1,410 +1,271 @@
-"""The report of a comparison, from files made up here; looked at in a browser, where one is installed."""
+"""The report from result lines and run folders made up here: tables, figures, and the page with both."""
 
 import csv
-import json
+import io
 import re
-import shutil
-import subprocess
-import threading
-from dataclasses import asdict, replace
-from functools import partial
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
-import tyro
-from PIL import Image
+from matplotlib.colors import to_hex
+from rich.console import Console
 
-from agents.methods import default_config, method_names
-from agents.runs.config import RunConfig, TaskConfig
-from agents.runs.experiment import as_toml, experiment_of
-from agents.runs.planning import plan
-from scripts import train
-from scripts.report import Report, main, page
-from scripts.reporting.commands import command, flags
-from scripts.reporting.decisions import differences, hardness
-from scripts.reporting.figures import entropy
-from scripts.reporting.material import Material
-from scripts.reporting.tables import Cell, Table
-from tests.scripts.test_plot import line, write
+from agents.runs.outcomes import FILE
+from scripts.report import Report, main, read_comparisons, report, summary
+from scripts.reporting import figures, tables
+from scripts.reporting.adaptivity import adaptivity_table, entropy, hardness
+from scripts.reporting.comparison import Comparison
+from scripts.reporting.published import PUBLISHED
+from scripts.reporting.styles import COLOURS, colour_of, markers
+from scripts.reporting.tables import Table
+from tests.helpers import BITWIDTHS, BLOCKS, write_lines
+from tests.helpers import result_line as line
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
-ODD = "skipnet(alpha=0.1, placement=terminal) <b>&amp; $x_1$"
-IMAGES, COSTS = 8, np.array([0, 1 / 16, 1 / 4, 1]) / 6
+IMAGES, COSTS = 8, np.array([0, 1 / 16, 1 / 4, 1]) / BLOCKS
+ODD = "skipnet(alpha=0.1) <b>&amp; $x_1$ | [/b]"
 
 
-def finished(method: str, budget: float, seed: int = 0, **others) -> dict:
-    name = others.pop("registered", method if method in method_names() else "ppo")
-    resolved = {"version": 2, "method": name, "config": {"budget": budget, "seed": seed}, "task": {"depth": 14}}
-    run = f"{abs(hash((method, seed))) % 10**8}-{budget:g}"
-    return line(method, budget, seed, run=run, loss=0.3, config=resolved, dataset="tiny_data:load", **others)
+def compared() -> list[dict]:
+    lines = [line(name, b, s) for name in ("static", "ppo", "ppo-tuned", "dfs") for b in (0.1, 0.5) for s in range(3)]
+    lines += [line("skipnet", b, s, label=ODD) for b in (0.1, 0.5) for s in range(3)]
+    lines += [line("precision_gating", 0.5, s, role="activation_gating", histogram=[], cost=0.6) for s in range(2)]
+    lines += [line("oracle", b, accuracy=1.0) for b in (0.1, 0.5)]
+    for action, cost in enumerate((0.0, 1 / 16, 1 / 4, 1.0)):
+        lines.append(line("constant", cost, histogram=np.eye(len(BITWIDTHS))[[action] * BLOCKS].tolist()))
+    return [each | {"dataset": "tiny_data:load", "seconds": 12.5} for each in lines]
 
 
 def leave(folder: Path, lines: list[dict], decided: bool = True) -> Path:
     """Write what finished runs leave: result lines, learning curves, decisions."""
-    write(folder / "results.jsonl", lines)
+    rng = np.random.default_rng(0)
     for each in lines:
         run = folder / each["run"]
-        run.mkdir(exist_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
         with (run / "progress.csv").open("w", newline="") as text:
             table = csv.writer(text)
-            table.writerow(["validation/cost", "train/loss", "time/images", "validation/accuracy"])
-            table.writerows([each["cost"] * (4 - k), "" if k == 1 else 0.5, 100 * k, 0.3 * k] for k in (1, 2, 3))
-            table.writerow(["", 0.5, 350, ""])
-        if decided:
-            rng = np.random.default_rng(each["seed"])
-            shape = (IMAGES, 6 if each["histogram"] else 0)
-            alike = np.broadcast_to(rng.integers(4, size=shape[1]), shape)
-            routes = (alike if each["role"] == "baseline" else rng.integers(4, size=shape)).astype(np.uint8)
-            numbers = {name: rng.random(IMAGES).astype(np.float32) for name in ("loss", "confidence")}
+            table.writerow(["validation/cost", "time/images", "validation/accuracy"])
+            table.writerows([each["cost"] * (4 - k), 100 * k, 0.3 * k] for k in (1, 2, 3))
+        if decided and each["method"] not in ("constant", "oracle"):
+            routes = rng.integers(4, size=(IMAGES, BLOCKS if each["histogram"] else 0)).astype(np.uint8)
             cost = COSTS[routes].sum(1).astype(np.float32)
-            np.savez(run / "decisions.npz", routes=routes, correct=rng.random(IMAGES) < 0.5, cost=cost, **numbers)
+            numbers = {name: rng.random(IMAGES).astype(np.float32) for name in ("loss", "confidence")}
+            np.savez(run / FILE, routes=routes, correct=rng.random(IMAGES) < 0.5, cost=cost, **numbers)
+            each["cost"] = float(cost.mean()) if each["histogram"] else each["cost"]
+    write_lines(folder / "results.jsonl", lines)
     return folder
-
-
-def comparison() -> list[dict]:
-    names = ("random", "static", "ppo", "dfs", ODD)
-    lines = [finished(name, budget, seed) for name in names for budget in (0.1, 0.5) for seed in range(3)]
-    lines += [finished("oracle", budget, role="bound", seeded=False) for budget in (0.1, 0.5)]
-    return lines + [finished("precision_gating", 0.5, seed, role="network", histogram=[]) for seed in range(2)]
 
 
 @pytest.fixture
 def folder(tmp_path, tiny_data) -> Path:
-    found = leave(tmp_path / "compare", comparison())
+    found = leave(tmp_path / "compare", compared())
     (found / "experiment.toml").write_text('name = "ablation"\n')
-    broken = found / "dfs-budget0.9-seed0-00000000"
-    broken.mkdir()
-    (broken / "error.txt").write_text("ValueError: no\n")
+    (found / "dfs-broken").mkdir()
+    (found / "dfs-broken" / "error.txt").write_text("ValueError: no\n")
     return found
 
 
 class Reader(HTMLParser):
-    """Collects tags, text and addresses, and whether every tag is closed."""
+    """Collects references, words and table cells, and checks that every tag is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, html: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.sources: list[str] = []
+        self.references: list[str] = []
+        self.cells: list[str] = []
         self.words = ""
-        self.names: set[str] = set()
+        self.feed(html)
+        assert not self.open
 
     def handle_starttag(self, tag, attributes):
-        self.names.add(tag)
-        self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
-        if tag not in ("meta", "link", "img", "br"):
+        self.references += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        self.cells += [""] * (tag in ("td", "th"))
+        if tag not in ("meta", "link", "img"):
             self.open.append(tag)
+        assert tag != "script"
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
         self.words += data
+        if self.open[-1:] in (["td"], ["th"]):
+            self.cells[-1] += data
 
 
-def read(html: str) -> Reader:
-    reader = Reader()
-    reader.feed(html)
-    assert not reader.open
-    return reader
+def markdown_cells(text: str) -> list[str]:
+    rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith("| --- |")]
+    cells = [cell.strip() for row in rows for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+    plain = (("\\|", "|"), ("\\*", "*"), ("&lt;", "<"), ("&amp;", "&"))
+    for old, new in plain:
+        cells = [cell.replace(old, new) for cell in cells]
+    return cells
 
 
-def test_the_command_writes_one_page_that_needs_nothing_else_and_its_tables(folder, capsys):
-    before = {path.name for path in folder.iterdir()}
-    main(Report(folder))
-    assert {path.name for path in folder.iterdir()} - before == {"report.html", "report.md"}
-    html, markdown = ((folder / f"report.{ending}").read_text() for ending in ("html", "md"))
-    found = read(html)
-    assert all(source.startswith(("data:", "#")) for source in found.sources)
-    assert "script" not in found.names
+def test_the_page_needs_no_other_file_and_markdown_has_the_same_numbers(folder, tmp_path, capsys):
+    main(Report((folder,), tmp_path / "out"))
+    html, markdown = ((tmp_path / "out" / f"report.{ending}").read_text() for ending in ("html", "md"))
+    page = Reader(html)
+    assert all(each.startswith(("data:", "#")) for each in page.references)
     assert not re.search(r"@import|url\(", html)
-    assert sum(source.startswith("data:image/svg") for source in found.sources) == 6
-    assert sum(source.startswith("data:image/png") for source in found.sources) == 4  # a quarter of 8, easy and hard
-    assert ODD in found.words
-    assert "<b>&amp; $x" not in html
-    for heading in ("Who wins", "Learning curves", "How decisions differ between images", "How it was made"):
-        assert heading in found.words
-    for said in (
-        "| budget | winner |",
-        "| method | hypervolume |",
-        "reference point (cost 0.55, accuracy 0)",
-        "ablation",
-    ):
-        assert said in markdown
-    assert "A run failed: dfs-budget0.9" in found.words
-    assert f"wrote {folder / 'report.html'}" in capsys.readouterr().out
+    assert page.cells == markdown_cells(markdown)
+    assert len(page.cells) > 300
+    pictures = re.findall(r"!\[.*?\]\(<(.*?)>\)", markdown)
+    assert pictures == ["fronts.png", "curves.png", "blocks.png", "tiles.png"]
+    assert sum(each.startswith("data:image/svg") for each in page.references) == len(pictures)
+    for name in pictures:
+        picture = matplotlib.image.imread(tmp_path / "out" / name)
+        assert min(picture.shape[:2]) > 300
+        assert picture.std() > 0.02
+    assert ODD in page.words
+    assert 'name = "ablation"' in page.words
+    assert "dfs-broken" in page.words
+    assert f"wrote {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
+
+
+def test_the_page_can_be_left_out(tmp_path):
+    main(Report((write_lines(tmp_path / "results.jsonl", [line("ppo", 0.5)]),), page=False))
+    assert {file.name for file in tmp_path.iterdir()} == {"results.jsonl", "report.md", "fronts.png", "blocks.png"}
 
 
 @pytest.mark.parametrize(
-    ("lines", "decided"),
+    "lines",
     [
-        ([finished("ppo", 0.5)], True),
-        ([finished("ppo", 0.5), finished("dfs", 0.1)], False),
-        ([finished("static", 0.5), finished("constant", 0.25)], True),
-        ([finished("precision_gating", 0.5, seed, role="network", histogram=[]) for seed in range(2)], True),
-        ([finished("ppo", 0.1, cost=0.0), finished("skipnet", 0.1, role="cotrained")], False),
+        [line("ppo", 0.5)],
+        [line("ppo", 0.1, cost=0.0), line("skipnet", 0.1, cotrained=True)],
+        [line("static", 0.5), line("constant", 0.25)],
+        [line("precision_gating", 0.5, s, role="activation_gating", histogram=[]) for s in range(2)],
+        [line("ppo", 0.1), line("ppo", 0.5, 1), line("static", 0.3)],
     ],
 )
-def test_small_comparisons_have_a_report_too(tmp_path, tiny_data, lines, decided):
-    found = read(page(Material.read(leave(tmp_path, lines, decided))).html())
-    assert ("decisions.npz" in found.words) == (not decided)
-    assert "wins" not in found.words.partition("Who wins")[0]
+def test_small_comparisons_have_a_report_too(tmp_path, lines):
+    comparison = Comparison("x", lines, tmp_path)
+    page = Reader(report([comparison]).html())
+    assert FILE in page.words
+    assert "progress.csv" in page.words
+    if not any(each["method"] in ("static", "constant") for each in lines):
+        assert any("neither static nor constant was run" in words for words in summary(comparison))
 
 
-def test_what_a_run_did_not_leave_is_left_out(tmp_path, tiny_data):
-    lines = [finished("ppo", 0.1, seed) for seed in range(3)]
-    leave(tmp_path, lines)
-    shutil.rmtree(tmp_path / lines[0]["run"])
-    (tmp_path / lines[1]["run"] / "progress.csv").write_text("time/images,validation/accuracy\n5,\n")
-    material = Material.read(tmp_path)
-    assert [material.curve(each) is None for each in lines] == [True, True, False]
-    np.testing.assert_allclose(material.curve(lines[2]), [[100, 0.3, 0.3], [200, 0.6, 0.2], [300, 0.9, 0.1]])
-    assert [material.decisions(each) is None for each in lines] == [True, False, False]
-    assert "Learning curves" in read(page(material).html()).words
+def test_entries_of_tables_stem_from_the_lines():
+    lines = [line("ppo", 0.1, s, 0.9 + 0.01 * s, bitops=2e8, seconds=10.0 + s) for s in range(3)]
+    lines += [line("static", b, s, 0.8 + b) for b in (0.05, 0.1, 0.2) for s in range(3)]
+    comparison = Comparison("x", lines)
+    found = dict(zip(tables.methods(comparison).heads, tables.methods(comparison).rows[0], strict=True))
+    assert found["method"] == "ppo"
+    assert found["accuracy %"] == "91.00 [90.00, 92.00]"
+    assert (found["block cost"], found["total cost"], found["MBitOps"]) == ("0.1000", "0.1900", "200.0")
+    assert (found["compared with"], found["seconds"]) == ("static", "11.0")
+    assert found["difference at equal block cost"] == "+1.00 [+0.00, +2.00] ="
+    runs = tables.runs(comparison)
+    assert runs.rows[1] == ["ppo", "0.1", "1", "-", "91.00", "0.1000", "0.1900", "200.0", "11.0"]
+    assert len(runs.rows) == 6  # static at the budget of ppo only
 
 
-def test_lines_of_several_budgets_count_at_each_but_their_decisions_at_their_own(tmp_path, tiny_data):
-    points = [{key: finished("c", b)[key] for key in ("budget", "accuracy", "cost", "histogram")} for b in (0.1, 0.5)]
-    several = [{**finished("c", 0.1, seed), "at_budgets": points} for seed in range(2)]
-    material = Material.read(leave(tmp_path, several + [finished("ppo", b, s) for b in (0.1, 0.5) for s in (0, 1)]))
-    assert material.budgets == (0.1, 0.5)
-    assert [len(material.of("c", budget)) for budget in material.budgets] == [2, 2]
-    assert material.decisions(material.of("c", 0.1)[0]) is not None
-    assert material.decisions(material.of("c", 0.5)[0]) is None
-    read(page(material).html())
+def test_summary_and_tables_name_the_best_and_missed_budgets():
+    lines = [line("ppo", 0.1, s, 0.95) for s in range(5)] + [line("dfs", 0.1, s, 0.9, cost=0.3) for s in range(5)]
+    lines += [line("static", b, s, 0.5 + b) for b in (0.05, 0.1, 0.2, 0.4) for s in range(5)]
+    comparison = Comparison("x", lines)
+    assert any("ppo is best: +35.00" in words and "significantly better" in words for words in summary(comparison))
+    assert any("dfs at 0.1 (3.0 x budget)" in words for words in summary(comparison))
+    assert any("3.0 x budget" in cell for row in tables.methods(comparison).rows for cell in row)
+    (panel, *_) = figures.fronts(comparison).axes
+    hollow = [drawn for drawn in panel.lines if drawn.get_markerfacecolor() == "white" and len(drawn.get_xdata())]
+    assert [drawn.get_xdata().tolist() for drawn in hollow] == [[pytest.approx(0.3)]]
 
 
-def test_the_winner_is_said_with_its_interval_and_only_if_there_is_one(tmp_path, tiny_data):
-    def at(method, base):
-        return [finished(method, 0.1, seed, accuracy=base + 0.001 * seed) for seed in range(5)]
-
-    sure = page(Material.read(leave(tmp_path / "a", [*at("ppo", 0.9), *at("dfs", 0.8)], False)))
-    assert "ppo wins: 90.20 % [90." in sure.summary[0]
-    assert "10.00 points [" in sure.summary[0]
-    tied = page(Material.read(leave(tmp_path / "b", [*at("ppo", 0.9), *at("dfs", 0.9)], False)))
-    assert "there is no winner" in tied.summary[0]
-    assert any("no difference was found at budget 0.1 between dfs and ppo" in words for words in tied.summary)
-    alone = page(Material.read(leave(tmp_path / "c", [finished("ppo", 0.1), finished("dfs", 0.1)], False)))
-    assert any("one seed" in words for words in alone.summary)
+def colours_in(figure) -> dict[str, str]:
+    pairs = [panel.get_legend_handles_labels() for panel in figure.axes]
+    drawn = [(label, handle) for handles, labels in pairs for handle, label in zip(handles, labels, strict=True)]
+    return {
+        label: to_hex(handle[0].get_color() if isinstance(handle, tuple) else handle.get_color())
+        for label, handle in drawn
+    }
 
 
-def test_few_seeds_and_what_cannot_be_ranked_are_said(tmp_path, tiny_data):
-    lines = [finished("ppo", 0.1, s, accuracy=0.9 + 0.001 * s) for s in range(3)]
-    lines += [finished("dfs", 0.1, s, accuracy=0.8 + 0.001 * s) for s in range(5)]
-    lines += [finished("skipnet", 0.1, accuracy=0.95), finished("reinforce", 0.1, cost=0.3)]
-    lines += [finished("static", b, s, accuracy=0.7 + b) for b in (0.05, 0.2) for s in range(5)]
-    made = page(Material.read(leave(tmp_path / "a", lines)))
-    assert "ppo wins (tentative: fewer than 5 seeds on a side): 90.10 %" in made.summary[0]
-    assert any("1 to 5 seeds on this test set" in words for words in made.summary)
-    assert any(f"It has {IMAGES} images" in words for words in made.summary)
-    (against,) = (words for words in made.summary if words.startswith("Against static"))
-    assert "better at budget 0.1: dfs and ppo†" in against
-    assert "Not known, for want of seeds or of its runs around their costs: at budget 0.1: " in against
-    assert "reinforce and skipnet" in against
-    markdown = made.markdown()
-    winner = next(text for text in markdown.splitlines() if text.startswith("| 0.1 |"))
-    assert "| **ppo†** | ppo | 3 |" in winner
-    assert winner.endswith("| - | skipnet (95.00) | reinforce (0 of 1 seeds do; they cost 0.3) |")
-    assert "†" not in page(Material.read(leave(tmp_path / "b", lines[3:8]))).summary[0]
+def test_a_method_has_one_colour_in_every_figure_and_its_presets_other_markers(folder):
+    (whole,) = read_comparisons([folder])
+    few = Comparison("few", [each for each in whole.lines if each["method"] in ("ppo", "static")], folder)
+    drawn = [draw(each) for each in (whole, few) for draw in (figures.fronts, figures.learning_curves)]
+    for figure in [*drawn, figures.networks([whole, few])]:
+        found = colours_in(figure)
+        for label, colour in found.items():
+            if label in whole.labels:
+                assert colour == colour_of(whole.labels[label]["method"]).lower(), label
+    marker_of = markers([whole])
+    assert marker_of["ppo"] != marker_of["ppo-tuned"]
+    assert len(set(COLOURS.values())) == len(COLOURS)
+    assert colour_of("mine:method") == colour_of("mine:method")
 
 
-def test_methods_that_train_the_backbone_are_held_against_fine_tuning_where_it_was_run(tmp_path, tiny_data):
-    costs = (0.05, 0.1, 0.2)
-    lines = [finished("ppo", 0.1, s, accuracy=0.7 + 0.001 * s) for s in range(5)]
-    lines += [finished("gumbel", 0.1, s, accuracy=0.8 + 0.001 * s, role="cotrained") for s in range(5)]
-    lines += [finished("static", b, s, accuracy=0.6, role="baseline") for b in costs for s in range(5)]
-    tuned = [finished("static_finetuned", b, s, accuracy=0.9, role="cotrained") for b in costs for s in range(5)]
-    frozen_only = page(Material.read(leave(tmp_path / "a", lines)))
-    both = page(Material.read(leave(tmp_path / "b", lines + tuned)))
-    (against,) = (words for words in frozen_only.summary if words.startswith("Against "))
-    assert "better at budget 0.1: gumbel* and ppo" in against
-    level = [{**each, "accuracy": 0.9} if each["method"] == "gumbel" else each for each in lines]
-    said = page(Material.read(leave(tmp_path / "c", level + tuned))).summary
-    assert any(words.startswith("Against static_finetuned,") and "none is told apart" in words for words in said)
-    assert any(words.startswith("Against static,") and "ppo and static_finetuned*" in words for words in said)
-    frozen, co_trained = (words for words in both.summary if words.startswith("Against "))
-    assert "Against static," in frozen
-    assert "better at budget 0.1: ppo and static_finetuned*;" in frozen
-    assert "Against static_finetuned," in co_trained
-    assert "worse at budget 0.1: gumbel*." in co_trained
-    assert "over static_finetuned" in both.markdown()
-    assert "over static_finetuned" not in frozen_only.markdown()
+def test_networks_are_compared_in_absolute_bitops(tmp_path):
+    other = [each | {"depth": 20, "bitops": 2 * each["bitops"], "dataset": "cifar10"} for each in compared()]
+    for name, lines in (("a", compared()), ("b", other)):
+        write_lines(tmp_path / name / "results.jsonl", lines)
+    page = report(read_comparisons([tmp_path]))
+    assert {"networks.png", "fronts-a.png", "fronts-b.png"} <= set(page.figures)
+    (panel,) = page.figures["networks.png"].axes
+    static = {drawn.get_label(): drawn.get_xdata() for drawn in panel.lines if "static on" in str(drawn.get_label())}
+    np.testing.assert_allclose(static["static on b"], 2 * static["static on a"])
+    np.testing.assert_allclose(static["static on a"], [190, 550])
+    assert panel.get_xscale() == "log"
+    assert "SkipNet HRL" in page.markdown()
 
 
-def test_only_planned_runs_count_as_failed(tmp_path, tiny_data):
-    folder = leave(tmp_path, [finished("ppo", 0.1)])
-    experiment = experiment_of(
-        {"variants": [{"method": "ppo"}], "budgets": [0.1], "seeds": 1, "task": {"checkpoint": "random"}}
-    )
-    names = [plan(experiment)[0].name, "gone-budget0.1-seed0-00000000"]
-    for name in names:
-        (folder / name).mkdir()
-        (folder / name / "error.txt").write_text("ValueError: no\n")
-    assert len(Material.read(folder).failed) == 2
-    (folder / "experiment.toml").write_text(as_toml(experiment))
-    assert [each.name for each in Material.read(folder).failed] == [names[0]]
-    assert "1 method; budgets 0.1; 1 seed; 1 run; 1 failed" in page(Material.read(folder)).about
-    (folder / "experiment.toml").write_text(as_toml(replace(experiment, seeds=(0, 1, 2))))
-    assert "1 of 3 planned runs" in page(Material.read(folder)).about
+def test_published_costs_are_of_the_networks_that_papers_name():
+    full = {each.depth: each.bitops for each in PUBLISHED if each.cost == 1}
+    assert full[110] / 32**2 == pytest.approx(253e6, rel=0.02)  # He et al. (2016): 255 million multiply-accumulates
+    assert full[38] < full[74] < full[110]
 
 
-def test_a_run_for_several_budgets_has_a_remark_on_its_curve(tmp_path, tiny_data):
-    points = [{key: finished("c", b)[key] for key in ("budget", "accuracy", "cost", "histogram")} for b in (0.1, 0.5)]
-    several = [{**finished("c", 0.1, seed), "at_budgets": points} for seed in range(2)]
-    html = page(Material.read(leave(tmp_path / "a", several))).html()
-    assert "One run of c stands for all its budgets" in html
-    assert "stands for all its" not in page(Material.read(leave(tmp_path / "b", [finished("ppo", 0.1)]))).html()
-
-
-def test_the_baseline_is_found_under_a_label(tmp_path, tiny_data):
-    lines = [finished("ppo", 0.1, s, accuracy=0.9 + 0.001 * s) for s in range(5)]
-    lines += [finished("best | fixed", 0.1, s, role="baseline", registered="static") for s in range(5)]
-    made = page(Material.read(leave(tmp_path, lines))).markdown()
-    assert "loss of best \\| fixed at cost" in made
-    assert any(text.startswith("| **ppo** | 0.1 |") and "▲" in text for text in made.splitlines())
-    assert "\n\n| method | hypervolume | over static |" in made
-
-
-def test_how_decisions_differ_by_hand(tmp_path, tiny_data):
+def test_how_decisions_depend_on_images_by_hand(tmp_path):
     assert entropy(np.array([[0.5, 0.5, 0, 0], [1, 0, 0, 0], [0.25] * 4])) == pytest.approx([1, 0, 2])
-    lines = [finished("static", 0.1), *(finished("ppo", 0.1, seed) for seed in (0, 1))]
-    material = Material.read(leave(tmp_path, lines))
+    routes = {"static": np.ones((IMAGES, BLOCKS)), "ppo": np.repeat([[0], [1]], [6, 2], 0).repeat(BLOCKS, 1)}
     loss = np.arange(IMAGES, dtype=np.float32)
-    routes = {"static": np.ones((IMAGES, 6)), "ppo": np.repeat([[0], [1]], [6, 2], 0).repeat(6, 1)}
+    lines = [line(name, 0.1, s, cost=float(routes[name].mean())) for name, s in (("static", 0), ("ppo", 0), ("ppo", 1))]
     for each in lines:
-        numbers = {"loss": loss, "confidence": loss, "correct": loss > 3, "cost": routes[each["method"]].mean(1)}
-        taken = routes[each["method"]].astype(np.uint8)
-        np.savez(tmp_path / each["run"] / "decisions.npz", routes=taken, **numbers)
-    hard = hardness(material)
-    assert "static at cost 0.1" in hard.of
-    assert (hard.easy.tolist(), hard.hard.tolist()) == ([0, 1], [7, 6])
-    (row,) = differences(material, hard).rows
-    assert row[:6] == ["ppo", "0.1", "2", "0.81", "2", "25.00"]  # of two runs
-    assert row[6:8] == ["0.0000", "1.0000"]
-    assert row[8].startswith("+100.00 [")  # no merit, and no fault
+        (tmp_path / each["run"]).mkdir()
+        taken = routes[each["method"]]
+        numbers = {"loss": loss, "confidence": loss, "correct": loss > 3, "cost": taken.mean(1)}
+        np.savez(tmp_path / each["run"] / FILE, routes=taken.astype(np.uint8), **numbers)
+    elsewhere = line("ppo", 0.5, run=lines[1]["run"], cost=0.5)  # of the same run, which recorded another budget
+    comparison = Comparison("x", [*lines, elsewhere], tmp_path)
+    hard = hardness(comparison)
+    assert "static" in hard.source
+    assert [quarter.tolist() for quarter in hard.quarters] == [[0, 1], [6, 7]]
+    (row,) = adaptivity_table(comparison, hard).rows
+    assert row[2:] == ["2", "0.81", "25.00", "0.0000", "1.0000", "+100.00"]
+    assert row[:2] == ["ppo", "0.1, 2.5 x budget"]
 
 
-def test_pictures_are_left_out_where_the_data_are_missing(folder):
-    results = folder / "results.jsonl"
-    results.write_text(results.read_text().replace("tiny_data:load", "no_such:load"))
-    found = read(page(Material.read(folder)).html())
-    assert "Pictures are left out" in found.words
-    assert not any(source.startswith("data:image/png") for source in found.sources)
-
-
-def test_nothing_is_downloaded_for_pictures(folder, tmp_path, monkeypatch):
+def test_tiles_are_left_out_where_the_data_are_missing_and_nothing_is_downloaded(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("backbone.cifar._fetch", lambda *_: pytest.fail("asked the network"))
-    results = folder / "results.jsonl"
-    results.write_text(results.read_text().replace("tiny_data:load", "cifar10"))
-    words = read(page(Material.read(folder), data=str(tmp_path / "empty")).html()).words
-    assert "Pictures are left out: cifar-10-batches-py is not in" in words
+    (comparison,) = read_comparisons([folder])
+    moved = Comparison("x", [each | {"dataset": "cifar10"} for each in comparison.lines], folder)
+    page = report([moved], str(tmp_path / "empty"))
+    assert not any("tiles" in name for name in page.figures)
+    assert "cifar-10-batches-py" in page.markdown()
 
 
-def test_a_command_of_a_preset_that_is_not_here_has_its_options(tmp_path):
-    config = {"method": "ppo-found", "config": {**asdict(default_config("ppo")), "n_epochs": 7}, "task": {}}
-    assert command([finished("ppo-found", 0.3) | {"config": config}]).startswith(
-        "python -m scripts.train ppo --n-epochs 7 "
-    )
+def test_damaged_decisions_are_named(folder):
+    (folder / compared()[0]["run"] / FILE).write_bytes(b"PK")
+    with pytest.raises(ValueError, match=FILE):
+        main(Report((folder,)))
+    assert not list(folder.glob("report.*"))
 
 
-def test_cells_are_escaped_in_both_forms():
-    table = Table(("a<|", "b"), [["x|y", Cell("<i>|", "better", strong=True)]], "c & d")
-    assert "&lt;i&gt;" in table.html()
-    assert "c &amp; d" in table.html()
-    assert "a&lt;|" in table.html()
-    assert "| a&lt;\\| | b |" in table.markdown()
-    assert "| x\\|y | **&lt;i>\\| ▲** |" in table.markdown()
-    assert "c &amp; d" in table.markdown()
+def test_no_source_and_no_lines_are_errors(tmp_path):
+    with pytest.raises(ValueError, match="folder"):
+        main(Report(()))
+    with pytest.raises(ValueError, match="nothing"):
+        Comparison("nothing", [])
 
 
-def test_nothing_to_report_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
-        main(Report(tmp_path / "missing"))
-    with pytest.raises(FileNotFoundError, match="no result lines"):
-        main(Report(tmp_path))
-    damaged = [finished("static", 0.5), finished("ppo", 0.5)]
-    leave(tmp_path, damaged)
-    (tmp_path / damaged[0]["run"] / "decisions.npz").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"decisions\.npz is damaged"):
-        main(Report(tmp_path))
-    assert not list(tmp_path.glob("report.*"))
-
-
-@pytest.mark.parametrize(
-    ("label", "options"),
-    [
-        ("ppo", {"num_images": 600, "ent_coef": 0.02, "sb3": ("vf_coef=0.7", "policy_kwargs={'net_arch': [32]}")}),
-        ("skipnet-tuned", {"cotrain": True}),
-        ("precision_gating", {"target": 1.5, "milestones": (0.4, 0.6)}),
-        ("constant", {}),
-    ],
-)
-def test_commands_make_the_same_run_again(monkeypatch, label, options):
-    config = replace(default_config(label), budget=0.3, seed=4, **options)
-    task = TaskConfig(depth=8, checkpoint="random", bitwidths=(0, 2, 8), ungated_blocks=1)
-    run, made = RunConfig(label, config, task), []
-    resolved = json.loads(json.dumps(run.resolved()))
-    text = command([finished(label, 0.3, 4, checkpoint="random") | {"config": resolved}])
-    monkeypatch.setattr(train, "train", lambda name, config, task, *_: made.append(RunConfig(name, config, task)))
-    words = subprocess.run(["sh", "-c", f"set -- {text}; printf '%s\\0' \"$@\""], capture_output=True, check=True)
-    words = words.stdout.decode().split("\0")[:-1]
-    assert words[:4] == ["python", "-m", "scripts.train", label]
-    tyro.cli(train.command(label), args=words[4:], config=(tyro.conf.OmitArgPrefixes,))
-    assert made[0].resolved() == run.resolved()
-
-
-def test_words_of_a_command_line():
-    options = {"num_images": 5, "cotrain": True, "anneal": False, "bits": [0, 2], "price": None}
-    expected = "--num-images 5 --cotrain --no-anneal --bits 0 2 --price None"
-    assert flags(options) == expected.split()
-    assert flags({"reward": {"name": "skipnet", "alpha": 0.1}}) == ["--reward", "skipnet(alpha=0.1)"]
-
-
-def test_a_command_loops_over_budgets_and_seeds():
-    text = command([finished("ppo", budget, seed) for budget in (0.1, 0.2) for seed in (0, 1)])
-    assert text.startswith("for budget in 0.1 0.2; do for seed in 0 1; do python -m scripts.train ppo")
-    assert text.endswith("--budget $budget --seed $seed; done; done")
-    assert "does not say" in command([line("ppo", 0.1)])
-
-
-def test_a_command_repeats_the_budgets_and_seeds_that_were_run():
-    text = command([finished("ppo", b, s) for b, s in ((1 / 3, 0), (1 / 3, 1), (0.2, 1), (0.1, 0), (0.1, 1))])
-    whole, rest = text.splitlines()
-    assert whole.startswith(f"for budget in 0.1 {1 / 3!r}; do for seed in 0 1; do")
-    assert rest.endswith("--budget 0.2 --seed 1")
-    assert command([finished("ppo", 1e-6)]).endswith("--budget 1e-06 --seed 0")
-
-
-@pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")
-def test_a_browser_shows_the_page_and_asks_for_nothing_else(folder, tmp_path):
-    main(Report(folder))
-    picture, asked = tmp_path / "page.png", screenshot(folder, "report.html", tmp_path / "page.png")
-    assert set(asked) == {"/report.html"}
-    shades = np.asarray(Image.open(picture).convert("L"))
-    assert shades.shape == (2600, 1100)
-    for part in np.array_split(shades, 4):  # text or figures all the way down
-        assert 0.001 < (part < 128).mean() < 0.5
-
-
-def screenshot(folder: Path, page: str, picture: Path) -> list[str]:
-    """Serve `folder`, show `page` in a browser that reaches nothing else, and return the paths that it asked for."""
-    asked: list[str] = []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            super().do_GET()
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1100,2600"]
-        options += ["--proxy-server=127.0.0.1:9", f"--screenshot={picture}"]  # the proxy is a closed port
-        address = f"http://127.0.0.1:{server.server_port}/{page}"
-        subprocess.run([BROWSER, *options, address], check=True, capture_output=True, timeout=300)
-        server.shutdown()
-    return asked
+def test_cells_are_escaped_in_every_form():
+    table = Table(("a<|", "b"), [["x|y*", "<i> ▲"], ["[/b]", "1"]], "c & d")
+    assert Reader(table.html()).cells == ["a<|", "b", "x|y*", "<i> ▲", "[/b]", "1"]
+    assert markdown_cells(table.markdown()) == ["a<|", "b", "x|y*", "<i> ▲", "[/b]", "1"]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table.rich())
+    assert "[/b]" in console.file.getvalue()

@@ -1,0 +1,176 @@
+"""How decisions depend on the image: which images are hard, what is spent on them, and tiles of images with routes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
+
+from agents.runs.outcomes import Outcomes
+from backbone.data import Split, load_dataset, may_download
+from scripts.reporting.comparison import BASELINES, Comparison, Summary
+from scripts.reporting.figures import MATPLOTLIB_OPTIONS, WIDTH
+from scripts.reporting.stats import interquartile_mean, sample
+from scripts.reporting.styles import bit_colour_name, bitwidth_legend, legible
+from scripts.reporting.tables import Table, marked_label, percent, with_interval
+
+TILES = 8
+"""Easy images, and as many hard ones, in a figure."""
+METHODS_IN_TILES = 6
+"""Methods whose routes stand under an image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hardness:
+    """How hard each test image is."""
+
+    loss: NDArray[np.float64]
+    """[N] cross-entropy, by which images are sorted."""
+    source: str
+    """Whose loss it is."""
+
+    @property
+    def easiest_first(self) -> NDArray[np.int64]:
+        """Images by ascending loss [N]."""
+        return np.argsort(self.loss, kind="stable")
+
+    @property
+    def quarters(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The easiest and the hardest quarter of the images."""
+        size = max(len(self.loss) // 4, 1)
+        return self.easiest_first[:size], self.easiest_first[-size:]
+
+
+def hardness(comparison: Comparison) -> Hardness | None:
+    """By the loss of the most expensive allocation that is the same for all images, so that no image is hard because a
+    method skips on it; else by the mean loss of all runs. None without recorded decisions."""
+    lines = [line for line in comparison.lines if line["role"] != "bound"]
+    found = [(line, each) for line in lines if (each := comparison.decisions(line)) is not None]
+    if not found:
+        return None
+    fixed = [pair for pair in found if pair[0]["method"] in BASELINES]
+    if fixed:
+        line, decided = max(fixed, key=lambda pair: float(pair[0]["cost"]))
+        return Hardness(decided.loss.astype(float), f"loss of {line['label']} at cost {line['cost']:.4g}")
+    found = [pair for pair in found if len(pair[1].loss) == len(found[0][1].loss)]
+    return Hardness(np.mean([each.loss for _, each in found], 0), f"mean loss of all {len(found)} runs")
+
+
+def decided(comparison: Comparison, row: Summary, images: int) -> list[Outcomes]:
+    """The recorded decisions of a row's runs, on that many images."""
+    found = (comparison.decisions(line) for line in row.lines)
+    return [each for each in found if each is not None and len(each.loss) == images]
+
+
+def entropy(histogram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Entropy in bits of the actions at each block [L], from shares [L, A]: 0 if all images get the same."""
+    shares = np.where(histogram > 0, histogram, 1.0)
+    return -(shares * np.log2(shares)).sum(-1)
+
+
+def adaptivity_table(comparison: Comparison, hard: Hardness) -> Table | None:
+    """How much each learned method's decisions depend on the image; None if none recorded any."""
+    easy, difficult = hard.quarters
+    rows = []
+    for budget in comparison.budgets:
+        for row in comparison.at(budget, comparison.learned):
+            found = decided(comparison, row, len(hard.loss))
+            if not found:
+                continue
+            costs = [[float(each.cost[quarter].mean()) for each in found] for quarter in (easy, difficult)]
+            spread = sample(np.subtract(costs[1], costs[0]), row.label).estimate
+            rows.append(
+                [
+                    marked_label(row),
+                    ", ".join(filter(None, (f"{budget:g}", row.missed))),
+                    str(len(found)),
+                    *_of_routes(found),
+                    *(f"{interquartile_mean(each):.4f}" for each in costs),
+                    with_interval(spread, True),
+                ]
+            )
+    heads = ("method", "budget", "runs", "entropy per block (bits)", "off the most common route %")
+    return (
+        Table(
+            (*heads, "cost, easy quarter", "cost, hard quarter", "hard minus easy (% of full execution)"),
+            rows,
+            "Input-dependent decisions: interquartile means over the runs that recorded decisions. Entropy is 0 if all "
+            f"images get the same. Easy and hard quarters of the test images by the {hard.source}.",
+        )
+        if rows
+        else None
+    )
+
+
+def _of_routes(found: Sequence[Outcomes]) -> tuple[str, str]:
+    """Entropy per block, and the share of images off the most common route: interquartile means over runs."""
+    entropies, off = [], []
+    for routes in (each.routes for each in found if each.routes.shape[1]):
+        shares = np.stack([(routes == action).mean(0) for action in range(int(routes.max()) + 1)], -1)
+        _, sizes = np.unique(routes, axis=0, return_counts=True)
+        entropies.append(float(entropy(shares).mean()))
+        off.append(1 - sizes.max() / len(routes))
+    return (f"{interquartile_mean(entropies):.2f}", percent(interquartile_mean(off))) if off else ("-", "-")
+
+
+def tiles(comparison: Comparison, hard: Hardness, data: str | None) -> Figure | None:
+    """The easiest and the hardest images with the routes that some methods take at the middle budget; None if no method
+    recorded routes there.
+
+    Raises:
+        ValueError, FileNotFoundError: the data set is not on this machine, cannot be loaded, or is another one.
+    """
+    budget = comparison.budgets[len(comparison.budgets) // 2]
+    routes: dict[str, Outcomes] = {}
+    for row in comparison.at(budget):
+        found = [each for each in decided(comparison, row, len(hard.loss)) if each.routes.shape[1]]
+        if found and len(routes) < METHODS_IN_TILES and (row.learned or row.label == comparison.baseline_of()):
+            routes[row.label] = found[0]
+    if not routes:
+        return None
+    test = _test_images(comparison, len(hard.loss), data)
+    with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
+        figure = Figure((WIDTH, 4.0 + 0.34 * len(routes)), layout="constrained")
+        order = hard.easiest_first
+        halves = figure.subfigures(2, 1, squeeze=False)[:, 0]
+        for half, title, images in zip(halves, ("easiest", "hardest"), (order, order[::-1]), strict=True):
+            _draw_tiles(half, comparison, test, images[:TILES], routes)
+            half.suptitle(f"{title} images, budget {budget:g}")
+        figure.legend(handles=bitwidth_legend(comparison.bitwidths), loc="outside right center", frameon=False)
+    return figure
+
+
+def _test_images(comparison: Comparison, count: int, data: str | None) -> Split:
+    before = may_download.set(False)
+    try:
+        test = load_dataset(comparison.lines[0]["dataset"], data).test
+    finally:
+        may_download.reset(before)
+    if len(test) != count:
+        raise ValueError(f"the data set has {len(test)} test images, but decisions are of {count}")
+    return test
+
+
+def _draw_tiles(
+    half: SubFigure, comparison: Comparison, test: Split, images: NDArray[np.int64], routes: dict[str, Outcomes]
+) -> None:
+    colours = np.array([to_rgb(bit_colour_name(bits, comparison.bitwidths)) for bits in comparison.bitwidths])
+    panels = half.subplots(2, len(images), squeeze=False, height_ratios=[1, 0.2 * len(routes)])
+    for image, (top, bottom) in zip(map(int, images), panels.T, strict=True):
+        top.imshow(test.images[image].permute(1, 2, 0).numpy())
+        top.set_title(f"image {image}, label {int(test.labels[image])}", fontsize=7)
+        top.axis("off")
+        bottom.imshow(colours[np.stack([each.routes[image] for each in routes.values()])], aspect="auto")
+        bottom.set_xticks([])
+        for row, each in enumerate(routes.values()):
+            words = f"{each.cost[image]:.2g}{'✓' if each.correct[image] else '✗'}"
+            place: dict[str, Any] = {"fontsize": 6, "va": "center", "clip_on": False}
+            bottom.text(each.routes.shape[1] - 0.4, row, words, **place)
+        bottom.set_yticks([])
+    panels[1, 0].set_yticks(range(len(routes)), [legible(name) for name in routes], fontsize=7)

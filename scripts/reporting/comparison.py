@@ -1,0 +1,237 @@
+"""What a report is about: the result lines of one network, a summary of each method at each budget, and who is best."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.logs import TABLE
+from agents.runs.outcomes import Outcomes, read_outcomes
+from agents.runs.results import Line, cost_name, expanded
+from scripts.reporting.checks import check_comparable
+from scripts.reporting.stats import BETTER, UNKNOWN, BaselineCurve, Estimate, Sample, difference, sample
+
+NOT_LEARNED = ("baseline", "bound")
+"""Roles of methods that learn no decisions."""
+BASELINES = ("static", "constant")
+"""What methods are compared with: the first of these that was run."""
+FINETUNED = "static_finetuned"
+"""What methods that train the backbone are compared with, if it was run: fine-tuning alone gains accuracy."""
+BUDGET_TOLERANCE = 1.05
+"""A run has missed its budget if it costs more than this multiple of it on the test images: policies that meet it on
+validation images are a few per cent off."""
+CURVE_COLUMNS = ("time/images", "validation/accuracy", "validation/cost")
+"""Columns of a run's progress.csv that make a learning curve."""
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """All runs of one method at one budget, one for each seed."""
+
+    label: str
+    budget: float
+    lines: tuple[Line, ...]
+    accuracy: Estimate
+    """Interquartile mean over seeds."""
+
+    @property
+    def role(self) -> str:
+        """The method's role: "policy", "baseline", "bound", "activation_gating" or "second_inference"."""
+        return str(self.lines[0]["role"])
+
+    @property
+    def learned(self) -> bool:
+        """Whether decisions are learned."""
+        return self.role not in NOT_LEARNED
+
+    @property
+    def seeded(self) -> bool:
+        """Whether another seed would give another result."""
+        return any(line["seeded"] for line in self.lines)
+
+    def values(self, key: str) -> NDArray[np.float64]:
+        """A number of each run [seeds]; nan where its line has none."""
+        return np.array([np.nan if line.get(key) is None else line[key] for line in self.lines], float)
+
+    def mean(self, key: str) -> float:
+        """The mean over the runs."""
+        return float(self.values(key).mean())
+
+    @property
+    def missed(self) -> str:
+        """By how much runs missed the budget: "5.2 x budget" if they did on average, "1 of 2 over budget" if some
+        did."""
+        over = self.values("cost") > BUDGET_TOLERANCE * self.budget + 1e-4
+        if self.mean("cost") > BUDGET_TOLERANCE * self.budget + 1e-4:
+            return f"{self.mean('cost') / self.budget:.1f} x budget"
+        return f"{over.sum()} of {len(over)} over budget" if over.any() else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Methods at one budget by their accuracy difference to the same baseline, each at its own cost."""
+
+    budget: float
+    order: tuple[Summary, ...]
+    """The greatest difference first; without bounds, single seeds, and methods at whose cost the baseline was not
+    run."""
+    leads: tuple[Estimate, ...]
+    """Of the first over each of the others."""
+
+    @property
+    def best(self) -> tuple[str, ...]:
+        """Labels of the first and of all from which it is not significantly different."""
+        behind = [each.label for each, lead in zip(self.order[1:], self.leads, strict=True) if lead.verdict != BETTER]
+        return tuple([each.label for each in self.order[:1]] + behind)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Result lines of one network, one for each run and budget.
+
+    Raises:
+        ValueError: lines that cannot be compared.
+    """
+
+    name: str
+    lines: Sequence[Line]
+    folder: Path | None = None
+    """Where the runs' folders lie, with learning curves and decisions."""
+    baseline: str = ""
+    """Method or label to compare with, instead of `BASELINES` and `FINETUNED`."""
+    _curves: dict[tuple[str, str], BaselineCurve] = field(default_factory=dict)
+    _differences: dict[tuple[str, float, str, str], Sample] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.lines:
+            raise ValueError(f"{self.name} has no result lines")
+        object.__setattr__(self, "lines", expanded(self.lines))
+        check_comparable(self.lines)
+        if self.baseline and self._label_of(self.baseline) is None:
+            raise ValueError(f"--baseline {self.baseline}: {self.name} has only {', '.join(sorted(self.labels))}")
+
+    @property
+    def network(self) -> str:
+        """Data set, depth and bitwidths in words."""
+        first = self.lines[0]
+        return f"{first['dataset']}, ResNet-{first['depth']}, bitwidths {', '.join(map(str, self.bitwidths))}"
+
+    @property
+    def bitwidths(self) -> tuple[int, ...]:
+        """What blocks run at."""
+        return tuple(self.lines[0]["bitwidths"])
+
+    @property
+    def cost_name(self) -> str:
+        """What the lines' "cost" is."""
+        return cost_name(self.lines)
+
+    @cached_property
+    def labels(self) -> dict[str, Line]:
+        """Every label with one of its lines, in alphabetical order."""
+        return {str(line["label"]): line for line in sorted(self.lines, key=lambda line: str(line["label"]))}
+
+    @cached_property
+    def summaries(self) -> list[Summary]:
+        """One for each label and budget, ordered by these two."""
+        groups: dict[tuple[str, float], list[Line]] = {}
+        for line in sorted(self.lines, key=lambda line: line["seed"]):
+            groups.setdefault((str(line["label"]), float(line["budget"])), []).append(line)
+        return [
+            Summary(label, budget, tuple(lines), sample([line["accuracy"] for line in lines], label, False).estimate)
+            for (label, budget), lines in sorted(groups.items())
+        ]
+
+    @cached_property
+    def learned(self) -> list[str]:
+        """Labels of methods that learn decisions."""
+        return sorted({each.label for each in self.summaries if each.learned})
+
+    @cached_property
+    def budgets(self) -> list[float]:
+        """Budgets that learned methods were given; all budgets if nothing is learned."""
+        rows = [each for each in self.summaries if each.learned] or self.summaries
+        return sorted({each.budget for each in rows})
+
+    def at(self, budget: float, labels: Sequence[str] | None = None) -> list[Summary]:
+        """The summaries at a budget, of some labels or of all."""
+        return [each for each in self.summaries if each.budget == budget and (labels is None or each.label in labels)]
+
+    def _label_of(self, method: str) -> str | None:
+        """The label of a method: of several variants the one that is called so, else one without preset, else the
+        first."""
+        if method in self.labels:
+            return method
+        found = [(bool(line["preset"]), label) for label, line in self.labels.items() if line["method"] == method]
+        return min(found)[1] if found else None
+
+    def baseline_of(self, row: Summary | None = None) -> str | None:
+        """Label of what a row is compared with; of what most are compared with by default. None if that was not run, or
+        is the row itself."""
+        own = FINETUNED if row is not None and row.lines[0]["cotrained"] else ""
+        for method in (self.baseline,) if self.baseline else (own, *BASELINES):
+            label = self._label_of(method) if method else None
+            if label is not None and (row is None or row.label != label):
+                return label
+            if label is not None and method != FINETUNED:
+                return None
+        return None
+
+    def difference(self, row: Summary, baseline: str | None, unit: str = "cost") -> Sample:
+        """Accuracy of a row minus that of a baseline at matched cost; `unit` is "cost" or "total_cost"."""
+        if baseline is None or baseline == row.label:
+            return UNKNOWN
+        if (baseline, unit) not in self._curves:
+            own = [line for line in self.lines if line["label"] == baseline]
+            points = [(float(line["budget"]), line["seed"], line[unit], line["accuracy"]) for line in own]
+            self._curves[baseline, unit] = BaselineCurve.of(baseline, points, any(line["seeded"] for line in own))
+        key = (row.label, row.budget, baseline, unit)
+        if key not in self._differences:
+            runs, curve = (row.values(unit), row.values("accuracy")), self._curves[baseline, unit]
+            self._differences[key] = difference(*runs, curve, row.label, row.seeded)
+        return self._differences[key]
+
+    @cached_property
+    def rankings(self) -> list[Ranking]:
+        """One for each budget; empty without a baseline."""
+        baseline = self.baseline_of()
+        found = []
+        for budget in self.budgets if baseline else []:
+            rows = [each for each in self.at(budget) if each.role != "bound" and each.label != baseline]
+            samples = {each.label: self.difference(each, baseline) for each in rows}
+            known = [each for each in rows if not np.isnan(samples[each.label].draws).any()]
+            order = sorted(known, key=lambda each: -samples[each.label].value)
+            leads = [(samples[order[0].label] - samples[each.label]).estimate for each in order[1:]]
+            found.append(Ranking(budget, tuple(order), tuple(leads)))
+        return found
+
+    def decisions(self, line: Line) -> Outcomes | None:
+        """What a run decided for each test image at the line's budget; None if it did not record that. A run that
+        serves several budgets records one of them.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if self.folder is None or "run" not in line:
+            return None
+        try:
+            found = read_outcomes(self.folder / str(line["run"]))
+        except FileNotFoundError:
+            return None
+        return found if np.isclose(found.cost.mean(), line["cost"], rtol=1e-3, atol=1e-4) else None
+
+    def learning_curve(self, line: Line) -> NDArray[np.float64] | None:
+        """Training images, validation accuracy and validation cost [n, 3] of a run, or None."""
+        file = self.folder / str(line.get("run")) / TABLE if self.folder else None
+        if file is None or not file.is_file():
+            return None
+        with file.open(newline="") as text:
+            rows = [[row.get(name) for name in CURVE_COLUMNS] for row in csv.DictReader(text)]
+        complete = [[float(value) for value in row if value] for row in rows if all(row)]
+        return np.array(complete) if complete else None

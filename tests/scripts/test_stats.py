@@ -1,0 +1,128 @@
+"""Statistics of reports against values by hand, scipy, and what repeated experiments give."""
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap, trim_mean
+
+from scripts.reporting.stats import (
+    BETTER,
+    NO_DIFFERENCE,
+    NO_INTERVAL,
+    RESAMPLES,
+    WORSE,
+    BaselineCurve,
+    Estimate,
+    difference,
+    interpolate,
+    interquartile_mean,
+    pareto_front,
+    sample,
+)
+
+
+def curve(points, seeds=1, seeded=False):
+    return BaselineCurve.of(
+        "static", [(cost, s, cost, accuracy) for cost, accuracy in points for s in range(seeds)], seeded
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "mean"), [([3], 3), ([1, 2, 6], 3), ([0, 5, 7, 99], 6), ([-50, 1, 2, 3, 4, 5, 6, 99], 3.5)]
+)
+def test_the_interquartile_mean_leaves_out_the_outer_quarters(values, mean):
+    assert interquartile_mean(values) == pytest.approx(mean)
+
+
+def test_nothing_has_no_mean():
+    with pytest.raises(ValueError, match="no values"):
+        interquartile_mean([])
+
+
+def test_intervals_are_those_of_scipy():
+    values = np.random.default_rng(0).normal(size=12)
+    options = {"n_resamples": 10_000, "method": "percentile", "rng": np.random.default_rng(1)}
+    expected = bootstrap((values,), lambda x, axis: trim_mean(x, 0.25, axis), **options).confidence_interval
+    assert sample(values, "ppo").estimate[1:] == pytest.approx(expected, abs=0.03)
+
+
+def test_an_interval_covers_a_known_difference_about_as_often_as_it_says():
+    rng, truth, covered = np.random.default_rng(0), 0.02, 0
+    for trial in range(60):
+        static = [(b, s, b, 0.5 + b + 0.01 * rng.normal()) for b in (0.1, 0.2) for s in range(10)]
+        own = 0.5 + 0.15 + truth + 0.01 * rng.normal(size=10)
+        found = difference([0.15] * 10, own, BaselineCurve.of("static", static), f"trial {trial}").estimate
+        covered += found.low <= truth <= found.high
+    assert 0.8 <= covered / 60 <= 1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.1, 0.2, BETTER),
+        (-0.2, -0.1, WORSE),
+        (-0.1, 0.1, NO_DIFFERENCE),
+        (0, 0, NO_DIFFERENCE),
+        (np.nan, 1, NO_INTERVAL),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_zero(low, high, words):
+    assert Estimate(0.0, low, high).verdict == words
+
+
+def test_a_single_run_has_an_interval_only_where_no_seed_changes_it():
+    assert sample([0.5], "ppo").estimate.verdict == NO_INTERVAL
+    assert sample([0.5], "constant", seeded=False).estimate == (0.5, 0.5, 0.5)
+
+
+def test_the_difference_at_matched_cost_by_hand():
+    baseline = curve([(0.1, 0.6), (0.2, 0.8), (0.4, 0.9)])
+    assert baseline.accuracy_at([0.1, 0.15, 0.3]) == pytest.approx([0.6, 0.7, 0.85])
+    found = difference([0.15, 0.3, 0.2], [0.75, 0.86, 0.83], baseline, "ppo")
+    assert found.value == pytest.approx(np.mean([0.05, 0.01, 0.03]))
+    assert found.estimate.low == pytest.approx(0.01)
+    assert found.estimate.high == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("cost", [0.05, 0.09, 0.41, 0.9])
+def test_beyond_what_was_measured_there_is_no_difference(cost):
+    points = [(0.1, 0.6), (0.2, 0.8), (0.4, 0.9)]
+    assert np.isnan(curve(points).accuracy_at([cost])).all()
+    assert np.isnan(difference([0.2, cost], [0.9, 0.9], curve(points), "ppo").value)
+
+
+def test_a_gap_wider_than_a_factor_of_four_is_not_interpolated():
+    baseline = curve([(0.0, 0.1), (0.05, 0.5), (0.2, 0.8), (1.0, 0.9)])
+    np.testing.assert_allclose(baseline.accuracy_at([0.0, 0.1, 0.2, 1.0]), [0.1, 0.6, 0.8, 0.9])
+    assert np.isnan(baseline.accuracy_at([0.02, 0.5])).all()
+
+
+def test_the_baselines_own_uncertainty_widens_the_interval():
+    certain = curve([(0.1, 0.6), (0.2, 0.8)], seeds=3, seeded=True)
+    points = [(b, s, b, a + 0.02 * (s - 1)) for b, a in ((0.1, 0.6), (0.2, 0.8)) for s in range(3)]
+    uncertain = BaselineCurve.of("static", points)
+    narrow, wide = (difference([0.15] * 3, [0.71, 0.72, 0.73], each, "ppo").estimate for each in (certain, uncertain))
+    assert narrow.value == pytest.approx(wide.value)
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+    single = curve([(0.1, 0.6), (0.2, 0.8)], seeded=True)
+    assert difference([0.15] * 3, [0.71, 0.72, 0.73], single, "ppo").estimate.verdict == NO_INTERVAL
+
+
+def test_budgets_with_one_cost_are_one_point_and_budgets_of_some_seeds_are_none():
+    points = [(0.1, 0, 0.1, 0.5), (0.1, 1, 0.1, 0.7), (0.12, 0, 0.1, 0.7), (0.12, 1, 0.1, 0.9), (0.2, 1, 0.2, 1.0)]
+    found = BaselineCurve.of("static", points)
+    assert found.costs.tolist() == pytest.approx(np.array([[0.1], [0.1]]))
+    assert found.accuracies == pytest.approx(np.array([[0.6], [0.8]]))
+
+
+def test_many_curves_are_interpolated_as_one_by_one():
+    rng = np.random.default_rng(0)
+    x, y, at = np.sort(rng.random((5, 4)), 1), rng.random((5, 4)), np.linspace(-0.1, 1.1, 9)
+    expected = [np.interp(at, *pair) for pair in zip(x, y, strict=True)]
+    np.testing.assert_allclose(interpolate(x, y, at), expected)
+    assert curve([(0.1, 0.6), (0.2, 0.8)], 3, True).resamples[0].shape == (RESAMPLES, 2)
+
+
+def test_the_front_has_what_nothing_else_dominates():
+    costs, accuracies = [0.3, 0.1, 0.2, 0.2, 0.4, 0.1], [0.8, 0.5, 0.4, 0.7, 0.8, 0.5]
+    assert pareto_front(costs, accuracies).tolist() == [1, 3, 0]
+    assert pareto_front([], []).tolist() == []
