@@ -1,4 +1,4 @@
-"""Options of a configuration: from files and command lines, with names and types checked; and their ranges."""
+"""Options of a configuration: from files and command lines, with names and types checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,16 +20,6 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from which tuning may choose, both ends included; whole ones if both ends are."""
-
-    low: float
-    high: float
-    log: bool = False
-    """Whether factors rather than differences matter."""
 
 
 def with_options(config: T, options: Mapping[str, Any], owner: str, allowed: Iterable[str] | None = None) -> T:
@@ -90,7 +80,7 @@ def _fitting(value: Any, hint: Any) -> Any:
 
 
 def _first_fitting(value: Any, hints: Iterable[Any]) -> Any:
-    for hint in sorted(hints, key=lambda hint: hint is not NoneType):  # lest "none" be a string
+    for hint in sorted(hints, key=lambda hint: hint is not NoneType):  # so that "none" is no string
         try:
             return _fitting(value, hint)
         except TypeError:

@@ -108,11 +108,6 @@ class Recorder:
         """How long the run has taken so far, that of killed processes up to their checkpoint included."""
         return self._before + time.monotonic() - self._start
 
-    def count_seconds(self, seconds: float) -> None:
-        """Add time that the run would have taken if the same had not been done before, by another in this process or
-        before a kill."""
-        self._before += seconds
-
     @property
     def rank(self) -> tuple[bool, float]:
         """How good the best policy is: whether it counts as within its budget, or all of them, and its accuracy; or

@@ -25,12 +25,11 @@ from torch.nn import functional as F
 from agents.dual import DualAscent
 from agents.gates import score_layers
 from agents.learning import Batch, GateConfig, GateLearner, Stream, image_stream
-from agents.method_config import check_not_negative
+from agents.method_config import limited
 from agents.methods import skipnet
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.search.oracle import RouteSearch, find_routes, within_budget
-from agents.search.selection_training import held_out
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
@@ -40,6 +39,8 @@ PRICES = (1e-3, 5.0)
 """Between which the price of loss is looked for, in costs of full execution for a nat."""
 PRICINGS = 8
 BISECTIONS = 14
+HELD_OUT = 5
+"""One in so many images is not imitated: the cost is corrected on these."""
 LARGEST_SHIFT = 20.0
 """By how much the price can shift the scores of the two cheapest actions against each other."""
 
@@ -57,29 +58,24 @@ class Config(GateConfig):
     search: str = "beam"
     """"beam" search, "exact" enumeration (far slower where loss has a price), or "auto": exact where there are few
     routes."""
-    beam: int = 8
+    beam: int = limited(8, low=1)
     """Partial routes of an image that beam search keeps at each block."""
-    oracle_images: int = 2048
+    oracle_images: int = limited(2048, low=1)
     """Augmented training images whose routes are searched: four fifths are imitated, on the others the cost is
     corrected."""
-    loss_price: float | None = None
+    loss_price: float | None = limited(None, low=0)
     """What a nat of cross-entropy counts beside cost in the choice of the routes; None for what meets the budget."""
-    reinforce: float = 0.0
+    reinforce: float = limited(0.0, low=0, below=1)
     """Share of the images, at the end, in which the gate goes on with SkipNet's hybrid REINFORCE."""
     price_rate: float = 0.03
     """Step size of the price of cost in that part (dual ascent)."""
-    ent_coef: float = 0.02
+    ent_coef: float = limited(0.02, low=0)
     """First weight of the entropy bonus in that part; it falls linearly to 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         RouteSearch(self.labels, self.search, self.beam, self.loss_price or 0.0)
         DualAscent(self.budget, self.price_rate)  # refuses an impossible rate
-        check_not_negative(self, "ent_coef", "loss_price")
-        if self.oracle_images < 1:
-            raise ValueError(f"oracle_images must be at least 1, got {self.oracle_images}")
-        if not 0 <= self.reinforce < 1:
-            raise ValueError(f"reinforce {self.reinforce} must be a share of the images in [0, 1)")
 
 
 PRESETS = {"then_rl": Config(reinforce=0.5), "label_free": Config(labels=False)}
@@ -125,10 +121,9 @@ def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
     images, labels, rows = (torch.cat(parts)[: config.oracle_images] for parts in zip(*batches, strict=True))
     price = config.loss_price
     if price is None:
-        price = price_of_loss(config, mdp, images[:PRICING_IMAGES], labels[:PRICING_IMAGES], recorder)
+        price = price_of_loss(config, mdp, images[:PRICING_IMAGES], labels[:PRICING_IMAGES])
     how = RouteSearch(config.labels, config.search, config.beam, price)
-    others = recorder if len(labels) > PRICING_IMAGES else None  # else what is found was perhaps found just now
-    found = find_routes(mdp, images, labels, how, recorder=others)
+    found = find_routes(mdp, images, labels, how)
     routes = within_budget(mdp, found, config.budget).to(mdp.device)
     taken = found.found & (routes.cpu() == found.routes).all(1)
     recorder.logger.record("oracle/images", len(labels))
@@ -138,16 +133,23 @@ def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
     return Examples(images, labels, routes, rows)
 
 
-def price_of_loss(
-    config: Config, mdp: BlockMDP, images: Tensor, labels: Tensor, recorder: Recorder | None = None
-) -> float:
+def held_out(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices into `images` [N], at random: those of most images, and those of one in `HELD_OUT`, each with all its
+    occurrences on one side."""
+    number = {image: first for first, image in enumerate(dict.fromkeys(images.tolist()))}
+    place = torch.randperm(len(number), generator=generator).argsort()[[number[each] for each in images.tolist()]]
+    order = place.argsort(stable=True)
+    return order.split([count := int((place < len(number) - len(number) // HELD_OUT).sum()), len(order) - count])
+
+
+def price_of_loss(config: Config, mdp: BlockMDP, images: Tensor, labels: Tensor) -> float:
     """The price of a nat, by bisection, up to which the routes of images [N, 3, H, W] keep to the budget; 0 if even the
     cheapest good routes exceed it."""
     low, high, found = *PRICES, 0.0
     for _ in range(PRICINGS):
         price = (low * high) ** 0.5
         how = RouteSearch(config.labels, config.search, config.beam, price)
-        if float(find_routes(mdp, images, labels, how, recorder=recorder).cost.mean()) > config.budget:
+        if float(find_routes(mdp, images, labels, how).cost.mean()) > config.budget:
             high = price
         else:
             low = found = price

@@ -8,13 +8,10 @@ price of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from stable_baselines3 import PPO
 
-from agents.options import Range
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.sb3.conditioned import ConditionedConfig
@@ -28,14 +25,6 @@ class Config(PPOConfig, ConditionedConfig):
     """PPO by Stable-Baselines3; hyper-parameters under SB3's own names."""
 
     algorithm = PPO
-    ranges: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {
-        "learning_rate": Range(1e-4, 1e-2, log=True),
-        "n_epochs": Range(2, 10),
-        "clip_range": Range(0.1, 0.4),
-        "gae_lambda": Range(0.8, 1.0),
-        "ent_coef": Range(1e-4, 0.1, log=True),
-        "price_rate": Range(0.005, 0.5, log=True),
-    }
 
 
 PRESETS = {

@@ -65,12 +65,12 @@ def write_error(config: RunConfig, root: Path, text: str) -> None:
 
 def work(config: RunConfig) -> int:
     """Images that a run is shown, for progress; a baseline's or a bound's work does not depend on `num_images`."""
-    return 1000 if config.config.is_baseline or config.config.is_bound else config.config.num_images
+    return 1000 if config.config.role in ("baseline", "bound") else config.config.num_images
 
 
 def expected_length(config: RunConfig) -> tuple[bool, int]:
     """Key that orders runs by how long they may take: a bound's search of all test images is the longest."""
-    return config.config.is_bound, work(config)
+    return config.config.role == "bound", work(config)
 
 
 def attempt(config: RunConfig, root: Path, report: Report) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from agents.checkpoints import UNFINISHED
+from agents.checkpoints import CHECKPOINT
 from agents.runs.results import RESULT
 
 CONFIG, ERROR = "config.json", "error.txt"
@@ -43,7 +43,7 @@ def unfinished_folder(root: Path, name: str, digest: str) -> Path:
 
 def clear(folder: Path) -> None:
     """Remove what a finished run no longer needs."""
-    for left in (*(folder / name for name in (*UNFINISHED, ERROR)), *folder.glob(".*")):
+    for left in (folder / CHECKPOINT, folder / ERROR, *folder.glob(".*")):
         left.unlink(missing_ok=True)
 
 

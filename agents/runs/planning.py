@@ -10,11 +10,10 @@ from agents.method_config import MethodConfig
 from agents.options import with_options
 from agents.runs.config import RunConfig
 from agents.runs.experiment import Experiment, Variant
-from backbone.cost import cheapest_cost
 
 
 def plan(experiment: Experiment) -> list[RunConfig]:
-    """Every run of the experiment; baselines and bounds also at their further budgets.
+    """Every run of the experiment.
 
     Raises:
         ValueError: two variants that stand for the same runs; values that a method refuses; a variant without a budget.
@@ -38,10 +37,7 @@ def _runs(variant: Variant, experiment: Experiment) -> list[RunConfig]:
     base = replace(base, **changes)
     task = with_options(experiment.task, variant.task, f"task of variant {variant.name!r}")
     seeds = variant.seeds or experiment.seeds
-    cheapest = cheapest_cost(task.bitwidths) if task.bitwidths and task.cost == "blocks" else 0.0
-    further = [budget for budget in experiment.baseline_budgets if budget >= cheapest]  # what no route meets, left out
-    more = (base.is_baseline or base.is_bound) and not variant.budgets
-    budgets = {*experiment.budgets_of(variant), *(further if more else ())}
+    budgets = {*experiment.budgets_of(variant)}
     if not budgets:
         raise ValueError(f"variant {variant.name!r} has no budget: it can be given none above {base.highest_budget:g}")
     return [

@@ -7,7 +7,7 @@ import torch
 
 from agents.evaluation import evaluate
 from agents.methods import cascade_finetuned
-from agents.methods.cascade import Cascade, Choice, Config, Stages, fit_threshold, search_cascade, sureness, train
+from agents.methods.cascade import Cascade, Choice, Config, Stages, fit_threshold, margin, search_cascade, train
 from agents.policies import AllocationPolicy
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
@@ -96,7 +96,7 @@ def test_at_the_ends_of_the_threshold_all_images_have_the_answer_of_one_stage(th
 
 def test_who_begins_anew_pays_for_both_and_nobody_elses_answer_changes(task):
     inputs = task.dataset.normalize(task.dataset.train.images)
-    sure = sureness(task.mdp.run(inputs, torch.tensor(FIRST).expand(len(inputs), -1)))
+    sure = margin(task.mdp.run(inputs, torch.tensor(FIRST).expand(len(inputs), -1)))
     threshold = float(sure.median())
     found = evaluate(Cascade(torch.tensor([FIRST, SECOND]), threshold), task, "train")
     one, two = (evaluate(AllocationPolicy(torch.tensor(stage)), task, "train") for stage in (FIRST, SECOND))
