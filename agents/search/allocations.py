@@ -60,7 +60,7 @@ class DescentConfig(MethodConfig):
 class SearchConfig(DescentConfig):
     """What the methods that search the best allocation have in common."""
 
-    exchanges: int = limited(64, low=0)
+    exchanges: int = limited(24, low=0)
     """Exchanges that are tried at once, the most promising first; the search of a budget ends when none of them lowers
     the loss."""
 
