@@ -7,8 +7,8 @@ recorder and returns what did best on validation. With `cotrain`, where a method
 backbone in place.
 
 A file may also hold `PRESETS`, a dict of named configurations: published settings, variants, settings that were found
-by search. A preset may also be a file, `presets/METHOD-PRESET.toml`, of the options in which it differs from `Config`;
-`scripts.tune` writes such. `METHOD-PRESET` names one wherever a method is named, and the result lines carry that label.
+by search. A preset may also be a file, `presets/METHOD-PRESET.toml`, of the options in which it differs from `Config`.
+`METHOD-PRESET` names one wherever a method is named, and the result lines carry that label.
 """
 
 from __future__ import annotations

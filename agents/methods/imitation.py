@@ -1,13 +1,12 @@
-"""Distillation: a gate imitates the routes of the per-image oracle, and may go on by RL from there.
+"""Distillation: a gate imitates the routes of the per-image oracle, optionally followed by RL.
 
-The oracle (`agents.search.oracle`) is asked for routes of some training images. The cheapest good routes make bad
-targets: by luck one of very many routes is right, another one for each image, and nothing that a gate sees tells which.
-So the targets are, among the good routes, those of least cost + loss_price * cross-entropy, with the `loss_price` at
-which the mean cost meets the budget; images that are dearer than the budget allows have the cheapest route of all as
-theirs. At each block, in the state that the target's own route has led to, the gate's scores are trained by
+The oracle (`agents.search.oracle`) finds routes of some training images. The cheapest good routes make bad targets: by
+luck one of very many routes is right, another one for each image, and no observation says which. So the targets are,
+among the good routes, those of least cost + loss_price * cross-entropy, with the `loss_price` at which the mean cost
+meets the budget; images that cost more than the budget allows have the cheapest route of all as their target. At each block, in the state that the target's own route has led to, the gate's scores are trained by
 cross-entropy to name the target's action (behavioural cloning).
 
-Argmax decisions of a gate that is not sure do not cost what its targets cost. So, before each validation, a price is
+Argmax decisions of an unconfident gate do not cost what its targets cost. So, before each validation, a price is
 taken off the scores in proportion to the actions' costs; it is found by bisection, so that the mean cost of the gate's
 own routes meets the budget on searched images that it does not imitate: on those that it does it is surer, and spends
 less. As block costs are the same at every block, this price goes into the bias of the gate's last layer.
@@ -54,9 +53,9 @@ class Config(GateConfig):
     revision: ClassVar[int] = 1
 
     labels: bool = True
-    """Whether the oracle's routes answer the label; else, what full execution answers."""
+    """Whether the oracle's routes predict the label; else, what full execution predicts."""
     search: str = "beam"
-    """"beam" search, "exact" enumeration (far slower where loss has a price), or "auto": exact where there are few
+    """"beam" search, "exact" enumeration (far slower with a `loss_price`), or "auto": exact where there are few
     routes."""
     beam: int = limited(8, low=1)
     """Partial routes of an image that beam search keeps at each block."""
@@ -64,7 +63,7 @@ class Config(GateConfig):
     """Augmented training images whose routes are searched: four fifths are imitated, on the others the cost is
     corrected."""
     loss_price: float | None = limited(None, low=0)
-    """What a nat of cross-entropy counts beside cost in the choice of the routes; None for what meets the budget."""
+    """Cost that a nat of cross-entropy counts as in the choice of the routes; None for what meets the budget."""
     reinforce: float = limited(0.0, low=0, below=1)
     """Share of the images, at the end, in which the gate goes on with SkipNet's hybrid REINFORCE."""
     price_rate: float = 0.03

@@ -9,8 +9,8 @@ What is left is what the route changed.
 The reward of an answer is the probability of the right class by default: accuracy, if the class were drawn, and
 smoother than that of the best class. Costs count as in SkipNet's reward-to-go, at a price that dual ascent finds.
 
-The gate may start from `static`, the best allocation that is the same for all images, so that all that remains to be
-learned is where to depart from it for which image.
+The gate may start from the best static allocation, so that it only has to learn where to depart from it for which
+image.
 """
 
 from __future__ import annotations
