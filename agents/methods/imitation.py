@@ -3,13 +3,14 @@
 The oracle (`agents.search.oracle`) finds routes of some training images. The cheapest good routes make bad targets: by
 luck one of very many routes is right, another one for each image, and no observation says which. So the targets are,
 among the good routes, those of least cost + loss_price * cross-entropy, with the `loss_price` at which the mean cost
-meets the budget; images that cost more than the budget allows have the cheapest route of all as their target. At each block, in the state that the target's own route has led to, the gate's scores are trained by
-cross-entropy to name the target's action (behavioural cloning).
+meets the budget; images that cost more than the budget allows have the cheapest route of all as their target. At each
+block, in the state that the target's own route has led to, the gate's scores are trained by cross-entropy to name the
+target's action (behavioural cloning).
 
-Argmax decisions of an unconfident gate do not cost what its targets cost. So, before each validation, a price is
-taken off the scores in proportion to the actions' costs; it is found by bisection, so that the mean cost of the gate's
-own routes meets the budget on searched images that it does not imitate: on those that it does it is surer, and spends
-less. As block costs are the same at every block, this price goes into the bias of the gate's last layer.
+Argmax decisions of an unconfident gate do not cost what its targets cost. So, before each validation, a multiple of the
+actions' costs is subtracted from the scores. It is found by bisection, so that the mean cost of the gate's own routes
+meets the budget on searched images that it does not imitate: on imitated images it is more confident and spends less.
+As block costs are the same at every block, this correction goes into the bias of the gate's last layer.
 """
 
 from __future__ import annotations
