@@ -26,6 +26,7 @@ def search_routes(task):
 
 @pytest.mark.parametrize("search", [search_allocation, search_routes])
 def test_a_search_shows_how_far_it_is_once_it_takes_a_while(search, task, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE", 600.0)
     search(task)
     assert not capsys.readouterr().err
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
