@@ -159,11 +159,9 @@ LEAST_BUDGET = 1e-6
 
 
 def ladder(costs: CostTable) -> tuple[float, ...]:
-    """The costs of the constant bitwidths and points between them, in ascending order: quarters of the way from next to
-    nothing to the cheapest bitwidth, and the geometric mean of every further pair."""
+    """The costs of the constant bitwidths in ascending order, and three points between neighbours that are more than
+    eight times apart, such as skipping and the cheapest bitwidth."""
     rungs = sorted(costs.charged.double().sum(0).clamp_max(1.0).tolist())
-    between: list[float] = []
-    for low, high in itertools.pairwise(rungs):
-        scarce = low < high / 100
-        between += [low + (high - low) * part / 4 for part in (1, 2, 3)] if scarce else [math.sqrt(low * high)]
+    apart = [(low, high) for low, high in itertools.pairwise(rungs) if low < high / 8]
+    between = [low + (high - low) * part / 4 for low, high in apart for part in (1, 2, 3)]
     return tuple(sorted({round(max(point, LEAST_BUDGET), 6) for point in (*rungs, *between)}))
