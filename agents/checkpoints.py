@@ -19,12 +19,8 @@ from gymnasium.error import ResetNeeded
 from backbone.checkpoint import load_state, save_state
 
 CHECKPOINT = "checkpoint.pt"
-SEARCHED = "searched.json"
-"""What `agents.search` has found so far."""
-UNFINISHED = (CHECKPOINT, SEARCHED)
-"""Files in the folder of an unfinished run from which it resumes."""
 CHECKPOINT_SECONDS = 60.0
-"""Between two writings of either of these files."""
+"""Between two writings of the checkpoint."""
 
 
 class Stateful(Protocol):

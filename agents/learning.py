@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agents.checkpoints import Variables
 from agents.gates import GATES, make_gate, mdp_for_gate, score_layers
-from agents.method_config import MethodConfig, check_not_negative
+from agents.method_config import MethodConfig, limited
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
 from backbone.data import augment
@@ -130,18 +130,18 @@ class GateConfig(MethodConfig):
     "feedforward", "blockwise" (a small network for each block), "one_shot" (BlockDrop's), or "module:Class"."""
     start_full: bool = False
     """Whether the untrained gate prefers full execution: a bias on the scores of the widest bitwidth."""
-    batch_size: int = 64
+    batch_size: int = limited(64, low=1)
     """Images per update."""
     optimizer: str = "adam"
     """"adam", or "sgd" (momentum 0.9, weight decay 1e-4: DFS's and SkipNet's)."""
-    lr: float = 1e-2
+    lr: float = limited(1e-2, low=0)
     """First learning rate of the gate."""
     schedule: str = "linear"
     """How it falls: "linear" to 0, so that the mean cost settles; "step", to a tenth at half and at three quarters of
     each stage; "cosine" or "constant"; with parameters, if wished, such as "linear(to=0.1)"."""
     cotrain: bool = False
     """Whether the backbone learns too, on the routes that the gate takes."""
-    backbone_lr: float = 3e-3
+    backbone_lr: float = limited(3e-3, low=0)
     """First learning rate of the backbone (SGD with momentum), if it is co-trained; it falls as the gate's does."""
 
     def __post_init__(self) -> None:
@@ -150,7 +150,6 @@ class GateConfig(MethodConfig):
             raise ValueError(f"unknown optimizer {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
         make_schedule(self.schedule)
         resolve("gate", self.gate, GATES)
-        check_not_negative(self, "lr", "backbone_lr")
 
 
 class GateLearner:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from agents.gates import macs_of_an_episode
 from backbone.checkpoint import save_tensors
+from backbone.cost import TOLERANCE
 from dfs_env.mdp import BlockMDP
 from dfs_env.observations import ObservationLayout
 
@@ -79,45 +80,75 @@ class GatePolicy:
 
 
 class AllocationPolicy:
-    """The same action for every image at a block: `actions` [L]. A constant bitwidth is a special case."""
+    """The same actions for every image: one allocation [L], or of several [K, L] the most expensive that fits the
+    observed budget; the cheapest, if none fits.
+
+    Args:
+        allocations: actions [L] or [K, L].
+        costs: [K], ascending, in the unit of budgets; a single allocation needs none.
+    """
 
     macs_per_image = 0.0
 
-    def __init__(self, actions: Tensor) -> None:
-        self.actions = actions.long().cpu()
+    def __init__(self, allocations: Tensor, costs: Tensor | None = None) -> None:
+        self.allocations = allocations.long().cpu().reshape(-1, allocations.shape[-1])
+        self.costs = torch.zeros(1) if costs is None else costs.double().cpu()
 
     def predict(
         self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
     ) -> tuple[Array, Any]:
         """Actions [B]."""
-        layer = ObservationLayout.of_dim(observation.shape[1], len(self.actions)).layer(observation)
-        return np.full(len(observation), int(self.actions[layer])), state
+        layout = ObservationLayout.of_dim(observation.shape[1], self.allocations.shape[1])
+        return self.allocations[:, layout.layer(observation)].numpy()[
+            _affordable(self.costs, layout.split(observation).budget)
+        ], state
+
+    def at(self, budget: float) -> Tensor:
+        """The allocation [L] that is played at a budget."""
+        return self.allocations[int(_affordable(self.costs, np.array([budget]))[0])]
 
     def save(self, folder: Path) -> None:
-        """Write the allocation."""
-        save_tensors(folder / FILE, {"actions": self.actions}, {"kind": "allocation"})
+        """Write the allocations and their costs."""
+        tensors = {"actions": self.allocations, "costs": self.costs}
+        save_tensors(folder / FILE, tensors, {"kind": "allocation"})
 
 
 class RandomPolicy:
-    """Every block of every image draws from the same distribution over actions, `probabilities` [A].
+    """Every block of every image draws from one distribution over actions: `probabilities` [A], or of several [K, A]
+    the most expensive that fits the observed budget.
 
     It is random by nature, also when `deterministic` is asked for; but its draws follow from `seed`, and begin anew
     where `state` is None, so that two evaluations are the same.
+
+    Args:
+        probabilities: [A] or [K, A].
+        seed: of the draws.
+        costs: [K] mean costs, ascending, in the unit of budgets; a single distribution needs none.
     """
 
     macs_per_image = 0.0
 
-    def __init__(self, probabilities: Tensor, seed: int) -> None:
+    def __init__(self, probabilities: Tensor, seed: int, costs: Tensor | None = None) -> None:
         self.seed = seed
-        self.probabilities = probabilities.double().cpu() / probabilities.double().sum().cpu()  # to the last bit
+        self.probabilities = probabilities.double().cpu().reshape(-1, probabilities.shape[-1])
+        self.costs = torch.zeros(1) if costs is None else costs.double().cpu()
 
     def predict(
         self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
     ) -> tuple[Array, Any]:
         """Actions [B]."""
         generator = np.random.default_rng(self.seed) if state is None else state
-        return generator.choice(len(self.probabilities), len(observation), p=self.probabilities.numpy()), generator
+        budgets = ObservationLayout.of_dim(observation.shape[1]).split(observation).budget
+        bounds = self.probabilities.cumsum(1).numpy()
+        bounds = (bounds / bounds[:, -1:])[_affordable(self.costs, budgets)]
+        return (bounds <= generator.random((len(observation), 1))).sum(1), generator
 
     def save(self, folder: Path) -> None:
-        """Write the distribution."""
-        save_tensors(folder / FILE, {"probabilities": self.probabilities}, {"kind": "random", "seed": self.seed})
+        """Write the distributions and their costs."""
+        tensors = {"probabilities": self.probabilities, "costs": self.costs}
+        save_tensors(folder / FILE, tensors, {"kind": "random", "seed": self.seed})
+
+
+def _affordable(costs: Tensor, budgets: Array) -> Array:
+    """[B] index of the largest of the ascending costs [K] within each budget [B]; 0 if none is."""
+    return np.clip(np.searchsorted(costs.numpy(), budgets.astype(np.float64) + TOLERANCE, side="right") - 1, 0, None)

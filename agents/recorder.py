@@ -37,11 +37,11 @@ BACKBONE = "backbone.safetensors"
 LEEWAY = 1.02
 """A policy counts as within its budget up to this multiple of it, as measured on validation."""
 PATIENCE = 1000
-"""How often a method may ask to go on without having shown an image since."""
+"""How often a method may call `should_continue` without having shown an image since."""
 
 
 class Recorder:
-    """Collects what a method reports, keeps the best policy, and lets a killed run go on.
+    """Collects what a method reports, keeps the best policy, and resumes a killed run.
 
     The best policy is the most accurate one on validation among those within the budget; if none is, the cheapest.
     Where training does not aim at the budget, it is the most accurate one, at whatever cost.
@@ -49,15 +49,15 @@ class Recorder:
     To be resumed exactly, a method registers by `register_state` whatever changes while it trains, and asks
     `should_continue` between two updates; what it forgets is refused, see `agents.unregistered`. There a checkpoint is
     written when one is due: after every validation, and every `CHECKPOINT_SECONDS`. If the folder holds one,
-    `images_seen` begins where that was written, so that loops which are done with by then are passed over, and the
-    first `should_continue` that is true puts everything back.
+    `images_seen` begins where that was written, so that loops which were finished by then are skipped, and the first
+    `should_continue` that is true puts everything back.
 
     Args:
         task: what is learned on.
         budget: fraction of full execution.
         num_images: how many images the learner is shown in all.
         folder: where TensorBoard and CSV logs, checkpoints and the best policy go; None for nowhere.
-        checks: how often the policy is validated.
+        num_evals: how often the policy is validated.
         holds_budget: whether training aims at the budget.
         progress: called with the number of images that are done since the last call.
         budgets: those at which policies are validated, by the mean over them; by default `budget` alone.
@@ -108,11 +108,6 @@ class Recorder:
         """How long the run has taken so far, that of killed processes up to their checkpoint included."""
         return self._before + time.monotonic() - self._start
 
-    def count_seconds(self, seconds: float) -> None:
-        """Add time that the run would have taken if the same had not been done before, by another in this process or
-        before a kill."""
-        self._before += seconds
-
     @property
     def rank(self) -> tuple[bool, float]:
         """How good the best policy is: whether it counts as within its budget, or all of them, and its accuracy; or
@@ -146,7 +141,7 @@ class Recorder:
 
         Raises:
             ValueError: a checkpoint that is not of this method; a loop that never reports what it has shown; where
-                there is a folder, something that changes while training and is not registered by `keep`, see
+                there is a folder, something that changes while training and is not registered by `register_state`, see
                 `agents.unregistered`.
         """
         if self.images_seen >= (self.num_images if until is None else until):
@@ -226,7 +221,7 @@ class Recorder:
                     save_backbone(self.folder / BACKBONE, mdp.backbone, statistics=statistics)
 
     def track_weights(self, *modules: nn.Module) -> None:
-        """Name the modules that the policy's decisions and the network's answers depend on, and that learn."""
+        """Name the modules that learn and that the policy's decisions or the network's predictions depend on."""
         self._watched = modules
 
     def restore_best(self) -> None:
@@ -272,7 +267,7 @@ class Recorder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         self.images_seen, self._next_check, self._before = state["seen"], state["next_check"], state["seconds"]
         self.best, self._best_rank, self._snapshot = state["best"], state["best_rank"], state["snapshot"]
         for table, rows in zip(self._tables, state["rows"], strict=True):

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from backbone.progress import PATIENCE
+
 STEPS = 300
 """Steps of full-batch Adam. The problem is convex and begins at zero, so the result depends on the data only."""
 RATE, DECAY = 0.05, 1e-3
 """Learning rate, and weight of the squared weights in the loss."""
-PATIENCE = 2.0
-"""Seconds after which work shows its progress."""
 MEASURES = 3
 """Numbers that `confidence` returns."""
 

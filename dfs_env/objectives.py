@@ -15,8 +15,8 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 from torch import Tensor
 from tqdm import tqdm
 
-from backbone.confidence import PATIENCE
 from backbone.names import resolve
+from backbone.progress import LONG, PATIENCE
 from backbone.torch_state import default_torch_state
 from dfs_env.attributes import callers, vectorizer
 from dfs_env.checks import Array, check_evaluating
@@ -28,9 +28,6 @@ from dfs_env.task import Task
 
 ROUTES, POINTS = 20_000, 50_000
 """Routes of an image that `pareto_front` enumerates at most, and points that it compares at once."""
-
-LONG = 3600.0
-"""Seconds beyond which `pareto_front` warns."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from backbone.checkpoint import find_checkpoint, read_backbone
-from backbone.confidence import PATIENCE, LinearHeads, fit_heads
+from backbone.confidence import LinearHeads, fit_heads
 from backbone.data import Dataset, data_folder, load_dataset
+from backbone.progress import PATIENCE
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state, evaluation_mode
 from dfs_env.latency import find_latency, load_latency, parse_cost

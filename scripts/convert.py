@@ -38,6 +38,7 @@ RENAMED = {
     "always_on": "ungated_blocks",
     "assignments": "allocations",
     "arms": "variants",
+    "answer": "criterion",
     # kinds of saved policies
     "assignment": "allocation",
     # roles of methods; "cotrained" is an entry of its own now

@@ -14,13 +14,14 @@ import json
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 from tqdm import tqdm
 
-from agents.method_config import MethodConfig
+from agents.method_config import MethodConfig, limits_of
 from agents.methods import default_config, labels, method
 from agents.recorder import LEEWAY
 from agents.runs.config import RunConfig, TaskConfig
@@ -88,12 +89,21 @@ def command(name: str) -> Callable[..., None]:
         """
         train(name, config, task, output, threads, resume)
 
-    types = {"config": module.Config, "task": TaskConfig, "output": Path, "threads": int, "resume": bool}
+    types = {"config": with_limits(module.Config), "task": TaskConfig, "output": Path, "threads": int, "resume": bool}
     train_method.__annotations__ |= types
     explained = inspect.getdoc(module) or name
     described = inspect.getdoc(train_method) or ""  # without indents, as the summary is
     train_method.__doc__ = described.replace("Train.", explained.split("\n\n")[0], 1)
     return train_method
+
+
+def with_limits(config: type[MethodConfig]) -> type[MethodConfig]:
+    """The class, with annotations that show its fields' limits in the help."""
+    hints = get_type_hints(config)
+    for name, limits in limits_of(config).items():
+        shown = tyro.conf.arg(help_behavior_hint=partial("(default: {1}, in {0})".format, limits))
+        config.__annotations__[name] = Annotated[hints[name], shown]
+    return config
 
 
 if __name__ == "__main__":

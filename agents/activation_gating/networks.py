@@ -6,7 +6,6 @@ on the environment; `agents.evaluation.evaluate` takes it as `SelfMeasured`. The
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from agents.evaluation import Evaluation, answered
-from agents.method_config import MethodConfig
+from agents.method_config import MethodConfig, limited
 from agents.policies import FILE
 from backbone import schedules
 from backbone.activation_gating import GatedResNet, GatedResNetConfig
@@ -116,7 +115,7 @@ class ActivationGatingConfig(MethodConfig):
     """
 
     family: ClassVar[str] = "activation gating"
-    is_network: ClassVar[bool] = True
+    role: ClassVar[str] = "activation_gating"
 
     weight_bits: int = 2
     """Bits of the blocks' weights."""
@@ -128,11 +127,11 @@ class ActivationGatingConfig(MethodConfig):
     """"first" (as Precision Gating is published) or "both": which of a block's two convolutions are gated."""
     sparse_backprop: bool = True
     """Whether the gate's gradient is zero where the gate is off."""
-    batch_size: int = 64
+    batch_size: int = limited(64, low=1)
     """Images per update."""
-    lr: float = 0.02
+    lr: float = limited(0.02, above=0)
     """First learning rate of SGD with momentum 0.9."""
-    weight_decay: float = 1e-4
+    weight_decay: float = limited(1e-4, low=0)
     """L2 penalty on the weights of convolutions and classifier; norms, bounds and thresholds have none."""
     schedule: str = "cosine"
     """"cosine", or "step": / 10 at each of the milestones."""
@@ -143,12 +142,12 @@ class ActivationGatingConfig(MethodConfig):
     published."""
     quantizer: str = "pact_sawb_int8"
     """"pact_sawb_int8" (PACT clipping), "pact_sawb", "minmax", or "module:function"."""
-    target: float | None = None
+    target: float | None = limited(None)
     """What thresholds are pulled to, which trades accuracy for cost; None adapts it until the mean cost meets the
     budget."""
-    target_rate: float = 0.05
+    target_rate: float = limited(0.05, above=0)
     """Largest step of a moving target."""
-    threshold: float = 0.0
+    threshold: float = limited(0.0)
     """First threshold of every output channel."""
 
     @property
@@ -160,12 +159,6 @@ class ActivationGatingConfig(MethodConfig):
         super().__post_init__()
         if self.start not in STARTS:
             raise ValueError(f"unknown start {self.start!r}: choose one of {', '.join(STARTS)}")
-        if self.target_rate <= 0:
-            raise ValueError(f"target_rate {self.target_rate} must be above 0")
-        if self.lr <= 0 or self.weight_decay < 0:
-            raise ValueError(f"lr {self.lr} must be above 0, and weight_decay {self.weight_decay} not below")
-        if not (math.isfinite(self.threshold) and math.isfinite(self.target or 0.0)):
-            raise ValueError(f"target {self.target} and threshold {self.threshold} must be finite numbers")
         if not 0 < self.milestones[0] <= self.milestones[1] <= 1:
             raise ValueError(f"milestones {self.milestones} must be two ascending shares of training in (0, 1]")
         make_quantizer(self.quantizer)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from stable_baselines3 import A2C
 
+from agents.method_config import limited
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.sb3.config import PricedConfig
@@ -31,9 +32,9 @@ class Config(PricedConfig):
     """Images decided at once, and the episodes of each gradient step."""
     learning_rate: float = 0.005
     """First learning rate; it falls linearly to 0."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = limited(0.95, low=0, high=1)
     """Lambda of generalised advantage estimation."""
-    ent_coef: float = 0.01
+    ent_coef: float = limited(0.01, low=0)
     """Weight of the entropy bonus."""
     ent_schedule: str = "constant"
     """Factor on it over training."""

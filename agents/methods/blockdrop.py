@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from agents.dual import MOST_PRICE, DualAscent
 from agents.learning import GateConfig, GateLearner
-from agents.method_config import check_not_negative
+from agents.method_config import limited
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import Decision, Rollout, Rule, unroll
@@ -38,25 +38,25 @@ class Config(GateConfig):
 
     gate: str = "one_shot"
     """"one_shot", or any other gate."""
-    gamma: float = 1.0
+    gamma: float = limited(1.0, low=0)
     """What a wrong answer costs (published: 1)."""
     price: float | None = None
     """Fixed price of cost (published: 1); None finds the price at which the mean cost meets the budget."""
-    power: float = 1.0
+    power: float = limited(1.0, low=0)
     """Power of the cost in the reward (published: 2)."""
     price_rate: float = 0.1
     """Step size of that search (dual ascent)."""
-    bound: float = 0.8
+    bound: float = limited(0.8, low=0.5, high=1)
     """Largest probability of an action while learning; 1 bounds nothing."""
-    ent_coef: float = 0.1
+    ent_coef: float = limited(0.1, low=0)
     """Weight of the entropy bonus, for each block."""
-    curriculum: float = 0.2
+    curriculum: float = limited(0.2, low=0, high=1)
     """Share of the images during which the blocks open, one at a time from the last."""
-    joint: float = 0.3
+    joint: float = limited(0.3, low=0, high=1)
     """Share of the images, at the end, for the joint stage, if `cotrain`; entropy is not rewarded in it."""
-    joint_gamma: float | None = None
+    joint_gamma: float | None = limited(None, low=0)
     """`gamma` in the joint stage (published: 5); None for the same."""
-    joint_lr: float | None = None
+    joint_lr: float | None = limited(None, low=0)
     """Learning rate of both in the joint stage, before what the schedule has left of it then (published: 1e-4); None
     for each one's own."""
 
@@ -72,20 +72,17 @@ class Config(GateConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_not_negative(self, "power", "gamma", "ent_coef", "joint_gamma", "joint_lr")
         if self.price is None and -self.power * math.log(self.budget) > math.log(MOST_PRICE) + 1e-9:
             raise ValueError(
                 f"power {self.power:g} makes the first price, budget {self.budget:g} to the minus power, more than "
                 f"{MOST_PRICE:g}: lower it, or give a price"
             )
         self.dual()  # refuses what is impossible
-        if not 0.5 <= self.bound <= 1:
-            raise ValueError(f"bound {self.bound} must be a probability in [0.5, 1]")
         stages = self.curriculum + (self.joint if self.cotrain else 0)
-        if self.curriculum < 0 or self.joint < 0 or stages > 1:
+        if stages > 1:
             raise ValueError(
-                f"curriculum {self.curriculum} and joint stage {self.joint} take {stages:g} of training, which is not "
-                "in [0, 1]; shorten them"
+                f"curriculum {self.curriculum} and joint stage {self.joint} take {stages:g} of training, which is more "
+                "than 1; shorten them"
             )
 
 

@@ -1,11 +1,11 @@
-"""A cascade: all images take a cheap allocation; those whose answer is unsure begin anew, and take a dear one.
+"""A cascade: all images take a cheap allocation; those with an unconfident prediction then take an expensive one.
 
 IDK cascades (Wang et al., UAI 2018, arXiv 1706.00885) with a threshold on confidence, the margin between the two
-largest probabilities. Both stages are the same network, and who takes both pays for both. Block cost does not count
-what is always on, which runs twice then; total cost does.
+largest probabilities. Both stages are the same network, and an image that takes both pays for both. The ungated layers
+run twice then, which block cost does not count and total cost does.
 
-It is no policy of the MDP, in which every block is decided once, and before anything has been answered.
-What it has over `static` is what it is worth to see an answer first.
+It is no policy of the MDP, in which every block is decided once, before there is a prediction. Its difference to
+`static` is what it is worth to see a prediction first.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from torch import Tensor
 from agents.evaluation import Evaluation, answered
 from agents.policies import FILE
 from agents.recorder import Recorder
-from agents.search.allocations import SearchConfig, constants, descent, make_search, shown
+from agents.search.allocations import DescentConfig, constants, descent, make_search
 from agents.search.trials import Search
 from backbone.checkpoint import save_tensors
 from backbone.confidence import confidence
 from backbone.cost import TOLERANCE
 from backbone.data import batches
+from backbone.progress import bar
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
@@ -35,24 +36,23 @@ HIGHEST_BUDGET = 2.0
 
 
 @dataclass(frozen=True)
-class Config(SearchConfig):
-    """Two allocations, the same for all images, and how sure an answer must be to stand. `answer` and `exchanges` only
-    say how the descent is made, of `exchanges` only whether it is None."""
+class Config(DescentConfig):
+    """Two static allocations, and how confident a prediction must be to stand. `criterion` is that of the descent."""
 
     family: ClassVar[str] = "allocations"
-    runs_again: ClassVar[bool] = True
+    role: ClassVar[str] = "second_inference"
     highest_budget: ClassVar[float] = HIGHEST_BUDGET
 
     search_split: str = "validation"
-    """Of which the images are, "validation" or "train": of those that it knows by heart the network is too sure."""
+    """Split of the images, "validation" or "train": the network is too confident on images that it has memorised."""
 
 
 class Cascade:
-    """What answers: two allocations and a threshold, in place of a policy.
+    """Two allocations and a threshold, in place of a policy.
 
     Args:
         actions: [2, L], of the first stage and of the second.
-        threshold: an image whose first answer has a smaller margin, in [0, 1], begins anew.
+        threshold: an image whose first prediction has a smaller margin, in [0, 1], takes the second stage.
     """
 
     def __init__(self, actions: Tensor, threshold: float = 0.0) -> None:
@@ -65,7 +65,7 @@ class Cascade:
         paper, total = task.mdp.cost.route_cost(self.actions.to(task.mdp.device))
 
         def answer(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            logits, again = self._answers(task.mdp, images)
+            logits, again = self._predict(task.mdp, images)
             return logits, paper[0] + again * paper[1], total[0] + again * total[1]
 
         return answered(task, split, answer, progress)
@@ -75,13 +75,13 @@ class Cascade:
         return mdp.run(images, self.actions[0].to(mdp.device).expand(len(images), -1))
 
     def second(self, mdp: BlockMDP, images: Tensor, logits: Tensor) -> Tensor:
-        """Logits [B, K] of images that begin anew, after `logits` from the first stage."""
+        """Logits [B, K] of images that take the second stage, after `logits` from the first."""
         return mdp.run(images, self.actions[1].to(mdp.device).expand(len(images), -1))
 
-    def _answers(self, mdp: BlockMDP, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, K], and whether images began anew [B]."""
+    def _predict(self, mdp: BlockMDP, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, K], and whether images took the second stage [B]."""
         logits = self.first(mdp, images)
-        again = sureness(logits) < self.threshold
+        again = margin(logits) < self.threshold
         if again.any():
             logits[again] = self.second(mdp, images[again], logits[again])
         return logits, again
@@ -97,7 +97,7 @@ def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP)
     return Cascade(tensors["actions"], about["threshold"])
 
 
-def sureness(logits: Tensor) -> Tensor:
+def margin(logits: Tensor) -> Tensor:
     """[B] in [0, 1] from logits [B, K]: the margin of the largest probability over the second."""
     return confidence(logits)[:, 1]
 
@@ -107,12 +107,12 @@ class Choice:
     """A cascade of two of several stages."""
 
     accuracy: float
-    """Of its answers, on the images of a search."""
+    """Of its predictions, on the images of a search."""
     cost: float
     """Mean block cost."""
     first: int
     second: int
-    """Which stages; the same twice if no image begins anew."""
+    """Which stages; the same twice if no image takes a second."""
     threshold: float
     """See `Cascade`."""
 
@@ -123,11 +123,11 @@ class Choice:
 
 
 class Stages:
-    """Allocations that can be stages of a cascade, by what they answer on the images of a search.
+    """Allocations that can be stages of a cascade, by what they predict on the images of a search.
 
     Args:
-        correct: [K, N] 1 where an answer is right, else 0.
-        sure: [K, N] how sure it is.
+        correct: [K, N] 1 where a prediction is right, else 0.
+        sure: [K, N] how confident it is.
         costs: [K] block costs.
     """
 
@@ -135,16 +135,16 @@ class Stages:
         self.correct, self.sure, self.costs = correct.double(), sure, costs.double()
 
     @classmethod
-    def of(cls, answers: Iterable[Tensor], labels: Tensor, costs: Tensor) -> Stages:
-        """From what each of them answers, logits [N, classes], the labels [N], and block costs [K]."""
-        columns = [(logits.argmax(1) == labels, sureness(logits)) for logits in answers]
+    def of(cls, predictions: Iterable[Tensor], labels: Tensor, costs: Tensor) -> Stages:
+        """From what each of them predicts, logits [N, classes], the labels [N], and block costs [K]."""
+        columns = [(logits.argmax(1) == labels, margin(logits)) for logits in predictions]
         correct, sure = (torch.stack(column) for column in zip(*columns, strict=True))
         return cls(correct, sure, costs)
 
     def after(self, first: int, budget: float) -> Choice:
         """The most accurate cascade within the budget that has this first stage, the cheapest of several.
 
-        Those images begin anew that are least sure; images that are equally sure cannot be told apart.
+        The least confident images take the second stage; of equally confident ones, all or none.
         """
         count = self.correct.shape[1]
         sure, order = self.sure[first].sort(stable=True)
@@ -168,22 +168,22 @@ class Stages:
         return max((self.after(first, budget) for first in affordable), key=lambda each: each.rank)
 
 
-def search_cascade(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Tensor, Choice, Search]:
-    """The best two [2, L] of the allocations on the way from full execution down and of the constant ones, twice the
-    same if one alone is as good; why these; and the search that found them."""
-    search, mdp = make_search(config, task, recorder), task.mdp
-    with torch.no_grad():
+def search_cascade(config: DescentConfig, task: Task) -> tuple[Tensor, Choice, Search]:
+    """The best two [2, L] of the allocations of a descent and of the constant ones, twice the same if one alone is as
+    good; the cascade that they make; and the search that found them."""
+    search, mdp = make_search(config, task), task.mdp
+    with torch.no_grad(), bar("search of a cascade", " trials") as shown:
+        search.on_trial = shown.update
         same = constants(mdp)
-        with shown(search, config):
-            ladder = [*descent(search, same[-1], lazy=config.exchanges is not None), *same[1:-1]]
+        ladder = [*descent(search, same[-1]), *same[1:-1]]
         costs = mdp.cost.route_cost(torch.tensor(ladder, device=mdp.device))[0]
         chosen = Stages.of(map(search.logits, ladder), search.labels, costs).best(config.budget)
     return torch.tensor([ladder[chosen.first], ladder[chosen.second]]), chosen, search
 
 
 def fit_threshold(cascade: Cascade, task: Task, budget: float) -> None:
-    """Set the cascade's threshold to what is best within the budget on all validation images, the weights being what
-    they are."""
+    """Set the cascade's threshold to the best one within the budget on all validation images, with the weights as they
+    are."""
     mdp, images, first, second = task.mdp, task.dataset.split("validation"), [], []
     with torch.no_grad():
         for rows in batches(images, 256):  # batch by batch: a search would keep the features of all images
@@ -196,8 +196,8 @@ def fit_threshold(cascade: Cascade, task: Task, budget: float) -> None:
 
 
 def settle(cascade: Cascade, chosen: Choice, seen: int, recorder: Recorder) -> None:
-    """Fit the threshold of the cascade that a search, which has shown `seen` images, has chosen; the check on
-    validation images only reports."""
+    """Fit the threshold of the cascade that a search, which has shown `seen` images, has chosen. Validation only
+    reports."""
     fit_threshold(cascade, recorder.task, recorder.budget)
     scalars = {"accuracy": chosen.accuracy, "reward_answer": chosen.accuracy, "cost": chosen.cost}
     recorder.step(seen, loss=-chosen.accuracy, **scalars, entropy=0.0, price=0.0)
@@ -205,8 +205,8 @@ def settle(cascade: Cascade, chosen: Choice, seen: int, recorder: Recorder) -> N
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
-    """Search the two stages, then the threshold."""
-    actions, chosen, search = search_cascade(config, task, recorder)
+    """Search the two stages, then the threshold. A search that is killed starts again."""
+    actions, chosen, search = search_cascade(config, task)
     cascade = Cascade(actions)
-    settle(cascade, chosen, search.seen, recorder)
+    settle(cascade, chosen, search.images_seen, recorder)
     return cascade

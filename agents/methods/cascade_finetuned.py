@@ -13,18 +13,18 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class Config(FineTuningConfig):
-    """Two allocations, cross-entropy on the routes of both, and how sure an answer must be to stand. `answer` and
-    `exchanges` only say how the descent is made, of `exchanges` only whether it is None."""
+    """Two static allocations, cross-entropy on the routes of both, and how confident a prediction must be to stand."""
 
+    role: ClassVar[str] = "second_inference"
     highest_budget: ClassVar[float] = HIGHEST_BUDGET
 
     search_split: str = "validation"
-    """Of which the images are, "validation" or "train"."""
+    """Split of the images, "validation" or "train"."""
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
     """Search, then fine-tune; as the weights change, so does the threshold."""
-    actions, *_ = search_cascade(config, task, recorder)
+    actions, *_ = search_cascade(config, task)
 
     def cascade_now() -> Cascade:
         cascade = Cascade(actions)

@@ -1,4 +1,4 @@
-"""Baseline: one bitwidth for every block of every image. Nothing is learned."""
+"""Baseline: one bitwidth for every block of every image, the widest that fits the budget. Nothing is learned."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from agents.method_config import MethodConfig
+from agents.method_config import AllBudgetsConfig
 from agents.policies import AllocationPolicy, Policy
 from agents.recorder import Recorder
 from backbone.cost import TOLERANCE
@@ -15,32 +15,32 @@ from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(MethodConfig):
+class Config(AllBudgetsConfig):
     """One bitwidth everywhere."""
 
-    is_baseline: ClassVar[bool] = True
+    role: ClassVar[str] = "baseline"
     seeded: ClassVar[bool] = False
+    revision: ClassVar[int] = 1
 
     bits: int | None = None
-    """The bitwidth; None for the widest whose cost is within the budget."""
+    """The bitwidth at any budget; None for the widest whose cost is within the budget."""
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Pick the bitwidth.
+    """Order the bitwidths by cost; of equally expensive ones the wider counts.
 
     Raises:
-        ValueError: `bits` is not one of the task's bitwidths, or no bitwidth is within the budget.
+        ValueError: `bits` is not one of the task's bitwidths, or no bitwidth is within a budget.
     """
     mdp = task.mdp
     if config.bits is not None and config.bits not in mdp.bitwidths:
         raise ValueError(f"bits {config.bits} is not among the bitwidths {mdp.bitwidths}")
-    costs = mdp.cost.charged.sum(0).tolist()
-    affordable = [action for action, cost in enumerate(costs) if cost <= config.budget + TOLERANCE]
-    if config.bits is None and not affordable:
-        raise ValueError(
-            f"budget {config.budget} is below the cheapest constant bitwidth, which costs {min(costs):.4f}"
-        )
-    action = affordable[-1] if config.bits is None else mdp.bitwidths.index(config.bits)
-    policy = AllocationPolicy(torch.full((mdp.num_layers,), action))
+    bitwidths = mdp.bitwidths if config.bits is None else (config.bits,)
+    actions = torch.tensor([mdp.bitwidths.index(bits) for bits in bitwidths])
+    costs, order = mdp.cost.charged.double().sum(0).cpu()[actions].sort(stable=True)
+    lowest = min((config.budget, *config.eval_budgets))
+    if config.bits is None and lowest < float(costs[0]) - TOLERANCE:
+        raise ValueError(f"budget {lowest} is below the cheapest constant bitwidth, which costs {float(costs[0]):.4f}")
+    policy = AllocationPolicy(actions[order, None].expand(-1, mdp.num_layers), costs)
     recorder.validate(policy)
     return policy

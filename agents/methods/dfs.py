@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agents.budget_losses import budgeted_loss, make_budget_loss
 from agents.learning import GateConfig, GateLearner
-from agents.method_config import check_not_negative
+from agents.method_config import limited
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import straight_through_rollout
@@ -28,21 +28,16 @@ class Config(GateConfig):
     budget_loss: str = "sign"
     """"sign" (DFS, relative to the budget), "sign_published" (DFS, absolute), "hinge", "fractrain", "target_rates"
     (ConvNet-AIG), "mean_bits" (DQNet), or "module:function"."""
-    cost_weight: float | None = None
+    cost_weight: float | None = limited(None, low=0)
     """Weight of the budget loss; None for its own."""
-    warmup: float = 0.05
+    warmup: float = limited(0.05, low=0, below=1)
     """Share of the images for step 2, training to full execution; of what asks nothing of a gate within its budget
     ("hinge", "mean_bits"), by cross-entropy alone."""
-    ignore: float = 0.0
+    ignore: float = limited(0.0, low=0, below=1)
     """Options whose probability is at most this are not run, and have no gradient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup {self.warmup} must be a share of the images in [0, 1)")
-        if not 0 <= self.ignore < 1:
-            raise ValueError(f"ignore {self.ignore} must be a probability in [0, 1)")
-        check_not_negative(self, "cost_weight")
         make_budget_loss(self.budget_loss, {"weight": self.cost_weight})
 
 

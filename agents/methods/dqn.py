@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents.method_config import limited
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.sb3.config import PricedConfig
@@ -33,7 +34,7 @@ class Config(PricedConfig):
 
     num_envs: int = 32
     """Images decided at once."""
-    batch_size: int = 256
+    batch_size: int = limited(256, low=1)
     """Decisions per gradient step."""
     buffer_size: int = 50_000
     """Decisions that are replayed."""
@@ -41,15 +42,15 @@ class Config(PricedConfig):
     """Decisions before the first gradient step."""
     gradient_steps: int = 8
     """Gradient steps after each rollout, that is, for each episode of all `num_envs` images."""
-    n_steps: int = 3
+    n_steps: int = limited(3, low=1)
     """Rewards that are summed before the target network estimates the rest."""
     target_update_interval: int = 1_000
     """Decisions between two updates of the target network."""
-    exploration_fraction: float = 0.5
+    exploration_fraction: float = limited(0.5, low=0, high=1)
     """Share of training in which exploration falls."""
-    exploration_initial_eps: float = 1.0
+    exploration_initial_eps: float = limited(1.0, low=0, high=1)
     """Share of random decisions at first."""
-    exploration_final_eps: float = 0.0
+    exploration_final_eps: float = limited(0.0, low=0, high=1)
     """Share of random decisions in the end."""
     price_rate: float = 0.02
     """Step size of the search for the price (dual ascent)."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from agents.method_config import MethodConfig
+import torch
+
+from agents.method_config import AllBudgetsConfig
 from agents.policies import AllocationPolicy, Policy
 from agents.recorder import Recorder
 from backbone.cost import TOLERANCE
@@ -13,36 +15,36 @@ from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(MethodConfig):
+class Config(AllBudgetsConfig):
     """As many first blocks as the budget allows; the cheapest bitwidth, skipping if there is that, in the rest."""
 
-    is_baseline: ClassVar[bool] = True
+    role: ClassVar[str] = "baseline"
     seeded: ClassVar[bool] = False
+    revision: ClassVar[int] = 1
 
     bits: int | None = None
     """The bitwidth at which the first blocks run; None for the widest."""
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Count the blocks.
+    """One allocation for each number of first blocks.
 
     Raises:
-        ValueError: `bits` is not one of the task's bitwidths above 0, or the budget is below the cheapest route.
+        ValueError: `bits` is not one of the task's bitwidths above 0, or a budget is below the cheapest route.
     """
     mdp = task.mdp
     if config.bits is not None and config.bits not in [bits for bits in mdp.bitwidths if bits]:
         raise ValueError(f"bits {config.bits} must be above 0 and among the bitwidths {mdp.bitwidths}")
-    bits = mdp.widest if config.bits is None else config.bits
-    prices = mdp.cost.charged.double().cpu()
-    running, least = prices[:, mdp.bitwidths.index(bits)], prices.min(1).values
-    costs = [float(running[:k].sum() + least[k:].sum()) for k in range(mdp.num_layers + 1)]
-    affordable = [k for k, cost in enumerate(costs) if cost <= config.budget + TOLERANCE]
-    if not affordable:
+    action = mdp.bitwidths.index(mdp.widest if config.bits is None else config.bits)
+    cheapest = mdp.cost.charged.argmin(1).cpu()
+    blocks = torch.arange(mdp.num_layers)
+    allocations = torch.where(blocks < torch.arange(mdp.num_layers + 1)[:, None], action, cheapest)
+    costs = mdp.cost.charged.double().cpu()[blocks, allocations].sum(1)
+    lowest = min((config.budget, *config.eval_budgets))
+    if lowest < float(costs[0]) - TOLERANCE:
         raise ValueError(
-            f"budget {config.budget} is below the cheapest route, which costs {costs[0]:.4f}; choose a larger budget"
+            f"budget {lowest} is below the cheapest route, which costs {float(costs[0]):.4f}; choose a larger budget"
         )
-    actions = prices.argmin(1)
-    actions[: affordable[-1]] = mdp.bitwidths.index(bits)
-    policy = AllocationPolicy(actions)
+    policy = AllocationPolicy(allocations, costs)
     recorder.validate(policy)
     return policy

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agents.budget_losses import budgeted_loss, make_budget_loss
 from agents.learning import GateConfig, GateLearner
-from agents.method_config import check_not_negative
+from agents.method_config import limited
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import gumbel_rollout
@@ -25,24 +25,21 @@ class Config(GateConfig):
 
     budget_loss: str = "sign"
     """"target_rates" (ConvNet-AIG), "mean_bits" (DQNet), "hinge", "sign", "fractrain", or "module:function"."""
-    cost_weight: float | None = None
+    cost_weight: float | None = limited(None, low=0)
     """Weight of the budget loss; None for its own."""
-    temperature: float = 1.0
+    temperature: float = limited(1.0, above=0)
     """First temperature of the softmax that the gradient passes to."""
-    last_temperature: float = 0.5
+    last_temperature: float = limited(0.5, above=0)
     """Last temperature; it falls exponentially between the two."""
-    ignore: float = 0.0
+    ignore: float = limited(0.0, low=0, below=1)
     """Options whose noisy probability is at most this are not run, and have no gradient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.last_temperature <= self.temperature:
+        if self.last_temperature > self.temperature:
             raise ValueError(
-                f"temperatures must fall and stay above 0: from {self.temperature} to {self.last_temperature}"
+                f"last_temperature {self.last_temperature} must not be above temperature {self.temperature}"
             )
-        if not 0 <= self.ignore < 1:
-            raise ValueError(f"ignore {self.ignore} must be a probability in [0, 1)")
-        check_not_negative(self, "cost_weight")
         make_budget_loss(self.budget_loss, {"weight": self.cost_weight})
 
 

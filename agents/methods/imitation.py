@@ -1,16 +1,16 @@
-"""Distillation: a gate imitates the routes of the per-image oracle, and may go on by RL from there.
+"""Distillation: a gate imitates the routes of the per-image oracle, optionally followed by RL.
 
-The oracle (`agents.search.oracle`) is asked for routes of some training images. The cheapest good routes make bad
-targets: by luck one of very many routes is right, another one for each image, and nothing that a gate sees tells which.
-So the targets are, among the good routes, those of least cost + loss_price * cross-entropy, with the `loss_price` at
-which the mean cost meets the budget; images that are dearer than the budget allows have the cheapest route of all as
-theirs. At each block, in the state that the target's own route has led to, the gate's scores are trained by
-cross-entropy to name the target's action (behavioural cloning).
+The oracle (`agents.search.oracle`) finds routes of some training images. The cheapest good routes make bad targets: by
+luck one of very many routes is right, another one for each image, and no observation says which. So the targets are,
+among the good routes, those of least cost + loss_price * cross-entropy, with the `loss_price` at which the mean cost
+meets the budget; images that cost more than the budget allows have the cheapest route of all as their target. At each
+block, in the state that the target's own route has led to, the gate's scores are trained by cross-entropy to name the
+target's action (behavioural cloning).
 
-Argmax decisions of a gate that is not sure do not cost what its targets cost. So, before each validation, a price is
-taken off the scores in proportion to the actions' costs; it is found by bisection, so that the mean cost of the gate's
-own routes meets the budget on searched images that it does not imitate: on those that it does it is surer, and spends
-less. As block costs are the same at every block, this price goes into the bias of the gate's last layer.
+Argmax decisions of an unconfident gate do not cost what its targets cost. So, before each validation, a multiple of the
+actions' costs is subtracted from the scores. It is found by bisection, so that the mean cost of the gate's own routes
+meets the budget on searched images that it does not imitate: on imitated images it is more confident and spends less.
+As block costs are the same at every block, this correction goes into the bias of the gate's last layer.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from torch.nn import functional as F
 from agents.dual import DualAscent
 from agents.gates import score_layers
 from agents.learning import Batch, GateConfig, GateLearner, Stream, image_stream
-from agents.method_config import check_not_negative
+from agents.method_config import limited
 from agents.methods import skipnet
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.search.oracle import RouteSearch, find_routes, within_budget
-from agents.search.selection_training import held_out
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
@@ -40,6 +39,8 @@ PRICES = (1e-3, 5.0)
 """Between which the price of loss is looked for, in costs of full execution for a nat."""
 PRICINGS = 8
 BISECTIONS = 14
+HELD_OUT = 5
+"""One in so many images is not imitated: the cost is corrected on these."""
 LARGEST_SHIFT = 20.0
 """By how much the price can shift the scores of the two cheapest actions against each other."""
 
@@ -53,33 +54,28 @@ class Config(GateConfig):
     revision: ClassVar[int] = 1
 
     labels: bool = True
-    """Whether the oracle's routes answer the label; else, what full execution answers."""
+    """Whether the oracle's routes predict the label; else, what full execution predicts."""
     search: str = "beam"
-    """"beam" search, "exact" enumeration (far slower where loss has a price), or "auto": exact where there are few
+    """"beam" search, "exact" enumeration (far slower with a `loss_price`), or "auto": exact where there are few
     routes."""
-    beam: int = 8
+    beam: int = limited(8, low=1)
     """Partial routes of an image that beam search keeps at each block."""
-    oracle_images: int = 2048
+    oracle_images: int = limited(2048, low=1)
     """Augmented training images whose routes are searched: four fifths are imitated, on the others the cost is
     corrected."""
-    loss_price: float | None = None
-    """What a nat of cross-entropy counts beside cost in the choice of the routes; None for what meets the budget."""
-    reinforce: float = 0.0
+    loss_price: float | None = limited(None, low=0)
+    """Cost that a nat of cross-entropy counts as in the choice of the routes; None for what meets the budget."""
+    reinforce: float = limited(0.0, low=0, below=1)
     """Share of the images, at the end, in which the gate goes on with SkipNet's hybrid REINFORCE."""
     price_rate: float = 0.03
     """Step size of the price of cost in that part (dual ascent)."""
-    ent_coef: float = 0.02
+    ent_coef: float = limited(0.02, low=0)
     """First weight of the entropy bonus in that part; it falls linearly to 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         RouteSearch(self.labels, self.search, self.beam, self.loss_price or 0.0)
         DualAscent(self.budget, self.price_rate)  # refuses an impossible rate
-        check_not_negative(self, "ent_coef", "loss_price")
-        if self.oracle_images < 1:
-            raise ValueError(f"oracle_images must be at least 1, got {self.oracle_images}")
-        if not 0 <= self.reinforce < 1:
-            raise ValueError(f"reinforce {self.reinforce} must be a share of the images in [0, 1)")
 
 
 PRESETS = {"then_rl": Config(reinforce=0.5), "label_free": Config(labels=False)}
@@ -125,10 +121,9 @@ def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
     images, labels, rows = (torch.cat(parts)[: config.oracle_images] for parts in zip(*batches, strict=True))
     price = config.loss_price
     if price is None:
-        price = price_of_loss(config, mdp, images[:PRICING_IMAGES], labels[:PRICING_IMAGES], recorder)
+        price = price_of_loss(config, mdp, images[:PRICING_IMAGES], labels[:PRICING_IMAGES])
     how = RouteSearch(config.labels, config.search, config.beam, price)
-    others = recorder if len(labels) > PRICING_IMAGES else None  # else what is found was perhaps found just now
-    found = find_routes(mdp, images, labels, how, recorder=others)
+    found = find_routes(mdp, images, labels, how)
     routes = within_budget(mdp, found, config.budget).to(mdp.device)
     taken = found.found & (routes.cpu() == found.routes).all(1)
     recorder.logger.record("oracle/images", len(labels))
@@ -138,16 +133,23 @@ def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
     return Examples(images, labels, routes, rows)
 
 
-def price_of_loss(
-    config: Config, mdp: BlockMDP, images: Tensor, labels: Tensor, recorder: Recorder | None = None
-) -> float:
+def held_out(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices into `images` [N], at random: those of most images, and those of one in `HELD_OUT`, each with all its
+    occurrences on one side."""
+    number = {image: first for first, image in enumerate(dict.fromkeys(images.tolist()))}
+    place = torch.randperm(len(number), generator=generator).argsort()[[number[each] for each in images.tolist()]]
+    order = place.argsort(stable=True)
+    return order.split([count := int((place < len(number) - len(number) // HELD_OUT).sum()), len(order) - count])
+
+
+def price_of_loss(config: Config, mdp: BlockMDP, images: Tensor, labels: Tensor) -> float:
     """The price of a nat, by bisection, up to which the routes of images [N, 3, H, W] keep to the budget; 0 if even the
     cheapest good routes exceed it."""
     low, high, found = *PRICES, 0.0
     for _ in range(PRICINGS):
         price = (low * high) ** 0.5
         how = RouteSearch(config.labels, config.search, config.beam, price)
-        if float(find_routes(mdp, images, labels, how, recorder=recorder).cost.mean()) > config.budget:
+        if float(find_routes(mdp, images, labels, how).cost.mean()) > config.budget:
             high = price
         else:
             low = found = price

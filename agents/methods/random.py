@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from agents.method_config import MethodConfig
+from agents.method_config import AllBudgetsConfig
 from agents.policies import Policy, RandomPolicy
 from agents.recorder import Recorder
 from backbone.cost import TOLERANCE
@@ -15,16 +16,17 @@ from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(MethodConfig):
+class Config(AllBudgetsConfig):
     """Random bitwidths at a mean cost equal to the budget."""
 
-    is_baseline: ClassVar[bool] = True
+    role: ClassVar[str] = "baseline"
+    revision: ClassVar[int] = 1
 
 
 def cost_matched_distribution(costs: Tensor, budget: float) -> Tensor:
     """Of all distributions over actions with costs [A] and mean cost `budget`, the one of largest entropy.
 
-    That is p ~ exp(-price * cost); the price is found by bisection.
+    That is p ~ exp(-multiplier * cost); the multiplier is found by bisection.
 
     Raises:
         ValueError: no distribution has that mean cost.
@@ -34,17 +36,18 @@ def cost_matched_distribution(costs: Tensor, budget: float) -> Tensor:
         raise ValueError(f"no mixture of actions costs {budget}: they cost {costs.tolist()}")
     low, high = -1e4, 1e4
     for _ in range(100):
-        price = (low + high) / 2
-        if float((-price * costs).softmax(0) @ costs) > budget:
-            low = price
+        multiplier = (low + high) / 2
+        if float((-multiplier * costs).softmax(0) @ costs) > budget:
+            low = multiplier
         else:
-            high = price
-    return (-price * costs).softmax(0)
+            high = multiplier
+    return (-multiplier * costs).softmax(0)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Find the distribution."""
-    costs = task.mdp.cost.charged.sum(0)
-    policy = RandomPolicy(cost_matched_distribution(costs, config.budget), config.seed)
+    """Find the distribution of each budget."""
+    costs, budgets = task.mdp.cost.charged.sum(0), config.reported_budgets(task.mdp.cost)
+    distributions = torch.stack([cost_matched_distribution(costs, budget) for budget in budgets])
+    policy = RandomPolicy(distributions, config.seed, torch.tensor(budgets))
     recorder.validate(policy)
     return policy

@@ -9,8 +9,8 @@ What is left is what the route changed.
 The reward of an answer is the probability of the right class by default: accuracy, if the class were drawn, and
 smoother than that of the best class. Costs count as in SkipNet's reward-to-go, at a price that dual ascent finds.
 
-The gate may start from `static`, the best allocation that is the same for all images, so that all that remains to be
-learned is where to depart from it for which image.
+The gate may start from the best static allocation, so that it only has to learn where to depart from it for which
+image.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from torch.nn import functional as F
 from agents.dual import DualAscent
 from agents.gates import score_layers
 from agents.learning import GateConfig, GateLearner, image_stream
+from agents.method_config import limited
 from agents.methods.skipnet import rewards_to_go
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout
 from agents.search.allocations import SearchConfig, best_allocation
-from agents.search.trials import ANSWERS
+from agents.search.trials import CRITERIA
 from backbone.schedules import make_schedule
 from dfs_env.task import Task
 
@@ -40,15 +41,14 @@ class Config(GateConfig, SearchConfig):
     """REINFORCE with a leave-one-out baseline over several routes of each image."""
 
     family: ClassVar[str] = "REINFORCE"
-
     gate: str = "blockwise"
     """"blockwise" (a small network for each block), or any other gate; those that score all blocks by one layer cannot
     start from `static`."""
-    batch_size: int = 32
+    batch_size: int = limited(32, low=1)
     """Images per update, each along several routes."""
-    routes: int = 8
+    routes: int = limited(8, low=2)
     """Routes of each image; each counts as an image shown."""
-    answer: str = "probability"
+    criterion: str = "probability"
     lr: float = 3e-3
     """First learning rate of the gate."""
     price: float = 3.0
@@ -57,22 +57,17 @@ class Config(GateConfig, SearchConfig):
     """Step size of the search for the price at which the mean cost meets the budget (dual ascent)."""
     price_anneal: float = 0.1
     """Share of training in which the search's target falls from the first cost to the budget."""
-    ent_coef: float = 0.003
+    ent_coef: float = limited(0.003, low=0)
     """First weight of the entropy bonus, a sum over an image's decisions."""
     ent_schedule: str = "linear"
     """How it falls; "linear", to 0: decisions are greedy in the end."""
-    start_static: float = 0.9
+    start_static: float = limited(0.9, low=0, below=1)
     """Probability that the untrained gate gives to the action of `static` at each block; 0 does without `static`."""
-    exchanges: int | None = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
         make_schedule(self.ent_schedule)
         DualAscent(self.budget, self.price_rate, self.price_anneal, self.price)  # refuses what is impossible
-        if self.routes < 2:
-            raise ValueError(f"routes {self.routes}: each route is compared with others of its image, so at least 2")
-        if not 0 <= self.start_static < 1:
-            raise ValueError(f"start_static {self.start_static} must be a probability in [0, 1)")
         if self.start_full and self.start_static:
             raise ValueError(
                 "a gate starts at full execution or from static: set start_static to 0, or leave out start_full"
@@ -122,11 +117,11 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     learner = GateLearner(config, task, recorder)
     mdp, gate = learner.mdp, learner.gate
     if config.start_static:
-        allocation, _ = best_allocation(config, task, recorder)
+        allocation, _ = best_allocation(config, task)
         prefer(gate, allocation.to(mdp.device), mdp.num_actions, config.start_static)
     dual = DualAscent(config.budget, config.price_rate, config.price_anneal, config.price)
     recorder.register_state(dual=dual)
-    entropy_factor, answer_of = make_schedule(config.ent_schedule), ANSWERS[config.answer]
+    entropy_factor, answer_of = make_schedule(config.ent_schedule), CRITERIA[config.criterion]
 
     def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         rollout = sampled_rollout(mdp, gate, images, config.budget)

@@ -1,9 +1,9 @@
-"""A second look: all images take one allocation; those whose answer is unsure take it once more, mirrored.
+"""A second look: all images take one allocation; those with an unconfident prediction take it once more, mirrored.
 
-Averaging over an image and its reflection is as old as deep networks (Krizhevsky et al., NIPS 2012, section 4.1); who
-gets the second look is decided as in `agents.methods.cascade`, by the margin between the two largest probabilities.
-Where a mirrored image is another thing, as with digits, it is moved by a pixel instead. Who is looked at twice pays
-twice. Like the cascade it is no policy of the MDP.
+Averaging over an image and its reflection is as old as deep networks (Krizhevsky et al., NIPS 2012, section 4.1).
+As in `agents.methods.cascade`, the margin between the two largest probabilities decides which images get the second
+inference, and these pay twice. Where a mirrored image means something else, as with digits, it is moved by a pixel
+instead. Like the cascade it is no policy of the MDP.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from agents.methods.cascade import Cascade, Choice, Stages, settle
 from agents.methods.cascade import Config as CascadeConfig
 from agents.policies import FILE
 from agents.recorder import Recorder
-from agents.search.allocations import SearchConfig, constants, descent, make_search
-from agents.search.trials import Search
+from agents.search.allocations import DescentConfig, constants, descent, make_search
+from agents.search.trials import Allocation, Search
 from backbone.checkpoint import save_tensors
 from backbone.cost import TOLERANCE
+from backbone.progress import bar
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
 class Config(CascadeConfig):
-    """One allocation, the same for all images, and how sure an answer must be to stand. `answer` and `exchanges` only
-    say how the descent is made, of `exchanges` only whether it is None."""
+    """One static allocation, and how confident a prediction must be to stand. `criterion` is that of the descent."""
 
 
 class SecondLook(Cascade):
-    """What answers: a cascade of one allocation and the same again, at another view of the image.
+    """A cascade of one allocation and the same again, at another view of the image.
 
     Args:
         allocation: [L] actions.
         mirror: whether the other view is the image's reflection; else it is moved by a pixel.
-        threshold: an image whose first answer has a smaller margin, in [0, 1], is looked at again.
+        threshold: an image whose first prediction has a smaller margin, in [0, 1], gets the second look.
     """
 
     def __init__(self, allocation: Tensor, mirror: bool, threshold: float = 0.0) -> None:
@@ -80,12 +80,13 @@ def once_and_twice(first: Tensor, second: Tensor, labels: Tensor, cost: float) -
     return Stages.of([first, averaged(first, second)], labels, torch.tensor([cost, cost], device=first.device))
 
 
-def candidates(search: Search, config: SearchConfig) -> list[list[int]]:
-    """What is worth a second look: the allocations within the budget on the way from full execution down, as far as the
-    first that leaves enough to look at every image twice, and the constant ones."""
-    same, limit, found = constants(search.mdp), config.budget + TOLERANCE, []
-    with search.counted("search of an allocation"):
-        for allocation in descent(search, same[-1], lazy=config.exchanges is not None):
+def candidates(search: Search, budget: float) -> list[Allocation]:
+    """Allocations for a second look: those within the budget on a descent, down to the first that every image can take
+    twice, and the constant ones."""
+    same, limit, found = constants(search.mdp), budget + TOLERANCE, []
+    with bar("search of a second look", " trials") as shown:
+        search.on_trial = shown.update
+        for allocation in descent(search, same[-1]):
             cost = search.cost(allocation)
             if cost <= limit:
                 found.append(allocation)
@@ -94,24 +95,24 @@ def candidates(search: Search, config: SearchConfig) -> list[list[int]]:
     return found + [constant for constant in same[1:-1] if search.cost(constant) <= limit]
 
 
-def search_second_look(config: SearchConfig, task: Task, recorder: Recorder) -> tuple[Tensor, Choice, int]:
-    """The allocation [L] of the candidates that is best with a second look; why this one; and how many images were
-    shown."""
+def search_second_look(config: DescentConfig, task: Task) -> tuple[Tensor, Choice, int]:
+    """The allocation [L] of the candidates that is best with a second look, the cascade that it makes, and how many
+    images were shown."""
     view = partial(other_view, mirror=task.dataset.flip)
-    search, again = make_search(config, task, recorder), make_search(config, task, recorder, view)
-    found: list[tuple[Choice, list[int]]] = []
+    search, again = make_search(config, task), make_search(config, task, view)
+    found: list[tuple[Choice, Allocation]] = []
     with torch.no_grad():
-        for allocation in candidates(search, config):
-            answers = search.logits(allocation), again.logits(allocation)
-            stages = once_and_twice(*answers, search.labels, search.cost(allocation))
+        for allocation in candidates(search, config.budget):
+            predictions = search.logits(allocation), again.logits(allocation)
+            stages = once_and_twice(*predictions, search.labels, search.cost(allocation))
             found.append((stages.after(0, config.budget), allocation))
     chosen, allocation = max(found, key=lambda each: each[0].rank)
-    return torch.tensor(allocation), chosen, search.seen + again.seen
+    return torch.tensor(allocation), chosen, search.images_seen + again.images_seen
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> SecondLook:
-    """Search the allocation, then the threshold."""
-    allocation, chosen, seen = search_second_look(config, task, recorder)
+    """Search the allocation, then the threshold. A search that is killed starts again."""
+    allocation, chosen, seen = search_second_look(config, task)
     looks = SecondLook(allocation, task.dataset.flip)
     settle(looks, chosen, seen, recorder)
     return looks

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from agents.dual import DualAscent
 from agents.learning import GateConfig, GateLearner
-from agents.method_config import check_not_negative
+from agents.method_config import limited
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout, straight_through_rollout
@@ -35,26 +35,25 @@ class Config(GateConfig):
     both."""
 
     family: ClassVar[str] = "REINFORCE"
-
-    pretraining: float = 0.1
+    pretraining: float = limited(0.1, low=0, high=1)
     """Share of the images for supervised pre-training: 0 is HRL from scratch, 1 is SP alone."""
-    alpha: float | None = None
+    alpha: float | None = limited(None, low=0)
     """Fixed price of cost (published: 0.1); None finds the price at which the mean cost meets the budget."""
     price_rate: float = 0.03
     """Step size of that search (dual ascent)."""
     price_anneal: float = 0.1
     """Share of training in which the search's target falls from the first cost to the budget."""
-    rl_weight: float = 1.0
+    rl_weight: float = limited(1.0, low=0)
     """Weight of the REINFORCE loss, a mean over the batch. It matters beside cross-entropy in SkipNet's single
     optimizer (published: 0.01, of a sum over the batch); gate and backbone have their own optimizers here."""
-    rl_lr: float | None = None
+    rl_lr: float | None = limited(None, low=0)
     """Learning rate of gate and backbone in HRL, before what the schedule has left of it then (published: 1e-4); None:
     each goes on at its own."""
     rl_schedule: str = "linear"
     """How they fall in HRL (published: "constant")."""
     baseline: bool = False
     """Whether to subtract the batch's mean reward-to-go at each block."""
-    ent_coef: float = 0.0
+    ent_coef: float = limited(0.0, low=0)
     """First weight of an entropy bonus."""
     ent_schedule: str = "linear"
     """How it falls over HRL; "linear", to 0: decisions are greedy in the end."""
@@ -76,10 +75,7 @@ class Config(GateConfig):
         super().__post_init__()
         make_schedule(self.rl_schedule)
         make_schedule(self.ent_schedule)
-        check_not_negative(self, "alpha", "rl_weight", "rl_lr", "ent_coef")
         self.dual()  # refuses what is impossible
-        if not 0 <= self.pretraining <= 1:
-            raise ValueError(f"pretraining {self.pretraining} must be a share of the images in [0, 1]")
         if not self.supervised and (self.pretraining or not self.cotrain):
             raise ValueError(
                 "pure RL (supervised=False) trains the network too, without pre-training: set pretraining to 0 "

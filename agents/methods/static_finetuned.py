@@ -10,19 +10,19 @@ from dataclasses import dataclass
 
 from agents.policies import AllocationPolicy, Policy
 from agents.recorder import Recorder
-from agents.search.allocations import best_allocation
+from agents.search.allocations import SearchConfig, best_allocation
 from agents.search.finetuning import FineTuningConfig, fine_tune
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(FineTuningConfig):
+class Config(FineTuningConfig, SearchConfig):
     """The best per-block allocation at the budget, and cross-entropy on its route."""
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search, then fine-tune."""
-    allocation, _ = best_allocation(config, task, recorder)
+    allocation, _ = best_allocation(config, task)
     policy = AllocationPolicy(allocation)
     fine_tune(config, task, recorder, allocation[None], lambda: policy)
     return policy

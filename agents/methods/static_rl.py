@@ -2,7 +2,7 @@
 (Elthakeb et al. 2018), to compare with the search of `static`.
 
 An episode is a whole allocation, drawn block by block from an agent that sees the position only. As in HAQ (section
-3.3) one that is dearer than the budget is lowered, block after block, until it fits; the reward is terminal, 0.1 times
+3.3) one that costs more than the budget is lowered, block after block, until it fits; the reward is terminal, 0.1 times
 the accuracy that it has on a batch of images above that of full execution (HAQ, section 3.4). HAQ learns by DDPG with
 continuous bitwidths, ReLeQ by PPO; here REINFORCE with a running baseline does.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agents.checkpoints import Variables
 from agents.learning import image_stream
-from agents.method_config import MethodConfig, check_not_negative
+from agents.method_config import MethodConfig, limited
 from agents.policies import AllocationPolicy, Policy
 from agents.recorder import Recorder
 from backbone.cost import TOLERANCE, CostTable
@@ -31,26 +31,18 @@ class Config(MethodConfig):
 
     family: ClassVar[str] = "REINFORCE"
 
-    allocations: int = 8
+    allocations: int = limited(8, low=1)
     """Allocations drawn per update."""
-    batch_size: int = 32
+    batch_size: int = limited(32, low=1)
     """Images on which each of them, and full execution, is tried; `num_images` counts each trial."""
-    lr: float = 0.1
+    lr: float = limited(0.1, low=0)
     """Learning rate of the agent's preferences (Adam)."""
-    reward_scale: float = 0.1
+    reward_scale: float = limited(0.1, low=0)
     """Reward for a unit of accuracy, as in HAQ."""
-    ent_coef: float = 0.002
-    """First weight of an entropy bonus beside such rewards; it falls linearly to 0."""
-    baseline_rate: float = 0.2
+    ent_coef: float = limited(0.002, low=0)
+    """First weight of an entropy bonus; it falls linearly to 0."""
+    baseline_rate: float = limited(0.2, low=0, high=1)
     """Weight of the newest rewards in the running baseline."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.allocations < 1:
-            raise ValueError(f"allocations must be at least 1, got {self.allocations}")
-        check_not_negative(self, "lr", "reward_scale", "ent_coef")
-        if not 0 <= self.baseline_rate <= 1:
-            raise ValueError(f"baseline_rate {self.baseline_rate} must be a share in [0, 1]")
 
 
 def fit(allocation: list[int], costs: CostTable, budget: float) -> list[int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from agents.checkpoints import UNFINISHED
+from agents.checkpoints import CHECKPOINT
 from agents.runs.results import RESULT
 
 CONFIG, ERROR = "config.json", "error.txt"
@@ -63,7 +63,7 @@ def locked(file: Path, error: str) -> Iterator[None]:
 
 def clear(folder: Path) -> None:
     """Remove what a finished run no longer needs."""
-    for left in (*(folder / name for name in (*UNFINISHED, ERROR)), *folder.glob(".*")):
+    for left in (folder / CHECKPOINT, folder / ERROR, *folder.glob(".*")):
         left.unlink(missing_ok=True)
 
 

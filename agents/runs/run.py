@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.checkpoints import CHECKPOINT, SEARCHED, UNFINISHED, Randomness, read_checkpoint
+from agents.checkpoints import CHECKPOINT, Randomness, read_checkpoint
 from agents.evaluation import SelfMeasured, evaluate
 from agents.method_config import MethodConfig
 from agents.methods import method
@@ -130,8 +130,8 @@ def _prepare(folder: Path, config: RunConfig, resume: bool) -> None:
 
 
 def resumable(folder: Path, config: RunConfig) -> bool:
-    """Whether the folder of an unfinished run holds something to resume from, of this very configuration."""
-    return any((folder / name).is_file() for name in UNFINISHED) and _is_of(folder, config)
+    """Whether the folder of an unfinished run holds a checkpoint of this very configuration and version."""
+    return (folder / CHECKPOINT).is_file() and _is_of(folder, config)
 
 
 def resumes_from(config: RunConfig, root: Path) -> str:
@@ -144,10 +144,8 @@ def resumes_from(config: RunConfig, root: Path) -> str:
     folder = unfinished_folder(root, config.name, config.identity)
     if not resumable(folder, config):
         return ""
-    if (folder / CHECKPOINT).is_file():
-        seen = read_checkpoint(folder / CHECKPOINT)["recorder"]["seen"]
-        return f"{seen:,} of {config.config.num_images:,} images are done, in {folder / CHECKPOINT}"
-    return f"what its search has found is in {folder / SEARCHED}"
+    seen = read_checkpoint(folder / CHECKPOINT)["recorder"]["seen"]
+    return f"{seen:,} of {config.config.num_images:,} images are done, in {folder / CHECKPOINT}"
 
 
 def _is_of(folder: Path, config: RunConfig) -> bool:
@@ -175,7 +173,7 @@ def check_reachable(config: MethodConfig, task: Task) -> None:
     """
     budgets = (config.budget, *config.validation_budgets, *getattr(config, "eval_budgets", ()))
     cheapest, budget = float(task.mdp.cost.cheapest[0]), min(budgets)
-    if config.holds_budget and not config.is_network and budget < cheapest - TOLERANCE:
+    if config.holds_budget and config.role != "activation_gating" and budget < cheapest - TOLERANCE:
         raise ValueError(
             f"budget {budget} is below the cheapest route, which costs {cheapest:.4f} with bitwidths "
             f"{task.mdp.bitwidths}; raise it, or let blocks be skipped"
@@ -205,28 +203,31 @@ def _result(
     folder: Path,
     progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-    measuring = progress if config.config.is_bound else None  # a bound's work is its measurement
-    start = time.perf_counter()
-    test = evaluate(policy, task, "test", config.config.budget, progress=measuring)
-    if config.config.is_bound:
+    settings, start = config.config, time.perf_counter()
+    bound = settings.role == "bound"  # its work is its measurement
+    test = evaluate(policy, task, "test", settings.budget, progress=progress if bound else None)
+    if bound:
         seconds += time.perf_counter() - start
     write_outcomes(folder, test)
     best = recorder.best
-    several = [(b, evaluate(policy, task, "test", b).line()) for b in getattr(config.config, "eval_budgets", ())]
+    several = [
+        {"budget": budget, **(test if budget == settings.budget else evaluate(policy, task, "test", budget)).line()}
+        for budget in settings.reported_budgets(task.mdp.cost)
+    ]
     return {
         "run": config.name,
         **config.names,
-        "family": config.config.family,
-        "role": config.config.role,
-        "cotrained": bool(getattr(config.config, "cotrain", False)),
+        "family": settings.family,
+        "role": settings.role,
+        "cotrained": bool(getattr(settings, "cotrain", False)),
         "dataset": config.task.dataset,
         "depth": config.task.depth,
         "bitwidths": list(task.mdp.bitwidths),
-        "budget": config.config.budget,
-        "seed": config.config.seed,
-        "seeded": config.config.seeded,
+        "budget": settings.budget,
+        "seed": settings.seed,
+        "seeded": settings.seeded,
         **test.line(),
-        **({"at_budgets": [{"budget": budget, **line} for budget, line in several]} if several else {}),
+        **({"at_budgets": several} if several else {}),
         "validation_accuracy": best.accuracy if best else None,
         "validation_cost": best.cost if best else None,
         "num_images": recorder.images_seen,

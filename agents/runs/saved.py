@@ -126,9 +126,9 @@ def load_policy(
             raise ValueError(f"the gate in {folder} does not fit this backbone and its bitwidths: {error}") from error
         return GatePolicy(gate.to(mdp.device).eval(), about["gate"], mdp)
     if kind == "allocation":
-        return AllocationPolicy(tensors["actions"])
+        return AllocationPolicy(tensors["actions"], tensors.get("costs"))
     if kind == "random":
-        return RandomPolicy(tensors["probabilities"], about["seed"])
+        return RandomPolicy(tensors["probabilities"], about["seed"], tensors.get("costs"))
     if not re.fullmatch(r"agents\.[\w.]+:load", kind):
         check_own("policy loader", kind, file, trust_code)
     load = resolve("policy loader", kind, {})

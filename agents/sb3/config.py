@@ -16,17 +16,13 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.dual import DualAscent, FixedPrice, PriceRule
-from agents.method_config import MethodConfig, check_not_negative
+from agents.method_config import MethodConfig, limited
 from agents.sb3.off_policy import PricedReplayBuffer
 from agents.sb3.options import as_settings, names_of, parse_settings
 from agents.sb3.policy import LEARNING, algorithm_of, described
 from backbone.names import check_names
 from backbone.schedules import make_schedule
 from dfs_env.rewards import Shaped, nested, uses_budget, uses_price
-
-NOT_NEGATIVE = ("learning_rate", "ent_coef", "clip_range")
-SHARES = ("gamma", "gae_lambda", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps")
-"""Options of which Stable-Baselines3 takes any number."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +49,18 @@ class SB3Config(MethodConfig):
     reward: str = "priced"
     """Reward: a name, "name(parameter=value)" or "module:function" (see `dfs_env.rewards`); "priced" is minus
     cross-entropy, minus the current price times cost."""
-    num_envs: int = 128
+    num_envs: int = limited(128, low=1)
     """Images decided at once: the episodes of a rollout."""
-    learning_rate: float = 1e-3
+    learning_rate: float = limited(1e-3, low=0)
     """First learning rate; it falls linearly to 0."""
-    gamma: float = 1.0
+    gamma: float = limited(1.0, low=0, high=1)
     """Discount. Episodes are short and of fixed length."""
     budget_schedule: str = "constant"
     """Factor on the budget over training: of the target of the price's search where there is one, else of what the
     policy sees and the reward reads. "linear(first=4, to=1, end=0.5)", say; see `backbone.schedules`."""
     cotrain: bool = False
     """Whether the backbone learns too, by cross-entropy on the routes that the policy took."""
-    backbone_lr: float = 3e-3
+    backbone_lr: float = limited(3e-3, low=0)
     """Learning rate of the backbone (SGD with momentum), if it is co-trained."""
     sb3: tuple[str, ...] = ()
     """Any other hyper-parameter of the constructor, as NAME=VALUE, such as vf_coef=0.7 or
@@ -74,10 +70,6 @@ class SB3Config(MethodConfig):
         super().__post_init__()
         algorithm_of(self.algorithm)
         object.__setattr__(self, "sb3", as_settings(self.sb3))
-        check_not_negative(self, *(name for name in NOT_NEGATIVE if hasattr(self, name)))
-        for name in SHARES:
-            if not 0 <= getattr(self, name, 0) <= 1:
-                raise ValueError(f"{name} must be a share, in [0, 1], got {getattr(self, name)}")
         self._check_reward()
         for name in ("price_schedule", "ent_schedule"):
             make_schedule(getattr(self, name, "constant"))
@@ -179,15 +171,15 @@ class PricedConfig(SB3Config):
 class PPOConfig(SB3Config):
     """What the methods derived from proximal policy optimisation have."""
 
-    batch_size: int = 256
+    batch_size: int = limited(256, low=1)
     """Decisions per minibatch."""
-    n_epochs: int = 4
+    n_epochs: int = limited(4, low=1)
     """Passes over each rollout."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = limited(0.95, low=0, high=1)
     """Lambda of generalised advantage estimation."""
-    clip_range: float = 0.2
+    clip_range: float = limited(0.2, low=0)
     """Clipping of the probability ratio."""
-    ent_coef: float = 0.01
+    ent_coef: float = limited(0.01, low=0)
     """Weight of the entropy bonus."""
     ent_schedule: str = "constant"
     """Factor on it over training. "linear" lets it fall to 0, so that decisions are greedy in the end."""

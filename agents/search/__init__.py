@@ -1,2 +1,1 @@
-"""Searches for good routes: one allocation of bitwidths for all images, the cheapest right route of each image, and a
-learned choice among a few known routes."""
+"""Searches for good routes: static allocations of bitwidths, and the cheapest right route of each image."""

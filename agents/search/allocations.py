@@ -1,14 +1,17 @@
-"""Allocations of bitwidths to blocks that are the same for all images, and the search for the best one.
+"""The search for static allocations: one bitwidth for each block, the same for all images, at any number of budgets.
 
-Greedy descent from full execution, one block and one bitwidth at a time, always where the loss rises least for the cost
-saved, down to the budget. From there, or from the widest bitwidth that all blocks can afford if that is better,
-exchanges between blocks as long as one helps. The loss is minus the mean reward of the answers.
+One greedy descent begins at full execution and lowers one block at a time, always where the loss rises least for the
+cost saved. It is lazy: the effect that a change had before others were made is taken for what it has now, until it
+seems the best one and is tried again (lazy greedy search, Minoux 1978).
+
+Then, at each budget in ascending order, pairs of blocks exchange cost as long as the loss falls. This starts from the
+best of three: the first allocation of the descent that fits, the widest bitwidth that all blocks can afford, and the
+result at the budget before. So the loss never rises with the budget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,166 +19,157 @@ import torch
 from torch import Tensor
 
 from agents.learning import image_stream
-from agents.method_config import MethodConfig
-from agents.recorder import Recorder
-from agents.search.progress import forewarn
-from agents.search.trials import ANSWERS, Search
+from agents.method_config import MethodConfig, limited
+from agents.search.trials import CRITERIA, Allocation, Search
 from backbone.cost import TOLERANCE
+from backbone.progress import bar, warn_if_long
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
-SEARCHED = ("train", "validation")
+SEARCH_SPLITS = ("train", "validation")
 """Never the test images."""
+
+Change = tuple[int, int]
+"""A block, and the action that it takes instead of its own."""
 
 
 @dataclass(frozen=True)
-class SearchConfig(MethodConfig):
-    """What the methods that search an allocation have in common."""
+class DescentConfig(MethodConfig):
+    """What the methods that compare allocations have in common."""
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
-    search_images: int = 512
+    search_images: int = limited(512, low=1)
     """Images on which allocations are compared; each trial of an allocation shows them all."""
     search_split: str = "train"
-    """Of which they are: "train", or "validation" where the backbone knows the training images by heart. There it can
-    do without blocks that it needs for others."""
-    answer: str = "log_probability"
-    """Reward of an answer: "log_probability" (minus cross-entropy), "probability" of the right class, which no few
-    confident errors decide, or "correct" (1 or 0)."""
-    exchanges: int | None = None
-    """How many exchanges are tried in vain before the search ends, those first whose two changes promise most by
-    themselves; the descent is then lazy, too. None tries everything, and takes hours on a deep network."""
+    """Their split: "train", or "validation" where the backbone has memorised the training images. On memorised images
+    it can do without blocks that it needs on others."""
+    criterion: str = "log_probability"
+    """Reward of a prediction: "log_probability" (minus cross-entropy), "probability" of the right class, which a few
+    confident errors do not dominate, or "correct" (1 or 0)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.search_split not in SEARCHED:
-            raise ValueError(f"unknown search_split {self.search_split!r}: choose one of {', '.join(SEARCHED)}")
-        if self.answer not in ANSWERS:
-            raise ValueError(f"unknown answer {self.answer!r}: choose one of {', '.join(ANSWERS)}")
-        if self.exchanges is not None and self.exchanges < 0:
-            raise ValueError(f"exchanges {self.exchanges} must not be negative")
+        if self.search_split not in SEARCH_SPLITS:
+            raise ValueError(f"unknown search_split {self.search_split!r}: choose one of {', '.join(SEARCH_SPLITS)}")
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"unknown criterion {self.criterion!r}: choose one of {', '.join(CRITERIA)}")
 
 
-def with_changes(allocation: list[int], *changes: tuple[int, int]) -> list[int]:
-    """A copy of the allocation in which each change's block has its action."""
+@dataclass(frozen=True)
+class SearchConfig(DescentConfig):
+    """What the methods that search the best allocation have in common."""
+
+    exchanges: int = limited(24, low=0)
+    """Exchanges that are tried at once, the most promising first; the search of a budget ends when none of them lowers
+    the loss."""
+
+
+def with_changes(allocation: Allocation, *changes: Change) -> Allocation:
+    """The allocation in which each change's block has its action."""
     changed = list(allocation)
     for block, action in changes:
         changed[block] = action
-    return changed
+    return tuple(changed)
 
 
-def descent(search: Search, allocation: list[int], first: int = 0, lazy: bool = False) -> Iterator[list[int]]:
-    """The allocation, and ever cheaper ones: one block from `first` on is lowered at a time, where the loss rises least
-    for the cost saved.
+def constants(mdp: BlockMDP) -> list[Allocation]:
+    """Each action everywhere."""
+    return [(action,) * mdp.num_layers for action in range(mdp.num_actions)]
 
-    If `lazy`, what a change did before others were made stands for what it does now, until it seems the best one: then
-    it is tried anew (lazy greedy search, Minoux 1978). Far fewer trials, and as a rule the same choice.
-    """
-    known: dict[tuple[int, int], float] = {}
+
+def descent(search: Search, allocation: Allocation) -> Iterator[Allocation]:
+    """The allocation and ever cheaper ones, down to the first action everywhere: one block is lowered at a time, where
+    the loss rises least for the cost saved."""
+    known: dict[Change, float] = {}
+
+    def rise(change: Change) -> float:
+        changed = with_changes(allocation, change)
+        return (search.loss(changed) - search.loss(allocation)) / _saved(search, allocation, changed)
+
     while True:
         yield allocation
-        changes = [(block, action) for block in range(first, len(allocation)) for action in range(allocation[block])]
-        if not changes:
+        known |= {
+            (block, action): rise((block, action))
+            for block, now in enumerate(allocation)
+            for action in range(now)
+            if (block, action) not in known
+        }
+        if not known:
             return
-        fresh: set[tuple[int, int]] = set()
-        while True:
-            for change in changes:
-                if change not in known or not (lazy or change in fresh):
-                    known[change] = _rise(search, allocation, change)
-                    fresh.add(change)
-            best = min(changes, key=known.__getitem__)
-            if best in fresh:
-                break
-            del known[best]
+        fresh: set[Change] = set()
+        while (best := min(known, key=known.__getitem__)) not in fresh:
+            known[best] = rise(best)
+            fresh.add(best)
         allocation = with_changes(allocation, best)
-        known = {change: rise for change, rise in known.items() if change[0] != best[0]}
+        known = {change: value for change, value in known.items() if change[0] != best[0]}
 
 
-def _rise(search: Search, allocation: list[int], change: tuple[int, int]) -> float:
-    """Rise of the loss for the cost saved."""
-    before, changed = search.loss(allocation), with_changes(allocation, change)
-    return (search.loss(changed) - before) / (search.cost(allocation) - search.cost(changed))
+def _saved(search: Search, allocation: Allocation, lowered: Allocation) -> float:
+    """The cost saved, above 0 also where a measured time is not shorter with fewer bits."""
+    return max(search.cost(allocation) - search.cost(lowered), 1e-9)
 
 
-def descend(search: Search, allocation: list[int], budget: float, lazy: bool = False) -> list[int]:
-    """Lower one block at a time until the cost is within the budget."""
-    return next(trial for trial in descent(search, allocation, lazy=lazy) if search.cost(trial) <= budget + TOLERANCE)
+def exchange(search: Search, allocation: Allocation, budget: float, actions: int, count: int) -> Allocation:
+    """Change one block, or raise one and lower others to stay within the budget, as long as the loss falls.
 
+    At most `count` candidates are tried at once, those with the lowest sum of the effects that their changes have
+    alone. Effects are measured anew only once no candidate helps; if none does even then, the search ends.
 
-def exchange(search: Search, allocation: list[int], budget: float, actions: int, count: int | None = None) -> list[int]:
-    """Raise one block, and lower others to pay for it where that is needed, or only lower one, as long as the loss
-    falls; of the exchanges, try all, or the `count` most promising.
-
-    If there is a count, what a change of a block did before others were changed stands for what it does now, until
-    nothing that seems promising helps: then all are tried anew.
+    Args:
+        search: losses and costs.
+        allocation: to start from, within the budget.
+        budget: highest cost.
+        actions: A, the number of actions.
+        count: most candidates that are tried at once.
     """
-    alone: dict[tuple[int, int], float] = {}
+    effects: dict[Change, float] = {}
     while True:
-        fresh, loss = not alone, search.loss(allocation)
-        for change in _changes(allocation, actions):
-            if change not in alone:
-                alone[change] = search.loss(with_changes(allocation, change)) - loss
-        trials = [
-            trial for trial in _exchanges(search, allocation, budget, alone) if search.cost(trial) <= budget + TOLERANCE
-        ]
-        if count is not None:
-            trials = sorted(trials, key=lambda trial: _promised(allocation, trial, alone))[:count]
-        better = next((trial for trial in trials if search.loss(trial) < loss - 1e-6), None)
-        if better is None and fresh:
-            return allocation
-        if better is None or count is None:
-            alone = {}
+        fresh, loss = not effects, search.loss(allocation)
+        for block, now in enumerate(allocation):
+            for change in ((block, action) for action in range(actions) if action != now):
+                if change not in effects:
+                    effects[change] = search.loss(with_changes(allocation, change)) - loss
+
+        candidates = _candidates(search, allocation, budget, effects)
+        better = next((each for each in candidates[:count] if search.loss(each) < loss - 1e-6), None)
+        if better is None:
+            if fresh:
+                return allocation
+            effects = {}
         else:
-            alone = {change: rise for change, rise in alone.items() if allocation[change[0]] == better[change[0]]}
-        allocation = better or allocation
+            effects = {change: e for change, e in effects.items() if allocation[change[0]] == better[change[0]]}
+            allocation = better
 
 
-def _changes(allocation: list[int], actions: int) -> list[tuple[int, int]]:
-    """Every block with every action but its own."""
-    return [(block, action) for block, now in enumerate(allocation) for action in range(actions) if action != now]
-
-
-def _exchanges(
-    search: Search, allocation: list[int], budget: float, alone: Mapping[tuple[int, int], float]
-) -> Iterator[list[int]]:
-    """One block changed, and a raised one for which another pays, or those that are missed least: of which the loss
-    rises least `alone`, for the cost saved."""
-    yield from (with_changes(allocation, change) for change in alone)
-    cost = search.cost(allocation)
-    lowered = [change for change in alone if change[1] < allocation[change[0]]]
-    lowered.sort(key=lambda change: alone[change] / (cost - search.cost(with_changes(allocation, change))))
-    for block, action in alone:
+def _candidates(
+    search: Search, allocation: Allocation, budget: float, effects: Mapping[Change, float]
+) -> list[Allocation]:
+    """Within the budget, and by the sum of the effects of their changes: one block changed, or one raised and either
+    one other lowered, or as many as it takes, of which the loss rises least for the cost saved."""
+    lowered = [change for change in effects if change[1] < allocation[change[0]]]
+    lowered.sort(key=lambda change: effects[change] / _saved(search, allocation, with_changes(allocation, change)))
+    tried = [with_changes(allocation, change) for change in effects]
+    for block, action in effects:
         if action > allocation[block]:
-            raised, others = (
-                with_changes(allocation, (block, action)),
-                [change for change in lowered if change[0] != block],
-            )
-            yield from (with_changes(raised, change) for change in others)
-            yield _paid(search, raised, budget, others)
+            raised = with_changes(allocation, (block, action))
+            others = [change for change in lowered if change[0] != block]
+            tried += [with_changes(raised, change) for change in others]
+            for other, lower in others:
+                if search.cost(raised) <= budget + TOLERANCE:
+                    break
+                raised = with_changes(raised, (other, min(lower, raised[other])))
+            tried.append(raised)
+
+    def sum_of_effects(candidate: Allocation) -> float:
+        return sum(effects[change] for change in enumerate(candidate) if change[1] != allocation[change[0]])
+
+    fitting = {each for each in tried if search.cost(each) <= budget + TOLERANCE}
+    return sorted(fitting, key=lambda each: (sum_of_effects(each), each))
 
 
-def _paid(search: Search, allocation: list[int], budget: float, changes: Iterable[tuple[int, int]]) -> list[int]:
-    """The allocation after as many of the changes, in their order, as the budget takes."""
-    for block, action in changes:
-        if search.cost(allocation) <= budget + TOLERANCE:
-            break
-        allocation = with_changes(allocation, (block, min(action, allocation[block])))
-    return allocation
-
-
-def _promised(allocation: list[int], trial: list[int], alone: Mapping[tuple[int, int], float]) -> float:
-    """How the loss would change if the changes by each block alone added up."""
-    return sum(alone[change] for change in enumerate(trial) if change[1] != allocation[change[0]])
-
-
-def make_search(
-    config: SearchConfig,
-    task: Task,
-    recorder: Recorder | None = None,
-    view: Callable[[Tensor], Tensor] = lambda images: images,
-) -> Search:
-    """A search on what `view` makes of the images that `config` says. The recorder is told of the time that it would
-    have taken by itself.
+def make_search(config: DescentConfig, task: Task, view: Callable[[Tensor], Tensor] = lambda images: images) -> Search:
+    """A search on what `view` makes of the images that `config` says.
 
     Raises:
         ValueError: the budget is below the cheapest allocation.
@@ -185,43 +179,49 @@ def make_search(
         raise ValueError(f"budget {config.budget} is below the cheapest allocation, which costs {cheapest:.4f}")
     images, labels = next(image_stream(task, config.search_images, config.seed, split=config.search_split))
     with torch.no_grad():
-        return Search(task.mdp, view(images), labels, config.answer, recorder)
+        return Search(task.mdp, view(images), labels, config.criterion)
 
 
-@contextmanager
-def shown(search: Search, config: SearchConfig) -> Iterator[None]:
-    """Show on standard error how many allocations have been tried within; and first, if that takes hours, that it does:
-    without a limit on exchanges, a step of the descent tries every change, and a round of exchanges every pair."""
-    widest = [search.mdp.num_actions - 1] * search.mdp.num_layers
-    changes = sum(widest)
-    trials = changes**2 if config.exchanges is None else 2 * changes + config.exchanges
-    # a trial runs the blocks from the first one on that differs from the trial before: half of them, on average
-    with torch.no_grad():
-        seconds = trials * search.seconds(widest) / 2
-    mend = "fewer --search-images, or --exchanges 64, are faster"
-    forewarn(f"the search of an allocation ({trials:,} trials)", seconds, mend)
-    with search.counted("search of an allocation"):
-        yield
+def best_allocations(config: SearchConfig, task: Task, budgets: Sequence[float]) -> tuple[list[Allocation], Search]:
+    """The allocations that one search finds for the budgets, and the search. Costs ascend and losses fall: what another
+    allocation equals or beats in both is left out, so that at each budget the most expensive that fits is the best.
+
+    Raises:
+        ValueError: the lowest budget is below the cheapest allocation.
+    """
+    mdp, search = task.mdp, make_search(config, task)
+    same, budgets = constants(mdp), sorted(budgets)
+    changes = mdp.num_layers * (mdp.num_actions - 1)
+    with torch.no_grad(), bar("search of static allocations", " trials") as shown:
+        # A trial runs the blocks from the first changed one on: half of them, on average.
+        seconds = search.seconds(same[-1]) / 2 * (2 * changes + len(budgets) * (changes + config.exchanges))
+        warn_if_long("the search of static allocations", seconds, "fewer --search-images or --exchanges are faster")
+        search.on_trial = shown.update
+        descended, found = list(descent(search, same[-1])), [*same[:1]]
+        for budget in budgets:
+            fitting = [
+                next((each for each in descended if search.cost(each) <= budget + TOLERANCE), None),
+                max((each for each in same if search.cost(each) <= budget + TOLERANCE), default=None),
+                found[-1] if search.cost(found[-1]) <= budget + TOLERANCE else None,
+            ]
+            starts = [each for each in fitting if each is not None]
+            if not starts:
+                cheapest = min(map(search.cost, descended))
+                raise ValueError(f"budget {budget} is below the cheapest allocation, which costs {cheapest:.4f}")
+            start = min(starts, key=search.loss)
+            found.append(exchange(search, start, budget, mdp.num_actions, config.exchanges))
+    front: list[Allocation] = []
+    for each in sorted(found[1:], key=lambda each: (search.cost(each), search.loss(each))):
+        if not front or search.loss(each) < search.loss(front[-1]):
+            front.append(each)
+    return front, search
 
 
-def constants(mdp: BlockMDP) -> list[list[int]]:
-    """Each action everywhere."""
-    return [[action] * mdp.num_layers for action in range(mdp.num_actions)]
-
-
-def best_allocation(config: SearchConfig, task: Task, recorder: Recorder | None = None) -> tuple[Tensor, Search]:
-    """The best allocation [L] of actions within the budget on some images, and the search that found it, which
-    `make_search` made.
+def best_allocation(config: SearchConfig, task: Task) -> tuple[Tensor, Search]:
+    """The best allocation [L] at the configuration's budget, and the search that found it.
 
     Raises:
         ValueError: the budget is below the cheapest allocation.
     """
-    mdp, budget, search = task.mdp, config.budget, make_search(config, task, recorder)
-    with torch.no_grad():
-        same = constants(mdp)
-        with shown(search, config):
-            descended = descend(search, same[-1], budget, lazy=config.exchanges is not None)
-            affordable = [constant for constant in same if search.cost(constant) <= budget + TOLERANCE]
-            start = min([descended, *affordable[-1:]], key=search.loss)
-            allocation = exchange(search, start, budget, mdp.num_actions, config.exchanges)
-    return torch.tensor(allocation), search
+    allocations, search = best_allocations(config, task, [config.budget])
+    return torch.tensor(allocations[-1]), search

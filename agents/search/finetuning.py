@@ -12,24 +12,25 @@ from torch.nn import functional as F
 
 from agents.evaluation import SelfMeasured
 from agents.learning import BackboneLearner, image_stream
+from agents.method_config import limited
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.search.allocations import SearchConfig
+from agents.search.allocations import DescentConfig
 from backbone.schedules import make_schedule
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class FineTuningConfig(SearchConfig):
+class FineTuningConfig(DescentConfig):
     """What the methods that search allocations, and then train the backbone on these, have in common. `num_images`
     counts the images of the fine-tuning, each once for each allocation."""
 
     family: ClassVar[str] = "allocations"
     cotrain: ClassVar[bool] = True
 
-    batch_size: int = 64
+    batch_size: int = limited(64, low=1)
     """Images per update."""
-    backbone_lr: float = 3e-3
+    backbone_lr: float = limited(3e-3, low=0)
     """First learning rate of the backbone (SGD with momentum)."""
     schedule: str = "linear"
     """How it falls, see `backbone.schedules`."""

@@ -2,7 +2,7 @@
 
 What a policy decides from observations, an oracle looks up by trying. It bounds what policies can reach on the same
 frozen backbone (per-input oracles: arXiv 2402.04359, there for early exits and model choice, here for routes). The
-answer asked for is the image's label (*label-aware*), or what full execution answers (*label-free*).
+prediction asked for is the image's label (*label-aware*), or what full execution predicts (*label-free*).
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.recorder import Recorder
-from agents.search.digest import digest
-from agents.search.progress import bar, forewarn
 from agents.search.routes import search
 from agents.workers import start_worker, without_interrupts
 from backbone.cost import TOLERANCE
+from backbone.progress import bar, warn_if_long
 from dfs_env.mdp import BlockMDP
 
 MAX_ROUTES = 20_000
@@ -41,14 +39,14 @@ class RouteSearch:
     """
 
     labels: bool = True
-    """Whether a route has to answer the label; else, what full execution answers."""
+    """Whether a route has to predict the label; else, what full execution predicts."""
     search: str = "auto"
     """"exact" enumeration, "beam" search, or "auto": exact where an image has at most `MAX_ROUTES` routes."""
     beam: int = 8
     """Partial routes of an image that beam search keeps at each block."""
     loss_price: float = 0.0
-    """What a nat of cross-entropy counts beside cost, so that of the good routes a surer one may be dearer. The bound
-    has 0; routes to learn from are better with more, as the cheapest good ones owe much to luck."""
+    """Cost that a nat of cross-entropy counts as, so that a more confident good route may cost more. The bound has 0;
+    routes to learn from are better with more, as the cheapest good ones owe much to luck."""
 
     def __post_init__(self) -> None:
         if self.search not in ("auto", "exact", "beam"):
@@ -82,18 +80,14 @@ class Routes:
     cost: Tensor
     """[N] float32, block cost of the route."""
     found: Tensor
-    """[N] bool, whether the route gives the answer asked for."""
+    """[N] bool, whether the route gives the prediction asked for."""
 
 
 Options = tuple[int, bool, float]
-"""Beam, whether to enumerate, and the price of loss, as `search` takes them after images and labels."""
+"""Beam, whether to enumerate, and the coefficient of the loss, as `search` takes them after images and labels."""
 
 Part = tuple[NDArray[np.int64], NDArray[np.bool_]]
 """Routes [N, L] of some images, and whether they serve [N]."""
-
-_KNOWN: dict[str, tuple[Routes, float]] = {}
-"""Routes that this process has found, since several budgets and both measurements of a run ask for the same ones, and
-the seconds it took."""
 
 
 def find_routes(
@@ -103,47 +97,36 @@ def find_routes(
     how: RouteSearch,
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
-    recorder: Recorder | None = None,
 ) -> Routes:
-    """Search the cheapest route of each image; within a process, the same search is done once only.
+    """Search the cheapest route of each image.
 
     Args:
-        process: the MDP.
+        mdp: the MDP.
         images: [N, 3, H, W], normalised.
         labels: [N]; not looked at unless `how.labels`.
         how: what is looked for, and how.
         workers: processes that share the images, each with one thread; with 1 this process does it.
         progress: called with the number of images that are done since the last call.
-        recorder: is told of the time that looking up what was found before has spared.
 
     Raises:
         ValueError: there are too many routes for exact enumeration.
     """
     options = how.beam, how.exact(mdp), how.loss_price
-    key = digest(mdp, images, labels, how)
-    if key not in _KNOWN:
-        answers = labels if how.labels else None
-        find = _alone(mdp, images, answers, options)
-        if workers > 1:
-            find = _shared(mdp, images, answers, options, workers)
-        found, start = [], time.perf_counter()
-        with bar("search of a route for each image", " images", len(images)) as shown:
-            for part in find:
-                found.append(part)
-                tell = progress or shown.update
-                tell(len(part[0]))
-                if len(found) == 1 and len(images):
-                    whole = (time.perf_counter() - start) * len(images) / len(part[0]) / workers
-                    forewarn("the search of a route for each image", whole, "a smaller beam or more workers are faster")
-        routes, serves = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
-        cost = mdp.cost.route_cost(routes.to(mdp.device))[0].cpu()
-        _KNOWN[key] = Routes(routes, cost, serves), time.perf_counter() - start
-    else:
-        if progress:
-            progress(len(images))
-        if recorder:
-            recorder.count_seconds(_KNOWN[key][1])
-    return _KNOWN[key][0]
+    targets = labels if how.labels else None
+    find = _shared(mdp, images, targets, options, workers) if workers > 1 else _alone(mdp, images, targets, options)
+    found, start = [], time.perf_counter()
+    with bar("search of a route for each image", " images", len(images)) as shown:
+        report = progress or shown.update
+        for part in find:
+            found.append(part)
+            report(len(part[0]))
+            if len(found) == 1 and len(images):
+                seconds = (time.perf_counter() - start) * len(images) / len(part[0]) / workers
+                warn_if_long(
+                    "the search of a route for each image", seconds, "a smaller beam or more workers are faster"
+                )
+    routes, serves = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found, strict=True))
+    return Routes(routes, mdp.cost.route_cost(routes.to(mdp.device))[0].cpu(), serves)
 
 
 def within_budget(mdp: BlockMDP, found: Routes, budget: float) -> Tensor:
@@ -155,13 +138,13 @@ def within_budget(mdp: BlockMDP, found: Routes, budget: float) -> Tensor:
     Raises:
         ValueError: the cheapest route costs more than the budget.
     """
-    prices = mdp.cost.charged.double().cpu()
-    least, cheapest = prices.min(1)
+    costs = mdp.cost.charged.double().cpu()
+    least, cheapest = costs.min(1)
     if float(least.sum()) > budget + TOLERANCE:
         raise ValueError(
             f"budget {budget} is below the cheapest route, which costs {float(least.sum()):.4f}; choose a larger budget"
         )
-    extra = prices.gather(1, found.routes.T).sum(0) - least.sum()
+    extra = costs.gather(1, found.routes.T).sum(0) - least.sum()
     order = extra.argsort(stable=True)
     affordable = extra[order].cumsum(0) <= (budget - least.sum()).clamp_min(0) * len(order) + 1e-7 * len(order)
     taken = order[affordable]
@@ -182,8 +165,8 @@ def _shared(mdp: BlockMDP, images: Tensor, labels: Tensor | None, options: Optio
     """The same, in the same order, from worker processes. They are sent arrays, for every tensor would hold a file
     descriptor open."""
     starts = range(0, len(images), IMAGES)
-    pixels, answers = images.cpu().numpy(), None if labels is None else labels.cpu().numpy()
-    parts = ((pixels[i : i + IMAGES], None if answers is None else answers[i : i + IMAGES], options) for i in starts)
+    pixels, targets = images.cpu().numpy(), None if labels is None else labels.cpu().numpy()
+    parts = ((pixels[i : i + IMAGES], None if targets is None else targets[i : i + IMAGES], options) for i in starts)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(mdp,)) as pool:
         with without_interrupts():
@@ -203,7 +186,7 @@ def _start(mdp: BlockMDP) -> None:
 
 def _work(part: tuple[NDArray[np.float32], NDArray[np.int64] | None, Options]) -> Part:
     assert _mdp is not None
-    pixels, answers, options = part
+    pixels, targets, options = part
     images = torch.from_numpy(pixels).to(_mdp.device)
-    labels = None if answers is None else torch.from_numpy(answers).to(_mdp.device)
+    labels = None if targets is None else torch.from_numpy(targets).to(_mdp.device)
     return next(_alone(_mdp, images, labels, options))

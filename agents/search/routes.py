@@ -1,11 +1,12 @@
-"""Search over the tree of routes: for each image the cheapest route that ends in the answer asked for.
+"""Search over the tree of routes: for each image the cheapest route that ends in a given prediction, its target.
 
 Both searches give up a partial route as soon as it cannot become cheaper than the best route known for its image. Both
-begin with what the constant bitwidths and the cheapest route answer.
+begin with the constant bitwidths and the cheapest route.
 
-- Beam search keeps, of each image's partial routes, `beam` at each block. Two figures judge a partial route: its cost,
-  and the cross-entropy of the answer asked for if it goes on as cheaply as can be (a whole route, which may itself
-  serve). Those that the fewest others equal or beat in both are kept, so that the beam stays spread over costs.
+- Beam search keeps, of each image's partial routes, `beam` at each block. A partial route is judged by its cost and by
+  the cross-entropy of the target when the route is completed as cheaply as possible (which makes a whole route, a
+  candidate itself). Those that the fewest others equal or beat in both are kept, so that the beam stays spread over
+  costs.
 - Exact enumeration (branch and bound) tries every partial route that is left, depth first.
 """
 
@@ -20,43 +21,43 @@ from torch.nn import functional as F
 from dfs_env.mdp import BlockMDP, State
 
 ROWS = 128
-"""Partial routes that exact enumeration goes on with at once."""
-UNIT = 1e-9
+"""Partial routes that exact enumeration extends at once."""
+COST_UNIT = 1e-9
 """Costs are compared in whole multiples of this, so that equal costs are equal in whatever order they were summed."""
 NEVER = torch.iinfo(torch.int64).max // 2
-"""The price of what there is not."""
+"""The cost of a route that does not exist."""
 
 
 class Best:
-    """The cheapest serving route that is known for each of N images.
+    """The cheapest route that is known to predict the target of each of N images.
 
     Args:
-        process: what the routes lead through.
-        targets: [N] the class that a route has to answer, to serve.
-        loss_price: what a nat of the target's cross-entropy adds to a route's price, in units of cost.
+        mdp: what the routes lead through.
+        targets: [N] the class that a route has to predict.
+        loss_price: what a nat of the target's cross-entropy adds to a route's cost.
     """
 
     def __init__(self, mdp: BlockMDP, targets: Tensor, loss_price: float = 0.0) -> None:
         self.targets, self.loss_price = targets, loss_price
-        self.prices = (mdp.cost.charged.double() / UNIT).round().long()
-        """[L, A] block cost of an action at a block, in UNIT."""
+        self.prices = (mdp.cost.charged.double() / COST_UNIT).round().long()
+        """[L, A] block cost of an action at a block, in `COST_UNIT`."""
         least = self.prices.min(1).values
         self.rest = F.pad(least.flip(0).cumsum(0).flip(0), (0, 1))
-        """[L + 1] least price of all blocks from each one on."""
+        """[L + 1] least cost of all blocks from each one on."""
         self.cheapest = self.prices.argmin(1)
         """[L] the cheapest route."""
         self.routes = self.cheapest.expand(len(targets), -1).clone()
-        """[N, L]; the cheapest of all where none is known to serve."""
+        """[N, L]; the cheapest of all where none is known to predict the target."""
         self.price = torch.full_like(targets, NEVER)
-        """[N] price of the route, its loss included; NEVER where none is known to serve."""
+        """[N] cost of the route, its loss included; NEVER where none is known to predict the target."""
 
     def offer(self, image: Tensor, routes: Tensor, logits: Tensor) -> None:
-        """Keep those of the routes [P, L] of images [P] that serve, going by their logits [P, K], and are cheaper than
-        what is known. Of an image's equally cheap ones the first is kept."""
+        """Keep those of the routes [P, L] of images [P] whose logits [P, K] predict the target and which are cheaper
+        than what is known. Of an image's equally cheap ones the first is kept."""
         price = self.prices.gather(1, routes.T).sum(0)
         if self.loss_price:
             loss = F.cross_entropy(logits, self.targets[image], reduction="none")
-            price = price + (loss.double() * (self.loss_price / UNIT)).round().long()
+            price = price + (loss.double() * (self.loss_price / COST_UNIT)).round().long()
         good = (logits.argmax(1) == self.targets[image]) & (price < self.price[image])
         image, routes, price = image[good], routes[good], price[good]
         self.price.scatter_reduce_(0, image, price, "amin")
@@ -76,7 +77,7 @@ class _Partial:
     routes: Tensor
     """[P, L] the decisions so far, completed by the cheapest action at every block that is undecided."""
     price: Tensor
-    """[P] cost of the decisions so far, in UNIT."""
+    """[P] cost of the decisions so far, in `COST_UNIT`."""
 
     def take(self, rows: Tensor) -> _Partial:
         return _Partial(self.state.take(rows), self.image[rows], self.routes[rows], self.price[rows])
@@ -85,20 +86,20 @@ class _Partial:
 def search(
     mdp: BlockMDP, images: Tensor, labels: Tensor | None, beam: int, exact: bool, loss_price: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """The cheapest route of each image that answers its label; with a `loss_price`, of those that answer it the one of
-    least cost + loss_price * cross-entropy.
+    """The cheapest route of each image that predicts its label; with a `loss_price`, of those that predict it the one
+    of least cost + loss_price * cross-entropy.
 
     Args:
-        process: the MDP.
+        mdp: the MDP.
         images: [N, 3, H, W], normalised. All are searched at once: the memory of N * beam * A images is needed.
-        labels: [N]; None asks for what full execution answers.
+        labels: [N]; None asks for what full execution predicts.
         beam: partial routes of an image that beam search keeps.
         exact: whether to enumerate afterwards what is cheaper than the routes that beam search has found.
-        loss_price: what a nat of cross-entropy counts beside cost.
+        loss_price: the cost that a nat of cross-entropy counts as.
 
     Returns:
-        Routes [N, L], the cheapest of all where none serves; and [N] bool, whether the route serves. An image's result
-        does not depend on the others.
+        Routes [N, L], the cheapest of all where none predicts the target; and [N] bool, whether the route does. An
+        image's result does not depend on the others.
     """
     with torch.no_grad():
         state = mdp.initial(images)
@@ -116,7 +117,7 @@ def search(
 
 
 def _constants(mdp: BlockMDP, start: State, labels: Tensor | None, loss_price: float) -> Best:
-    """What the constant bitwidths and the cheapest route answer; the last bitwidth's answer replaces absent labels."""
+    """The constant bitwidths and the cheapest route; what the last bitwidth predicts replaces absent labels."""
     count, cheapest = len(start.features), mdp.cost.charged.argmin(1)
     routes = [cheapest, *(torch.full_like(cheapest, action) for action in range(mdp.num_actions))]
     logits = [_complete(mdp, start, route.expand(count, -1)) for route in routes]
@@ -127,7 +128,7 @@ def _constants(mdp: BlockMDP, start: State, labels: Tensor | None, loss_price: f
 
 
 def _complete(mdp: BlockMDP, state: State, routes: Tensor) -> Tensor:
-    """Logits [P, K] of states that go on along routes [P, L]. The states stay as they are."""
+    """Logits [P, K] of states that continue along routes [P, L]. The states stay as they are."""
     ours = False  # whether the features lie in memory of this function's own
     for layer in range(state.layer, mdp.num_layers):
         skipped = not any(mdp.bitwidths[action] for action in set(routes[:, layer].tolist()))

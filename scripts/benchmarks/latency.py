@@ -123,7 +123,8 @@ def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any])
     if isinstance(policy, SelfMeasured):
         raise ValueError(f"{result['run']} does not decide block by block: its latency is not measured")
     if isinstance(policy, AllocationPolicy):
-        return lambda images: task.mdp.run(images, policy.actions.expand(len(images), -1))
+        allocation = policy.at(result["budget"])
+        return lambda images: task.mdp.run(images, allocation.expand(len(images), -1))
     mdp = seen_by(policy, task)
     return lambda images: play(policy, mdp, images, result["budget"])
 

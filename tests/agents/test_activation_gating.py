@@ -264,7 +264,7 @@ def test_a_network_is_saved_and_loaded(name, task, tmp_path):
         ("channel_gating", {"block": "preactivation"}, "'preactivation'"),
         ("channel_gating", {"gated": "second"}, "gated 'second'"),
         ("channel_gating", {"start": "middle"}, "'middle'"),
-        ("channel_gating", {"target_rate": 0.0}, "target_rate 0.0"),
+        ("channel_gating", {"target_rate": 0.0}, "target_rate"),
         ("channel_gating", {"threshold": 10.0}, "threshold 10.0"),
         ("precision_gating", {"schedule": "linear"}, "'linear'"),
     ],

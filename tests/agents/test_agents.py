@@ -113,11 +113,15 @@ def test_a_gates_own_work_is_in_the_total_cost_and_not_in_the_paper_cost(task):
     assert found.total_cost == pytest.approx(float(total.mean()) + gate)
 
 
-@pytest.mark.parametrize("kind", [*GATES, "assignment", "random"])
+@pytest.mark.parametrize("kind", [*GATES, "assignment", "assignments", "random", "randoms"])
 def test_a_policy_that_is_saved_and_loaded_decides_the_same(kind, task, tmp_path):
     mdp = task.mdp
     if kind == "assignment":
         policy = AllocationPolicy(torch.tensor([1, 0, 3]))
+    elif kind == "assignments":
+        policy = AllocationPolicy(torch.tensor([[0, 0, 0], [1, 0, 3]]), torch.tensor([0.0, 0.3]))
+    elif kind == "randoms":
+        policy = RandomPolicy(torch.tensor([[1.0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4]]), 7, torch.tensor([0.0, 0.5]))
     elif kind == "random":
         policy = RandomPolicy(torch.tensor([0.1, 0.2, 0.3, 0.4]), seed=7)
     else:
@@ -125,6 +129,26 @@ def test_a_policy_that_is_saved_and_loaded_decides_the_same(kind, task, tmp_path
     policy.save(tmp_path)
     loaded = load_policy(tmp_path, mdp)
     assert torch.equal(evaluate(policy, task).routes, evaluate(loaded, task).routes)
+
+
+def test_of_several_allocations_the_most_expensive_within_each_images_budget_is_played(task):
+    table = torch.tensor([[0, 0, 0], [1, 0, 3], [3, 3, 3]])
+    policy = AllocationPolicy(table, task.mdp.cost.route_cost(table)[0])
+    state = task.mdp.initial(task.dataset.normalize(task.dataset.test.images[:4]), torch.tensor([0.0, 0.4, 0.999, 1.0]))
+    chosen = []
+    while not task.mdp.terminal(state):
+        actions, _ = policy.predict(task.mdp.observe(state).numpy())
+        chosen.append(torch.from_numpy(actions))
+        state = task.mdp.transition(state, chosen[-1])
+    assert torch.equal(torch.stack(chosen, 1), table[[0, 1, 1, 2]])
+
+
+def test_draws_of_several_distributions_follow_each_images_budget(task):
+    one_hot = torch.eye(4, dtype=torch.float64)[[0, 3]]
+    policy = RandomPolicy(one_hot, 0, torch.tensor([0.0, 1.0]))
+    observation = np.zeros((2, task.mdp.layout.dim), np.float32)
+    observation[:, -1] = 0.5, 1.0
+    assert policy.predict(observation)[0].tolist() == [0, 3]
 
 
 def test_a_damaged_policy_is_named(mdp, tmp_path):
@@ -263,7 +287,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_what_is_kept(task, t
     recorder.validate(AllocationPolicy(torch.zeros(task.mdp.num_layers)))
     with pytest.raises(TrainingDivergedError, match=str(tmp_path)):
         recorder.step(1, loss=float("nan"))
-    assert load_policy(tmp_path, task.mdp).actions.tolist() == [0] * task.mdp.num_layers
+    assert load_policy(tmp_path, task.mdp).at(1.0).tolist() == [0] * task.mdp.num_layers
 
 
 def test_an_evaluation_is_plain_data(task):

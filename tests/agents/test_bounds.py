@@ -9,12 +9,13 @@ from agents.evaluation import evaluate
 from agents.gates import make_gate
 from agents.methods import method
 from agents.methods.imitation import PRICES, meet_budget
-from agents.policies import AllocationPolicy, GatePolicy
+from agents.policies import FILE, AllocationPolicy, GatePolicy
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
 from agents.search import oracle
 from agents.search.oracle import Routes, RouteSearch, find_routes, within_budget
 from agents.search.routes import _complete, search
+from backbone.checkpoint import load_tensors, save_tensors
 from dfs_env import BlockMDP, Task
 from dfs_env.task import make_task
 
@@ -105,21 +106,11 @@ def test_an_images_route_does_not_depend_on_its_batch_mates(exact, mdp, data):
 def test_two_processes_find_what_one_finds(mdp, data):
     images, labels = data
     one = find_routes(mdp, images, labels, RouteSearch(search="beam", beam=2))
-    oracle._KNOWN.clear()
     shown = []
     two = find_routes(mdp, images, labels, RouteSearch(search="beam", beam=2), workers=2, progress=shown.append)
     assert torch.equal(one.routes, two.routes)
     assert torch.equal(one.found, two.found)
     assert sum(shown) == 24
-
-
-def test_the_same_search_is_done_once(mdp, data, monkeypatch):
-    images, labels = data
-    first = find_routes(mdp, images, labels, RouteSearch(beam=3))
-    monkeypatch.setattr(oracle, "search", None)
-    assert find_routes(mdp, images, labels, RouteSearch(beam=3)) is first
-    with pytest.raises(TypeError):
-        find_routes(mdp, images, labels, RouteSearch(beam=4))
 
 
 def test_the_cheapest_images_take_their_routes_first(mdp):
@@ -193,22 +184,36 @@ def test_early_layers_by_hand(task):
         (0.17, 4, [2, 2, 0]),
         (1.0, 2, [1, 1, 1]),
     ):
-        assert trained("early_layers", task, budget=budget, bits=bits).actions.tolist() == actions
+        assert trained("early_layers", task, budget=budget, bits=bits).at(budget).tolist() == actions
     for bits in (0, 5):
-        with pytest.raises(ValueError, match=f"bits {bits} must be above 0"):
+        with pytest.raises(ValueError, match=f"bits {bits} "):
             trained("early_layers", task, bits=bits)
 
 
-def test_routes_are_searched_anew_on_other_weights_and_other_decisions(task):
-    images, labels = task.dataset.normalize(task.dataset.test.images), task.dataset.test.labels
-    find_routes(task.mdp, images, labels, RouteSearch())
-    later = BlockMDP(task.mdp.backbone, task.mdp.bitwidths, ungated_blocks=1)
-    assert find_routes(later, images, labels, RouteSearch()).routes.shape == (len(labels), 2)
+def test_one_search_of_a_split_serves_all_budgets_and_another_split_or_other_decisions_are_searched_anew(
+    task, monkeypatch
+):
+    found, find = [], find_routes
+    monkeypatch.setattr("agents.methods.oracle.find_routes", lambda *args: found.append(0) or find(*args))
     bound = trained("oracle", task, budget=0.3)
-    before = evaluate(bound, task, "test", 0.3)
-    task.mdp.backbone.classifier.weight.mul_(-1)
-    after = evaluate(bound, task, "test", 0.3)
-    assert not torch.equal(before.routes, after.routes)
+    accuracies = [evaluate(bound, task, "test", budget).accuracy for budget in (0.01, 0.1, 0.3)]
+    assert accuracies == sorted(accuracies)
+    assert len(found) == 1
+    evaluate(bound, task, "validation", 0.3)
+    assert len(found) == 2
+    later = Task(BlockMDP(task.mdp.backbone, task.mdp.bitwidths, ungated_blocks=1), task.dataset)
+    assert evaluate(bound, later, "test", 0.3).routes.shape[1] == 2
+    assert len(found) == 3
+
+
+def test_an_oracle_that_an_earlier_version_saved_under_a_digest_is_loaded(task, tmp_path, monkeypatch):
+    policy = trained("oracle", task, budget=0.1)
+    before = evaluate(policy, task, "test", 0.1)
+    policy.save(tmp_path)
+    tensors, about = load_tensors(tmp_path / FILE)
+    save_tensors(tmp_path / FILE, {f"0a1b{name.removeprefix('test')}": t for name, t in tensors.items()}, about)
+    monkeypatch.setattr("agents.methods.oracle.find_routes", None)
+    assert evaluate(load_policy(tmp_path, task.mdp), task, "test", 0.1).line() == before.line()
 
 
 def test_states_stay_as_they_are_while_routes_are_completed_from_them():

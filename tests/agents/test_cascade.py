@@ -7,7 +7,7 @@ import torch
 
 from agents.evaluation import evaluate
 from agents.methods import cascade_finetuned
-from agents.methods.cascade import Cascade, Choice, Config, Stages, fit_threshold, search_cascade, sureness, train
+from agents.methods.cascade import Cascade, Choice, Config, Stages, fit_threshold, margin, search_cascade, train
 from agents.policies import AllocationPolicy
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
@@ -96,7 +96,7 @@ def test_at_the_ends_of_the_threshold_all_images_have_the_answer_of_one_stage(th
 
 def test_who_begins_anew_pays_for_both_and_nobody_elses_answer_changes(task):
     inputs = task.dataset.normalize(task.dataset.train.images)
-    sure = sureness(task.mdp.run(inputs, torch.tensor(FIRST).expand(len(inputs), -1)))
+    sure = margin(task.mdp.run(inputs, torch.tensor(FIRST).expand(len(inputs), -1)))
     threshold = float(sure.median())
     found = evaluate(Cascade(torch.tensor([FIRST, SECOND]), threshold), task, "train")
     one, two = (evaluate(AllocationPolicy(torch.tensor(stage)), task, "train") for stage in (FIRST, SECOND))
@@ -110,7 +110,7 @@ def test_who_begins_anew_pays_for_both_and_nobody_elses_answer_changes(task):
 @pytest.mark.parametrize("budget", [0.001, 0.05, 0.3, 1.0, 1.5])
 def test_it_keeps_to_its_budget_where_it_was_searched_and_is_saved_and_loaded(budget, learned, tmp_path):
     count = len(learned.dataset.validation)
-    config = Config(budget=budget, search_split="validation", search_images=count, exchanges=8)
+    config = Config(budget=budget, search_split="validation", search_images=count)
     cascade = train(config, learned, Recorder(learned, budget, config.num_images, tmp_path))
     found = evaluate(cascade, learned, "validation", budget)
     assert found.cost <= budget + 1e-5
@@ -123,9 +123,9 @@ def test_it_keeps_to_its_budget_where_it_was_searched_and_is_saved_and_loaded(bu
 
 
 def test_fine_tuned_on_both_stages_it_is_saved_with_the_threshold_of_its_last_weights(learned, tmp_path):
-    budget, options = 0.2, {"search_images": 64, "exchanges": 0, "backbone_lr": 0.01}
+    budget, options = 0.2, {"search_images": 64, "backbone_lr": 0.01}
     config = cascade_finetuned.Config(budget=budget, num_images=1088, num_evals=2, **options)
-    frozen = Cascade(search_cascade(config, learned, Recorder(learned, budget, 1))[0])
+    frozen = Cascade(search_cascade(config, learned)[0])
     fit_threshold(frozen, learned, budget)
     recorder = Recorder(learned, budget, config.num_images, tmp_path)
     cascade = cascade_finetuned.train(config, learned, recorder)

@@ -74,7 +74,10 @@ def test_every_variant_is_run_at_every_budget_with_every_seed(file):
     assert {run.config.num_images for run in of(runs, "ppo")} == {24_000}
     assert {run.config.num_evals for run in of(runs, "ppo")} == {3}
     assert all(run.config.cotrain and run.config.budget_loss == "hinge" for run in of(runs, "dfs-hinge"))
-    assert {run.config.seed for run in of(runs, "constant")} == {0}, "its result does not depend on the seed"
+    assert [(run.config.eval_budgets, run.config.seed) for run in of(runs, "static")] == [
+        ((0.02, 0.5), seed) for seed in range(3)
+    ]
+    assert [run.config.seed for run in of(runs, "constant")] == [0]
     assert {run.task.bitwidths for run in runs} == {(0, 8)}
     assert experiment.all_budgets == (0.02, 0.1, 0.5)
 

@@ -14,7 +14,7 @@ from agents.rollouts import straight_through_rollout
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
 
-LEARNED = [name for name in method_names() if method(name).Config().role not in ("baseline", "bound")]
+LEARNED = [name for name in method_names() if method(name).Config.role not in ("baseline", "bound")]
 SMALL = {"num_images": 48, "batch_size": 12, "num_envs": 8, "allocations": 1, "oracle_images": 24, "beam": 2}
 SMALL |= {"learning_starts": 24, "gradient_steps": 1, "n_epochs": 1}
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 
-from agents.checkpoints import CHECKPOINT, SEARCHED
+from agents.checkpoints import CHECKPOINT
 from agents.evaluation import evaluate
+from agents.method_config import limits_of
 from agents.methods import constant, default_config, labels, method, method_names
 from agents.policies import AllocationPolicy
 from agents.recorder import Recorder
@@ -25,16 +27,16 @@ from agents.runs.results import RESULT
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from agents.runs.sweep import finished, sweep
-from agents.search import trials
-from agents.search.allocations import best_allocation, descend, descent, exchange
-from agents.search.trials import FOUND, Search
+from agents.search.allocations import best_allocation, best_allocations, descent, exchange
+from agents.search.trials import Search
 from backbone.checkpoint import save_backbone
 from backbone.resnet import ResNet
 from backbone.training import TrainingDivergedError
-from dfs_env import BlockMDP
+from dfs_env import BlockMDP, Task
+from scripts.train import command
 
-LEARNED = [name for name in method_names() if not (method(name).Config.is_baseline or method(name).Config.is_bound)]
-POLICIES = [name for name in LEARNED if not method(name).Config.is_network]
+LEARNED = [name for name in method_names() if method(name).Config.role not in ("baseline", "bound")]
+POLICIES = [name for name in LEARNED if method(name).Config.role != "activation_gating"]
 # recurrent_ppo needs minibatches of whole episodes, here of three decisions: 12, 24, 48.
 SMALL = {"num_images": 64, "batch_size": 12, "num_envs": 8, "search_images": 8, "oracle_images": 64, "routes": 2}
 
@@ -83,7 +85,9 @@ def test_every_preset_trains(label, task):
     if getattr(default_config(label), "budget_range", None):
         small["budget_range"] = (0.1, 0.6)
     budgets = (0.3, 0.9, 1.0)  # the last for networks that always compute a lot
-    config = dataclasses.replace(default_config(label), **small, budget=budgets[method(label).Config.is_network])
+    config = dataclasses.replace(
+        default_config(label), **small, budget=budgets[method(label).Config.role == "activation_gating"]
+    )
     policy = method(label).train(config, task, Recorder(task, config.budget, config.num_images, num_evals=1))
     assert 0 <= evaluate(policy, task, "test", config.budget).accuracy <= 1
 
@@ -96,7 +100,7 @@ def test_static_rl_finds_an_allocation_that_random_ones_do_not(learned):
     search = Search(learned.mdp, *first_images(learned, 256))
     with torch.no_grad():
         losses = [search.loss(list(a)) for a in itertools.product(range(3), repeat=3) if search.cost(list(a)) <= 0.1]
-    assert search.loss(policy.actions.tolist()) <= sorted(losses)[len(losses) // 4]
+    assert search.loss(policy.at(0.1).tolist()) <= sorted(losses)[len(losses) // 4]
 
 
 def test_the_published_learning_rates_fall_where_they_are_published(task, monkeypatch):
@@ -135,14 +139,67 @@ def first_images(task, count):
     return task.dataset.normalize(task.dataset.train.images[:count]), task.dataset.train.labels[:count]
 
 
-@pytest.mark.parametrize("count", [None, 27])
-def test_the_static_search_finds_the_best_allocation_of_a_small_space(count, learned):
-    search = Search(learned.mdp, *first_images(learned, 128))
+def every_allocation(search, budget):
+    """All within the budget, of the three actions at three blocks."""
+    return [each for each in itertools.product(range(3), repeat=3) if search.cost(each) <= budget + 1e-6]
+
+
+def test_one_search_finds_the_best_allocation_of_a_small_space_at_every_budget(learned):
+    budgets = (0.02, 0.1, 0.3, 0.7, 1.0)
+    config = small_config("static", budget=0.1, search_images=128)
+    front, search = best_allocations(config, learned, budgets)
+    costs, losses = ([measure(each) for each in front] for measure in (search.cost, search.loss))
+    assert costs == sorted(costs)
+    assert losses == sorted(losses, reverse=True)
     with torch.no_grad():
-        found = exchange(search, descend(search, [2, 2, 2], 0.1), 0.1, 3, count)
-        every = [[a, b, c] for a in range(3) for b in range(3) for c in range(3)]
-        best = min((a for a in every if search.cost(a) <= 0.1), key=search.loss)
-    assert search.loss(found) == pytest.approx(search.loss(best))
+        for budget in budgets:
+            best = min(search.loss(each) for each in every_allocation(search, budget))
+            assert min(
+                loss for cost, loss in zip(costs, losses, strict=True) if cost <= budget + 1e-6
+            ) == pytest.approx(best)
+
+
+def test_a_search_of_many_budgets_is_as_good_at_each_as_one_of_its_own_and_shows_fewer_images(task):
+    """On a network of random weights, whose blocks may do harm."""
+    budgets = (0.03, 0.1, 0.3, 1.0)
+    config = small_config("static", search_images=24)
+    front, search = best_allocations(config, task, budgets)
+    images_seen, shown_alone = search.images_seen, 0
+    for budget in budgets:
+        alone, other = best_allocation(replace(config, budget=budget), task)
+        shown_alone += other.images_seen
+        reached = [search.loss(each) for each in front if search.cost(each) <= budget + 1e-6]
+        assert min(reached) <= search.loss(alone.tolist()) + 1e-6
+    assert images_seen < shown_alone
+
+
+def test_one_run_of_static_serves_all_budgets_and_its_saved_policy_decides_the_same(tiny_data, tmp_path):
+    budgets = (0.05, 0.3, 0.7)
+    line = run(tiny_run("static", tiny_data, budget=0.3, eval_budgets=budgets), tmp_path)
+    points = {point["budget"]: point for point in line["at_budgets"]}
+    assert set(budgets) < set(points), "and points of its own"
+    assert min(points) <= 1e-6
+    assert max(points) == 1.0
+    assert all(point["cost"] <= budget + 1e-6 for budget, point in points.items())
+    assert len({round(point["cost"], 6) for point in points.values()}) > 3
+    assert points[0.3]["accuracy"] == line["accuracy"]
+    assert line["seconds"] > 0
+    policy, task, _ = load_run(tmp_path / line["run"])
+    for budget, point in points.items():
+        again = evaluate(policy, task, "test", budget)
+        assert (again.cost, again.histogram) == (pytest.approx(point["cost"]), point["histogram"])
+
+
+@pytest.mark.parametrize("name", ["random", "constant", "early_layers", "oracle"])
+def test_baselines_and_bounds_report_all_budgets_and_points_of_their_own(name, tiny_data, tmp_path):
+    line = run(tiny_run(name, tiny_data, budget=0.3, eval_budgets=(0.05, 0.3)), tmp_path)
+    costs = {point["budget"]: point["cost"] for point in line["at_budgets"]}
+    assert {0.05, 0.3, 0.0625, 0.25, 1.0} < set(costs)
+    if name != "random":  # whose mean cost varies about its budget
+        assert all(cost <= budget + 1e-6 for budget, cost in costs.items())
+    if name == "constant":
+        assert [costs[budget] for budget in (0.0625, 0.25, 1.0)] == pytest.approx([0.0625, 0.25, 1.0])
+    assert (line["role"], line["cotrained"]) == ("bound" if name == "oracle" else "baseline", False)
 
 
 def test_on_validation_images_the_search_compares_what_evaluation_will_measure_there(learned):
@@ -151,10 +208,16 @@ def test_on_validation_images_the_search_compares_what_evaluation_will_measure_t
     allocation, search = best_allocation(config, learned)
     measured = evaluate(AllocationPolicy(allocation), learned, "validation")
     assert search.loss(allocation.tolist()) == pytest.approx(measured.loss, rel=1e-5)
-    with pytest.raises(ValueError, match="unknown search_split 'test'"):
+    with pytest.raises(ValueError, match="search_split 'test'"):
         small_config("static", search_split="test")
-    with pytest.raises(ValueError, match="exchanges -1 must not be negative"):
-        small_config("static", exchanges=-1)
+    with pytest.raises(ValueError, match="criterion 'sure'"):
+        small_config("static", criterion="sure")
+
+
+def test_a_budget_below_the_cheapest_allocation_is_refused(backbone, dataset):
+    task = Task(BlockMDP(backbone, (2, 8)), dataset)
+    with pytest.raises(ValueError, match=r"budget 0\.05"):
+        best_allocation(small_config("static", budget=0.05), task)
 
 
 class Tabled:
@@ -173,82 +236,56 @@ class Tabled:
         return sum((0, 1, 4, 16)[action] for action in allocation)
 
 
-@pytest.mark.parametrize("count", [None, 6])
-def test_exchanges_leave_out_a_block_that_does_harm_though_the_budget_would_take_it(count):
-    assert exchange(Tabled([5, 1, 4], helps=[1]), [3, 3, 3], 48, 4, count) == [3, 0, 3]
+def test_exchanges_leave_out_a_block_that_does_harm_though_the_budget_would_take_it():
+    assert exchange(Tabled([5, 1, 4], helps=[1]), (3, 3, 3), 48, 4, 6) == (3, 0, 3)
 
 
-@pytest.mark.parametrize("count", [None, 6])
-def test_several_blocks_pay_for_one_that_is_worth_them_all(count):
-    assert exchange(Tabled([9, 1, 1, 1, 1]), [1, 1, 1, 1, 1], 5, 4, count) == [2, 0, 0, 0, 1]
+def test_several_blocks_pay_for_one_that_is_worth_them_all():
+    assert exchange(Tabled([9, 1, 1, 1, 1]), (1, 1, 1, 1, 1), 5, 4, 6) == (2, 0, 0, 0, 1)
 
 
-def test_a_lazy_descent_takes_the_same_steps_with_fewer_trials_where_blocks_do_not_interact():
-    class Additive:
-        def __init__(self):
-            self.losses = torch.rand(7, 4, generator=torch.Generator().manual_seed(0)).sort(1, descending=True).values
-            self.tried = set()
+class Additive:
+    """Blocks that do not interact; what is tried is noted."""
 
-        def loss(self, allocation):
-            self.tried.add(tuple(allocation))
-            return float(self.losses[range(7), allocation].double().sum())
+    def __init__(self):
+        self.losses = torch.rand(7, 4, generator=torch.Generator().manual_seed(0)).sort(1, descending=True).values
+        self.tried = set()
 
-        def cost(self, allocation):
-            return sum((0, 1, 4, 16)[action] for action in allocation)
+    def loss(self, allocation):
+        self.tried.add(tuple(allocation))
+        return float(self.losses[range(7), allocation].double().sum())
 
-    eager, lazy = Additive(), Additive()
-    assert list(descent(lazy, [3] * 7, lazy=True)) == list(descent(eager, [3] * 7))
-    assert len(lazy.tried) < len(eager.tried) / 2
+    def cost(self, allocation):
+        return sum((0, 1, 4, 16)[action] for action in allocation)
 
 
-def test_a_search_reuses_what_another_found_counts_it_all_the_same_and_takes_nothing_from_another_network(learned):
-    mdp, sample = learned.mdp, first_images(learned, 100)
+def test_a_descent_takes_the_steepest_steps_with_few_trials_where_blocks_do_not_interact():
+    search, oracle = Additive(), Additive()
+    steps = list(descent(search, (3,) * 7))
+    for allocation, lower in itertools.pairwise(steps):
+        trials = [
+            (*allocation[:block], action, *allocation[block + 1 :])
+            for block in range(7)
+            for action in range(allocation[block])
+        ]
+
+        def rise(trial, allocation=allocation):
+            return (oracle.loss(trial) - oracle.loss(allocation)) / (oracle.cost(allocation) - oracle.cost(trial))
+
+        assert rise(lower) == min(map(rise, trials))
+    assert steps[-1] == (0,) * 7
+    assert len(search.tried) < len(oracle.tried) / 2
+
+
+def test_an_allocation_is_run_once_in_a_search_and_its_images_are_counted(learned):
+    search = Search(learned.mdp, *first_images(learned, 100))
     with torch.no_grad():
-        FOUND.clear()
-        fresh = Search(mdp, *sample)
-        found = descend(fresh, [2, 2, 2], 0.1)
-        again = Search(mdp, *sample)
-        again.logits = lambda allocation: pytest.fail(f"{allocation} was run again")
-        assert descend(again, [2, 2, 2], 0.1) == found
-        assert (again.seen, again.loss(found)) == (fresh.seen, fresh.loss(found))
-        changed = copy.deepcopy(mdp)
-        next(changed.backbone.parameters()).data.mul_(1.1)
-        for network, others in ((changed, sample), (mdp, first_images(learned, 99))):
-            assert Search(network, *others).loss(found) != fresh.loss(found)
-
-
-@pytest.mark.parametrize("name", ["static", "cascade", "second_look"])
-def test_a_search_that_is_killed_goes_on_from_what_it_had_found(name, tiny_data, tmp_path, monkeypatch):
-    config = tiny_run(name, tiny_data, budget=0.3, search_images=12)
-    FOUND.clear()
-    whole = run(config, tmp_path / "whole")
-    assert not (tmp_path / "whole" / config.name / SEARCHED).exists()
-    monkeypatch.setattr("agents.search.trials.CHECKPOINT_SECONDS", 0.0)
-    write, keys = trials.write_found, []
-
-    def write_and_die(file, search, found):
-        write(file, search, found)
-        if len(found) == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(trials, "write_found", write_and_die)
-    FOUND.clear()
-    with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "killed")
-    FOUND.clear()  # as in another process
-    monkeypatch.setattr(trials, "write_found", lambda file, search, found: keys.append(len(found)))
-    line = run(config, tmp_path / "killed")
-    assert min(keys) == 5, "the first four were found before"
-    for times in ("seconds", "seconds_per_thousand_images"):
-        line.pop(times), whole.pop(times)
-    assert line == whole
-    assert not (tmp_path / "killed" / config.name / SEARCHED).exists()
-
-
-def test_what_a_search_had_found_is_named_if_it_is_damaged(tmp_path):
-    (tmp_path / SEARCHED).write_text("{")
-    with pytest.raises(ValueError, match=f"{SEARCHED} .* delete it to search anew"):
-        trials.read_found(tmp_path / SEARCHED, "any")
+        first = search.loss((2, 2, 2))
+        assert search.images_seen == 100
+        search.loss((2, 2, 1))
+        assert search.images_seen == 133, "only the last of three blocks is run again"
+        search.logits = lambda allocation: pytest.fail(f"{allocation} was run again")
+        assert search.loss((2, 2, 2)) == first
 
 
 def test_a_run_that_another_mdp_is_at_is_refused(tiny_data, tmp_path, monkeypatch):
@@ -334,12 +371,36 @@ def test_a_run_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_
         ("dqn", {"n_steps": 0}),
         ("dqn", {"exploration_fraction": 2.0}),
         ("static_rl", {"baseline_rate": 7.0}),
+        ("static_rl", {"allocations": 0}),
+        ("static", {"exchanges": -1}),
+        ("cascade", {"search_images": 0}),
+        ("dfs", {"batch_size": 0}),
+        ("dfs", {"warmup": 1.0}),
+        ("gumbel", {"last_temperature": 0.0}),
+        ("gumbel", {"last_temperature": 2.0}),
+        ("blockdrop", {"bound": 0.4}),
+        ("rloo", {"routes": 1}),
+        ("a2c", {"learning_rate": -1.0}),  # limits hold where a subclass has another default
+        ("precision_gating", {"threshold": math.nan}),
     ],
 )
 def test_numbers_that_would_teach_the_wrong_thing_are_refused(name, options):
     (option,) = options
     with pytest.raises(ValueError, match=f"^{option}"):
         method(name).Config(**options)
+
+
+def test_limits_are_checked_where_a_subclass_changes_the_default_and_written_as_intervals():
+    assert str(limits_of(method("a2c").Config)["learning_rate"]) == "[0, inf)"
+    assert str(limits_of(method("dfs").Config)["warmup"]) == "[0, 1)"
+    assert str(limits_of(method("precision_gating").Config)["lr"]) == "(0, inf)"
+    assert method("skipnet").Config(alpha=None).alpha is None
+
+
+def test_the_help_of_a_command_shows_the_limits(capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(command("dfs"), args=["--help"], config=(tyro.conf.OmitArgPrefixes,))
+    assert "[0, 1)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

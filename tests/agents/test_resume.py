@@ -26,7 +26,7 @@ from scripts.train import train
 
 SEARCHED = {"cascade", "second_look"}  # without steps: after a kill it begins anew, as static does
 LEARNED = [
-    name for name in method_names() if method(name).Config().role not in ("baseline", "bound") and name not in SEARCHED
+    name for name in method_names() if method(name).Config.role not in ("baseline", "bound") and name not in SEARCHED
 ]
 TIMES = {"seconds", "seconds_per_thousand_images", "time/images_per_second"}
 # Whatever a method calls it: two updates or more for each validation, and stages that end between the kills.
@@ -40,7 +40,6 @@ SMALL |= {
     "buffer_size": 300,
     "n_epochs": 1,
 }
-OWN = {"selector": {"batch_size": 2, "memory": 8}}  # it shows each image some ten times
 STAGES = {"cotrain": True, "warmup": 0.5, "pretraining": 0.5, "reinforce": 0.5, "curriculum": 0.3, "joint": 0.4}
 
 
@@ -91,7 +90,7 @@ def last_weights(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        *(pytest.param(name, STAGES | OWN.get(name, {}), id=name) for name in LEARNED),
+        *(pytest.param(name, STAGES, id=name) for name in LEARNED),
         pytest.param("ppo", {}, id="ppo on a frozen backbone"),
         pytest.param(
             "ppo",

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from agents.evaluation import evaluate
 from agents.methods import static
-from agents.methods.cascade import sureness
+from agents.methods.cascade import margin
 from agents.methods.second_look import (
     Config,
     SecondLook,
@@ -59,10 +59,10 @@ def test_a_second_look_alone_does_not_answer():
 @pytest.mark.parametrize("mirror", [True, False])
 def test_who_is_unsure_is_looked_at_twice_and_nobody_elses_answer_changes(mirror, task):
     labels, (first, second) = task.dataset.train.labels, both(task, mirror)
-    threshold = float(sureness(first).median())
+    threshold = float(margin(first).median())
     found = evaluate(SecondLook(ASSIGNMENT, mirror, threshold), task, "train")
     once = evaluate(AllocationPolicy(ASSIGNMENT), task, "train")
-    again = sureness(first) < threshold
+    again = margin(first) < threshold
     assert 0 < int(again.sum()) < len(again)
     twice = F.nll_loss(((first.softmax(1) + second.softmax(1)) / 2).log(), labels, reduction="none")
     assert torch.allclose(found.losses, torch.where(again, twice, once.losses), atol=1e-5)
@@ -73,7 +73,7 @@ def test_who_is_unsure_is_looked_at_twice_and_nobody_elses_answer_changes(mirror
 @pytest.mark.parametrize("budget", [0.05, 0.4, 1.5])
 def test_it_keeps_to_its_budget_where_it_was_searched(budget, task):
     count = len(task.dataset.validation)
-    config = Config(budget=budget, search_images=count, exchanges=8)
+    config = Config(budget=budget, search_images=count)
     looks = train(config, task, Recorder(task, budget, config.num_images))
     found = evaluate(looks, task, "validation", budget)
     assert found.cost <= budget + 1e-5
@@ -82,7 +82,7 @@ def test_it_keeps_to_its_budget_where_it_was_searched(budget, task):
 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_it_is_saved_and_loaded(mirror, task, tmp_path):
-    looks = SecondLook(ASSIGNMENT, mirror, float(sureness(both(task, mirror)[0]).median()))
+    looks = SecondLook(ASSIGNMENT, mirror, float(margin(both(task, mirror)[0]).median()))
     looks.save(tmp_path)
     loaded = load_policy(tmp_path, task.mdp)
     assert (loaded.threshold, loaded.mirror, loaded.actions.tolist()) == (looks.threshold, mirror, [[1, 0, 3]] * 2)
@@ -92,8 +92,8 @@ def test_it_is_saved_and_loaded(mirror, task, tmp_path):
 @pytest.mark.parametrize("budget", [0.4, 0.7, 1.0])
 def test_of_the_candidates_the_best_is_chosen_with_the_best_threshold(budget, task):
     dataset, mdp = task.dataset, task.mdp
-    config = Config(budget=budget, search_images=len(dataset.validation), exchanges=8)
-    tried = candidates(make_search(config, task), config)
+    config = Config(budget=budget, search_images=len(dataset.validation))
+    tried = candidates(make_search(config, task), budget)
     costs = mdp.cost.route_cost(torch.tensor(tried))[0].tolist()
     assert len(set(costs)) > 2
     assert max(costs) <= budget + 1e-6
@@ -103,12 +103,12 @@ def test_of_the_candidates_the_best_is_chosen_with_the_best_threshold(budget, ta
         route = allocation.expand(len(images), -1)
         first, second = (mdp.run(view, route) for view in (images, other_view(images, dataset.flip)))
         right = [(each.argmax(1) == labels).double() for each in (first, first.softmax(1) + second.softmax(1))]
-        for threshold in [0.0, *sureness(first).unique().tolist(), 1.1]:
-            again = sureness(first) < threshold
+        for threshold in [0.0, *margin(first).unique().tolist(), 1.1]:
+            again = margin(first) < threshold
             spent = cost * (1 + float(again.double().mean()))
             if spent <= budget + 1e-6:
                 best = max(best, (float(torch.where(again, *right[::-1]).mean()), -spent))
-    _, chosen, _ = search_second_look(config, task, Recorder(task, budget, 1))
+    _, chosen, _ = search_second_look(config, task)
     assert chosen.rank == pytest.approx(best)
 
 

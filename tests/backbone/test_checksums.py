@@ -14,7 +14,6 @@ from agents.policies import AllocationPolicy
 from agents.runs.config import TaskConfig
 from agents.runs.outcomes import read_outcomes, write_outcomes
 from agents.runs.results import KEYS, RESULT, RESULTS, line_text, read_line, read_lines
-from agents.search.trials import read_found, write_found
 from backbone.checkpoint import SHIPPED, load_backbone, load_tensors, save_backbone, save_tensors
 from backbone.checksums import verify_checksum
 from scripts.convert import Convert, convert
@@ -37,11 +36,6 @@ def lines(file, task):
     return read_lines
 
 
-def searched(file, task):
-    write_found(file, "one", {(0, 1): (0.5, 0.25)})
-    return lambda file: read_found(file, "one")
-
-
 def decisions(file, task):
     write_outcomes(file.parent, evaluate(AllocationPolicy(torch.tensor([1, 0, 3])), task))
     return lambda file: read_outcomes(file.parent)
@@ -56,7 +50,6 @@ WRITTEN = {
     "policy.safetensors": tensors,
     "result.json": line,
     "results.jsonl": lines,
-    "searched.json": searched,
     "outcomes.npz": decisions,
     "checkpoint.pt": checkpoint,
 }

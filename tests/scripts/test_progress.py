@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from agents.search import progress
 from agents.search.allocations import SearchConfig, best_allocation
 from agents.search.oracle import RouteSearch, find_routes
+from backbone import progress
 from scripts.benchmarks import environment
 
 
@@ -18,21 +18,14 @@ def search_routes(task):
     find_routes(task.mdp, images, task.dataset.train.labels, RouteSearch())
 
 
-@pytest.fixture(autouse=True)
-def forgetful(monkeypatch):
-    monkeypatch.setattr("agents.search.oracle._KNOWN", {})
-    monkeypatch.setattr("agents.search.trials.FOUND", {})
-
-
 @pytest.mark.parametrize("search", [search_allocation, search_routes])
 def test_a_search_shows_how_far_it_is_once_it_takes_a_while(search, task, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE", 600.0)
     search(task)
     assert not capsys.readouterr().err
-    monkeypatch.setattr("agents.search.oracle._KNOWN", {})
-    monkeypatch.setattr("agents.search.trials.FOUND", {})
-    monkeypatch.setattr(progress, "QUIET", 0.0)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
     search(task)
-    assert "search of a" in capsys.readouterr().err
+    assert "search of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("search", [search_allocation, search_routes])
@@ -40,18 +33,17 @@ def test_a_search_that_takes_hours_says_so(search, task, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LONG", 0.0)
     search(task)
     printed = capsys.readouterr().err
-    assert "hours or more" in printed
+    assert "hours" in printed
     assert "faster" in printed
 
 
 def test_a_search_ends_as_it_would_without_a_bar(task, monkeypatch):
     config = SearchConfig(budget=0.3, search_images=8)
     quiet, search = best_allocation(config, task)
-    monkeypatch.setattr("agents.search.trials.FOUND", {})
-    monkeypatch.setattr(progress, "QUIET", 0.0)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
     shown, again = best_allocation(config, task)
     assert torch.equal(quiet, shown)
-    assert search.seen == again.seen
+    assert search.images_seen == again.images_seen
 
 
 def test_measurements_show_their_parts(capsys, monkeypatch):
