@@ -3,14 +3,15 @@
 The oracle (`agents.search.oracle`) is asked for routes of some training images. The cheapest good routes make bad
 targets: by luck one of very many routes is right, another one for each image, and nothing that a gate sees tells which.
 So the targets are, among the good routes, those of least cost + loss_price * cross-entropy, with the `loss_price` at
-which the mean cost meets the budget; images that are dearer than the budget allows have the cheapest route of all as
-theirs. At each block, in the state that the target's own route has led to, the gate's scores are trained by
+which the mean cost meets the budget; images that are more expensive than the budget allows have the cheapest route of
+all as theirs. At each block, in the state that the target's own route has led to, the gate's scores are trained by
 cross-entropy to name the target's action (behavioural cloning).
 
-Argmax decisions of a gate that is not sure do not cost what its targets cost. So, before each validation, a price is
-taken off the scores in proportion to the actions' costs; it is found by bisection, so that the mean cost of the gate's
-own routes meets the budget on searched images that it does not imitate: on those that it does it is surer, and spends
-less. As block costs are the same at every block, this price goes into the bias of the gate's last layer.
+Argmax decisions of a gate that is not confident do not cost what its targets cost. So, before each validation, a
+multiplier times the actions' costs is taken off the scores. It is found by bisection, so that the mean cost of the
+gate's own routes meets the budget on searched images that it does not imitate: on those that it does it is more
+confident, and spends less. As block costs are the same at every block, this goes into the bias of the gate's last
+layer.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.dual import DualAscent
 from agents.gates import score_layers
+from agents.lagrangian import DualAscent
 from agents.learning import Batch, GateConfig, GateLearner, Stream, image_stream
 from agents.method_config import check_not_negative
 from agents.methods import skipnet
@@ -41,7 +42,7 @@ PRICES = (1e-3, 5.0)
 PRICINGS = 8
 BISECTIONS = 14
 LARGEST_SHIFT = 20.0
-"""By how much the price can shift the scores of the two cheapest actions against each other."""
+"""By how much the multiplier can shift the scores of the two cheapest actions against each other."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,15 @@ class Config(GateConfig):
     """What a nat of cross-entropy counts beside cost in the choice of the routes; None for what meets the budget."""
     reinforce: float = 0.0
     """Share of the images, at the end, in which the gate goes on with SkipNet's hybrid REINFORCE."""
-    price_rate: float = 0.03
-    """Step size of the price of cost in that part (dual ascent)."""
+    multiplier_lr: float = 0.03
+    """Step size of the multiplier's dual ascent in that part."""
     ent_coef: float = 0.02
     """First weight of the entropy bonus in that part; it falls linearly to 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         RouteSearch(self.labels, self.search, self.beam, self.loss_price or 0.0)
-        DualAscent(self.budget, self.price_rate)  # refuses an impossible rate
+        DualAscent(self.budget, self.multiplier_lr)  # refuses an impossible step size
         check_not_negative(self, "ent_coef", "loss_price")
         if self.oracle_images < 1:
             raise ValueError(f"oracle_images must be at least 1, got {self.oracle_images}")
@@ -189,21 +190,21 @@ def meet_budget(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -
     starts = [bias.detach().clone() for bias in biases]
     costs = mdp.cost.charged.mean(0)
 
-    def set_price(price: float) -> None:
+    def shift(multiplier: float) -> None:
         for bias, start in zip(biases, starts, strict=True):
-            bias.copy_(start - price * costs)
+            bias.copy_(start - multiplier * costs)
 
     high = LARGEST_SHIFT / float(costs.sort().values.diff()[:1].sum().clamp_min(1e-9))
     low = -high
     with torch.no_grad():
         for _ in range(BISECTIONS):
-            price = (low + high) / 2
-            set_price(price)
+            multiplier = (low + high) / 2
+            shift(multiplier)
             if _mean_cost(mdp, gate, images, budget) > budget:
-                low = price
+                low = multiplier
             else:
-                high = price
-        set_price(high)
+                high = multiplier
+        shift(high)
 
 
 def _mean_cost(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -> float:
@@ -231,7 +232,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         rewards = {"reward_imitation": -float(loss.detach())}
         if config.cotrain:
             rewards["reward_answer"] = -float(task_loss.detach())
-        return loss + task_loss if config.cotrain else loss, {**scalars, "price": 0.0, **rewards}
+        return loss + task_loss if config.cotrain else loss, {**scalars, "multiplier": 0.0, **rewards}
 
     def correct() -> None:
         meet_budget(mdp, learner.gate, kept.images, config.budget)
@@ -244,12 +245,12 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         before_check=correct,
     )
     if config.reinforce:
-        correct()  # so that the price's target need not move from elsewhere
+        correct()  # so that the target of dual ascent need not move from elsewhere
     options = skipnet.Config(
         budget=config.budget,
         num_images=config.num_images,
-        price_rate=config.price_rate,
-        price_anneal=0.0,
+        multiplier_lr=config.multiplier_lr,
+        multiplier_anneal=0.0,
         baseline=True,
         ent_coef=config.ent_coef,
     )

@@ -192,7 +192,7 @@ def _learn(
     loss = (share * F.cross_entropy(answers, asked, reduction="none").view(share.shape)).sum(1).mean()
     right = (logits.argmax(2) == labels[:, None]).float()
     scalars = {"accuracy": (share * right).sum(1).mean(), "cost": (share @ selector.costs).mean(), "loss": loss}
-    scalars |= {"reward_answer": rewards.mean(), "entropy": torch.zeros(()), "price": selector.price}
+    scalars |= {"reward_answer": rewards.mean(), "entropy": torch.zeros(()), "multiplier": selector.price}
     return loss, {name: float(value.detach()) for name, value in scalars.items()}
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import VecMonitor
 
-from agents.dual import DualAscent
 from agents.evaluation import evaluate, shuffled_accuracy
 from agents.gates import GATES, make_gate, observed_by, position
+from agents.lagrangian import DualAscent
 from agents.methods.random import cost_matched_distribution
 from agents.policies import AllocationPolicy, GatePolicy, RandomPolicy
 from agents.recorder import Recorder

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from agents import recorder as recorder_module
-from agents.dual import FORMS, DualAscent, PriceCurve
 from agents.evaluation import Evaluation, evaluate
+from agents.lagrangian import FORMS, DualAscent, PriceCurve
 from agents.learning import GateLearner
 from agents.methods import a2c, default_config, dqn, maskable_ppo, ppo, qrdqn, skipnet
 from agents.recorder import Recorder
