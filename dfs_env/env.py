@@ -42,7 +42,7 @@ from dfs_env.task import Task
 
 BUDGET = 0.04
 """The default budget: below 2 bits everywhere (1/16), so that some blocks must be skipped."""
-REWARD = "accuracy_minus_cost(cost_coef=2.0)"
+REWARD = "accuracy_minus_cost(cost_coef=1.0)"
 """The default reward."""
 
 
