@@ -24,7 +24,7 @@ from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(PPOConfig, ConditionedConfig):
+class Config(ConditionedConfig, PPOConfig):
     """PPO by Stable-Baselines3; hyper-parameters under SB3's own names."""
 
     algorithm = PPO

@@ -18,7 +18,7 @@ from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(PPOConfig, LagrangianConfig):
+class Config(LagrangianConfig, PPOConfig):
     """RecurrentPPO by sb3-contrib; hyper-parameters under its own names.
 
     On digits, with 12,000 images and two seeds, a multiplier_lr of 0.05 ends up to a fourth above a budget of 0.02, one

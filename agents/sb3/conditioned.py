@@ -53,7 +53,7 @@ class ConditionedConfig(LagrangianConfig):
             raise ValueError(
                 'a budget_range needs two different ends, 2 multiplier_knots or more, and dual "multiplicative"'
             )
-        if not self.is_lagrangian:
+        if self.cost_coef is not None:
             raise ValueError("a fixed cost_coef is the same for all budgets: give it or a budget_range, not both")
         for budget in (self.budget, *self.eval_budgets):
             if not low <= budget <= high:
@@ -83,7 +83,7 @@ class ConditionedConfig(LagrangianConfig):
 
     def multiplier(self) -> Multiplier | None:
         """A curve over the range."""
-        if self.budget_range is None:
+        if self.budget_range is None or not self.is_lagrangian:
             return super().multiplier()
         lr, schedule = self.multiplier_lr, make_schedule(self.budget_schedule)
         return MultiplierCurve(*self.budget_range, self.multiplier_knots, lr, self.multiplier_anneal, schedule)

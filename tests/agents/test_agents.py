@@ -152,9 +152,9 @@ def test_the_random_baseline_takes_budgets_at_the_ends_however_costs_are_summed(
 
 
 def test_dual_ascent_settles_where_the_cost_meets_the_budget():
-    dual = DualAscent(0.2, rate=0.1)
+    dual = DualAscent(0.2, lr=0.1)
     for step in range(500):
-        cost = 1 / (1 + dual.price)  # any decreasing response
+        cost = 1 / (1 + dual.multiplier)  # any decreasing response
         dual.update(cost, step / 500)
     assert cost == pytest.approx(0.2, rel=0.01)
 
@@ -231,9 +231,9 @@ def test_sb3_sees_whole_episodes(task):
         assert not np.array_equal(info["terminal_observation"], observation[i])
         assert info["TimeLimit.truncated"] is False
     assert env.env_is_wrapped(VecMonitor) == [False] * 4
-    assert env.get_attr("budget", [0, 2]) == [1.0, 1.0]
-    env.set_attr("price", 3.0)
-    assert env.env.price == 3.0
+    assert env.get_attr("budget", [0, 2]) == [0.04, 0.04]
+    env.set_attr("cost_coef", 3.0)
+    assert env.env.cost_coef == 3.0
 
 
 def test_sb3_needs_the_autoreset_mode_it_expects(task):
