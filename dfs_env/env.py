@@ -43,7 +43,7 @@ from dfs_env.task import Task
 BUDGET = 0.04
 """The default budget: below 2 bits everywhere (1/16), so that some blocks must be skipped."""
 REWARD = "accuracy_minus_cost(cost_coef=1.0)"
-"""The default reward."""
+"""The default reward: on digits its best static allocation costs about the default budget."""
 
 
 class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
@@ -80,7 +80,11 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     thousands).
 
     ## Rewards
-    The sum of the components of `reward` (see `dfs_env.rewards`); `info` holds each as `reward_NAME`. DEFAULTDOC
+    The sum of the components of `reward` (see `dfs_env.rewards`); `info` holds each as `reward_NAME`. By default 1 for a
+    correct prediction, minus `cost_coef` (1) times the cost of each decision. On the digits' training images the best
+    static allocation for it costs 0.042, next to the default budget, and is worth 0.944 an image; 2 bits everywhere are
+    worth 0.931, 4 bits 0.749, random bitwidths at the budget 0.742, skipping everything 0.207 and 8 bits 0.000. A fixed
+    coefficient holds no budget by itself: dual ascent on `cost_coef` does (`examples/mean_budget.py`).
 
     ## Starting State
     The stem has run on an image drawn uniformly from the split with the sub-environment's own generator, so that N

@@ -77,7 +77,7 @@ def assert_same(a: Any, b: Any) -> None:
 # --- registered ids and checkers
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"observation": "position", "reward": {"name": "dfs", "weight": 0.1}}])
+@pytest.mark.parametrize("kwargs", [{}, {"observation": "position", "reward": {"name": "dfs", "cost_coef": 0.1}}])
 def test_registered_environment_passes_both_checkers(kwargs):
     env = gym.make("DFS/Digits-v0", checkpoint="random", **kwargs)
     check_env(env.unwrapped)
