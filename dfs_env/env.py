@@ -80,8 +80,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     thousands).
 
     ## Rewards
-    The sum of the components of `reward` (see `dfs_env.rewards`); `info` holds each as `reward_NAME`. By default 1 for a
-    correct prediction, minus `cost_coef` (1) times the cost of each decision. On the digits' training images the best
+    The sum of the components of `reward` (see `dfs_env.rewards`); `info` holds each as `reward_NAME`. By default 1 for
+    a correct prediction, minus `cost_coef` (1) times the cost of each decision. On the digits' training images the best
     static allocation for it costs 0.042, next to the default budget, and is worth 0.944 an image; 2 bits everywhere are
     worth 0.931, 4 bits 0.749, random bitwidths at the budget 0.742, skipping everything 0.207 and 8 bits 0.000. A fixed
     coefficient holds no budget by itself: dual ascent on `cost_coef` does (`examples/mean_budget.py`).
