@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,43 +20,6 @@ LEAST_MULTIPLIER, MOST_MULTIPLIER = 1e-4, 1e6
 """Between which the form "multiplicative" keeps a multiplier."""
 PROPORTIONAL, DERIVATIVE = 10.0, 10.0
 """Gains of the form "pid", as multiples of its integral gain, the learning rate."""
-
-
-class Multiplier(Protocol):
-    """Where a learner's multiplier comes from."""
-
-    def at(self, budgets: Array) -> float | Array:
-        """The multiplier for episodes of the budgets [N]: one number, or [N]."""
-
-    def learn(self, costs: Array, budgets: Array, progress: float) -> None:
-        """Move it, after episodes that cost [N] under the budgets [N], at a share `progress` of training."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from there."""
-
-
-@dataclass(frozen=True)
-class FixedMultiplier:
-    """A cost coefficient that is the same for all of training."""
-
-    cost_coef: float
-
-    def at(self, budgets: Array) -> float:
-        """The coefficient."""
-        return self.cost_coef
-
-    def learn(self, costs: Array, budgets: Array, progress: float) -> None:
-        """Nothing moves it."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing changes."""
 
 
 class DualAscent:
@@ -199,3 +161,7 @@ class MultiplierCurve:
         """Resume from there."""
         for dual, its in zip(self.duals, state["duals"], strict=True):
             dual.load_state_dict(its)
+
+
+Multiplier = DualAscent | MultiplierCurve
+"""Where a learner's multiplier comes from."""

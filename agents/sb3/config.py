@@ -15,7 +15,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.lagrangian import DualAscent, FixedMultiplier, Multiplier
+from agents.lagrangian import DualAscent, Multiplier
 from agents.method_config import MethodConfig, check_not_negative
 from agents.sb3.off_policy import LagrangianReplayBuffer
 from agents.sb3.options import as_settings, names_of, parse_settings
@@ -103,7 +103,7 @@ class SB3Config(MethodConfig):
         return None
 
     def multiplier(self) -> Multiplier | None:
-        """Where the multiplier of cost comes from; None where the reward's own coefficient is used."""
+        """Where the multiplier of cost comes from; None where it is not learned."""
         return None
 
     def drawn_budget(self, factor: float) -> float | dict[str, float]:
@@ -179,9 +179,7 @@ class LagrangianConfig(SB3Config):
         DualAscent(self.budget, self.multiplier_lr, self.multiplier_anneal, form=self.dual)  # refuses the impossible
 
     def multiplier(self) -> Multiplier | None:
-        """Fixed, or by dual ascent."""
-        if self.cost_coef is not None:
-            return FixedMultiplier(self.cost_coef)
+        """By dual ascent, unless the coefficient is fixed."""
         if not self.is_lagrangian:
             return None
         schedule = make_schedule(self.budget_schedule)

@@ -16,7 +16,6 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from torch.nn import functional as F
 
-from agents.lagrangian import FixedMultiplier
 from agents.learning import BackboneLearner
 from agents.policies import Policy
 from agents.recorder import Recorder
@@ -185,13 +184,15 @@ class _Rollouts(BaseCallback):
             cast(Any, self.model).ent_coef = self.config.ent_coef * self.entropy_factor(progress)
 
     def _set_budget(self, progress: float) -> None:
-        if not self.multiplier or isinstance(self.multiplier, FixedMultiplier):  # else its target follows the schedule
+        if self.multiplier is None:  # else its target follows the schedule
             self.env.budget = self.config.drawn_budget(self.budget_factor(progress))
 
     def _set_multiplier(self, progress: float) -> None:
-        if self.multiplier is None:
+        fixed = getattr(self.config, "cost_coef", None)
+        multiplier = self.multiplier.at(self.env.budgets) if self.multiplier else fixed
+        if multiplier is None:
             return
-        self.venv.multiplier = self.multiplier.at(self.env.budgets) * self.multiplier_factor(progress)
+        self.venv.multiplier = multiplier * self.multiplier_factor(progress)
         replay_buffer = getattr(self.model, "replay_buffer", None)
         if isinstance(replay_buffer, LagrangianReplayBuffer):
             replay_buffer.relabel(float(self.venv.multiplier))
