@@ -195,7 +195,7 @@ def test_sb3_plays_the_images_and_the_budgets_that_it_is_asked_for(task):
     assert [info["index"] for info in env.reset_infos] == [0, 1, 2]
     env.set_options({"budget": 0.4})
     assert env.reset()[:, -1] == pytest.approx(np.full(3, 0.4))
-    assert env.reset()[:, -1] == pytest.approx(np.ones(3))
+    assert env.reset()[:, -1] == pytest.approx(np.full(3, 0.04))
     for options in ([{"budget": 0.1}, {}, {}], {"budgets": 0.1}, [{"budget": 0.1}, {"indices": 1}, {}]):
         env.set_options(options)
         with pytest.raises(ValueError, match="for every sub-environment, or for none"):
@@ -204,7 +204,7 @@ def test_sb3_plays_the_images_and_the_budgets_that_it_is_asked_for(task):
 
 def test_runs_with_neighbouring_seeds_see_images_of_their_own(task):
     def indices(seed):
-        env = SB3VecEnv(DFSVectorEnv(task, 64, reward="accuracy_minus_cost", autoreset_mode="SameStep"))
+        env = SB3VecEnv(DFSVectorEnv(task, 64, autoreset_mode="SameStep"))
         env.seed(seed)
         env.reset()
         return [info["index"] for info in env.reset_infos]
@@ -215,7 +215,7 @@ def test_runs_with_neighbouring_seeds_see_images_of_their_own(task):
 
 
 def test_sb3_sees_whole_episodes(task):
-    env = SB3VecEnv(DFSVectorEnv(task, 4, reward="accuracy_minus_cost", autoreset_mode="SameStep"))
+    env = SB3VecEnv(DFSVectorEnv(task, 4, autoreset_mode="SameStep"))
     env.seed(0)
     env.reset()
     assert [info["index"] for info in env.reset_infos] == list(env.env._rows)

@@ -47,7 +47,7 @@ class Ends(gym.vector.VectorWrapper):
 
 @pytest.fixture
 def env(task) -> DFSVectorEnv:
-    return DFSVectorEnv(task, N, reward="accuracy_minus_cost", autoreset_mode="SameStep")
+    return DFSVectorEnv(task, N, autoreset_mode="SameStep")
 
 
 def play(env: SB3VecEnv, actions: np.ndarray | None = None) -> tuple[np.ndarray, list[dict]]:
