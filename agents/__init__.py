@@ -1,4 +1,4 @@
-"""Who decides. Here lies what an author of a method uses: gates, policies, rollouts, learning, prices, the recorder.
+"""Who decides. Here lies what an author of a method uses: gates, policies, rollouts, learning, multipliers, recorder.
 
 `methods` holds the methods, one file each; `sb3`, `gated` and `search` hold what several of them share. `runs` plans
 and does runs of methods. Folders import each other one way only: methods import what they share, runs import methods,

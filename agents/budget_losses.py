@@ -92,7 +92,7 @@ def _direction(cost: Tensor, low: float, high: float) -> float:
     return -1.0 if value <= low + TOLERANCE else 1.0 if value > high else 0.0
 
 
-def price_of_cost(loss: Tensor, rollout: Rollout) -> float:
+def effective_multiplier(loss: Tensor, rollout: Rollout) -> float:
     """What a unit of cost, spent at the widest bitwidth, adds to the budget loss of a rollout at the moment: its
     derivative."""
     if not loss.requires_grad:
@@ -108,7 +108,11 @@ def budgeted_loss(
     cross_entropy = F.cross_entropy(rollout.logits, labels)
     penalty = budget_loss(rollout, target, float(cross_entropy.detach()))
     rewards = {"reward_answer": -float(cross_entropy.detach()), "reward_budget": -float(penalty.detach())}
-    return cross_entropy + penalty, {**rollout.scalars(labels), "price": price_of_cost(penalty, rollout), **rewards}
+    return cross_entropy + penalty, {
+        **rollout.scalars(labels),
+        "multiplier": effective_multiplier(penalty, rollout),
+        **rewards,
+    }
 
 
 BUDGET_LOSSES: dict[str, BudgetLoss] = {

@@ -21,7 +21,7 @@ SCALARS = (
     "train/cost",
     "train/reward",
     "train/entropy",
-    "train/price",
+    "train/multiplier",
     "train/loss",
     "validation/accuracy",
     "validation/cost",
@@ -38,7 +38,7 @@ SCALARS = (
   is the sum, are `train/reward_NAME`;
 - entropy: of the distribution that decides, in nats for a decision; with activation gating, of the share
   of gates that are on;
-- price: what a unit of cost takes from the reward at the moment, such as the multiplier of dual ascent; 0 if nothing;
+- multiplier: what a unit of cost takes from the reward at the moment, such as dual ascent finds it; 0 if nothing;
 - loss: what was descended on; with Stable-Baselines3, its own name and its own last value;
 - validation: the evaluation of the policy as it was then; its loss is the mean cross-entropy in nats.
 

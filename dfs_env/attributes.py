@@ -1,23 +1,17 @@
-"""What may be set on an environment that is made: budget and price, on every variant and through every wrapper.
-
-Anything else that is public raises an AttributeError, so that nothing is set in vain.
-"""
+"""What may be set on an environment that is made: `budget` and `cost_coef`, on every variant and through wrappers."""
 
 from __future__ import annotations
 
-import dis
-import inspect
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
-from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import SyncVectorEnv, VectorWrapper
 
-SETTABLE = ("budget", "price")
+SETTABLE = ("budget", "cost_coef")
 """What a user or a learner may set."""
 
 OF_GYMNASIUM = (
@@ -33,6 +27,9 @@ OF_GYMNASIUM = (
     "closed",
 )
 """What Gymnasium, MO-Gymnasium and programs around them set."""
+
+FIXED = ("reward", "split", "hard_budget", "task", "mdp", "augment", "bitwidths", "budgets")
+"""What nobody may set on a wrapper in the hope that it reaches the environment."""
 
 
 class Guarded:
@@ -57,30 +54,23 @@ class Guarded:
             f"an environment with another {name!r} if there is such an argument"
         )
 
-    def parts(self) -> tuple[object, ...]:
-        """What attributes of the environment are of."""
-        return self, *(getattr(self, name, None) for name in ("vector", "mdp", "task"))
-
     def take_from_wrappers(self) -> None:
         """Move here what was set on the wrappers that the call came through.
 
         `env.budget = 0.1` on what `gymnasium.make` returned, and Stable-Baselines3's `set_attr`, set it on the
-        outermost wrapper, which does not pass it on. An attribute that the wrapper's own code sets is the wrapper's.
+        outermost wrapper, which does not pass it on.
 
         Raises:
-            AttributeError: one may not be set.
+            AttributeError: one of `FIXED`, or what resembles `SETTABLE`, was set there.
         """
         for wrapper in callers():
             if isinstance(wrapper, Guarded) and wrapper is not self:
                 return  # whoever is further out wraps that environment
             if isinstance(wrapper, gym.Wrapper | VectorWrapper) and wrapper.unwrapped is self:
-                own = _set_by(type(wrapper))  # type: ignore[arg-type]
-                for name in [each for each in vars(wrapper) if each[0] != "_" and each not in own]:
-                    known = any(hasattr(part, name) for part in self.parts())
-                    if not known and not get_close_matches(name, SETTABLE):
-                        continue  # somebody's note on the wrapper
-                    self.check_settable(name)
-                    setattr(self, name, vars(wrapper).pop(name))
+                for name in [each for each in vars(wrapper) if not each.startswith("_")]:
+                    if name in FIXED or get_close_matches(name, SETTABLE, cutoff=0.8):
+                        self.check_settable(name)
+                        setattr(self, name, vars(wrapper).pop(name))
 
 
 def callers() -> Iterator[Any]:
@@ -99,17 +89,3 @@ def vectorizer(caller: Any) -> str | None:
         return {"_async_worker": "AsyncVectorEnv", "_worker": "SubprocVecEnv"}.get(caller.co_name)
     ours = type(caller) is SyncVectorEnv or type(caller).__module__.startswith("stable_baselines3.")
     return type(caller).__name__ if ours else None
-
-
-@cache
-def _set_by(kind: type) -> frozenset[str]:
-    """The attributes that a class has, or that its methods set."""
-    members = [member for base in kind.__mro__ for member in vars(base).values()]
-    functions = [inspect.unwrap(part) for each in members for part in (each, getattr(each, "fset", None)) if part]
-    codes = [function.__code__ for function in functions if hasattr(function, "__code__")]
-    names = set(dir(kind))
-    while codes:
-        code = codes.pop()
-        names |= {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR"}
-        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return frozenset(names)

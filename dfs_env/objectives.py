@@ -43,7 +43,7 @@ class Objective:
 
 
 def accuracy(t: Transition) -> Tensor:
-    """1 for a right answer."""
+    """1 for a correct prediction."""
     return t.correct
 
 
@@ -53,12 +53,12 @@ def cost(t: Transition) -> Tensor:
 
 
 def cross_entropy(t: Transition) -> Tensor:
-    """Minus the cross-entropy of the answer."""
+    """Minus the cross-entropy of the prediction."""
     return -t.loss
 
 
 def total_cost(t: Transition) -> Tensor:
-    """Minus what the decision cost by multiply-accumulates and bits, without what is always on."""
+    """Minus what the decision cost by multiply-accumulates and bits, of the gated blocks alone."""
     mdp, state = seen(t)
     return -mdp.cost.total[state.layer - 1, t.action]
 
@@ -69,7 +69,7 @@ OBJECTIVES: dict[str, Objective] = {
     "cross_entropy": Objective(cross_entropy, -np.inf, 0.0),
     "total_cost": Objective(total_cost, -1.0, 0.0),
 }
-"""By name. "accuracy" and "cross_entropy" are of the answer, and so 0 before the last step; costs are of each step."""
+"""By name. "accuracy" and "cross_entropy" are of the prediction, and so 0 before the last step; costs are of each."""
 
 
 def make_objectives(names: tuple[str, ...]) -> dict[str, Objective]:
@@ -121,13 +121,11 @@ class MODFSVectorEnv(DFSVectorEnv):
         fronts. Progress is shown, and a warning says so if it will take longer than an hour.
 
         Raises:
-            ValueError: too many routes, too many points, budgets that are drawn, or a price for each image.
+            ValueError: too many routes, too many points, or budgets that are drawn.
         """
         mdp = self.mdp
         if self._budget.low != self._budget.high:
             raise ValueError(f"the front depends on the budget, and {self.budget!r} draws it: give a number")
-        if np.ndim(self.price):
-            raise ValueError("the front depends on the price: set one number for all images")
         count = mdp.num_actions**mdp.num_layers
         if count > ROUTES:
             raise ValueError(

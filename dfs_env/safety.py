@@ -18,8 +18,8 @@ from dfs_env.rewards import RewardSpec
 from dfs_env.single_env import DFSEnv
 from dfs_env.task import Task
 
-REWARD = "accuracy_minus_cost(weight=0)"
-"""By default 1 for a right answer: cost is no part of the reward."""
+REWARD = "accuracy"
+"""By default 1 for a correct prediction: cost is no part of the reward, but a result of its own."""
 
 
 PASS_ON = (OrderEnforcing, gym.ActionWrapper, VectorActionWrapper)

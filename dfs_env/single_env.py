@@ -36,7 +36,7 @@ class DFSEnv(Guarded, gym.Env[Array, int]):
 
     vector_class: ClassVar[type[DFSVectorEnv]] = DFSVectorEnv
 
-    budget, price, render_mode = OfVector(), OfVector(), OfVector()
+    budget, cost_coef, render_mode = OfVector(), OfVector(), OfVector()
     task, mdp, split, augment, hard_budget, reward, images, episode_over = (OfVector() for _ in range(8))
 
     def __init__(self, task: Task, **kwargs: Any) -> None:

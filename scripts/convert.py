@@ -39,6 +39,11 @@ RENAMED = {
     "assignments": "allocations",
     "arms": "variants",
     "answer": "criterion",
+    "price": "cost_coef",
+    "price_rate": "multiplier_lr",
+    "price_anneal": "multiplier_anneal",
+    "price_schedule": "multiplier_schedule",
+    "price_knots": "multiplier_knots",
     # kinds of saved policies
     "assignment": "allocation",
     # roles of methods; "cotrained" is an entry of its own now

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from backbone.resnet import ResNet
+from dfs_env.rewards import REWARDS, cost_coef_is_open
 
 BITWIDTHS, BLOCKS = (0, 2, 4, 8), 6
 ROLES = {"static": "baseline", "constant": "baseline", "random": "baseline", "oracle": "bound"}
@@ -67,3 +69,13 @@ def negate_some_gains(backbone: ResNet) -> ResNet:
             if isinstance(layer, nn.BatchNorm2d):
                 layer.weight[::3] *= -1
     return backbone
+
+
+def all_rewards(cost_coef: float = 0.7) -> list[dict[str, Any]]:
+    """A description of every reward of the library, with a cost coefficient where it takes one."""
+    return [{"name": name, **({"cost_coef": cost_coef} if cost_coef_is_open(name) else {})} for name in REWARDS]
+
+
+def reward_id(spec: dict[str, Any]) -> str:
+    """What pytest calls a test with that reward."""
+    return "-".join(map(str, spec.values()))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.activation_gating.networks import ActivationGatedNetwork, ActivationGatingConfig
-from agents.dual import DualAscent
+from agents.lagrangian import DualAscent
 from agents.learning import image_stream
 from agents.recorder import LEEWAY, Recorder
 from backbone.activation_gating import GatedResNet
@@ -66,7 +66,7 @@ class _Learner:
         momentum = config.training().momentum
         self.optimizer = make_optimizer(self.network, config.lr, momentum, config.weight_decay)
         moves = config.target is None
-        self.dual = DualAscent(config.budget, config.target_rate, price=math.exp(config.threshold)) if moves else None
+        self.dual = DualAscent(config.budget, config.target_rate, init=math.exp(config.threshold)) if moves else None
         self.target = config.threshold if config.target is None else config.target
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class _Learner:
         self.optimizer.step()
         shares = densities.detach()
         cost = float(self.cost.image_cost(shares)[0].mean())
-        scalars = {"target": self.target, "price": 0.0}
+        scalars = {"target": self.target, "multiplier": 0.0}
         if self.dual is not None:
             self._move_target(math.log(self.dual.update(cost, progress)))
         return scalars | {

@@ -1,6 +1,6 @@
 """Advantage actor-critic (A2C, the synchronous form of Mnih et al. 2016) by Stable-Baselines3.
 
-One gradient step for each rollout, so rollouts are small and many. The price of cost moves as in `ppo`.
+One gradient step for each rollout, so rollouts are small and many. The multiplier moves as in `ppo`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from stable_baselines3 import A2C
 from agents.method_config import limited
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3.config import PricedConfig
+from agents.sb3.config import LagrangianConfig
 from agents.sb3.training import train_sb3
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(PricedConfig):
+class Config(LagrangianConfig):
     """A2C by Stable-Baselines3; hyper-parameters under SB3's own names.
 
     Defaults from a small search on digits, one seed and 12,000 images, judged by test accuracy: learning rates from
-    0.003 to 0.01 and rollouts of 16 or 32 images are within a point or two of each other; with a price_rate of 0.01 the
-    cost does not come down to 0.02 in time.
+    0.003 to 0.01 and rollouts of 16 or 32 images are within a point or two of each other; with a multiplier_lr of 0.01
+    the cost does not come down to 0.02 in time.
     """
 
     algorithm = A2C
@@ -43,10 +43,10 @@ class Config(PricedConfig):
     normalize_advantage: bool = True
     """Whether advantages are scaled to unit variance in each rollout."""
     max_grad_norm: float = 100.0
-    """Clipping of the gradient. Where the price is high, so is the value's error, and clipping it, as SB3 does at 0.5,
-    would leave the actor no step."""
-    price_rate: float = 0.02
-    """Step size of the search for the price (dual ascent)."""
+    """Clipping of the gradient. Where the multiplier is high, so is the value's error, and clipping it, as SB3 does at
+    0.5, would leave the actor no step."""
+    multiplier_lr: float = 0.02
+    """Step size of the multiplier's dual ascent."""
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:

@@ -1,14 +1,14 @@
 """BlockDrop (Wu et al. 2018): a policy network decides all blocks at once, before the first, and learns by REINFORCE.
 
-The reward of an image (equation 2) is 1 - price * cost**power if it is right, else -gamma; the advantage is
+The reward of an image (equation 2) is 1 - multiplier * cost**power if it is correct, else -gamma; the advantage is
 against the reward of the most probable route (self-critical baseline, equation 6). Probabilities are bounded away from
 certainty (equation 4), entropy is rewarded, and a curriculum opens the blocks one by one from the last (section 3.3);
 those that are still closed run in full. The joint stage at the end adds cross-entropy and trains the backbone, too.
 
-Published: price 1, power 2, and cost is the share of the blocks that run. With bitwidths it is block cost; the price
-may be found by dual ascent, and then wrong answers pay for their cost, too, lest nothing holds them to the budget. The
-default power is 1 here: among bitwidths the squared costs lie so far apart that the few draws of the widest hide
-everything else.
+Published: a coefficient of 1, power 2, and cost is the share of the blocks that run. With bitwidths it is block cost;
+the multiplier may be learned by dual ascent, and then wrong predictions are charged for their cost, too, or nothing
+would hold them to the budget. The default power is 1 here: among bitwidths the squared costs lie so far apart that the
+few draws of the widest hide everything else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.dual import MOST_PRICE, DualAscent
+from agents.lagrangian import MOST_MULTIPLIER, DualAscent
 from agents.learning import GateConfig, GateLearner
 from agents.method_config import limited
 from agents.policies import Policy
@@ -39,13 +39,13 @@ class Config(GateConfig):
     gate: str = "one_shot"
     """"one_shot", or any other gate."""
     gamma: float = limited(1.0, low=0)
-    """What a wrong answer costs (published: 1)."""
-    price: float | None = None
-    """Fixed price of cost (published: 1); None finds the price at which the mean cost meets the budget."""
+    """What a wrong prediction costs (published: 1)."""
+    cost_coef: float | None = limited(None, low=0)
+    """Fixed cost coefficient (published: 1); None learns the multiplier at which the mean cost meets the budget."""
     power: float = limited(1.0, low=0)
     """Power of the cost in the reward (published: 2)."""
-    price_rate: float = 0.1
-    """Step size of that search (dual ascent)."""
+    multiplier_lr: float = 0.1
+    """Step size of the multiplier's dual ascent."""
     bound: float = limited(0.8, low=0.5, high=1)
     """Largest probability of an action while learning; 1 bounds nothing."""
     ent_coef: float = limited(0.1, low=0)
@@ -62,20 +62,21 @@ class Config(GateConfig):
 
     @property
     def holds_budget(self) -> bool:
-        """Not with a fixed price."""
-        return self.price is None
+        """Not with a fixed coefficient."""
+        return self.cost_coef is None
 
     def dual(self) -> DualAscent:
-        """The search for the price; a fixed one is its first. By default, the budget itself costs 1 at first."""
-        first = self.budget**-self.power if self.price is None else self.price
-        return DualAscent(self.budget, self.price_rate, anneal=0.0, price=first)
+        """The multiplier's dual ascent; a fixed one stays at its first value. By default, the budget
+        costs 1 at first."""
+        first = self.budget**-self.power if self.cost_coef is None else self.cost_coef
+        return DualAscent(self.budget, self.multiplier_lr, anneal=0.0, init=first)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.price is None and -self.power * math.log(self.budget) > math.log(MOST_PRICE) + 1e-9:
+        if self.cost_coef is None and -self.power * math.log(self.budget) > math.log(MOST_MULTIPLIER) + 1e-9:
             raise ValueError(
-                f"power {self.power:g} makes the first price, budget {self.budget:g} to the minus power, more than "
-                f"{MOST_PRICE:g}: lower it, or give a price"
+                f"power {self.power:g} makes the first multiplier, budget {self.budget:g} to the minus power, more "
+                f"than {MOST_MULTIPLIER:g}: lower it, or give a cost_coef"
             )
         self.dual()  # refuses what is impossible
         stages = self.curriculum + (self.joint if self.cotrain else 0)
@@ -94,7 +95,7 @@ PRESETS = {
         batch_size=256,
         lr=1e-3,
         schedule="constant",
-        price=1.0,
+        cost_coef=1.0,
         power=2.0,
         curriculum=0.018,
         joint=2 / 3,
@@ -106,10 +107,10 @@ PRESETS = {
 
 
 def rewards(
-    correct: Tensor, cost: Tensor, price: float, gamma: float, power: float = 2.0, charge_wrong: bool = False
+    correct: Tensor, cost: Tensor, multiplier: float, gamma: float, power: float = 2.0, charge_wrong: bool = False
 ) -> Tensor:
-    """[B] rewards for correct [B] (1 or 0) and cost [B]; `charge_wrong` makes wrong answers pay for their cost, too."""
-    charge = price * cost**power
+    """[B] rewards for correct [B] (1 or 0) and cost [B]; `charge_wrong` charges wrong predictions, too."""
+    charge = multiplier * cost**power
     return torch.where(correct > 0, 1 - charge, -gamma - charge * charge_wrong)
 
 
@@ -137,7 +138,7 @@ def rule(closed: int, bound: float | None) -> Rule:
 
 
 class SelfCritical:
-    """The loss of every stage, and the price that it moves."""
+    """The loss of every stage, and the multiplier that it moves."""
 
     def __init__(self, learner: GateLearner, config: Config) -> None:
         self.learner, self.config, self.gamma = learner, config, config.gamma
@@ -146,8 +147,8 @@ class SelfCritical:
 
     def _rewards(self, rollout: Rollout, labels: Tensor) -> Tensor:
         correct = (rollout.logits.detach().argmax(1) == labels).to(rollout.logits.dtype)
-        searched = self.config.price is None
-        return rewards(correct, rollout.cost, self.dual.price, self.gamma, self.config.power, searched)
+        learned = self.config.cost_coef is None
+        return rewards(correct, rollout.cost, self.dual.multiplier, self.gamma, self.config.power, learned)
 
     def _logged_rewards(self, rollout: Rollout, accuracy: float, labels: Tensor) -> dict[str, float]:
         answers = accuracy - self.gamma * (1 - accuracy)
@@ -166,10 +167,10 @@ class SelfCritical:
         entropy = rollout.entropies.sum(1).mean()
         reinforce = -(advantages * rollout.log_probabilities.sum(1)).mean()
         cross_entropy = F.cross_entropy(rollout.logits, labels)
-        scalars = rollout.scalars(labels) | {"price": self.dual.price}
+        scalars = rollout.scalars(labels) | {"multiplier": self.dual.multiplier}
         scalars["entropy"] = float(entropy.detach()) / mdp.num_layers
         scalars |= self._logged_rewards(rollout, scalars["accuracy"], labels)
-        if config.price is None and not closed:
+        if config.cost_coef is None and not closed:
             self.dual.update(float(greedy.cost.mean()), 1.0)
         return reinforce + (cross_entropy if joint else -config.ent_coef * entropy), scalars
 

@@ -200,7 +200,7 @@ def settle(cascade: Cascade, chosen: Choice, seen: int, recorder: Recorder) -> N
     reports."""
     fit_threshold(cascade, recorder.task, recorder.budget)
     scalars = {"accuracy": chosen.accuracy, "reward_answer": chosen.accuracy, "cost": chosen.cost}
-    recorder.step(seen, loss=-chosen.accuracy, **scalars, entropy=0.0, price=0.0)
+    recorder.step(seen, loss=-chosen.accuracy, **scalars, entropy=0.0, multiplier=0.0)
     recorder.validate(cascade)
 
 

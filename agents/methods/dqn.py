@@ -1,8 +1,8 @@
 """Deep Q-learning (DQN, Mnih et al. 2015) by Stable-Baselines3.
 
-The price of cost moves as in `ppo`; the replay buffer counts every reward at the current price (see
-`agents.sb3.off_policy`). Exploration decides image by image and ends before training does, so that the search for the
-price sees what the greedy policy costs.
+The multiplier moves as in `ppo`; the replay buffer charges every decision at the current one (see
+`agents.sb3.off_policy`). Exploration decides image by image and ends before training does, so that dual ascent
+sees what the greedy policy costs.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from agents.method_config import limited
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3.config import PricedConfig
+from agents.sb3.config import LagrangianConfig
 from agents.sb3.off_policy import DQN
 from agents.sb3.training import train_sb3
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(PricedConfig):
+class Config(LagrangianConfig):
     """DQN by Stable-Baselines3; hyper-parameters under SB3's own names.
 
     Defaults from a small search on digits, one seed and 12,000 images, judged by test accuracy: n_steps of 6, or 16
-    gradient steps at twice the learning rate, are within a point or two; with a price_rate of 0.01 the cost does not
+    gradient steps at twice the learning rate, are within a point or two; with a multiplier_lr of 0.01 the cost does not
     come down to 0.02 in time.
     """
 
@@ -52,8 +52,8 @@ class Config(PricedConfig):
     """Share of random decisions at first."""
     exploration_final_eps: float = limited(0.0, low=0, high=1)
     """Share of random decisions in the end."""
-    price_rate: float = 0.02
-    """Step size of the search for the price (dual ascent)."""
+    multiplier_lr: float = 0.02
+    """Step size of the multiplier's dual ascent."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.dual import DualAscent
 from agents.gates import score_layers
+from agents.lagrangian import DualAscent
 from agents.learning import Batch, GateConfig, GateLearner, Stream, image_stream
 from agents.method_config import limited
 from agents.methods import skipnet
@@ -42,7 +42,7 @@ BISECTIONS = 14
 HELD_OUT = 5
 """One in so many images is not imitated: the cost is corrected on these."""
 LARGEST_SHIFT = 20.0
-"""By how much the price can shift the scores of the two cheapest actions against each other."""
+"""By how much the multiplier can shift the scores of the two cheapest actions against each other."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class Config(GateConfig):
     """Cost that a nat of cross-entropy counts as in the choice of the routes; None for what meets the budget."""
     reinforce: float = limited(0.0, low=0, below=1)
     """Share of the images, at the end, in which the gate goes on with SkipNet's hybrid REINFORCE."""
-    price_rate: float = 0.03
-    """Step size of the price of cost in that part (dual ascent)."""
+    multiplier_lr: float = 0.03
+    """Step size of the multiplier's dual ascent in that part."""
     ent_coef: float = limited(0.02, low=0)
     """First weight of the entropy bonus in that part; it falls linearly to 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         RouteSearch(self.labels, self.search, self.beam, self.loss_price or 0.0)
-        DualAscent(self.budget, self.price_rate)  # refuses an impossible rate
+        DualAscent(self.budget, self.multiplier_lr)  # refuses an impossible step size
 
 
 PRESETS = {"then_rl": Config(reinforce=0.5), "label_free": Config(labels=False)}
@@ -191,21 +191,21 @@ def meet_budget(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -
     starts = [bias.detach().clone() for bias in biases]
     costs = mdp.cost.charged.mean(0)
 
-    def set_price(price: float) -> None:
+    def shift(multiplier: float) -> None:
         for bias, start in zip(biases, starts, strict=True):
-            bias.copy_(start - price * costs)
+            bias.copy_(start - multiplier * costs)
 
     high = LARGEST_SHIFT / float(costs.sort().values.diff()[:1].sum().clamp_min(1e-9))
     low = -high
     with torch.no_grad():
         for _ in range(BISECTIONS):
-            price = (low + high) / 2
-            set_price(price)
+            multiplier = (low + high) / 2
+            shift(multiplier)
             if _mean_cost(mdp, gate, images, budget) > budget:
-                low = price
+                low = multiplier
             else:
-                high = price
-        set_price(high)
+                high = multiplier
+        shift(high)
 
 
 def _mean_cost(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -> float:
@@ -233,7 +233,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         rewards = {"reward_imitation": -float(loss.detach())}
         if config.cotrain:
             rewards["reward_answer"] = -float(task_loss.detach())
-        return loss + task_loss if config.cotrain else loss, {**scalars, "price": 0.0, **rewards}
+        return loss + task_loss if config.cotrain else loss, {**scalars, "multiplier": 0.0, **rewards}
 
     def correct() -> None:
         meet_budget(mdp, learner.gate, kept.images, config.budget)
@@ -246,12 +246,12 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         before_check=correct,
     )
     if config.reinforce:
-        correct()  # so that the price's target need not move from elsewhere
+        correct()  # so that the target of dual ascent need not move from elsewhere
     options = skipnet.Config(
         budget=config.budget,
         num_images=config.num_images,
-        price_rate=config.price_rate,
-        price_anneal=0.0,
+        multiplier_lr=config.multiplier_lr,
+        multiplier_anneal=0.0,
         baseline=True,
         ent_coef=config.ent_coef,
     )

@@ -1,8 +1,8 @@
 """PPO with invalid actions masked (Huang and Ontanon 2022) by sb3-contrib, for hard budgets.
 
 Here the budget binds each image, not their mean: an action after which even the cheapest continuation would exceed it
-is masked, in training and ever after. So no price is searched for, and the reward `priced`, at a price of 0, is minus
-cross-entropy.
+is masked, in training and ever after. So there is no multiplier, and the reward, by default `cross_entropy`, need not
+charge cost.
 """
 
 from __future__ import annotations
@@ -15,28 +15,15 @@ from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.sb3.config import PPOConfig
 from agents.sb3.training import train_sb3
-from dfs_env.rewards import uses_price
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
 class Config(PPOConfig):
-    """MaskablePPO by sb3-contrib; hyper-parameters under its own names.
-
-    Raises:
-        ValueError: a reward, other than the default, that charges a price.
-    """
+    """MaskablePPO by sb3-contrib; hyper-parameters under its own names."""
 
     algorithm = MaskablePPO
     hard_budget = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if uses_price(self.reward) and self.reward != "priced":
-            raise ValueError(
-                f"reward {self.reward!r} charges a price, which is never searched for under a hard budget and stays 0: "
-                'give its weight a number, or use "priced", here minus cross-entropy'
-            )
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:

@@ -11,19 +11,19 @@ from typing import Any, ClassVar
 
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3.config import PPOConfig, PricedConfig
+from agents.sb3.config import LagrangianConfig, PPOConfig
 from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO, check_aligned
 from agents.sb3.training import train_sb3
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(PPOConfig, PricedConfig):
+class Config(LagrangianConfig, PPOConfig):
     """RecurrentPPO by sb3-contrib; hyper-parameters under its own names.
 
-    On digits, with 12,000 images and two seeds, a price_rate of 0.05 ends up to a fourth above a budget of 0.02, one of
-    0.1 within it: `python -m scripts.compare --methods recurrent_ppo --seeds 0 1 --num-images 12000 --set
-    recurrent_ppo.price_rate=0.05`.
+    On digits, with 12,000 images and two seeds, a multiplier_lr of 0.05 ends up to a fourth above a budget of 0.02, one
+    of 0.1 within it: `python -m scripts.compare --methods recurrent_ppo --seeds 0 1 --num-images 12000 --set
+    recurrent_ppo.multiplier_lr=0.05`.
     """
 
     algorithm = AlignedRecurrentPPO
@@ -34,8 +34,8 @@ class Config(PPOConfig, PricedConfig):
     """Images decided at once: the episodes of a rollout."""
     batch_size: int = 216
     """Decisions per minibatch: whole episodes, so a multiple of the number of blocks, as 216 is of 6, 9, 18, 36, 54."""
-    price_rate: float = 0.1
-    """Step size of the search for the price (dual ascent)."""
+    multiplier_lr: float = 0.1
+    """Step size of the multiplier's dual ascent."""
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:

@@ -6,8 +6,9 @@ routes, and each route's reward is compared with the mean of the image's other r
 Hoof & Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; RLOO: Ahmadian et al. 2024).
 What is left is what the route changed.
 
-The reward of an answer is the probability of the right class by default: accuracy, if the class were drawn, and
-smoother than that of the best class. Costs count as in SkipNet's reward-to-go, at a price that dual ascent finds.
+The reward of a prediction is the probability of the true class by default: accuracy, if the class were drawn, and
+smoother than that of the likeliest class. Costs count as in SkipNet's reward-to-go, times a multiplier that dual ascent
+finds.
 
 The gate may start from the best static allocation, so that it only has to learn where to depart from it for which
 image.
@@ -22,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.dual import DualAscent
 from agents.gates import score_layers
+from agents.lagrangian import DualAscent
 from agents.learning import GateConfig, GateLearner, image_stream
 from agents.method_config import limited
 from agents.methods.skipnet import rewards_to_go
@@ -51,12 +52,12 @@ class Config(GateConfig, SearchConfig):
     criterion: str = "probability"
     lr: float = 3e-3
     """First learning rate of the gate."""
-    price: float = 3.0
-    """First price of cost."""
-    price_rate: float = 0.1
-    """Step size of the search for the price at which the mean cost meets the budget (dual ascent)."""
-    price_anneal: float = 0.1
-    """Share of training in which the search's target falls from the first cost to the budget."""
+    multiplier_init: float = 3.0
+    """First multiplier of cost."""
+    multiplier_lr: float = 0.1
+    """Step size of the dual ascent that moves it until the mean cost meets the budget."""
+    multiplier_anneal: float = 0.1
+    """Share of training in which the target of dual ascent falls from the first cost to the budget."""
     ent_coef: float = limited(0.003, low=0)
     """First weight of the entropy bonus, a sum over an image's decisions."""
     ent_schedule: str = "linear"
@@ -67,11 +68,15 @@ class Config(GateConfig, SearchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         make_schedule(self.ent_schedule)
-        DualAscent(self.budget, self.price_rate, self.price_anneal, self.price)  # refuses what is impossible
+        self.dual()  # refuses what is impossible
         if self.start_full and self.start_static:
             raise ValueError(
                 "a gate starts at full execution or from static: set start_static to 0, or leave out start_full"
             )
+
+    def dual(self) -> DualAscent:
+        """The multiplier's dual ascent, at its beginning."""
+        return DualAscent(self.budget, self.multiplier_lr, self.multiplier_anneal, self.multiplier_init)
 
 
 RARE = 1e-3
@@ -119,17 +124,17 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     if config.start_static:
         allocation, _ = best_allocation(config, task)
         prefer(gate, allocation.to(mdp.device), mdp.num_actions, config.start_static)
-    dual = DualAscent(config.budget, config.price_rate, config.price_anneal, config.price)
+    dual = config.dual()
     recorder.register_state(dual=dual)
     entropy_factor, answer_of = make_schedule(config.ent_schedule), CRITERIA[config.criterion]
 
     def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         rollout = sampled_rollout(mdp, gate, images, config.budget)
         answers = answer_of(rollout.logits.detach(), labels)
-        advantages = leave_one_out(rewards_to_go(answers, rollout.step_costs, dual.price), config.routes)
+        advantages = leave_one_out(rewards_to_go(answers, rollout.step_costs, dual.multiplier), config.routes)
         reinforce = -(advantages * rollout.log_probabilities).sum(1).mean()
-        scalars = {**rollout.scalars(labels), "price": dual.price, "reward_answer": float(answers.mean())}
-        scalars["reward_cost"] = -dual.price * scalars["cost"]
+        scalars = {**rollout.scalars(labels), "multiplier": dual.multiplier, "reward_answer": float(answers.mean())}
+        scalars["reward_cost"] = -dual.multiplier * scalars["cost"]
         bonus = (
             config.ent_coef * entropy_factor(recorder.images_seen / config.num_images) * rollout.entropies.sum(1).mean()
         )

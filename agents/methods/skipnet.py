@@ -4,10 +4,11 @@ Supervised pre-training (SP): a straight-through gate and cross-entropy, without
 are sampled; the backbone, if it is co-trained, follows cross-entropy along the executed route; the gate follows
 REINFORCE with reward-to-go
 
-    r_i = -(cross-entropy + price * sum of the costs of the decisions j >= i),
+    r_i = -(cross-entropy + multiplier * sum of the costs of the decisions j >= i),
 
-which is the paper's r_i = -(L - alpha/N * sum over j >= i of (1 - g_j)) up to a constant, with price = alpha. The
-published alpha is fixed; by default it is found by dual ascent here, so that the mean cost meets the budget.
+which is the paper's r_i = -(L - alpha/N * sum over j >= i of (1 - g_j)) up to a constant, with multiplier =
+alpha. The published alpha is fixed; by default dual ascent finds the multiplier here at which the mean cost meets the
+budget.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.dual import DualAscent
+from agents.lagrangian import DualAscent
 from agents.learning import GateConfig, GateLearner
 from agents.method_config import limited
 from agents.policies import Policy
@@ -38,11 +39,11 @@ class Config(GateConfig):
     pretraining: float = limited(0.1, low=0, high=1)
     """Share of the images for supervised pre-training: 0 is HRL from scratch, 1 is SP alone."""
     alpha: float | None = limited(None, low=0)
-    """Fixed price of cost (published: 0.1); None finds the price at which the mean cost meets the budget."""
-    price_rate: float = 0.03
-    """Step size of that search (dual ascent)."""
-    price_anneal: float = 0.1
-    """Share of training in which the search's target falls from the first cost to the budget."""
+    """Fixed cost coefficient (published: 0.1); None learns the multiplier at which the mean cost meets the budget."""
+    multiplier_lr: float = 0.03
+    """Step size of its dual ascent."""
+    multiplier_anneal: float = 0.1
+    """Share of training in which the target of dual ascent falls from the first cost to the budget."""
     rl_weight: float = limited(1.0, low=0)
     """Weight of the REINFORCE loss, a mean over the batch. It matters beside cross-entropy in SkipNet's single
     optimizer (published: 0.01, of a sum over the batch); gate and backbone have their own optimizers here."""
@@ -63,13 +64,13 @@ class Config(GateConfig):
 
     @property
     def holds_budget(self) -> bool:
-        """Not with a fixed price, and not in supervised pre-training, which knows no cost."""
+        """Not with a fixed coefficient, and not in supervised pre-training, which knows no cost."""
         return self.alpha is None and self.pretraining < 1
 
     def dual(self) -> DualAscent:
-        """The search for the price; a fixed one is its first."""
-        price = 1.0 if self.alpha is None else self.alpha
-        return DualAscent(self.budget, self.price_rate, self.price_anneal, price)
+        """The multiplier's dual ascent; a fixed one stays at its first value."""
+        first = 1.0 if self.alpha is None else self.alpha
+        return DualAscent(self.budget, self.multiplier_lr, self.multiplier_anneal, first)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,15 +110,15 @@ PRESETS = {
 }
 
 
-def rewards_to_go(outcomes: Tensor, step_costs: Tensor, price: float) -> Tensor:
+def rewards_to_go(outcomes: Tensor, step_costs: Tensor, multiplier: float) -> Tensor:
     """[B, L] reward-to-go from the rewards of the answers [B] and the costs [B, L] of the decisions. Nobody's depends
     on another's."""
     costs_to_go = step_costs.flip(1).cumsum(1).flip(1)
-    return outcomes[:, None] - price * costs_to_go
+    return outcomes[:, None] - multiplier * costs_to_go
 
 
 class HybridReinforce:
-    """The loss of the HRL stage, and the price that it moves.
+    """The loss of the HRL stage, and the multiplier that it moves.
 
     Args:
         learner: whose gate is trained.
@@ -136,12 +137,12 @@ class HybridReinforce:
         config, learner = self.config, self.learner
         rollout = sampled_rollout(learner.mdp, learner.gate, images, config.budget, attached=not config.supervised)
         answer, outcomes, answer_log_p = self._answer(rollout.logits, labels)
-        returns = rewards_to_go(outcomes, rollout.step_costs, self.dual.price)
+        returns = rewards_to_go(outcomes, rollout.step_costs, self.dual.multiplier)
         advantages = returns - returns.mean(0) if config.baseline else returns
         credit = outcomes - outcomes.mean() if config.baseline else outcomes
         reinforce = -((advantages * rollout.log_probabilities).sum(1) + credit * answer_log_p).mean()
-        scalars, entropy = {**rollout.scalars(labels), "price": self.dual.price}, rollout.entropies.mean()
-        rewards = {"reward_answer": float(outcomes.mean()), "reward_cost": -self.dual.price * scalars["cost"]}
+        scalars, entropy = {**rollout.scalars(labels), "multiplier": self.dual.multiplier}, rollout.entropies.mean()
+        rewards = {"reward_answer": float(outcomes.mean()), "reward_cost": -self.dual.multiplier * scalars["cost"]}
         progress = (learner.recorder.images_seen - self.begin) / (config.num_images - self.begin)
         if config.alpha is None:
             self.dual.update(scalars["cost"], progress)
@@ -167,7 +168,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     def pretraining_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         rollout = straight_through_rollout(learner.mdp, learner.gate, images, config.budget)
         scalars = rollout.scalars(labels)
-        scalars |= {"price": 0.0, "reward_answer": -scalars["cross_entropy"]}
+        scalars |= {"multiplier": 0.0, "reward_answer": -scalars["cross_entropy"]}
         return F.cross_entropy(rollout.logits, labels), scalars
 
     learner.train(pretraining_loss, until=begin, cotrain=config.cotrain)

@@ -102,7 +102,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
             accuracy=sum(reached) / len(reached),
             cost=float(costs.route_cost(torch.tensor(tried, device=mdp.device))[0].mean()),
             entropy=float(distribution.entropy().detach().mean()),
-            price=0.0,
+            multiplier=0.0,
             loss=float(loss.detach()),
             reward_gain=mean,
         )

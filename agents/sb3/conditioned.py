@@ -11,17 +11,17 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
-from agents.dual import PriceCurve, PriceRule
-from agents.sb3.config import PricedConfig
+from agents.lagrangian import Multiplier, MultiplierCurve
+from agents.sb3.config import LagrangianConfig
 from backbone.schedules import make_schedule
 from dfs_env.budgets import make_budget
 from dfs_env.observations import ObservationLayout
 
 
 @dataclass(frozen=True)
-class ConditionedConfig(PricedConfig):
-    """With a `budget_range`, the price of cost is a curve over it (see `agents.dual.PriceCurve`), so that each image is
-    charged the price at which images of its budget meet it on average.
+class ConditionedConfig(LagrangianConfig):
+    """With a `budget_range`, the multiplier is a curve over it (see `agents.lagrangian.MultiplierCurve`), so that each
+    image has the multiplier at which images of its budget meet it on average.
 
     Raises:
         ValueError: an impossible range, a budget to be evaluated outside it, or another form of dual ascent than the
@@ -33,8 +33,8 @@ class ConditionedConfig(PricedConfig):
     eval_budgets: tuple[float, ...] = ()
     """Budgets that the policy is validated and reported at; without any, it is validated at three of the range and
     reported at `budget`."""
-    price_knots: int = 5
-    """Points of the price curve, each with a search of its own."""
+    multiplier_knots: int = 5
+    """Points of the multiplier's curve, each with a dual ascent of its own."""
 
     def __post_init__(self) -> None:
         if self.budget_range is not None and np.shape(self.budget_range) != (2,):
@@ -49,12 +49,12 @@ class ConditionedConfig(PricedConfig):
             return
         low, high = self.budget_range
         make_budget({"low": low, "high": high})
-        if low == high or self.price_knots < 2 or self.dual != "multiplicative":
+        if low == high or self.multiplier_knots < 2 or self.dual != "multiplicative":
             raise ValueError(
-                'a budget_range needs two different ends, 2 price_knots or more, and dual "multiplicative"'
+                'a budget_range needs two different ends, 2 multiplier_knots or more, and dual "multiplicative"'
             )
-        if self.price is not None:
-            raise ValueError("a fixed price is the same for all budgets: give a price or a budget_range, not both")
+        if self.cost_coef is not None:
+            raise ValueError("a fixed cost_coef is the same for all budgets: give it or a budget_range, not both")
         for budget in (self.budget, *self.eval_budgets):
             if not low <= budget <= high:
                 raise ValueError(f"budget {budget:g} is outside budget_range {low:g} to {high:g}: widen the range")
@@ -81,13 +81,12 @@ class ConditionedConfig(PricedConfig):
             arguments["policy_kwargs"] = {**own, **arguments["policy_kwargs"]}
         return arguments
 
-    def price_rule(self) -> PriceRule | None:
+    def multiplier(self) -> Multiplier | None:
         """A curve over the range."""
-        rule = super().price_rule()
-        if rule is None or self.budget_range is None:
-            return rule
-        schedule = make_schedule(self.budget_schedule)
-        return PriceCurve(*self.budget_range, self.price_knots, self.price_rate, self.price_anneal, schedule)
+        if self.budget_range is None or not self.is_lagrangian:
+            return super().multiplier()
+        lr, schedule = self.multiplier_lr, make_schedule(self.budget_schedule)
+        return MultiplierCurve(*self.budget_range, self.multiplier_knots, lr, self.multiplier_anneal, schedule)
 
     def drawn_budget(self, factor: float) -> float | dict[str, float]:
         """The range at a factor of the schedule."""

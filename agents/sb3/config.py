@@ -15,14 +15,14 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.dual import DualAscent, FixedPrice, PriceRule
+from agents.lagrangian import DualAscent, Multiplier
 from agents.method_config import MethodConfig, limited
-from agents.sb3.off_policy import PricedReplayBuffer
+from agents.sb3.off_policy import LagrangianReplayBuffer
 from agents.sb3.options import as_settings, names_of, parse_settings
 from agents.sb3.policy import LEARNING, algorithm_of, described
 from backbone.names import check_names
 from backbone.schedules import make_schedule
-from dfs_env.rewards import Shaped, nested, uses_budget, uses_price
+from dfs_env.rewards import Shaped, cost_coef_is_open, is_budgeted, make_reward, nested
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class SB3Config(MethodConfig):
 
     Raises:
         ValueError: a setting in `sb3` that the algorithm does not have, a number out of range, an unknown reward or
-            schedule, a budget that falls to 0, a reward that is shaped with another discount, or whose old values
-            cannot be replayed, an algorithm whose models `SB3Policy` could not read again.
+            schedule, a budget that falls to 0, a reward that is shaped with another discount, or that needs a cost
+            coefficient where the method learns none, an algorithm whose models `SB3Policy` could not read again.
     """
 
     family: ClassVar[str] = "Stable-Baselines3"
@@ -46,9 +46,8 @@ class SB3Config(MethodConfig):
     hard_budget: ClassVar[bool] = False
     """Whether the environment refuses what would exceed the budget."""
 
-    reward: str = "priced"
-    """Reward: a name, "name(parameter=value)" or "module:function" (see `dfs_env.rewards`); "priced" is minus
-    cross-entropy, minus the current price times cost."""
+    reward: str = "cross_entropy"
+    """Reward: a name, "name(parameter=value)" or "module:function" (see `dfs_env.rewards`)."""
     num_envs: int = limited(128, low=1)
     """Images decided at once: the episodes of a rollout."""
     learning_rate: float = limited(1e-3, low=0)
@@ -56,7 +55,7 @@ class SB3Config(MethodConfig):
     gamma: float = limited(1.0, low=0, high=1)
     """Discount. Episodes are short and of fixed length."""
     budget_schedule: str = "constant"
-    """Factor on the budget over training: of the target of the price's search where there is one, else of what the
+    """Factor on the budget over training: of the target of dual ascent where there is one, else of what the
     policy sees and the reward reads. "linear(first=4, to=1, end=0.5)", say; see `backbone.schedules`."""
     cotrain: bool = False
     """Whether the backbone learns too, by cross-entropy on the routes that the policy took."""
@@ -71,7 +70,7 @@ class SB3Config(MethodConfig):
         algorithm_of(self.algorithm)
         object.__setattr__(self, "sb3", as_settings(self.sb3))
         self._check_reward()
-        for name in ("price_schedule", "ent_schedule"):
+        for name in ("multiplier_schedule", "ent_schedule"):
             make_schedule(getattr(self, name, "constant"))
         factor = make_schedule(self.budget_schedule)
         if min(factor(share) for share in np.linspace(0, 1, 101)) <= 0:
@@ -82,21 +81,21 @@ class SB3Config(MethodConfig):
         self.arguments()
 
     def _check_reward(self) -> None:
-        for reward in nested(self.reward):
+        for reward in nested(make_reward(self.reward, self.env_cost_coef)):
             if isinstance(reward, Shaped) and not math.isclose(reward.gamma, self.gamma):
                 raise ValueError(
                     f"reward {self.reward!r} is shaped with a discount of {reward.gamma:g}, the learner's gamma is "
                     f"{self.gamma:g}: the best policy would be another; give shaping_gamma={self.gamma:g}"
                 )
-        replays = issubclass(self.algorithm, OffPolicyAlgorithm)
-        if replays and uses_price(self.reward) and self.reward != "priced":
-            raise ValueError(
-                f"reward {self.reward!r} follows the price, at which old decisions could not be replayed: "
-                f'{self.algorithm.__name__} needs "priced", or a reward with a fixed weight'
-            )
 
-    def price_rule(self) -> PriceRule | None:
-        """Where the price of cost comes from; None where the reward has none."""
+    @property
+    def env_cost_coef(self) -> float | None:
+        """The environment's cost coefficient: 1 where the learner multiplies the component `cost` by its multiplier;
+        None for the reward's own."""
+        return None
+
+    def multiplier(self) -> Multiplier | None:
+        """Where the multiplier of cost comes from; None where it is not learned."""
         return None
 
     def drawn_budget(self, factor: float) -> float | dict[str, float]:
@@ -122,49 +121,60 @@ class SB3Config(MethodConfig):
 
 
 @dataclass(frozen=True)
-class PricedConfig(SB3Config):
-    """With a reward that charges the price, such as "priced", dual ascent moves it until the mean cost meets the
-    budget, unless it is fixed; with any other, the budget enters through the observation and that reward alone.
+class LagrangianConfig(SB3Config):
+    """With a reward whose `cost_coef` is left open, dual ascent moves the multiplier of its component `cost` until the
+    mean cost meets the budget, unless `cost_coef` fixes it; with any other, the budget enters through the observation
+    and that reward alone.
 
     Raises:
-        ValueError: a price below 0; a price or its schedule that the reward does not charge; an unknown form of dual
-            ascent, or an impossible rate of it.
+        ValueError: a cost coefficient below 0; one, or a schedule of it, for a reward that leaves none open; an unknown
+            form of dual ascent, or an impossible step size of it.
     """
 
-    price: float | None = None
-    """Fixed price of cost; None finds the price at which the mean cost meets the budget."""
-    price_schedule: str = "constant"
-    """Factor on the price that the reward charges, over training."""
+    reward: str = "cross_entropy_minus_cost"
+    """Reward: a name, "name(parameter=value)" or "module:function" (see `dfs_env.rewards`). Where it charges cost and
+    its `cost_coef` is not given, the multiplier takes its place."""
+    cost_coef: float | None = limited(None, low=0)
+    """Fixed cost coefficient; None learns the multiplier at which the mean cost meets the budget."""
+    multiplier_schedule: str = "constant"
+    """Factor on the multiplier, or on the fixed coefficient, over training."""
     dual: str = "multiplicative"
-    """Form of the search for the price (dual ascent): "multiplicative", "additive" (Lagrangian PPO's), or "pid"."""
-    price_rate: float = 0.05
-    """Its step size, for the additive forms in units of the price."""
-    price_anneal: float = 0.1
-    """Share of training in which the search's target falls from the first cost to the budget."""
+    """Form of the multiplier's dual ascent: "multiplicative", "additive" (Lagrangian PPO's), or "pid"."""
+    multiplier_lr: float = 0.05
+    """Its step size, for the additive forms in units of the multiplier."""
+    multiplier_anneal: float = 0.1
+    """Share of training in which the target of dual ascent falls from the first cost to the budget."""
+
+    @property
+    def is_lagrangian(self) -> bool:
+        """Whether the multiplier is learned."""
+        return self.cost_coef is None and cost_coef_is_open(self.reward)
 
     @property
     def holds_budget(self) -> bool:
-        """Not with a fixed price, nor with a reward that knows neither price nor budget."""
-        return self.price is None and (uses_price(self.reward) or uses_budget(self.reward))
+        """Not with a fixed coefficient, nor with a reward that knows no budget."""
+        return self.is_lagrangian or (self.cost_coef is None and is_budgeted(self.reward))
+
+    @property
+    def env_cost_coef(self) -> float | None:
+        """1, which the multiplier or the fixed coefficient is a multiple of, where the reward leaves it open."""
+        return 1.0 if cost_coef_is_open(self.reward) else None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.price is not None and not 0 <= self.price < math.inf:
-            raise ValueError(f"price {self.price} must be a finite number of at least 0")
-        if self.price is not None and not uses_price(self.reward):
-            raise ValueError(f"reward {self.reward!r} charges no price: leave price {self.price} out, or use 'priced'")
-        if self.price_schedule != "constant" and not uses_price(self.reward):
-            raise ValueError(f"reward {self.reward!r} charges no price: leave price_schedule out, or use 'priced'")
-        DualAscent(self.budget, self.price_rate, self.price_anneal, form=self.dual)  # refuses what is impossible
+        for name, default in (("cost_coef", None), ("multiplier_schedule", "constant")):
+            if getattr(self, name) != default and self.env_cost_coef is None:
+                raise ValueError(
+                    f"reward {self.reward!r} leaves no cost_coef open: drop {name}, or use 'cross_entropy_minus_cost'"
+                )
+        DualAscent(self.budget, self.multiplier_lr, self.multiplier_anneal, form=self.dual)  # refuses the impossible
 
-    def price_rule(self) -> PriceRule | None:
-        """Fixed, or by dual ascent."""
-        if not uses_price(self.reward):
+    def multiplier(self) -> Multiplier | None:
+        """By dual ascent, unless the coefficient is fixed."""
+        if not self.is_lagrangian:
             return None
-        if self.price is not None:
-            return FixedPrice(self.price)
         schedule = make_schedule(self.budget_schedule)
-        return DualAscent(self.budget, self.price_rate, self.price_anneal, form=self.dual, schedule=schedule)
+        return DualAscent(self.budget, self.multiplier_lr, self.multiplier_anneal, form=self.dual, schedule=schedule)
 
 
 @dataclass(frozen=True)
@@ -210,7 +220,7 @@ def aligned(config: SB3Config, length: int) -> dict[str, Any]:
         )
     if off_policy:
         returns = {"n_steps": arguments.pop("n_steps", 1), "gamma": config.gamma}
-        arguments |= {"replay_buffer_class": PricedReplayBuffer, "replay_buffer_kwargs": returns}
+        arguments |= {"replay_buffer_class": LagrangianReplayBuffer, "replay_buffer_kwargs": returns}
     return arguments
 
 

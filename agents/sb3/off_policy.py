@@ -1,4 +1,4 @@
-"""What learning from a replay buffer needs here: rewards at the price of today, and exploration image by image."""
+"""What learning from a replay buffer needs here: rewards at the current multiplier, and exploration image by image."""
 
 from __future__ import annotations
 
@@ -11,51 +11,52 @@ from sb3_contrib import QRDQN as SB3QRDQN
 from stable_baselines3 import DQN as SB3DQN
 from stable_baselines3.common.buffers import NStepReplayBuffer
 
+from agents.sb3.vec_env import CHARGE
+
 Array = np.ndarray[Any, Any]
 
 
-class PricedReplayBuffer(NStepReplayBuffer):
-    """A replay buffer whose rewards follow the price of cost.
+class LagrangianReplayBuffer(NStepReplayBuffer):
+    """A replay buffer whose rewards follow the multiplier of cost.
 
-    Dual ascent moves the price while old decisions are replayed, and a Q function that mixes the rewards of many prices
-    fits none of them. So the buffer keeps the cost of each decision, and its reward without that cost, apart, and
-    `reprice` puts all rewards together anew. The dynamics do not depend on the price, so the decisions stay valid; only
-    a co-trained backbone makes them stale, slowly. The cost of a decision is `infos[i]["cost"]`, as `SB3VecEnv` hands
-    it over.
+    Dual ascent moves the multiplier while old decisions are replayed, and a Q function that mixes the rewards of many
+    multipliers fits none of them. So the buffer keeps what `SB3VecEnv` says of each decision: its cost component at a
+    multiplier of 1, and the rest of its reward. `relabel` sums them up anew. The dynamics do not depend on the
+    multiplier, so the decisions stay valid; only a co-trained backbone makes them stale, slowly.
 
-    With `n_steps` of 1, what it samples is what SB3's `ReplayBuffer` samples.
+    With `n_steps` of 1 and no multiplier, what it samples is what SB3's `ReplayBuffer` samples.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.price = 0.0
-        """At which the rewards are counted now. With 0, they are kept as they come."""
-        self.costs = np.zeros_like(self.rewards)
-        """[size, N] block cost of each decision."""
-        self.unpriced = np.zeros_like(self.rewards)
-        """[size, N] reward of each decision without the price of its cost."""
+        self.multiplier = 0.0
+        """At which cost is charged now."""
+        self.charges = np.zeros_like(self.rewards)
+        """[size, N] the component `cost` of each decision at a multiplier of 1: minus its cost, as a rule."""
+        self.task_rewards = np.zeros_like(self.rewards)
+        """[size, N] reward of each decision without that component."""
 
     def add(self, obs: Array, next_obs: Array, action: Array, reward: Array, done: Array, infos: Any) -> None:
-        """Keep N decisions, whose rewards were given at the current price."""
+        """Keep N decisions, whose rewards were given at the current multiplier."""
         row = self.pos
         super().add(obs, next_obs, action, reward, done, infos)
-        self.costs[row] = [info["cost"] for info in infos]
-        self.unpriced[row] = reward + self.price * self.costs[row]
+        self.charges[row] = [info.get(CHARGE, 0.0) for info in infos]
+        self.task_rewards[row] = reward - self.multiplier * self.charges[row]
 
-    def reprice(self, price: float) -> None:
-        """Count every reward at `price`."""
-        self.price = price
-        np.subtract(self.unpriced, price * self.costs, out=self.rewards)
+    def relabel(self, multiplier: float) -> None:
+        """Charge every decision at `multiplier`."""
+        self.multiplier = multiplier
+        np.add(self.task_rewards, multiplier * self.charges, out=self.rewards)
 
     def state_dict(self) -> dict[str, Any]:
-        """The decisions so far, and the price of their rewards."""
+        """The decisions so far, and the multiplier of their rewards."""
         rows = self.buffer_size if self.full else self.pos
         held = {name: torch.from_numpy(array[:rows]) for name, array in self._arrays().items()}
-        return {"pos": self.pos, "full": self.full, "price": self.price, "held": held}
+        return {"pos": self.pos, "full": self.full, "multiplier": self.multiplier, "held": held}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.pos, self.full, self.price = state["pos"], state["full"], state["price"]
+        """Resume from there."""
+        self.pos, self.full, self.multiplier = state["pos"], state["full"], state["multiplier"]
         for name, array in self._arrays().items():
             held = state["held"][name]
             array[: len(held)] = held.numpy()

@@ -1,44 +1,31 @@
 """One training loop around `learn` for all methods by Stable-Baselines3 and sb3-contrib.
 
-It builds the environment, counts images, moves the price of cost, validates, co-trains the backbone, and keeps the best
-policy.
+It builds the environment, counts images, moves the multiplier of cost, validates, co-trains the backbone, and keeps
+the best policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 from torch.nn import functional as F
 
-from agents.dual import FixedPrice
 from agents.learning import BackboneLearner
 from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.sb3.config import SB3Config, aligned, rollout_steps
-from agents.sb3.off_policy import PricedReplayBuffer
+from agents.sb3.off_policy import LagrangianReplayBuffer
 from agents.sb3.policy import SB3Policy
 from agents.sb3.vec_env import SB3VecEnv
 from backbone.schedules import make_schedule
 from dfs_env.env import DFSVectorEnv
 from dfs_env.task import Task
-
-
-@dataclass(frozen=True)
-class Falling:
-    """A learning rate that falls linearly from `first` to 0. Zip files of earlier versions name it."""
-
-    first: float
-
-    def __call__(self, left: float) -> float:
-        """The rate when a share `left` of training is left."""
-        return self.first * left
-
 
 MODEL_STATE = (
     "num_timesteps",
@@ -65,12 +52,13 @@ class Learning:
             self._parts["replay_buffer"] = model.replay_buffer
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, momentum, replay buffer, counters, and the generator of the action space."""
+        """Weights, momentum, replay buffer, counters, the generator of the action space, and the multiplier of cost."""
         values = {name: getattr(self.model, name) for name in MODEL_STATE if hasattr(self.model, name)}
         generator = self.model.action_space.np_random.bit_generator
         return {name: part.state_dict() for name, part in self._parts.items()} | {
             "values": values,
             "actions": generator.state,
+            "multiplier": self.model.env.multiplier,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -80,6 +68,7 @@ class Learning:
         for name, value in state["values"].items():
             setattr(self.model, name, value)
         self.model.action_space.np_random.bit_generator.state = state["actions"]
+        self.model.env.multiplier = state["multiplier"]
 
 
 def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
@@ -91,23 +80,25 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
         TrainingDivergedError: a weight became NaN or infinite.
     """
     length = task.mdp.num_layers
-    arguments = aligned(config, length) | {"learning_rate": Falling(config.learning_rate)}
+    arguments = aligned(config, length) | {"learning_rate": LinearSchedule(config.learning_rate, 0.0, 1.0)}
     env = DFSVectorEnv(
         task,
         config.num_envs,
         budget=config.drawn_budget(1.0),
         hard_budget=config.hard_budget,
         reward=config.reward,
+        cost_coef=config.env_cost_coef,
         augment=True,
         autoreset_mode="SameStep",
     )
-    model: Any = config.algorithm(config.policy, SB3VecEnv(env), device="cpu", **arguments)
+    venv = SB3VecEnv(env)
+    model: Any = config.algorithm(config.policy, venv, device="cpu", **arguments)
     model.set_logger(recorder.logger)
     recorder.track_weights(model.policy, *([task.mdp.backbone] if config.cotrain else []))
     # A rollout more than is needed: the callback stops once all images are seen, between two rollouts.
     steps = config.num_images * length + config.num_envs * rollout_steps(arguments, length)
     try:
-        model.learn(total_timesteps=steps, callback=_Rollouts(config, recorder, env), log_interval=None)
+        model.learn(total_timesteps=steps, callback=_Rollouts(config, recorder, venv), log_interval=None)
     except ValueError as error:
         recorder.check_weights(model.policy, error)
         raise
@@ -116,23 +107,24 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
 
 
 class _Rollouts(BaseCallback):
-    """Co-trains the backbone after each episode; after each rollout counts and logs it, moves the price, validates."""
+    """Co-trains the backbone after each episode; after each rollout counts and logs it, moves the multiplier and
+    validates."""
 
-    def __init__(self, config: SB3Config, recorder: Recorder, env: DFSVectorEnv) -> None:
+    def __init__(self, config: SB3Config, recorder: Recorder, venv: SB3VecEnv) -> None:
         super().__init__()
-        self.config, self.recorder, self.env = config, recorder, env
-        self.backbone = BackboneLearner(env.mdp.backbone, config.backbone_lr) if config.cotrain else None
+        self.config, self.recorder, self.venv, self.env = config, recorder, venv, venv.env
+        self.backbone = BackboneLearner(self.env.mdp.backbone, config.backbone_lr) if config.cotrain else None
         self.ends: list[dict[str, Any]] = []
-        self.price = config.price_rule()
-        self.price_factor = make_schedule(getattr(config, "price_schedule", "constant"))
+        self.multiplier = config.multiplier()
+        self.multiplier_factor = make_schedule(getattr(config, "multiplier_schedule", "constant"))
         self.budget_factor = make_schedule(config.budget_schedule)
         self.entropy_factor = make_schedule(getattr(config, "ent_schedule", "constant"))
         self._set_budget(0.0)
 
     def _on_training_start(self) -> None:
         self._follow_schedules(0.0)
-        if self.price:
-            self.recorder.register_state(price=self.price)
+        if self.multiplier:
+            self.recorder.register_state(multiplier=self.multiplier)
         if self.backbone:
             self.recorder.register_state(backbone=self.backbone)
         self.recorder.register_state(model=Learning(self.model), env=self.env)
@@ -150,19 +142,19 @@ class _Rollouts(BaseCallback):
         ends = [info for info in self.locals["infos"] if "episode" in info]
         if ends and self.backbone:
             self._cotrain(self.backbone, ends)
-        if ends and np.ndim(self.env.price):
-            self._set_price(self._progress)  # the next episodes have begun, with other budgets
+        if ends and isinstance(self.venv.multiplier, np.ndarray):
+            self._set_multiplier(self._progress)  # the next episodes have begun, with other budgets
         self.ends += ends
         return not self.recorder.finished
 
     def _on_rollout_end(self) -> None:
         ends, self.ends = self.ends, []
         costs, progress = np.array([end["spent"] for end in ends]), self._progress
-        if self.price:
+        if self.multiplier:
             last = self.env.mdp.layout.split(np.stack([end["terminal_observation"] for end in ends]))
-            self.price.learn(costs, last.budget, progress)
+            self.multiplier.learn(costs, last.budget, progress)
         self._follow_schedules(progress)
-        scalars = {"cost": float(costs.mean()), "price": float(np.mean(self.env.price))}
+        scalars = {"cost": float(costs.mean()), "multiplier": self._logged_multiplier()}
         scalars["accuracy"] = float(np.mean([end["correct"] for end in ends]))
         scalars["cross_entropy"] = float(np.mean([end["loss"] for end in ends]))
         scalars["entropy"] = self._entropy()
@@ -188,21 +180,27 @@ class _Rollouts(BaseCallback):
         return self.recorder.images_seen / self.config.num_images
 
     def _follow_schedules(self, progress: float) -> None:
-        self._set_price(progress)
+        self._set_multiplier(progress)
         if hasattr(self.config, "ent_coef"):
             cast(Any, self.model).ent_coef = self.config.ent_coef * self.entropy_factor(progress)
 
     def _set_budget(self, progress: float) -> None:
-        if self.price is None or isinstance(self.price, FixedPrice):  # else its search has the schedule's target
+        if self.multiplier is None:  # else its target follows the schedule
             self.env.budget = self.config.drawn_budget(self.budget_factor(progress))
 
-    def _set_price(self, progress: float) -> None:
-        if self.price is None:
+    def _set_multiplier(self, progress: float) -> None:
+        fixed = getattr(self.config, "cost_coef", None)
+        multiplier = self.multiplier.at(self.env.budgets) if self.multiplier else fixed
+        if multiplier is None:
             return
-        self.env.price = self.price.at(self.env.budgets) * self.price_factor(progress)
+        self.venv.multiplier = multiplier * self.multiplier_factor(progress)
         replay_buffer = getattr(self.model, "replay_buffer", None)
-        if isinstance(replay_buffer, PricedReplayBuffer):
-            replay_buffer.reprice(float(self.env.price))
+        if isinstance(replay_buffer, LagrangianReplayBuffer):
+            replay_buffer.relabel(float(self.venv.multiplier))
+
+    def _logged_multiplier(self) -> float:
+        found: Any = self.env.cost_coef if self.venv.multiplier is None else self.venv.multiplier
+        return 0.0 if found is None else float(np.mean(found))
 
     def _cotrain(self, backbone: BackboneLearner, ends: list[dict[str, Any]]) -> None:
         assert self.env.last_played is not None

@@ -18,14 +18,19 @@ from dfs_env.safety import SafeDFSVectorEnv
 
 Array = np.ndarray[Any, Any]
 
+CHARGE = "charge"
+"""What infos call the component `cost` at a multiplier of 1, where there is a multiplier."""
+COST = "reward_cost"
+"""What the environment's infos call it."""
+
 
 class SB3VecEnv(VecEnv):
     """A `DFSVectorEnv` as Stable-Baselines3 wants it.
 
-    At each step an info holds `cost`, what the decision cost. At the end of an episode it also holds
-    `terminal_observation`, everything of the environment's final info, and `episode` with return `r`, length `l` and
-    time `t`, as SB3's `VecMonitor` would add, and the return `reward_NAME` of each component of the reward. Wrappers of
-    Gymnasium around the environment act, also on `r`; components are the environment's own.
+    At each step an info holds `cost`, what the decision cost, and with a multiplier `charge`. At the end of an
+    episode it also holds `terminal_observation`, everything of the environment's final info, and `episode` with return
+    `r`, length `l` and time `t`, as SB3's `VecMonitor` would add, and the return `reward_NAME` of each component of the
+    reward. Wrappers of Gymnasium around the environment act, also on `r`; components are the environment's own.
 
     Args:
         env: an environment in autoreset mode "SameStep", wrapped or not.
@@ -48,6 +53,9 @@ class SB3VecEnv(VecEnv):
         self.env = inner
         """Without the wrappers."""
         self.wrapped = env
+        self.multiplier: float | Array | None = None
+        """What the component `cost` of the reward is multiplied by, one number or [N]; None leaves rewards as they are.
+        A Lagrangian learner moves it."""
         self.render_mode = env.render_mode
         self._returns = np.zeros(env.num_envs)
         self._components: dict[str, Array] = {}
@@ -97,12 +105,20 @@ class SB3VecEnv(VecEnv):
                 f"Stable-Baselines3 needs one number for each reward, {self.wrapped} returns rewards of shape "
                 f"{np.shape(rewards)}: use a plain id, or a wrapper that makes a number of each"
             )
-        self._returns += rewards
         step = info.get("final_info", info)
-        for name, value in step.items():
-            if name.startswith("reward_"):
-                self._components[name] = self._components.get(name, 0) + value.astype(np.float64)
+        components = {name: value for name, value in step.items() if name.startswith("reward_")}
         infos: list[dict[str, Any]] = [{"cost": cost} for cost in step["cost"]]
+        if self.multiplier is not None:
+            if COST not in components:
+                raise ValueError(f"a multiplier needs a reward with the component 'cost', this has {[*components]}")
+            charge = components[COST]
+            components[COST] = self.multiplier * charge
+            rewards = rewards - charge + components[COST]
+            for each, charged in zip(infos, charge, strict=True):
+                each[CHARGE] = charged
+        self._returns += rewards
+        for name, value in components.items():
+            self._components[name] = self._components.get(name, 0) + value.astype(np.float64)
         if terminated[0]:  # lockstep: all episodes end together
             self._describe_end(infos, info)
             self._returns[:] = 0
@@ -152,7 +168,7 @@ class SB3VecEnv(VecEnv):
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(
                 f"{attr_name!r} is one for all {self.num_envs} images: leave out the indices. Single episodes have "
-                'their budget by set_options([{"budget": b}, ...]); price may be an array of a number for each image'
+                'their budget by set_options([{"budget": b}, ...])'
             )
         setattr(self._owner(attr_name), attr_name, value)
 

@@ -5,11 +5,13 @@ reward is their sum. The environment shows every component in `info` as `reward_
 (`reward="skipnet"`), by name with parameters (`reward={"name": "skipnet", "alpha": 0.01}`, or in one string
 `reward="skipnet(alpha=0.01)"`), as "module:function", with parameters or without, or pass the function itself.
 
-A parameter that is given as "price" follows the environment's `price`, which a learner may move (dual ascent). Learners
-ask `uses_price` and `uses_budget` what a reward depends on, and these look at its function alone: it must read
-`price` and `budget` of the transition itself, not by another function that it calls, or be given `weight=price`.
+Rewards that charge cost have a parameter `cost_coef`: their component `cost` is proportional to it. An environment
+takes it as an argument, in the reward's own parameters, or later (`env.unwrapped.cost_coef = 3.0`); one that needs it
+and is given none is refused. A Lagrangian learner gives 1, and multiplies the component by its multiplier
+(`agents.lagrangian`). A reward of one's own that reads the budget can say so by the decorator `budgeted`: what learns
+from it is then selected within its budget.
 
-Beside its own parameters every reward that is chosen by name has these, unless it has one of that name itself:
+Next to its own parameters every reward that is chosen by name has these, unless it has one of that name itself:
 
 - `placement`: when the components are paid; their sum over an episode is the same. "step" (default): as the reward
   itself has it. "terminal": with the last decision, so that every decision's return is the whole total, what was spent
@@ -24,20 +26,17 @@ To add one, write a function in `dfs_env.rewards.library` and put it in `REWARDS
 "module:function".
 """
 
-from dfs_env.rewards.library import (
-    REWARDS,
-    accuracy_minus_cost,
-    accuracy_within_budget,
-    blockdrop,
-    cross_entropy_minus_cost,
-    dfs,
-    haq,
-    priced,
-    probability_minus_cost,
-    skipnet,
-)
+from dfs_env.rewards.library import REWARDS, budgeted
 from dfs_env.rewards.shaping import POTENTIALS, Potential, Shaped
-from dfs_env.rewards.specification import RewardSpec, make_reward, nested, uses_budget, uses_price
+from dfs_env.rewards.specification import (
+    RewardSpec,
+    cost_coef_is_open,
+    cost_coef_of,
+    is_budgeted,
+    make_reward,
+    nested,
+    set_cost_coef,
+)
 from dfs_env.rewards.transition import Components, Reward, Transition
 from dfs_env.rewards.wrappers import NORMALIZATIONS, PLACEMENTS, begin, prepare
 
@@ -52,19 +51,13 @@ __all__ = [
     "RewardSpec",
     "Shaped",
     "Transition",
-    "accuracy_minus_cost",
-    "accuracy_within_budget",
     "begin",
-    "blockdrop",
-    "cross_entropy_minus_cost",
-    "dfs",
-    "haq",
+    "budgeted",
+    "cost_coef_is_open",
+    "cost_coef_of",
+    "is_budgeted",
     "make_reward",
     "nested",
     "prepare",
-    "priced",
-    "probability_minus_cost",
-    "skipnet",
-    "uses_budget",
-    "uses_price",
+    "set_cost_coef",
 ]

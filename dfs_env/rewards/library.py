@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
 
 from backbone.cost import TOLERANCE
-from dfs_env.rewards.transition import Components, Reward, Transition
+from dfs_env.rewards.transition import Components, Transition
+
+BUDGETED = "budgeted"
+"""The attribute of a reward's function that `budgeted` sets."""
 
 
-def accuracy_minus_cost(t: Transition, weight: float = 0.5) -> Components:
-    """1 for a right answer, minus `weight` times the cost of the route, charged step by step."""
-    return {"accuracy": t.correct, "cost": -weight * t.step_cost}
+def budgeted(reward: Callable[..., Components]) -> Callable[..., Components]:
+    """Declare that a reward reads the budget, so that what learns from it is selected within its budget."""
+    setattr(reward, BUDGETED, True)
+    return reward
 
 
+def accuracy(t: Transition) -> Components:
+    """1 for a correct prediction; cost is not charged."""
+    return {"accuracy": t.correct}
+
+
+def cross_entropy(t: Transition) -> Components:
+    """Minus cross-entropy; cost is not charged."""
+    return {"loss": -t.loss}
+
+
+def probability(t: Transition) -> Components:
+    """The probability that the network gives to the true class; cost is not charged.
+
+    Accuracy, if the class were drawn: smoother than that of the likeliest class, and bounded, where a few confident
+    errors decide the mean of cross-entropy.
+    """
+    return {"probability": (-t.loss).exp() * t.done}
+
+
+def accuracy_minus_cost(t: Transition, cost_coef: float) -> Components:
+    """`accuracy`, minus `cost_coef` times the cost, charged step by step."""
+    return {**accuracy(t), "cost": -cost_coef * t.step_cost}
+
+
+def cross_entropy_minus_cost(t: Transition, cost_coef: float) -> Components:
+    """`cross_entropy`, minus `cost_coef` times the cost, charged step by step."""
+    return {**cross_entropy(t), "cost": -cost_coef * t.step_cost}
+
+
+def probability_minus_cost(t: Transition, cost_coef: float) -> Components:
+    """`probability`, minus `cost_coef` times the cost, charged step by step."""
+    return {**probability(t), "cost": -cost_coef * t.step_cost}
+
+
+@budgeted
 def accuracy_within_budget(t: Transition, penalty: float = 10.0) -> Components:
-    """1 for a right answer, minus `penalty` times what the image's own cost exceeds its budget by."""
+    """1 for a correct prediction, minus `penalty` times what the image's own cost exceeds its budget by.
+
+    It binds every image, so a policy that learns from it spends less than the budget on average.
+    """
     overspent = (t.cost - t.budget).clamp_min(0) * t.done
     return {"accuracy": t.correct, "overspent": -penalty * overspent}
 
@@ -30,8 +73,9 @@ def skipnet(t: Transition, alpha: float = 0.1) -> Components:
     return {"loss": -t.loss, "saving": alpha * (t.full_step_cost - t.step_cost)}
 
 
-def dfs(t: Transition, weight: float = 0.045) -> Components:
-    """DFS's budget loss (Shen et al. 2020, section 3.4) as a terminal reward: -cross-entropy - s * weight * cost.
+@budgeted
+def dfs(t: Transition, cost_coef: float = 0.045) -> Components:
+    """DFS's budget loss (Shen et al. 2020, section 3.4) as a terminal reward: -cross-entropy - s * cost_coef * cost.
 
     s is -1 while the image's cost is within its budget, so that spending is rewarded, else +1. The authors' code has
     alpha = 1e-5 by default (their paper half of it), which multiplies a sum over a batch of 128 images and 35 blocks;
@@ -39,17 +83,17 @@ def dfs(t: Transition, weight: float = 0.045) -> Components:
     batch; here each image has its own.
     """
     sign = (t.cost > t.budget + TOLERANCE).to(t.cost.dtype) * 2 - 1
-    return {"loss": -t.loss, "cost": -weight * sign * t.cost * t.done}
+    return {"loss": -t.loss, "cost": -cost_coef * sign * t.cost * t.done}
 
 
-def blockdrop(t: Transition, gamma: float = 1.0, weight: float = 1.0) -> Components:
-    """BlockDrop's reward (Wu et al. 2018, section 3.2, equation 2): 1 - weight * cost**2 for a right answer, -gamma for
-    a wrong one, whose cost is not charged.
+def blockdrop(t: Transition, gamma: float = 1.0, cost_coef: float = 1.0) -> Components:
+    """BlockDrop's reward (Wu et al. 2018, section 3.2, equation 2): 1 - cost_coef * cost**2 for a correct prediction,
+    -gamma for a wrong one, whose cost is not charged.
 
-    There, the cost is the share of blocks that are used, and the weight is 1.
+    There, the cost is the share of blocks that are used, and the coefficient is 1.
     """
     wrong = (1 - t.correct) * t.done
-    return {"answer": t.correct - gamma * wrong, "cost": -weight * t.cost.square() * t.correct}
+    return {"answer": t.correct - gamma * wrong, "cost": -cost_coef * t.cost.square() * t.correct}
 
 
 def haq(t: Transition, acc0: float = 0.9, scale: float = 0.1) -> Components:
@@ -62,37 +106,19 @@ def haq(t: Transition, acc0: float = 0.9, scale: float = 0.1) -> Components:
     return {"accuracy": scale * t.correct, "reference": -scale * acc0 * t.done * torch.ones_like(t.correct)}
 
 
-def cross_entropy_minus_cost(t: Transition, weight: float | Tensor = 0.5) -> Components:
-    """Minus cross-entropy, minus `weight` times the cost, charged step by step."""
-    return {"loss": -t.loss, "cost": -weight * t.step_cost}
-
-
-def probability_minus_cost(t: Transition, weight: float | Tensor = 0.5) -> Components:
-    """The probability that the network gives to the right class, minus `weight` times the cost, charged step by step.
-
-    Accuracy, if the class were drawn: smoother than that of the best class, and bounded, where a few confident errors
-    decide the mean of cross-entropy.
-    """
-    return {"probability": (-t.loss).exp() * t.done, "cost": -weight * t.step_cost}
-
-
-def priced(t: Transition) -> Components:
-    """`cross_entropy_minus_cost` with the environment's current `price` as the weight: the Lagrangian of a mean-cost
-    constraint."""
-    return cross_entropy_minus_cost(t, t.price)
-
-
-REWARDS: dict[str, Reward] = {
+REWARDS: dict[str, Callable[..., Components]] = {
     function.__name__: function
     for function in (
+        accuracy,
+        cross_entropy,
+        probability,
         accuracy_minus_cost,
+        cross_entropy_minus_cost,
+        probability_minus_cost,
         accuracy_within_budget,
         skipnet,
         dfs,
         blockdrop,
         haq,
-        cross_entropy_minus_cost,
-        probability_minus_cost,
-        priced,
     )
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dfs_env.task import Task
 
 Potential = Callable[[BlockMDP, State], Tensor]
-"""(process, state of B images before a decision) -> [B]."""
+"""(MDP, state of B images before a decision) -> [B]."""
 
 
 def position(mdp: BlockMDP, state: State) -> Tensor:

@@ -11,9 +11,9 @@ from numbers import Real
 from typing import Any
 
 from backbone.names import nearest, parse_call, resolve
-from dfs_env.rewards.library import REWARDS
+from dfs_env.rewards.library import BUDGETED, REWARDS
 from dfs_env.rewards.shaping import POTENTIALS, Shaped
-from dfs_env.rewards.transition import Components, Reward, Transition
+from dfs_env.rewards.transition import Components, Reward
 from dfs_env.rewards.wrappers import (
     NORMALIZATIONS,
     PLACEMENTS,
@@ -27,8 +27,8 @@ RewardSpec = str | Mapping[str, Any] | Reward
 """What describes a reward: "name", "name(parameter=value, ...)", a mapping with "name" and parameters, each with
 "module:function" in place of the name, or the function itself."""
 
-PRICE = "price"
-"""As the value of a parameter: the environment's current price."""
+COST_COEF = "cost_coef"
+"""The parameter by which a reward charges cost: its component `cost` is proportional to it."""
 
 COMMON: dict[str, Any] = {
     "placement": "step",
@@ -40,34 +40,28 @@ COMMON: dict[str, Any] = {
 """The parameters that every reward has, and what they are by default."""
 
 
-class _Priced:
-    """A function some of whose parameters are always the current price."""
-
-    def __init__(self, function: Callable[..., Components], given: Mapping[str, Any], following: list[str]) -> None:
-        self.function, self.given, self.following = function, given, following
-
-    def __call__(self, t: Transition) -> Components:
-        """The components at today's price."""
-        return self.function(t, **{**self.given, **dict.fromkeys(self.following, t.price)})
-
-
-def make_reward(spec: RewardSpec) -> Reward:
+def make_reward(spec: RewardSpec, cost_coef: float | None = None) -> Reward:
     """The reward that `spec` describes.
 
+    Args:
+        spec: its description.
+        cost_coef: its cost coefficient, in place of what the description says.
+
     Raises:
-        ValueError: an unknown name, a parameter that the reward does not have, or an impossible value.
+        ValueError: an unknown name, a parameter that the reward does not have, an impossible value, or a reward that
+            needs a cost coefficient and has none.
     """
     if isinstance(spec, RewardWrapper):
-        return deepcopy(spec)  # it remembers the episodes of one environment
+        reward: Reward = deepcopy(spec)  # it remembers the episodes of one environment
+        if cost_coef is not None:
+            set_cost_coef(reward, cost_coef)
+        return reward
     if callable(spec):
-        return spec
-    function, given, common = _described(spec)
+        return _bound(getattr(spec, "__name__", repr(spec)), spec, {}, cost_coef)
+    name, function, given, common = _described(spec)
     if isinstance(function, RewardWrapper):
-        function = deepcopy(function)
-    following = _following(function, given)
-    reward: Reward = partial(function, **given) if given else function
-    if following:
-        reward = _Priced(function, given, following)
+        return make_reward(function, cost_coef)
+    reward = _bound(name, function, given, cost_coef)
     if common["placement"] != "step":
         reward = (PaidAtTheEnd if common["placement"] == "terminal" else PaidWhenKnown)(reward)
     if common["normalize"] == "macs":
@@ -78,55 +72,86 @@ def make_reward(spec: RewardSpec) -> Reward:
     return reward
 
 
-def nested(spec: RewardSpec) -> Iterator[Reward]:
-    """The reward, what it is a wrapper around, and so on to the innermost.
-
-    Raises:
-        ValueError: as `make_reward`.
-    """
-    reward = make_reward(spec)
+def nested(reward: Reward) -> Iterator[Reward]:
+    """The reward, what it is a wrapper around, and so on to the innermost."""
     yield reward
     while isinstance(reward, RewardWrapper):
         reward = reward.inner
         yield reward
 
 
-def uses_price(spec: RewardSpec) -> bool:
-    """Whether the reward depends on the environment's `price`: one of its parameters is "price", or its function itself
-    reads `price` of the transition, as `priced` does.
+def cost_coef_of(reward: Reward) -> float | None:
+    """The cost coefficient of a reward that was made; None if it has none."""
+    *_, innermost = nested(reward)
+    return innermost.keywords.get(COST_COEF) if isinstance(innermost, partial) else None
+
+
+def set_cost_coef(reward: Reward, cost_coef: float) -> None:
+    """Change the cost coefficient of a reward that was made.
 
     Raises:
-        ValueError: as `make_reward`.
+        ValueError: it has none, or it is no finite number of at least 0.
     """
-    *_, innermost = nested(spec)
-    return isinstance(innermost, _Priced) or _reads(innermost, PRICE)
+    *_, innermost = nested(reward)
+    if not isinstance(innermost, partial) or COST_COEF not in innermost.keywords:
+        raise ValueError("this reward has no cost_coef: use one that charges cost, such as 'accuracy_minus_cost'")
+    innermost.keywords[COST_COEF] = _checked(cost_coef)
 
 
-def uses_budget(spec: RewardSpec) -> bool:
-    """Whether the reward depends on the budget: its function itself reads `budget` of the transition, as
-    `accuracy_within_budget` does.
+def cost_coef_is_open(spec: RewardSpec) -> bool:
+    """Whether the reward has a cost coefficient that `spec` does not give: one that a learner may find.
 
     Raises:
-        ValueError: as `make_reward`.
+        ValueError: as `make_reward`, but for the coefficient.
     """
-    *_, innermost = nested(spec)
-    return _reads(innermost, "budget")
+    if callable(spec):
+        return COST_COEF in _parameters(spec)
+    _, function, given, _ = _described(spec)
+    return COST_COEF in _parameters(function) and COST_COEF not in given
 
 
-def _reads(reward: Reward, attribute: str) -> bool:
-    """Whether the reward's function has an attribute of that name in its code; of what has no code, nothing is
-    known."""
-    function: Any = reward
-    while isinstance(function, (_Priced, partial)):
-        function = function.function if isinstance(function, _Priced) else function.func
-    if not inspect.isroutine(function):
-        function = type(function).__call__
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code is not None and attribute in code.co_names
+def is_budgeted(spec: RewardSpec) -> bool:
+    """Whether the reward's function is declared to read the budget (`dfs_env.rewards.budgeted`).
+
+    Raises:
+        ValueError: as `cost_coef_is_open`.
+    """
+    function: Any = spec if callable(spec) else _described(spec)[1]
+    *_, innermost = nested(function)
+    return bool(getattr(getattr(innermost, "func", innermost), BUDGETED, False))
 
 
-def _described(spec: RewardSpec) -> tuple[Callable[..., Components], dict[str, Any], dict[str, Any]]:
-    """The function, its own parameters as far as they are given, and those of `COMMON`."""
+def _bound(name: str, function: Callable[..., Components], given: Mapping[str, Any], cost_coef: float | None) -> Reward:
+    """The function with its parameters, among them its cost coefficient if it has one.
+
+    Raises:
+        ValueError: it needs one and is given none, or the other way round.
+    """
+    own = _parameters(function)
+    if COST_COEF not in own:
+        if cost_coef is not None:
+            raise ValueError(f"reward {name!r} has no cost_coef: drop it, or use one such as 'accuracy_minus_cost'")
+        return partial(function, **given) if given else function
+    found = given.get(COST_COEF, own[COST_COEF]) if cost_coef is None else cost_coef
+    if found is inspect.Parameter.empty:
+        raise ValueError(
+            f"reward {name!r} needs a cost coefficient: give cost_coef=VALUE to the environment, or write "
+            f"{name}(cost_coef=VALUE); methods such as ppo learn it as a multiplier"
+        )
+    return partial(function, **{**given, COST_COEF: _checked(found)})
+
+
+def _checked(cost_coef: Any) -> float:
+    number = isinstance(cost_coef, Real) and not isinstance(cost_coef, bool)
+    if not number or not 0 <= float(cost_coef) < math.inf:
+        raise ValueError(f"cost_coef {cost_coef!r} must be a finite number of at least 0")
+    return float(cost_coef)
+
+
+def _described(
+    spec: str | Mapping[str, Any],
+) -> tuple[str, Callable[..., Components], dict[str, Any], dict[str, Any]]:
+    """Name, function, its own parameters as far as they are given, and those of `COMMON`."""
     if isinstance(spec, str):
         name, parameters = parse_call("reward", spec)
     else:
@@ -146,7 +171,7 @@ def _described(spec: RewardSpec) -> tuple[Callable[..., Components], dict[str, A
             message = f"{parameter} of reward {name!r} must be one of {', '.join(choices)}; got {value!r}"
             raise ValueError(message + nearest(str(value), choices))
     _check_shaping(name, common)
-    return function, {key: value for key, value in parameters.items() if key in own}, common
+    return name, function, {key: value for key, value in parameters.items() if key in own}, common
 
 
 def _check_shaping(name: str, common: Mapping[str, Any]) -> None:
@@ -170,13 +195,16 @@ def _check_names(name: str, parameters: Mapping[str, Any], own: Mapping[str, Any
             message = f"reward {name!r} has no parameter {parameter!r}; it has {choices}"
             raise ValueError(message + nearest(parameter, allowed))
     for parameter, default in own.items():
-        if default is inspect.Parameter.empty and parameter not in parameters:
+        if default is inspect.Parameter.empty and parameter not in parameters and parameter != COST_COEF:
             raise ValueError(f"reward {name!r} needs a value for its parameter {parameter!r}")
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """The defaults of the function's parameters after the transition."""
-    entries = list(inspect.signature(function).parameters.items())[1:]
+    """The defaults of the function's parameters after the transition; none of a builtin, whose are not known."""
+    try:
+        entries = list(inspect.signature(function).parameters.items())[1:]
+    except ValueError:
+        return {}
     return {
         name: entry.default for name, entry in entries if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)
     }
@@ -185,11 +213,5 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
 def _check_value(name: str, parameter: str, value: Any, default: Any) -> None:
     numeric = isinstance(default, Real) and not isinstance(default, bool)
     number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    price = value == PRICE and parameter not in COMMON
-    if numeric and not number and not price:
-        raise ValueError(f'parameter {parameter!r} of reward {name!r} must be a number, or "price"; got {value!r}')
-
-
-def _following(function: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:
-    """The parameters that follow the price."""
-    return [name for name, default in _parameters(function).items() if given.get(name, default) == PRICE]
+    if numeric and not number:
+        raise ValueError(f"parameter {parameter!r} of reward {name!r} must be a number; got {value!r}")

@@ -24,14 +24,11 @@ class Transition:
     done: bool
     """Whether that was the last block. Episodes run in lockstep, so it is true of all images or of none."""
     correct: Tensor
-    """[B] 1 where the network's answer is right, 0 where it is wrong and as long as there is no answer."""
+    """[B] 1 where the network's prediction is correct, 0 where it is wrong and before the end."""
     loss: Tensor
-    """[B] cross-entropy of the answer in nats; 0 as long as there is no answer."""
+    """[B] cross-entropy of the prediction in nats; 0 before the end."""
     num_layers: int
     """L, the number of decisions in an episode."""
-    price: float | Tensor
-    """What a unit of cost costs in reward, for all images or [B] for each. The environment's `price`, which a learner
-    may move (dual ascent)."""
     full_step_cost: float | None = None
     """What the block costs at the widest bitwidth; by default 1 / L."""
     action: Tensor | None = None

@@ -51,21 +51,21 @@ def begin(reward: Reward, mdp: BlockMDP, state: State) -> None:
 
 
 def seen(t: Transition) -> tuple[BlockMDP, State]:
-    """The process, and the images after the decision.
+    """The MDP, and the images after the decision.
 
     Raises:
         ValueError: the transition was made by hand, without them.
     """
     if t.mdp is None or t.state is None:
-        raise ValueError("this reward looks at the network: it needs a transition with its process and state")
+        raise ValueError("this reward looks at the network: it needs a transition with its MDP and state")
     return t.mdp, t.state
 
 
 class CostByMacs(RewardWrapper):
     """`normalize="macs"`: blocks weigh as their multiply-accumulates do, and not all the same.
 
-    Cost is still 1 at full execution. What the observation holds, what a hard budget binds, and what a learner's search
-    for the price compares with the budget, stays the block cost.
+    Cost is still 1 at full execution. What the observation holds, what a hard budget binds, and what a learner's
+    dual ascent compares with the budget, stays the block cost.
     """
 
     def begin(self, mdp: BlockMDP, state: State) -> None:
@@ -104,10 +104,10 @@ class PaidAtTheEnd(RewardWrapper):
 class PaidWhenKnown(RewardWrapper):
     """`placement="reward_to_go"`: what the end will charge is charged to the decision that causes it.
 
-    After each decision, the reward is asked what it would still pay if the episode ended there with a right and certain
-    answer; by how much the decision changed that is paid with it, and taken off the last payment. So the return from a
-    decision on is SkipNet's reward-to-go r_i (Wang et al. 2018, section 3.3): what was charged for the decisions before
-    is no part of it. Rewards that charge all costs step by step are left as they are.
+    After each decision, the reward is asked what it would still pay if the episode ended there with a correct and
+    certain prediction; by how much the decision changed that is paid with it, and taken off the last payment. So the
+    return from a decision on is SkipNet's reward-to-go r_i (Wang et al. 2018, section 3.3): what was charged for the
+    decisions before is no part of it. Rewards that charge all costs step by step are left as they are.
     """
 
     def begin(self, mdp: BlockMDP, state: State) -> None:

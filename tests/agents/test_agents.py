@@ -7,9 +7,9 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import VecMonitor
 
-from agents.dual import DualAscent
 from agents.evaluation import evaluate, shuffled_accuracy
 from agents.gates import GATES, make_gate, mdp_for_gate
+from agents.lagrangian import DualAscent
 from agents.methods.random import cost_matched_distribution
 from agents.policies import AllocationPolicy, GatePolicy, RandomPolicy
 from agents.recorder import Recorder
@@ -176,9 +176,9 @@ def test_the_random_baseline_takes_budgets_at_the_ends_however_costs_are_summed(
 
 
 def test_dual_ascent_settles_where_the_cost_meets_the_budget():
-    dual = DualAscent(0.2, rate=0.1)
+    dual = DualAscent(0.2, lr=0.1)
     for step in range(500):
-        cost = 1 / (1 + dual.price)  # any decreasing response
+        cost = 1 / (1 + dual.multiplier)  # any decreasing response
         dual.update(cost, step / 500)
     assert cost == pytest.approx(0.2, rel=0.01)
 
@@ -220,7 +220,7 @@ def test_sb3_plays_the_images_and_the_budgets_that_it_is_asked_for(task):
     assert [info["index"] for info in env.reset_infos] == [0, 1, 2]
     env.set_options({"budget": 0.4})
     assert split(env.reset()).budget == pytest.approx(np.full(3, 0.4))
-    assert split(env.reset()).budget == pytest.approx(np.ones(3))
+    assert split(env.reset()).budget == pytest.approx(np.full(3, 0.04))
     for options in ([{"budget": 0.1}, {}, {}], {"budgets": 0.1}, [{"budget": 0.1}, {"indices": 1}, {}]):
         env.set_options(options)
         with pytest.raises(ValueError, match="for every sub-environment, or for none"):
@@ -229,7 +229,7 @@ def test_sb3_plays_the_images_and_the_budgets_that_it_is_asked_for(task):
 
 def test_runs_with_neighbouring_seeds_see_images_of_their_own(task):
     def indices(seed):
-        env = SB3VecEnv(DFSVectorEnv(task, 64, reward="accuracy_minus_cost", autoreset_mode="SameStep"))
+        env = SB3VecEnv(DFSVectorEnv(task, 64, autoreset_mode="SameStep"))
         env.seed(seed)
         env.reset()
         return [info["index"] for info in env.reset_infos]
@@ -240,7 +240,7 @@ def test_runs_with_neighbouring_seeds_see_images_of_their_own(task):
 
 
 def test_sb3_sees_whole_episodes(task):
-    env = SB3VecEnv(DFSVectorEnv(task, 4, reward="accuracy_minus_cost", autoreset_mode="SameStep"))
+    env = SB3VecEnv(DFSVectorEnv(task, 4, autoreset_mode="SameStep"))
     env.seed(0)
     env.reset()
     assert [info["index"] for info in env.reset_infos] == list(env.env._rows)
@@ -256,9 +256,9 @@ def test_sb3_sees_whole_episodes(task):
         assert not np.array_equal(info["terminal_observation"], observation[i])
         assert info["TimeLimit.truncated"] is False
     assert env.env_is_wrapped(VecMonitor) == [False] * 4
-    assert env.get_attr("budget", [0, 2]) == [1.0, 1.0]
-    env.set_attr("price", 3.0)
-    assert env.env.price == 3.0
+    assert env.get_attr("budget", [0, 2]) == [0.04, 0.04]
+    env.set_attr("cost_coef", 3.0)
+    assert env.env.cost_coef == 3.0
 
 
 def test_sb3_needs_the_autoreset_mode_it_expects(task):

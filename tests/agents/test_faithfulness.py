@@ -144,7 +144,7 @@ def test_gumbel_samples_the_softmax_of_the_scores(mdp, images):
 def test_skipnets_returns_on_three_gates_by_hand():
     outcomes = torch.tensor([-2.0, -1.0])
     step_costs = torch.tensor([[1 / 3, 0.0, 1 / 3], [0.0, 0.0, 0.0]])
-    returns = rewards_to_go(outcomes, step_costs, price=0.3)
+    returns = rewards_to_go(outcomes, step_costs, multiplier=0.3)
     torch.testing.assert_close(returns, torch.tensor([[-2.2, -2.1, -2.1], [-1.0, -1.0, -1.0]]))
 
 
@@ -161,7 +161,9 @@ def test_only_pure_rl_keeps_cross_entropy_from_the_backbone(supervised, mdp, ima
     mdp.backbone.requires_grad_(True)
     torch.manual_seed(0)
     gate = make_gate("recurrent", mdp)
-    learner = SimpleNamespace(gate=gate, mdp=mdp, recorder=SimpleNamespace(keep=lambda **_: None, seen=0))
+    learner = SimpleNamespace(
+        gate=gate, mdp=mdp, recorder=SimpleNamespace(register_state=lambda **_: None, images_seen=0)
+    )
     config = SkipNet(pretraining=0.0, supervised=supervised, rl_weight=0.0, cotrain=True)
     loss, _ = HybridReinforce(learner, config, begin=0)(images, torch.zeros(len(images), dtype=torch.long))
     loss.backward()
@@ -180,7 +182,9 @@ def test_the_reinforce_gradient_is_the_sum_of_returns_times_scores(mdp, images):
         seen.setdefault("p", []).append(out.softmax(1).detach())
 
     gate.score.register_forward_hook(keep)
-    learner = SimpleNamespace(gate=gate, mdp=mdp, recorder=SimpleNamespace(keep=lambda **_: None, seen=0))
+    learner = SimpleNamespace(
+        gate=gate, mdp=mdp, recorder=SimpleNamespace(register_state=lambda **_: None, images_seen=0)
+    )
     labels = torch.zeros(len(images), dtype=torch.long)
     torch.manual_seed(1)
     loss, _ = HybridReinforce(learner, SkipNet(pretraining=0.0, alpha=0.3), begin=0)(images, labels)
@@ -204,11 +208,11 @@ def test_pure_rl_with_supervised_pretraining_is_refused():
 
 def test_blockdrops_reward_and_advantage_by_hand():
     correct, cost = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.5, 1.0, 0.5])
-    published = rewards(correct, cost, price=1.0, gamma=5.0)
+    published = rewards(correct, cost, multiplier=1.0, gamma=5.0)
     torch.testing.assert_close(published, torch.tensor([0.75, 0.0, -5.0]))
-    charged = rewards(correct, cost, price=2.0, gamma=1.0, power=1.0, charge_wrong=True)
+    charged = rewards(correct, cost, multiplier=2.0, gamma=1.0, power=1.0, charge_wrong=True)
     torch.testing.assert_close(charged, torch.tensor([0.0, -1.0, -2.0]))
-    greedy = rewards(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 0.5, 0.5]), price=1.0, gamma=5.0)
+    greedy = rewards(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 0.5, 0.5]), multiplier=1.0, gamma=5.0)
     torch.testing.assert_close(published - greedy, torch.tensor([0.75, 5.0, 0.0]))
 
 

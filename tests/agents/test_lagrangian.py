@@ -1,4 +1,4 @@
-"""Prices that hold a budget: forms of dual ascent, fixed and scheduled prices, curves for many budgets."""
+"""Multipliers that hold a budget: forms of dual ascent, fixed and scheduled coefficients, curves for many budgets."""
 
 import dataclasses
 import json
@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from agents import recorder as recorder_module
-from agents.dual import FORMS, DualAscent, PriceCurve
 from agents.evaluation import Evaluation, evaluate
+from agents.lagrangian import FORMS, DualAscent, MultiplierCurve
 from agents.learning import GateLearner
-from agents.methods import a2c, default_config, dqn, maskable_ppo, ppo, qrdqn, skipnet
+from agents.methods import a2c, default_config, dqn, maskable_ppo, ppo, skipnet
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
 from agents.runs.saved import load_run
+from agents.sb3 import SB3VecEnv
 from dfs_env import DFSVectorEnv
 from scripts.evaluate import Evaluate
 from scripts.evaluate import main as evaluate_again
@@ -23,9 +24,9 @@ from scripts.evaluate import main as evaluate_again
 TIGHT = {"num_envs": 8, "num_images": 64, "batch_size": 12}
 
 
-def demand(price):
-    """What a policy costs at a price: dear when cost is free, and never nothing."""
-    return 0.2 / (1 + price)
+def demand(multiplier):
+    """What a policy costs at a multiplier: much when cost is free, and never nothing."""
+    return 0.2 / (1 + multiplier)
 
 
 class Listening(Recorder):
@@ -43,28 +44,28 @@ def learn(module, task, **values):
     return module.train(config, task, recorder), recorder.heard
 
 
-# --- the search for the price
+# --- dual ascent
 
 
-@pytest.mark.parametrize(("form", "rate"), [("multiplicative", 0.05), ("additive", 0.1), ("pid", 0.1)])
+@pytest.mark.parametrize(("form", "lr"), [("multiplicative", 0.05), ("additive", 0.1), ("pid", 0.1)])
 @pytest.mark.parametrize("budget", [0.02, 0.05, 0.15])
-def test_every_form_meets_its_target(form, rate, budget):
-    dual, noise = DualAscent(budget, rate, form=form), np.random.default_rng(0)
+def test_every_form_meets_its_target(form, lr, budget):
+    dual, noise = DualAscent(budget, lr, form=form), np.random.default_rng(0)
     costs = []
     for i in range(600):
-        costs.append(demand(dual.price) * float(np.exp(noise.normal(0, 0.02))))
+        costs.append(demand(dual.multiplier) * float(np.exp(noise.normal(0, 0.02))))
         dual.update(costs[-1], i / 600)
     assert np.mean(costs[-100:]) == pytest.approx(budget, rel=0.02)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_at_the_target_the_price_stays_and_below_it_never_falls_under_zero(form):
-    dual = DualAscent(0.1, 0.5, anneal=0.0, price=3.0, form=form)
+def test_at_the_target_the_multiplier_stays_and_below_it_never_falls_under_zero(form):
+    dual = DualAscent(0.1, 0.5, anneal=0.0, init=3.0, form=form)
     assert [dual.update(0.1, 0.5) for _ in range(3)] == pytest.approx([3.0] * 3)
-    prices = [dual.update(0.0, 0.5) for _ in range(50)]
-    assert prices == sorted(prices, reverse=True)
-    assert 0 <= prices[-1] < 0.01
-    assert dual.update(1.0, 0.5) > prices[-1]
+    falling = [dual.update(0.0, 0.5) for _ in range(50)]
+    assert falling == sorted(falling, reverse=True)
+    assert 0 <= falling[-1] < 0.01
+    assert dual.update(1.0, 0.5) > falling[-1]
 
 
 def test_the_steps_of_the_additive_forms_by_hand():
@@ -96,8 +97,8 @@ def test_a_schedule_moves_the_target():
     assert dual.update(0.15, 1.0) > 1.0
 
 
-def test_a_curve_has_the_price_at_which_each_budget_is_met():
-    curve, rng = PriceCurve(0.01, 0.1, 5, rate=0.05), np.random.default_rng(0)
+def test_a_curve_has_the_multiplier_at_which_each_budget_is_met():
+    curve, rng = MultiplierCurve(0.01, 0.1, 5, lr=0.05), np.random.default_rng(0)
     for i in range(800):
         budgets = np.exp(rng.uniform(np.log(0.01), np.log(0.1), 64))
         curve.learn(demand(curve.at(budgets)), budgets, i / 800)
@@ -108,9 +109,9 @@ def test_a_curve_has_the_price_at_which_each_budget_is_met():
 
 
 def test_a_knot_learns_from_its_neighbourhood_alone():
-    curve = PriceCurve(0.01, 0.16, 5, rate=0.1, anneal=0.0)
+    curve = MultiplierCurve(0.01, 0.16, 5, lr=0.1, anneal=0.0)
     np.testing.assert_allclose(curve.budgets, [0.01, 0.02, 0.04, 0.08, 0.16])
-    curve.learn(np.array([0.02, 0.04]), np.array([0.01, 0.02]), 0.5)  # both twice too dear
+    curve.learn(np.array([0.02, 0.04]), np.array([0.01, 0.02]), 0.5)  # both twice too expensive
     np.testing.assert_allclose(curve.at(curve.budgets), np.exp([0.1, 0.1, 0, 0, 0]))
     np.testing.assert_allclose(curve.at(np.array([0.04 * 2**-0.5])), np.exp(0.05))
 
@@ -118,16 +119,45 @@ def test_a_knot_learns_from_its_neighbourhood_alone():
 # --- in training
 
 
-def test_a_fixed_price_is_charged_and_holds_no_budget(task):
-    assert not ppo.Config(price=2.0).holds_budget
+def test_a_fixed_coefficient_is_charged_and_holds_no_budget(task):
+    assert not ppo.Config(cost_coef=2.0).holds_budget
     assert ppo.Config().holds_budget
     for module in (ppo, dqn):
-        _, heard = learn(module, task, price=2.0, price_schedule="linear(first=0, to=1)", learning_starts=8)
-        prices = [2 * i / 8 for i in range(8)]
-        assert [scalars["price"] for scalars in heard] == pytest.approx(prices)
-        prices = [0, *prices[:-1]]  # what is logged is the next rollout's
-        charged = [-price * scalars["cost"] for price, scalars in zip(prices, heard, strict=True)]
+        _, heard = learn(module, task, cost_coef=2.0, multiplier_schedule="linear(first=0, to=1)", learning_starts=8)
+        factors = [2 * i / 8 for i in range(8)]
+        assert [scalars["multiplier"] for scalars in heard] == pytest.approx(factors)
+        factors = [0, *factors[:-1]]  # what is logged is the next rollout's
+        charged = [-factor * scalars["cost"] for factor, scalars in zip(factors, heard, strict=True)]
         assert [scalars["reward_cost"] for scalars in heard] == pytest.approx(charged, abs=1e-5)
+
+
+@pytest.mark.parametrize("reward", ["accuracy_minus_cost", "blockdrop", "dfs(placement=terminal)"])
+def test_the_learner_multiplies_the_component_cost_of_any_reward(reward, task):
+    """Image by image, as an environment of its own would with that cost coefficient."""
+    env, alone = (DFSVectorEnv(task, 3, reward=reward, cost_coef=c, autoreset_mode="SameStep") for c in (1.0, 5.0))
+    adapted, multipliers = SB3VecEnv(env), np.array([0.0, 5.0, 0.5])
+    adapted.multiplier = multipliers
+    for each in (env, alone):
+        each.reset(seed=1)
+    for action in np.random.default_rng(0).integers(4, size=(task.mdp.num_layers, 3)):
+        _, rewards, _, infos = adapted.step(action)
+        _, expected, _, _, info = alone.step(action)
+        info = info.get("final_info", info)
+        charge = info["reward_cost"] / 5
+        np.testing.assert_allclose([each["charge"] for each in infos], charge, rtol=1e-5)
+        np.testing.assert_allclose(rewards, expected + (multipliers - 5) * charge, rtol=1e-5, atol=1e-6)
+    ends = [each["episode"] for each in infos]
+    np.testing.assert_allclose(
+        [each["r"] for each in ends], [sum(v for k, v in e.items() if k[:7] == "reward_") for e in ends]
+    )
+
+
+def test_a_multiplier_without_a_component_cost_is_refused(task):
+    adapted = SB3VecEnv(DFSVectorEnv(task, 2, reward="accuracy", autoreset_mode="SameStep"))
+    adapted.multiplier = 1.0
+    adapted.reset()
+    with pytest.raises(ValueError, match=r"component .cost.*reward_accuracy"):
+        adapted.step(np.zeros(2, int))
 
 
 @pytest.mark.parametrize("module", [ppo, a2c, maskable_ppo])
@@ -137,9 +167,9 @@ def test_the_entropy_bonus_follows_its_schedule(module, task):
 
 
 @pytest.mark.parametrize(
-    "values", [{"reward": "accuracy_within_budget"}, {"price": 2.0}, {"price": 2.0, "reward": "dfs(weight=price)"}]
+    "values", [{"reward": "accuracy_within_budget"}, {"cost_coef": 2.0}, {"cost_coef": 2.0, "reward": "dfs"}]
 )
-def test_without_a_search_for_the_price_the_schedule_moves_what_the_policy_sees(values, task, monkeypatch):
+def test_without_a_learned_multiplier_the_schedule_moves_what_the_policy_sees(values, task, monkeypatch):
     seen, observe = [], DFSVectorEnv._observation
 
     def spy(env):
@@ -173,9 +203,9 @@ def test_skipnets_entropy_bonus_follows_its_schedule(seen, share, task):
 
 
 def test_training_aims_at_the_budget_only_if_the_reward_knows_it():
-    for reward in ("priced", "skipnet(alpha=price)", "accuracy_within_budget(placement=terminal)", "dfs"):
+    for reward in ("blockdrop", "accuracy_within_budget(placement=terminal)", "dfs", "dfs(cost_coef=0.1)"):
         assert ppo.Config(reward=reward).holds_budget
-    for reward in ("skipnet", "haq", "accuracy_minus_cost(weight=0.3)", "cross_entropy_minus_cost(normalize=macs)"):
+    for reward in ("skipnet", "haq", "accuracy_minus_cost(cost_coef=0.3)", "cross_entropy(normalize=macs)"):
         assert not ppo.Config(reward=reward).holds_budget
     assert maskable_ppo.Config(reward="haq").holds_budget
 
@@ -183,11 +213,9 @@ def test_training_aims_at_the_budget_only_if_the_reward_knows_it():
 @pytest.mark.parametrize(
     ("module", "values", "message"),
     [
-        (dqn, {"reward": "skipnet(alpha=price)"}, 'DQN needs "priced"'),
-        (qrdqn, {"reward": "priced(placement=terminal)"}, 'QRDQN needs "priced"'),
-        (maskable_ppo, {"reward": "skipnet(alpha=price)"}, "never searched for under a hard budget"),
+        (maskable_ppo, {"reward": "accuracy_minus_cost"}, "'accuracy_minus_cost' needs a cost coefficient"),
         (dqn, {"gamma": 0.9, "reward": "haq(potential=spent)"}, r"give shaping_gamma=0\.9"),
-        (a2c, {"reward": "priced(potential=spent, shaping_gamma=0.5)"}, "give shaping_gamma=1"),
+        (a2c, {"reward": "accuracy_minus_cost(potential=spent, shaping_gamma=0.5)"}, "give shaping_gamma=1"),
         (maskable_ppo, {"budget_schedule": "step(by=0)"}, "makes the budget 0"),
     ],
 )
@@ -197,27 +225,27 @@ def test_rewards_that_a_method_cannot_learn_from_are_refused(module, values, mes
 
 
 def test_shaping_with_the_learners_discount_is_allowed():
-    assert ppo.Config(gamma=0.9, reward="priced(potential=spent, shaping_gamma=0.9)").gamma == 0.9
+    assert ppo.Config(gamma=0.9, reward="accuracy_minus_cost(potential=spent, shaping_gamma=0.9)").gamma == 0.9
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"dual": "dividing"}, "unknown form of dual ascent 'dividing'"),
-        ({"price": -1.0}, "finite number of at least 0"),
-        ({"price": 1.0, "reward": "skipnet"}, "charges no price"),
-        ({"price_schedule": "lin"}, "unknown schedule 'lin'"),
+        ({"cost_coef": -1.0}, "cost_coef must be a finite number of at least 0"),
+        ({"cost_coef": 1.0, "reward": "skipnet"}, "'skipnet' leaves no cost_coef open"),
+        ({"multiplier_schedule": "lin"}, "unknown schedule 'lin'"),
         ({"ent_schedule": "lin"}, "unknown schedule 'lin'"),
         ({"budget_schedule": "lin"}, "unknown schedule 'lin'"),
         ({"budget_schedule": "linear"}, r"makes the budget 0.*linear\(first=4, to=1\)"),
         ({"budget_schedule": "cosine(first=2)"}, "makes the budget 0"),
         ({"budget_schedule": "linear(first=0, to=1)", "reward": "skipnet"}, "makes the budget 0"),
-        ({"price_schedule": "linear", "reward": "skipnet"}, "charges no price: leave price_schedule out"),
-        ({"price_schedule": "linear(end=2)"}, "end is a share of training, at most 1"),
-        ({"price_rate": 0.0}, "price_rate 0.0 must be a finite number above 0"),
-        ({"price_rate": -0.1}, "price_rate -0.1 must be"),
-        ({"price_anneal": 1.5}, "price_anneal 1.5 must be a share of training"),
-        ({"price_anneal": -0.1}, "price_anneal -0.1 must be a share of training"),
+        ({"multiplier_schedule": "linear", "reward": "dfs(cost_coef=1)"}, "drop multiplier_schedule"),
+        ({"multiplier_schedule": "linear(end=2)"}, "end is a share of training, at most 1"),
+        ({"multiplier_lr": 0.0}, "multiplier_lr 0.0 must be a finite number above 0"),
+        ({"multiplier_lr": -0.1}, "multiplier_lr -0.1 must be"),
+        ({"multiplier_anneal": 1.5}, "multiplier_anneal 1.5 must be a share of training"),
+        ({"multiplier_anneal": -0.1}, "multiplier_anneal -0.1 must be a share of training"),
         ({"budget_range": (0.1, 0.2, 0.3), "budget": 0.1}, "must be two numbers"),
         ({"budget_range": (0.1,), "budget": 0.1}, "must be two numbers"),
         ({"budget_range": 0.1, "budget": 0.1}, "must be two numbers"),
@@ -227,7 +255,7 @@ def test_shaping_with_the_learners_discount_is_allowed():
         ({"budget_range": (0.2, 0.1), "budget": 0.1}, "swap them"),
         ({"budget_range": (0.2, 0.2), "budget": 0.2}, "two different ends"),
         ({"budget_range": (0.1, 0.2), "budget": 0.1, "dual": "pid"}, "multiplicative"),
-        ({"budget_range": (0.1, 0.2), "budget": 0.1, "price": 3.0}, "not both"),
+        ({"budget_range": (0.1, 0.2), "budget": 0.1, "cost_coef": 3.0}, "not both"),
     ],
 )
 def test_impossible_options_are_refused(values, message):
@@ -261,8 +289,8 @@ def test_the_best_policy_is_within_all_its_budgets_and_most_accurate_on_average(
 
 
 def test_a_conditioned_policy_spends_more_when_it_may(learned):
-    values = {"num_images": 6000, "num_envs": 64, "batch_size": 96, "budget": 0.3, "price_knots": 3}
-    policy, _ = learn(ppo, learned, budget_range=(0.02, 0.4), price_rate=0.2, ent_schedule="linear", **values)
+    values = {"num_images": 6000, "num_envs": 64, "batch_size": 96, "budget": 0.3, "multiplier_knots": 3}
+    policy, _ = learn(ppo, learned, budget_range=(0.02, 0.4), multiplier_lr=0.2, ent_schedule="linear", **values)
     tight, generous = (evaluate(policy, learned, "test", budget) for budget in (0.02, 0.4))
     assert tight.cost < 0.05
     assert generous.cost > 2 * tight.cost
@@ -299,7 +327,7 @@ def test_a_policy_of_one_budget_reports_that_alone(tiny_data, tmp_path):
 @pytest.mark.parametrize("budget", [0.02, 0.03, 0.05])
 def test_lagrangian_ppo_holds_its_budget_on_the_demo_data(budget, tmp_path):
     """None is 5 % above it, and as a mean over seeds they are at most 8 % below: what is kept is the best of those that
-    are not above, and the price swings."""
+    are not above, and the multiplier swings."""
     config = dataclasses.replace(default_config("ppo-lagrangian"), budget=budget, num_images=24_000)
     runs = [RunConfig("ppo-lagrangian", dataclasses.replace(config, seed=seed)) for seed in range(3)]
     costs = [run(each, tmp_path)["cost"] for each in runs]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.budget_losses import hinge, price_of_cost, sign
+from agents.budget_losses import effective_multiplier, hinge, sign
 from agents.logs import SCALARS, TABLE, Table
 from agents.methods import method, method_names
 from agents.rollouts import straight_through_rollout
@@ -53,7 +53,7 @@ def test_the_table_has_every_row_and_its_columns_in_order(tmp_path):
     assert (tmp_path / TABLE).read_text() == 'a,b,c\n,1.5,\n3,,"x,y"\n'
 
 
-def test_the_price_of_cost_is_the_slope_of_the_budget_loss(task, images):
+def test_the_logged_multiplier_is_the_slope_of_the_budget_loss(task, images):
     gate = torch.nn.Linear(task.mdp.layout.dim, task.mdp.num_actions)
     torch.nn.init.constant_(gate.weight, 0)
     with torch.no_grad():
@@ -61,5 +61,5 @@ def test_the_price_of_cost_is_the_slope_of_the_budget_loss(task, images):
     rollout = straight_through_rollout(task.mdp, lambda seen, hidden: (gate(seen), None), images, 0.5)
     cost = float(rollout.cost.detach().mean())
     for loss, target, slope in ((sign, 0.5 * cost, 2 / cost), (sign, 1.0, -1.0), (hinge, 1.0, 0.0)):
-        found = price_of_cost(loss(rollout, target, 1.0), rollout)
+        found = effective_multiplier(loss(rollout, target, 1.0), rollout)
         assert found == pytest.approx(slope, rel=1e-4, abs=1e-6)

@@ -117,9 +117,9 @@ def test_the_published_learning_rates_fall_where_they_are_published(task, monkey
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_with_a_huge_price_of_cost_a_method_ends_at_skipping_everything(name, learned):
-    dear = {"cost_weight": 10.0, "alpha": 100.0, "price_rate": 0.5}  # whatever a method calls it
-    config = small_config(name, budget=0.001, num_images=6000, batch_size=24, num_envs=32, **dear)
+def test_with_a_huge_cost_coefficient_a_method_ends_at_skipping_everything(name, learned):
+    expensive = {"cost_weight": 10.0, "alpha": 100.0, "multiplier_lr": 0.5}  # whatever a method calls it
+    config = small_config(name, budget=0.001, num_images=6000, batch_size=24, num_envs=32, **expensive)
     torch.manual_seed(0)
     policy = method(name).train(config, learned, Recorder(learned, config.budget, config.num_images))
     assert evaluate(policy, learned, "validation", config.budget).cost <= 0.002  # one block costs 0.02
@@ -347,18 +347,18 @@ def test_a_run_that_fails_leaves_its_traceback_and_does_not_stop_the_others(tmp_
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("skipnet", {"price_rate": -1.0}),
-        ("skipnet", {"price_anneal": 5.0}),
-        ("skipnet", {"price_rate": math.nan}),
+        ("skipnet", {"multiplier_lr": -1.0}),
+        ("skipnet", {"multiplier_anneal": 5.0}),
+        ("skipnet", {"multiplier_lr": math.nan}),
         ("skipnet", {"ent_coef": -3.0}),
-        ("blockdrop", {"price_rate": 0.0}),
+        ("blockdrop", {"multiplier_lr": 0.0}),
         ("blockdrop", {"power": -2.0}),
         ("blockdrop", {"gamma": -1.0}),
         ("blockdrop", {"power": 400.0}),
         ("blockdrop", {"power": 5.0}),  # budget 0.05 to the minus fifth
         ("skipnet", {"alpha": -1.0}),
-        ("imitation", {"price_rate": -1.0}),
-        ("rloo", {"price_rate": -1.0}),
+        ("imitation", {"multiplier_lr": -1.0}),
+        ("rloo", {"multiplier_lr": -1.0}),
         ("dfs", {"cost_weight": -1.0}),
         ("dfs", {"lr": -1.0}),
         ("gumbel", {"backbone_lr": math.inf}),

@@ -94,7 +94,7 @@ def last_weights(monkeypatch):
         pytest.param("ppo", {}, id="ppo on a frozen backbone"),
         pytest.param(
             "ppo",
-            {"budget_range": (0.1, 0.6), "ent_schedule": "linear", "price_schedule": "linear(first=0, to=1)"},
+            {"budget_range": (0.1, 0.6), "ent_schedule": "linear", "multiplier_schedule": "linear(first=0, to=1)"},
             id="ppo for a range of budgets",
         ),
         pytest.param(
@@ -262,10 +262,16 @@ def test_a_run_that_another_process_is_at_is_refused_by_name(tiny_data, tmp_path
 
 
 def test_an_environment_is_put_back_in_the_middle_of_its_episodes(task):
-    arguments = {"budget": 0.3, "reward": "priced", "augment": True, "autoreset_mode": "SameStep"}
+    arguments = {
+        "budget": 0.3,
+        "reward": "cross_entropy_minus_cost",
+        "cost_coef": 1.0,
+        "augment": True,
+        "autoreset_mode": "SameStep",
+    }
     env, other = (DFSVectorEnv(task, 6, **arguments) for _ in range(2))
     env.reset(seed=3)
-    env.price = 2.0
+    env.cost_coef = 2.0
     env.step(env.action_space.sample())
     env.budget = {"low": 0.2, "high": 0.4}  # of the episodes to come
     state = copy.deepcopy(env.state_dict())

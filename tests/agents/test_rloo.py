@@ -73,8 +73,8 @@ def test_before_it_learns_the_policy_is_the_static_one(learned):
 
 
 def test_options_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="price -1"):
-        Config(price=-1)
+    with pytest.raises(ValueError, match="multiplier_init -1"):
+        Config(multiplier_init=-1)
     with pytest.raises(ValueError, match="routes"):
         Config(routes=1)
     with pytest.raises(ValueError, match="criterion 'luck'"):

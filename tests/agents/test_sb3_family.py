@@ -1,5 +1,5 @@
-"""Stable-Baselines3's family: hard budgets, any hyper-parameter by name, whole episodes, moving prices in a replay
-buffer."""
+"""Stable-Baselines3's family: hard budgets, any hyper-parameter by name, whole episodes, moving multipliers in a
+replay buffer."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ from agents.runs.config import RunConfig
 from agents.runs.saved import load_policy
 from agents.sb3 import SB3VecEnv
 from agents.sb3.config import SB3Config
-from agents.sb3.off_policy import DQN, PricedReplayBuffer
+from agents.sb3.off_policy import DQN, LagrangianReplayBuffer
 from agents.sb3.policy import SB3Policy
 from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO
 from backbone.cost import TOLERANCE, count_macs
@@ -208,13 +208,14 @@ def test_rollouts_of_several_episodes_count_every_image(name, task):
 
 @pytest.fixture
 def played(task):
-    """Decisions of two rounds of four episodes at price 0.5, in a repriced buffer, in SB3's, and their losses."""
-    env = SB3VecEnv(DFSVectorEnv(task, 4, reward="priced", autoreset_mode="SameStep"))
+    """Decisions of two rounds of four episodes at multiplier 0.5, in a relabelled buffer, in SB3's; their losses."""
+    reward = "cross_entropy_minus_cost(cost_coef=1)"
+    env = SB3VecEnv(DFSVectorEnv(task, 4, reward=reward, autoreset_mode="SameStep"))
     spaces = env.observation_space, env.action_space
-    priced = PricedReplayBuffer(100, *spaces, n_envs=4, n_steps=1, gamma=1.0)
+    relabelled = LagrangianReplayBuffer(100, *spaces, n_envs=4, n_steps=1, gamma=1.0)
     plain = ReplayBuffer(100, *spaces, n_envs=4)
-    env.env.price = 0.5
-    priced.reprice(0.5)
+    env.multiplier = 0.5
+    relabelled.relabel(0.5)
     env.seed(0)
     observation = env.reset()
     rng, losses, costs = np.random.default_rng(0), [], []
@@ -222,28 +223,28 @@ def played(task):
         action = rng.integers(4, size=4)
         after, reward, done, infos = env.step(action)
         ended = np.stack([info["terminal_observation"] for info in infos]) if done[0] else after
-        for buffer in (priced, plain):
+        for buffer in (relabelled, plain):
             buffer.add(observation / 2, ended / 2, action, reward, done, infos)  # as a wrapper might scale them
         losses.append([info.get("loss", 0.0) for info in infos])
         costs.append(task.mdp.cost.block[0, action].numpy())
         observation = after
-    return priced, plain, np.array(losses), np.array(costs)
+    return relabelled, plain, np.array(losses), np.array(costs)
 
 
-def test_a_replay_buffer_samples_rewards_at_the_price_of_today(played):
-    priced, plain, losses, costs = played
+def test_a_replay_buffer_samples_rewards_at_the_current_multiplier(played):
+    relabelled, plain, losses, costs = played
     size = len(losses)
-    np.testing.assert_allclose(priced.rewards[:size], plain.rewards[:size], atol=1e-6)
-    for price in (0.5, 7.0, 0.0):
-        priced.reprice(price)
-        np.testing.assert_allclose(priced.rewards[:size], -losses - price * costs, atol=1e-5)
+    np.testing.assert_allclose(relabelled.rewards[:size], plain.rewards[:size], atol=1e-6)
+    for multiplier in (0.5, 7.0, 0.0):
+        relabelled.relabel(multiplier)
+        np.testing.assert_allclose(relabelled.rewards[:size], -losses - multiplier * costs, atol=1e-5)
 
 
-def test_without_a_price_and_with_one_step_it_samples_what_sb3s_does(played):
-    priced, plain, _, _ = played
+def test_at_one_multiplier_and_with_one_step_it_samples_what_sb3s_does(played):
+    relabelled, plain, _, _ = played
     rows = np.array([0, 2, 5])
     samples = []
-    for buffer in (priced, plain):
+    for buffer in (relabelled, plain):
         np.random.seed(0)
         samples.append(buffer._get_samples(rows))
     for name in ("observations", "actions", "next_observations", "dones", "rewards"):
@@ -272,7 +273,7 @@ def test_a_q_function_of_nans_stops_training_although_it_decides(task, monkeypat
 
 def recurrent_model(algorithm, policy, task, episodes=1, **kwargs):
     torch.manual_seed(0)
-    env = SB3VecEnv(DFSVectorEnv(task, 8, reward="priced", autoreset_mode="SameStep"))
+    env = SB3VecEnv(DFSVectorEnv(task, 8, autoreset_mode="SameStep"))
     steps = episodes * task.mdp.num_layers
     settings = {"n_steps": steps, "batch_size": 12, "n_epochs": 3, "learning_rate": 3e-3, "seed": 0, "device": "cpu"}
     settings["policy_kwargs"] = {"lstm_hidden_size": 6, "net_arch": [5], **kwargs}

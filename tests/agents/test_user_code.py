@@ -62,9 +62,9 @@ def test_an_edit_of_the_module_or_of_what_it_imports_counts_and_of_no_other(file
     "value",
     [
         "mine:reward",
-        " mine:reward(weight=price)",
-        "priced(potential=mine:reward)",
-        {"name": "priced", "potential": "mine:reward"},
+        " mine:reward(cost_coef=1)",
+        "accuracy(potential=mine:reward)",
+        {"name": "accuracy", "potential": "mine:reward"},
         [1, ("policy_kwargs={'features_extractor_class': 'mine:Gate'}",)],
         {"sb3": {"policy_kwargs": {"a": ["mine:Gate"]}}},
     ],

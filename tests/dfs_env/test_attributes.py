@@ -13,15 +13,16 @@ from agents.sb3 import SB3VecEnv
 from dfs_env import DFSEnv, DFSVectorEnv, MODFSEnv, MODFSVectorEnv, SafeDFSEnv, SafeDFSVectorEnv
 
 SINGLE, MANY = (DFSEnv, MODFSEnv, SafeDFSEnv), (DFSVectorEnv, MODFSVectorEnv, SafeDFSVectorEnv)
-FIXED = ("reward", "split", "hard_budget", "task", "mdp", "num_envs", "bitwidths", "budgets", "budgt")
+FIXED = ("reward", "split", "hard_budget", "task", "mdp", "bitwidths", "budgets", "budgt", "cost_coeff")
+CHARGING = "cross_entropy_minus_cost(cost_coef=1)"
 
 
-class Charging(gym.Wrapper):
-    """A wrapper of a user's that has a price of its own, and reads the environment's budget."""
+class Noting(gym.Wrapper):
+    """A wrapper of a user's that has attributes of its own, and reads the environment's budget."""
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        self.price = 7.0
+        self.coefficient = 7.0
 
     def step(self, action: int) -> tuple:
         assert self.unwrapped.budget > 0
@@ -35,10 +36,10 @@ def way(request, task):
     """How an attribute is set, the environments that then have it, and what plays a step of theirs."""
 
     def one() -> gym.Env:
-        return TimeLimit(DFSEnv(task, reward="priced"), 100)
+        return TimeLimit(DFSEnv(task, reward=CHARGING), 100)
 
     def many(**kwargs):
-        return DFSVectorEnv(task, 2, reward="priced", autoreset_mode="SameStep", **kwargs)
+        return DFSVectorEnv(task, 2, reward=CHARGING, autoreset_mode="SameStep", **kwargs)
 
     def setter(env):
         return lambda name, value: setattr(env, name, value)
@@ -71,16 +72,17 @@ def _put_and_play(way: tuple, name: str, value: object) -> None:
     play()
 
 
-def test_budget_and_price_act_whatever_way_they_are_set(way):
+def test_budget_and_cost_coef_act_whatever_way_they_are_set(way):
     put, envs, play = way
     put("budget", 0.05)
-    put("price", 6.0)
+    put("cost_coef", 6.0)
     observation, reward = play()
     np.testing.assert_allclose(envs[0].mdp.layout.split(observation).budget, 0.05)
     np.testing.assert_allclose(reward, -6 / 3, rtol=1e-6)
-    assert all((env.budget, env.price) == (0.05, 6.0) for env in envs)
-    with pytest.raises(ValueError, match=r"budget 1\.5"):
-        _put_and_play(way, "budget", 1.5)
+    assert all((env.budget, env.cost_coef) == (0.05, 6.0) for env in envs)
+    for name, value in (("budget", 1.5), ("cost_coef", -1.0)):
+        with pytest.raises(ValueError, match=f"{name} {value}"):
+            _put_and_play(way, name, value)
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -94,7 +96,11 @@ def test_every_variant_has_the_same_attributes(task, kind):
     env = kind(task)
     env.budget = 0.3
     assert env.mdp.layout.split(env.reset(seed=0)[0]).budget == pytest.approx(0.3)
-    assert (env.budget, env.price, env.split, env.hard_budget) == (0.3, 0.0, "train", False)
+    assert (env.budget, env.split, env.hard_budget) == (0.3, "train", False)
+    assert (env.cost_coef is None) == (kind not in (DFSEnv, DFSVectorEnv))
+    if env.cost_coef is None:
+        with pytest.raises(ValueError, match="cost_coef"):
+            env.cost_coef = 1.0
     assert env.task is task
     for name in FIXED:
         with pytest.raises(AttributeError, match=f"'{name}' cannot be set"):
@@ -116,11 +122,11 @@ def test_what_gymnasium_and_subclasses_set_may_be_set(task):
 
 
 def test_an_attribute_of_a_wrapper_stays_the_wrappers(task):
-    env = Charging(DFSEnv(task, reward="priced"))
-    env.price, env.budget = 8.0, 0.5
+    env = Noting(DFSEnv(task))
+    env.coefficient, env.budget = 8.0, 0.5
     env.reset(seed=0)
     env.step(3)
-    assert (env.price, env.unwrapped.price, env.unwrapped.budget) == (8.0, 0.0, 0.5)
+    assert (env.coefficient, env.unwrapped.budget) == (8.0, 0.5)
 
 
 def test_the_adapter_refuses_to_set_for_some_images_only(task):

@@ -1,4 +1,4 @@
-"""Budgets drawn per episode, prices per image, and hard budgets of every image's own."""
+"""Budgets drawn per episode, and hard budgets of every image's own."""
 
 import gymnasium as gym
 import numpy as np
@@ -7,7 +7,6 @@ import pytest
 from backbone.cost import TOLERANCE
 from dfs_env import DFSEnv, DFSVectorEnv
 from dfs_env.budgets import make_budget
-from dfs_env.rewards import priced, uses_price
 
 RANGE = {"low": 0.02, "high": 0.6}
 
@@ -125,23 +124,3 @@ def test_the_lowest_of_hard_budgets_must_be_reachable(backbone, dataset):
     DFSVectorEnv(task, budget={"low": 0.07, "high": 0.5}, hard_budget=True)
     with pytest.raises(ValueError, match=r"hard budget 0\.05 leaves no action"):
         DFSVectorEnv(task, budget={"low": 0.05, "high": 0.5}, hard_budget=True)
-
-
-def test_a_price_may_differ_from_image_to_image(task):
-    env = DFSVectorEnv(task, 3, reward="priced", autoreset_mode="Disabled")
-    env.reset(seed=0)
-    env.price = np.array([0.0, 1.0, 30.0])
-    _, rewards, *_ = env.step(np.array([3, 3, 2]))
-    paper = task.mdp.cost.block[0].numpy()
-    np.testing.assert_allclose(rewards, [0, -paper[3], -30 * paper[2]], rtol=1e-6)
-    env.price = np.ones(2)
-    with pytest.raises(ValueError, match="price must be a number or 3 numbers"):
-        env.step(np.array([0, 0, 0]))
-
-
-def test_which_rewards_charge_the_price():
-    assert uses_price("priced")
-    assert uses_price({"name": "priced"})
-    assert uses_price(priced)
-    assert not uses_price("skipnet")
-    assert not uses_price({"name": "accuracy_minus_cost", "weight": 0.1})

@@ -18,7 +18,19 @@ from backbone import checkpoint
 from backbone.checkpoint import save_backbone
 from backbone.data import Split
 from backbone.resnet import ResNet, ResNetConfig
-from dfs_env import REWARDS, DFSEnv, DFSVectorEnv, Task, Transition, make_env, make_reward, make_task, make_vec_env
+from dfs_env import (
+    ENVIRONMENTS,
+    REWARDS,
+    DFSEnv,
+    DFSVectorEnv,
+    Task,
+    Transition,
+    make_env,
+    make_reward,
+    make_task,
+    make_vec_env,
+)
+from tests.helpers import all_rewards, reward_id
 
 N, L = 5, 3
 MODES = [mode.value for mode in AutoresetMode]
@@ -65,7 +77,7 @@ def assert_same(a: Any, b: Any) -> None:
 # --- registered ids and checkers
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"observation": "position", "reward": {"name": "dfs", "weight": 0.1}}])
+@pytest.mark.parametrize("kwargs", [{}, {"observation": "position", "reward": {"name": "dfs", "cost_coef": 0.1}}])
 def test_registered_environment_passes_both_checkers(kwargs):
     env = gym.make("DFS/Digits-v0", checkpoint="random", **kwargs)
     check_env(env.unwrapped)
@@ -230,21 +242,20 @@ def test_indices_play_exactly_these_images(task):
     assert DFSEnv(task).reset(options={"indices": [4]})[1]["index"] == 4
 
 
-@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("reward", all_rewards(), ids=reward_id)
 def test_reward_is_the_sum_of_its_components_and_costs_those_of_the_table(task, reward):
     env = DFSVectorEnv(task, N, reward=reward, budget=0.3, autoreset_mode="Disabled")
-    env.price = 0.7
     for result in play(env, random_actions(L))[1:-1]:
         _, rewards, terminated, _, info = result
         parts = [value for key, value in info.items() if key.startswith("reward_")]
-        assert len(parts) == 2
+        assert len(parts) in (1, 2)
         np.testing.assert_allclose(sum(parts), rewards, rtol=1e-6)
     assert terminated.all()
     paper, _ = task.mdp.cost.route_cost(torch.from_numpy(info["route"]))
     np.testing.assert_allclose(info["spent"], paper)
 
 
-@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("reward", all_rewards(), ids=reward_id)
 def test_swapping_two_labels_changes_only_those_images_rewards(task, reward):
     labels = task.dataset.train.labels.clone()
     first, second = 0, int((labels != labels[0]).nonzero()[0])
@@ -260,12 +271,7 @@ def test_swapping_two_labels_changes_only_those_images_rewards(task, reward):
     same = [0, 2, 3]
     assert np.array_equal(totals[0][0][same], totals[1][0][same])
     assert (totals[0][1][[1, 4]] != totals[1][1][[1, 4]]).all()
-    if reward not in (
-        "accuracy_minus_cost",
-        "accuracy_within_budget",
-        "blockdrop",
-        "haq",
-    ):  # those see right and wrong only
+    if {"reward_loss", "reward_probability"} & steps[-1][4].keys():  # the others see right and wrong only
         assert (totals[0][0][[1, 4]] != totals[1][0][[1, 4]]).all()
 
 
@@ -274,9 +280,9 @@ def test_swapping_two_labels_changes_only_those_images_rewards(task, reward):
 
 def transition(step_cost: float, cost: float, done: bool, **kwargs: Any) -> Transition:
     values = {"budget": 0.5, "correct": float(done), "loss": 2.0 * done} | kwargs
-    tensors = {k: torch.tensor([v]) for k, v in values.items() if k != "price"}
+    tensors = {k: torch.tensor([v]) for k, v in values.items()}
     arguments = {"step_cost": torch.tensor([step_cost]), "cost": torch.tensor([cost]), "num_layers": 3, **tensors}
-    return Transition(**arguments, done=done, price=kwargs.get("price", 0.0))
+    return Transition(**arguments, done=done)
 
 
 EPISODE = [transition(1 / 3, 1 / 3, False), transition(0.0, 1 / 3, False), transition(1 / 12, 5 / 12, True)]
@@ -292,22 +298,17 @@ def test_skipnets_reward_by_hand():
 
 
 def test_dfs_reward_changes_sign_at_the_budget():
-    spec = {"name": "dfs", "weight": 0.5}
+    spec = {"name": "dfs", "cost_coef": 0.5}
     assert rewards(spec) == pytest.approx([0, 0, -2 + 0.5 * 5 / 12])
     for cost, sign in ((0.5, 1), (0.75, -1)):
         assert rewards(spec, [transition(0.0, cost, True)]) == pytest.approx([-2 + sign * 0.5 * cost])
 
 
 def test_accuracy_rewards_by_hand():
-    assert rewards({"name": "accuracy_minus_cost", "weight": 0.6}) == pytest.approx([-0.2, 0, 1 - 0.05], abs=1e-6)
+    assert rewards({"name": "accuracy_minus_cost", "cost_coef": 0.6}) == pytest.approx([-0.2, 0, 1 - 0.05], abs=1e-6)
     assert rewards("accuracy_within_budget") == pytest.approx([0, 0, 1])
     spec = {"name": "accuracy_within_budget", "penalty": 4}
     assert rewards(spec, [transition(0.1, 0.75, False), transition(0.0, 0.75, True)]) == pytest.approx([0, 1 - 1])
-
-
-def test_priced_reward_by_hand():
-    steps = [transition(0.25, 0.25, False, price=2.0), transition(0.5, 0.75, True, price=2.0)]
-    assert rewards("priced", steps) == pytest.approx([-0.5, -2 - 1])
 
 
 def test_own_reward_function_and_name(task):
@@ -317,15 +318,41 @@ def test_own_reward_function_and_name(task):
     env = DFSVectorEnv(task, N, reward=always_two)
     env.reset(seed=0)
     assert env.step(np.zeros(N, int))[1].tolist() == [2] * N
-    assert make_reward("dfs_env.rewards:skipnet") is REWARDS["skipnet"]
+    assert make_reward("dfs_env.rewards.library:skipnet") is REWARDS["skipnet"]
 
 
-def test_price_can_move_between_steps(task):
-    env = DFSEnv(task, reward="priced")
+def test_the_cost_coefficient_can_move_between_steps(task):
+    env = DFSEnv(task, reward="cross_entropy_minus_cost", cost_coef=0)
     env.reset(seed=0)
     assert env.step(3)[1] == 0
-    env.vector.price = 3.0
+    env.cost_coef = 3.0
     assert env.step(3)[1] == pytest.approx(-1)
+    for wrong in (-1.0, float("nan"), "high", True):
+        with pytest.raises(ValueError, match="cost_coef"):
+            env.cost_coef = wrong
+
+
+@pytest.mark.parametrize("name", ["accuracy_minus_cost", "cross_entropy_minus_cost", "probability_minus_cost"])
+def test_a_reward_that_needs_a_cost_coefficient_and_has_none_is_refused(name):
+    arguments = {"id": "DFS/Digits-v0", "checkpoint": "random", "reward": name}
+    for make in (gym.make, gym.make_vec):
+        with pytest.raises(ValueError, match=rf"{name}.*cost_coef=VALUE"):
+            make(**arguments)
+    assert gym.make(**arguments, cost_coef=3.0).unwrapped.cost_coef == 3.0
+    assert gym.make(**arguments | {"reward": f"{name}(cost_coef=2)"}).unwrapped.cost_coef == 2.0
+
+
+@pytest.mark.parametrize("env_id", sorted(ENVIRONMENTS))
+def test_the_defaults_of_every_id_bind_and_trade(env_id, tiny_data):
+    """The budget is below 2 bits everywhere, and of two routes with the same prediction the cheaper pays more."""
+    env = gym.make(env_id, **{"dataset": tiny_data, "depth": 8, "width": 4, "checkpoint": "random"}).unwrapped
+    assert env.budget < float(env.mdp.cost.block.sum(0)[1])
+    totals = []
+    for action in (1, 3):
+        env.reset(options={"indices": 0})
+        *_, (_, _, _, _, info) = steps = [env.step(action) for _ in range(env.mdp.num_layers)]
+        totals.append(sum(step[1] for step in steps) - info["correct"])
+    assert totals[1] < totals[0] < 0
 
 
 # --- rendering
@@ -368,7 +395,9 @@ def test_vector_renders_one_frame_for_each_image(task):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"reward": "accuracy"}, "unknown reward 'accuracy': choose one of accuracy_minus_cost"),
+        ({"reward": "accurate"}, "unknown reward 'accurate': choose one of accuracy, accuracy_minus_cost"),
+        ({"reward": "skipnet", "cost_coef": 2}, "reward 'skipnet' has no cost_coef"),
+        ({"cost_coef": -1}, "cost_coef -1"),
         ({"reward": {"name": "skipnet", "beta": 1}}, "reward 'skipnet' has no parameter 'beta'; it has alpha"),
         ({"reward": {"alpha": 1}}, "a reward is a name, or a mapping"),
         ({"reward": 3}, "a reward is a name, or a mapping"),

@@ -96,7 +96,7 @@ def test_measuring_covers_every_part(mdp):
 
 
 def test_what_weighs_by_multiply_accumulates_is_refused_in_time(timed):
-    env = DFSVectorEnv(timed, 2, reward="accuracy_minus_cost(normalize=macs)", autoreset_mode="SameStep")
+    env = DFSVectorEnv(timed, 2, reward="accuracy_minus_cost(cost_coef=1, normalize=macs)", autoreset_mode="SameStep")
     env.reset(seed=0)
     with pytest.raises(ValueError, match='normalize="macs"'):
         env.step(np.zeros(2, int))

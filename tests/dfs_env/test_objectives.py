@@ -51,7 +51,7 @@ def few_images(backbone, dataset) -> Task:
 
 
 def test_rewards_are_vectors_of_accuracy_and_minus_cost(task):
-    plain = DFSVectorEnv(task, N, reward="accuracy_minus_cost(weight=1)", autoreset_mode="Disabled")
+    plain = DFSVectorEnv(task, N, reward="accuracy_minus_cost(cost_coef=1)", autoreset_mode="Disabled")
     vector = MODFSVectorEnv(task, N, autoreset_mode="Disabled")
     singles = [MODFSEnv(task) for _ in range(N)]
     for env in (plain, vector):
@@ -145,7 +145,7 @@ def test_mo_gymnasiums_expectations_of_an_environment(tiny_data):
         assert env.unwrapped.reward_space.contains(env.step(action)[1])
     check_env(_WithoutWeights(wrappers.LinearReward(env)), skip_render_check=True)
     scalar = wrappers.LinearReward(env, weight=np.array([1.0, 0.5]))
-    plain = gym.make("DFS/Digits-v0", dataset=tiny_data, **TINY, reward="accuracy_minus_cost(weight=0.5)")
+    plain = gym.make("DFS/Digits-v0", dataset=tiny_data, **TINY, reward="accuracy_minus_cost(cost_coef=0.5)")
     for each in (scalar, plain):
         each.reset(seed=4)
     for action in (3, 1, 0):
@@ -334,7 +334,7 @@ def test_gymnasiums_own_vectorizers_are_refused_for_vector_rewards(tiny_data):
 
 
 def test_safe_environments_return_the_cost_of_the_step_third(task):
-    env, plain = SafeDFSEnv(task, budget=0.4), DFSEnv(task, reward="accuracy_minus_cost(weight=1)")
+    env, plain = SafeDFSEnv(task, budget=0.4), DFSEnv(task, reward="accuracy_minus_cost(cost_coef=1)")
     _, info = env.reset(seed=0)
     plain.reset(seed=0)
     assert "cost" not in info

@@ -16,6 +16,7 @@ from dfs_env import DFSEnv, DFSVectorEnv, MODFSEnv, MODFSVectorEnv, SafeDFSEnv, 
 
 KINDS = (DFSEnv, MODFSEnv, SafeDFSEnv, DFSVectorEnv, MODFSVectorEnv, SafeDFSVectorEnv)
 L = 3
+CHARGING = "cross_entropy_minus_cost(cost_coef=1, placement=terminal, normalize=macs, potential=spent)"
 
 CHILD = """
 import pickle, sys
@@ -40,13 +41,14 @@ def assert_same(found: list, expected: list) -> None:
 )
 def test_copies_go_on_in_the_middle_of_an_episode_and_share_nothing(task, kind, duplicate):
     many = issubclass(kind, DFSVectorEnv)
-    options = {} if "MO" in kind.__name__ else {"reward": "priced(placement=terminal, normalize=macs, potential=spent)"}
+    options = {} if "MO" in kind.__name__ else {"reward": CHARGING}
     env = kind(task, budget={"low": 0.1, "high": 0.9}, augment=True, **options)
     action = np.array([2]) if many else 2
     with torch.inference_mode():
         env.reset(seed=3)
         env.step(action)
-    env.price = 2.0
+    if options:
+        env.cost_coef = 2.0
     twin = duplicate(env)
     steps = 2 * L if many else L - 1
     expected = future(env, action, steps)

@@ -1,6 +1,5 @@
 """The library of rewards: by hand, by name, placements of the same total, units of cost, and what is refused."""
 
-import functools
 import json
 import sys
 import types
@@ -15,14 +14,15 @@ import torch
 from backbone.cost import cost_table
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env import DFSEnv, DFSVectorEnv, Transition, make_reward
-from dfs_env.rewards import PLACEMENTS, REWARDS, begin, uses_budget, uses_price
+from dfs_env.rewards import PLACEMENTS, REWARDS, begin, budgeted, cost_coef_is_open, is_budgeted
+from tests.helpers import all_rewards, reward_id
 
 N, L = 6, 3
 
 
-def transition(step_cost: float, cost: float, done: bool, correct: float = 1.0, price: float = 0.0) -> Transition:
+def transition(step_cost: float, cost: float, done: bool, correct: float = 1.0) -> Transition:
     values = {"step_cost": step_cost, "cost": cost, "budget": 0.5, "correct": correct * done, "loss": 2.0 * done}
-    return Transition(**{k: torch.tensor([v]) for k, v in values.items()}, num_layers=3, done=done, price=price)
+    return Transition(**{k: torch.tensor([v]) for k, v in values.items()}, num_layers=3, done=done)
 
 
 def episode(costs: list[float], correct: float = 1.0) -> list[Transition]:
@@ -36,10 +36,9 @@ def paid(spec: Any, steps: list[Transition]) -> list[float]:
     return [sum(part.item() for part in reward(step).values()) for step in steps]
 
 
-def play(task, reward: Any, price: Any = 0.7, mode: str = "Disabled", episodes: int = 1, **kwargs: Any) -> np.ndarray:
+def play(task, reward: Any, mode: str = "Disabled", episodes: int = 1, **kwargs: Any) -> np.ndarray:
     """Rewards [steps, N] on random routes."""
     env = DFSVectorEnv(task, N, reward=reward, budget=0.3, autoreset_mode=mode, **kwargs)
-    env.price = price
     env.reset(seed=3)
     actions = np.random.default_rng(0).integers(4, size=(episodes * L, N))
     return np.stack([env.step(action)[1] for action in actions])
@@ -55,8 +54,9 @@ def my_rewards():
     module = types.ModuleType("my_rewards")
     module.growing = growing
     module.bare = lambda t, weight: {"cost": -weight * t.step_cost}
-    module.held = make_reward("accuracy_minus_cost(placement=terminal)")
-    module.reader = lambda t: {"cost": -t.price * t.cost}
+    module.held = make_reward("accuracy_minus_cost(cost_coef=0.5, placement=terminal)")
+    module.charging = lambda t, cost_coef: {"cost": -cost_coef * t.step_cost}
+    module.reader = budgeted(lambda t, cost_coef: {"cost": -cost_coef * (t.cost - t.budget)})
     sys.modules["my_rewards"] = module
     yield
     del sys.modules["my_rewards"]
@@ -69,7 +69,7 @@ def test_blockdrop_by_hand():
     costs = [1 / 3, 0.0, 1 / 12]
     assert paid("blockdrop", episode(costs)) == pytest.approx([0, 0, 1 - (5 / 12) ** 2])
     assert paid("blockdrop(gamma=5)", episode(costs, correct=0)) == pytest.approx([0, 0, -5])
-    assert paid({"name": "blockdrop", "weight": 2}, episode(costs)) == pytest.approx([0, 0, 1 - 2 * (5 / 12) ** 2])
+    assert paid({"name": "blockdrop", "cost_coef": 2}, episode(costs)) == pytest.approx([0, 0, 1 - 2 * (5 / 12) ** 2])
 
 
 def test_the_mean_of_haqs_reward_is_a_tenth_of_the_change_of_accuracy():
@@ -79,17 +79,16 @@ def test_the_mean_of_haqs_reward_is_a_tenth_of_the_change_of_accuracy():
     assert paid("haq(acc0=0.9)", episode([0.1] * 3))[:2] == [0, 0]
 
 
-def test_cross_entropy_minus_cost_at_the_price_is_priced():
-    steps = [transition(0.25, 0.25, False, price=2.0), transition(0.5, 0.75, True, price=2.0)]
-    assert paid("cross_entropy_minus_cost(weight=3)", steps) == pytest.approx([-0.75, -2 - 1.5])
-    for spec in ("priced", "cross_entropy_minus_cost(weight=price)"):
-        assert paid(spec, steps) == pytest.approx([-0.5, -2 - 1])
-
-
-def test_the_probability_of_the_right_class_is_paid_at_the_end():
+def test_what_costs_take_off_the_task_rewards_by_hand():
     steps = [transition(0.25, 0.25, False), transition(0.5, 0.75, True)]  # a cross-entropy of 2 nats
-    assert paid("probability_minus_cost(weight=3)", steps) == pytest.approx([-0.75, np.exp(-2) - 1.5])
-    assert paid("probability_minus_cost", [replace(steps[1], loss=torch.tensor([100.0]))]) == pytest.approx([-0.25])
+    for name, end in (("accuracy", 1), ("cross_entropy", -2), ("probability", np.exp(-2))):
+        assert paid(name, steps) == pytest.approx([0, end])
+        assert paid(f"{name}_minus_cost(cost_coef=3)", steps) == pytest.approx([-0.75, end - 1.5])
+
+
+def test_the_probability_of_the_true_class_is_never_below_0():
+    certain = replace(transition(0.5, 0.75, True), loss=torch.tensor([100.0]))
+    assert paid("probability", [certain]) == pytest.approx([0])
 
 
 def test_a_route_that_costs_exactly_its_budget_is_within_it_however_its_cost_is_summed():
@@ -98,7 +97,7 @@ def test_a_route_that_costs_exactly_its_budget_is_within_it_however_its_cost_is_
     spent = sum((costs[2] for _ in range(18)), torch.zeros(()))  # 18 blocks at 4 bits, in float32
     assert spent > 0.25
     end = replace(transition(float(costs[2]), 0.0, True), cost=spent[None], budget=torch.tensor([0.25]))
-    assert make_reward("dfs(weight=1)")(end)["cost"].item() == pytest.approx(0.25)
+    assert make_reward("dfs(cost_coef=1)")(end)["cost"].item() == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +118,8 @@ def test_what_a_reward_must_not_return_is_named(task, returned, message):
 # --- placements
 
 
-SPECS = [{"name": name} for name in (*REWARDS, "my_rewards:growing")] + [
-    {"name": "skipnet", "alpha": "price"},
-    {"name": "blockdrop", "gamma": 3, "weight": "price"},
-]
-every_reward = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: "-".join(map(str, spec.values())))
+SPECS = [*all_rewards(), {"name": "my_rewards:growing"}, {"name": "blockdrop", "gamma": 3, "cost_coef": 0.7}]
+every_reward = pytest.mark.parametrize("spec", SPECS, ids=reward_id)
 
 
 @pytest.mark.parametrize("normalize", ["blocks", "macs"])
@@ -143,15 +139,15 @@ def test_every_placement_pays_the_same_total(task, spec, normalize):
 def test_terminal_placement_pays_with_the_last_decision_only(task, spec):
     rewards = play(task, {**spec, "placement": "terminal"})
     assert (rewards[:-1] == 0).all()
-    assert (rewards[-1] != 0).any()
+    assert (rewards[-1] != 0).any() or spec["name"] == "accuracy", "the untrained network is never correct"
 
 
-CHARGED_BY_STEP = ["accuracy_minus_cost", "skipnet", "priced", "cross_entropy_minus_cost", "probability_minus_cost"]
+CHARGED_BY_STEP = ["accuracy_minus_cost", "skipnet", "cross_entropy_minus_cost", "probability_minus_cost"]
 
 
-@pytest.mark.parametrize("spec", CHARGED_BY_STEP)
+@pytest.mark.parametrize("spec", [spec for spec in all_rewards() if spec["name"] in CHARGED_BY_STEP], ids=reward_id)
 def test_rewards_to_go_of_costs_charged_step_by_step_are_those_of_the_steps(task, spec):
-    there = play(task, {"name": spec, "placement": "reward_to_go"})
+    there = play(task, {**spec, "placement": "reward_to_go"})
     np.testing.assert_allclose(there, play(task, spec), rtol=1e-5, atol=1e-6)
 
 
@@ -169,7 +165,7 @@ def test_rewards_to_go_charge_the_decision_that_causes_the_cost():
 
 @pytest.mark.parametrize("spec", [None, "my_rewards:held", {"name": "my_rewards:held"}])
 def test_two_environments_do_not_share_what_a_reward_remembers(spec, task):
-    reward = make_reward("accuracy_minus_cost(placement=terminal)") if spec is None else spec
+    reward = make_reward("accuracy_minus_cost(cost_coef=0.5, placement=terminal)") if spec is None else spec
     first, second = (DFSEnv(task, reward=reward) for _ in range(2))
     for env in (first, second):
         env.reset(seed=0, options={"indices": 0})
@@ -195,7 +191,7 @@ def test_costs_by_macs_are_the_blocks_shares_of_all_macs(backbone):
 def test_rewards_by_macs_charge_each_block_its_share(task):
     shares = task.mdp.cost.by_macs[:, -1].numpy()
     for route in ([3, 0, 0], [0, 3, 3], [3, 3, 3]):
-        env = DFSEnv(task, reward="accuracy_minus_cost(weight=1, normalize=macs)")
+        env = DFSEnv(task, reward="accuracy_minus_cost(cost_coef=1, normalize=macs)")
         env.reset(seed=0)
         charges = [-env.step(action)[4]["reward_cost"] for action in route]
         np.testing.assert_allclose(charges, shares * (np.array(route) == 3), rtol=1e-5)
@@ -214,7 +210,7 @@ def test_strings_mappings_and_functions_give_the_same_rewards(task):
     for spec in (
         "skipnet(alpha=0.3)",
         " skipnet( alpha = 0.3 , placement = 'step' )",
-        "dfs_env.rewards:skipnet(alpha=0.3)",
+        "dfs_env.rewards.library:skipnet(alpha=0.3)",
         lambda t: REWARDS["skipnet"](t, alpha=0.3),
     ):
         assert (play(task, spec) == expected).all()
@@ -232,62 +228,43 @@ def test_rewards_with_parameters_are_registered_arguments(tiny_data):
 
 
 @pytest.mark.parametrize(
-    ("spec", "uses"),
+    "spec",
     [
-        ("priced", True),
-        ("priced(placement=terminal, normalize=macs, potential=spent)", True),
-        ("skipnet", False),
-        ("skipnet(alpha=price)", True),
-        ({"name": "accuracy_minus_cost", "weight": "price"}, True),
-        ("my_rewards:growing(weight=price)", True),
-        ("my_rewards:growing", False),
-        ("my_rewards:reader", True),
-        (growing, False),
-        (REWARDS["priced"], True),
+        "accuracy_minus_cost",
+        "cross_entropy_minus_cost(placement=terminal, normalize=macs, potential=spent)",
+        "dfs(placement=reward_to_go)",
+        "my_rewards:charging",
+        "my_rewards:reader",
+        REWARDS["probability_minus_cost"],
     ],
 )
-def test_what_uses_the_price_is_known_and_moves_with_it(task, spec, uses):
-    assert uses_price(spec) is uses
-    assert (play(task, spec, price=0.1) != play(task, spec, price=5.0)).any() == uses
+def test_the_component_cost_is_proportional_to_a_coefficient_that_is_left_open(task, spec):
+    assert cost_coef_is_open(spec)
+    once, twice, never = (play(task, spec, cost_coef=coefficient) for coefficient in (1.0, 2.0, 0.0))
+    assert (once != never).any()
+    np.testing.assert_allclose(twice - never, 2 * (once - never), rtol=1e-4, atol=1e-6)
 
 
-class Counted:
-    """A reward that is no function."""
-
-    def __call__(self, t: Transition) -> dict[str, torch.Tensor]:
-        return {"cost": -t.price * t.cost}
+@pytest.mark.parametrize("spec", ["accuracy_minus_cost(cost_coef=1)", "skipnet", "accuracy", lambda t: {}, max])
+def test_a_coefficient_that_is_given_or_that_there_is_none_of_is_not_open(spec):
+    assert not cost_coef_is_open(spec)
 
 
 @pytest.mark.parametrize(
-    ("spec", "uses"),
+    ("spec", "is_so"),
     [
         ("accuracy_within_budget", True),
-        ("dfs(weight=price, placement=reward_to_go, potential=position)", True),
-        ("skipnet", False),
-        ("priced", False),
-        ("haq(potential=spent)", False),
+        ("dfs(cost_coef=1, placement=reward_to_go, potential=position)", True),
+        ("my_rewards:reader", True),
         (REWARDS["dfs"], True),
-        (Counted(), False),
+        ("skipnet", False),
+        ("accuracy_minus_cost", False),
+        ("my_rewards:charging(potential=spent)", False),
         (max, False),
     ],
 )
-def test_what_uses_the_budget_is_known(spec, uses):
-    assert uses_budget(spec) is uses
-
-
-def test_what_is_known_of_callables_that_are_no_functions():
-    assert uses_price(Counted())
-    assert not uses_price(max)
-    assert not uses_price(functools.partial(max, 1))
-
-
-@pytest.mark.parametrize("spec", ["haq(scale=price)", "haq(acc0=price)"])
-def test_haq_at_a_price_for_each_image(task, spec):
-    prices = np.linspace(0.5, 1, N)
-    together = play(task, spec, prices)
-    for i, price in enumerate(prices):
-        np.testing.assert_allclose(play(task, spec, price)[:, i], together[:, i], rtol=1e-6)
-    assert (together[-1] != 0).all()
+def test_which_rewards_read_the_budget_is_declared(spec, is_so):
+    assert is_budgeted(spec) is is_so
 
 
 @pytest.mark.parametrize(
@@ -299,13 +276,19 @@ def test_haq_at_a_price_for_each_image(task, spec):
         ("skipnet(placement=end)", "placement of reward 'skipnet' must be one of step, terminal, reward_to_go"),
         ("skipnet(normalize=mac)", r"must be one of blocks, macs; got 'mac'; did you mean 'macs'\?"),
         ("skipnet(potential=positon)", r"unknown potential 'positon': .*did you mean 'position'\?"),
-        ("skipnet(alpha=big)", "parameter 'alpha' of reward 'skipnet' must be a number, or \"price\"; got 'big'"),
+        ("skipnet(alpha=big)", "parameter 'alpha' of reward 'skipnet' must be a number; got 'big'"),
         ("skipnet(alpha=nan)", "must be a number"),
         ("skipnet(shaping_weight=2)", "shaping_weight of reward 'skipnet' does nothing without a potential"),
         ("skipnet(shaping_gamma=0.9)", "shaping_gamma of reward 'skipnet' does nothing without a potential"),
         ("skipnet(potential=spent, shaping_gamma=1.1)", r"must be a discount in \[0, 1\], got 1\.1"),
         ("skipnet(potential=spent, shaping_gamma=-0.1)", r"must be a discount in \[0, 1\]"),
-        ("skipnet(shaping_weight=price)", "'shaping_weight' of reward 'skipnet' must be a number"),
+        ("skipnet(shaping_weight=big)", "'shaping_weight' of reward 'skipnet' must be a number"),
+        ("skipnet(cost_coef=1)", "reward 'skipnet' has no parameter 'cost_coef'"),
+        ("accuracy_minus_cost", r"'accuracy_minus_cost' needs a cost coefficient: give cost_coef=VALUE"),
+        ("my_rewards:charging(placement=terminal)", r"'my_rewards:charging' needs a cost coefficient"),
+        (lambda t, cost_coef: {}, "needs a cost coefficient"),
+        ("dfs(cost_coef=-1)", "cost_coef -1"),
+        ("dfs(cost_coef=inf)", "cost_coef"),
         ("skipnet(alpha=True)", "must be a number"),
         ("skipnet(alpha=1", "parenthesis that is not closed"),
         ("skipnet(0.1)", "'0.1' in reward .* is not of the form PARAMETER=VALUE"),

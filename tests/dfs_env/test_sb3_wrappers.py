@@ -51,7 +51,7 @@ class Ends(gym.vector.VectorWrapper):
 
 @pytest.fixture
 def env(task) -> DFSVectorEnv:
-    return DFSVectorEnv(task, N, reward="accuracy_minus_cost", autoreset_mode="SameStep")
+    return DFSVectorEnv(task, N, autoreset_mode="SameStep")
 
 
 def play(env: SB3VecEnv, actions: np.ndarray | None = None) -> tuple[np.ndarray, list[dict]]:
@@ -85,7 +85,7 @@ def test_actions_and_observations_are_those_of_the_wrappers(env):
     assert (adapter.action_space, adapter.observation_space) == (two, SEEN)
     _, infos = play(adapter, rows + 1)
     assert [info["spent"] for info in infos] == pytest.approx([1] * N)
-    assert infos[0]["terminal_observation"].tolist() == pytest.approx([1, 1])
+    assert infos[0]["terminal_observation"].tolist() == pytest.approx([1, 0.04])
     PPO("MlpPolicy", adapter, n_steps=L, batch_size=L * N, n_epochs=1, device="cpu").learn(2 * L * N)
 
 

@@ -12,9 +12,10 @@ import torch
 from backbone.confidence import confidence, fit_heads
 from backbone.data import SPLITS, Split
 from backbone.resnet import ResNet
-from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task, Transition
-from dfs_env.rewards import POTENTIALS, REWARDS
+from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task, Transition, make_reward
+from dfs_env.rewards import POTENTIALS
 from dfs_env.task import make_task, train_heads
+from tests.helpers import all_rewards, reward_id
 
 IMAGES, L, A = 6, 3, 3
 
@@ -33,7 +34,6 @@ def values(task: Task, reward, gamma: float = 1.0) -> list[np.ndarray]:
     routes, then backward induction."""
     routes = np.array(list(itertools.product(range(A), repeat=L)))
     env = DFSVectorEnv(task, IMAGES * len(routes), reward=reward, budget=0.3, autoreset_mode="Disabled")
-    env.price = 0.8
     env.reset(seed=0, options={"indices": np.repeat(np.arange(IMAGES), len(routes))})
     rewards = [env.step(np.tile(routes[:, layer], IMAGES))[1].reshape(IMAGES, *[A] * L) for layer in range(L)]
     following = np.zeros((IMAGES, *[A] * L))
@@ -57,10 +57,10 @@ def same_policy(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 
 
 @pytest.mark.parametrize("potential", POTENTIALS)
-@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("reward", all_rewards(0.8), ids=reward_id)
 def test_potential_based_shaping_leaves_every_best_action_as_it_is(problem, reward, potential):
     plain = values(problem, reward)
-    shaped = values(problem, {"name": reward, "potential": potential, "shaping_weight": 3.0})
+    shaped = values(problem, {**reward, "potential": potential, "shaping_weight": 3.0})
     assert same_policy(plain, shaped)
     assert any(np.abs(a - b).max() > 0.01 for a, b in zip(plain[1:], shaped[1:], strict=True)), "it does something"
     differences = [b - a for a, b in zip(plain, shaped, strict=True)]  # minus the potential: the same for all actions
@@ -74,18 +74,19 @@ def test_shaping_goes_with_every_placement_and_unit(problem, common):
 
 
 def test_a_discount_needs_its_own_gamma(problem):
-    plain = values(problem, "cross_entropy_minus_cost", gamma=0.6)
-    spec = {"name": "cross_entropy_minus_cost", "potential": "confidence", "shaping_weight": 30.0}
+    name = {"name": "cross_entropy_minus_cost", "cost_coef": 0.5}
+    plain = values(problem, name, gamma=0.6)
+    spec = {**name, "potential": "confidence", "shaping_weight": 30.0}
     assert same_policy(plain, values(problem, {**spec, "shaping_gamma": 0.6}, gamma=0.6))
     assert not same_policy(plain, values(problem, spec, gamma=0.6))
 
 
 @pytest.mark.parametrize("potential", POTENTIALS)
-@pytest.mark.parametrize("reward", ["accuracy_minus_cost", "cross_entropy_minus_cost"])
+@pytest.mark.parametrize("reward", ["accuracy_minus_cost(cost_coef=0.5)", "cross_entropy_minus_cost(cost_coef=0.5)"])
 def test_a_bonus_that_is_no_difference_of_potentials_changes_what_is_best(problem, reward, potential):
     def bonus(t: Transition) -> dict[str, torch.Tensor]:
         after = POTENTIALS[potential](t.mdp, t.state)
-        return {**REWARDS[reward](t), "bonus": 3.0 * after * (not t.done)}
+        return {**make_reward(reward)(t), "bonus": 3.0 * after * (not t.done)}
 
     unchanged = same_policy(values(problem, reward), values(problem, bonus))
     # The position does not depend on what was decided, so a bonus for it is a constant.
@@ -94,11 +95,12 @@ def test_a_bonus_that_is_no_difference_of_potentials_changes_what_is_best(proble
 
 def test_forgetting_that_the_end_has_no_potential_changes_what_is_best(problem):
     potential: Callable = POTENTIALS["confidence"]
+    plain = "accuracy_minus_cost(cost_coef=0.5)"
 
     def shaped(t: Transition) -> dict[str, torch.Tensor]:
-        return {**REWARDS["accuracy_minus_cost"](t), "bonus": 3.0 * potential(t.mdp, t.state) * t.done}
+        return {**make_reward(plain)(t), "bonus": 3.0 * potential(t.mdp, t.state) * t.done}
 
-    assert not same_policy(values(problem, "accuracy_minus_cost"), values(problem, shaped))
+    assert not same_policy(values(problem, plain), values(problem, shaped))
 
 
 def test_shaping_is_a_component_of_its_own_and_sums_to_minus_the_first_potential(problem):
@@ -118,10 +120,10 @@ def test_shaping_is_a_component_of_its_own_and_sums_to_minus_the_first_potential
 
 
 def test_potentials_by_hand(problem):
-    env = DFSEnv(problem, reward="accuracy_minus_cost(potential=position)", budget=0.4)
+    env = DFSEnv(problem, reward="accuracy(potential=position)", budget=0.4)
     env.reset(seed=0)
     assert [env.step(0)[4]["reward_shaping"] for _ in range(3)] == pytest.approx([1 / 3, 1 / 3, -2 / 3])
-    env = DFSEnv(problem, reward="accuracy_minus_cost(potential=spent, shaping_gamma=0.5)", budget=0.35)
+    env = DFSEnv(problem, reward="accuracy(potential=spent, shaping_gamma=0.5)", budget=0.35)
     env.reset(seed=0)
     spent = [1 / 48 / 0.35, 1.0, 0.0]  # 2 bits, 8 bits beyond the budget, the end
     expected = [-0.5 * spent[0], -0.5 * spent[1] + spent[0], spent[1]]

@@ -26,7 +26,7 @@ from dfs_env.rewards.library import REWARDS
 def reward(t):
     pathlib.Path(__file__).with_name("begun").touch()
     time.sleep(100)
-    return REWARDS["priced"](t)
+    return REWARDS["cross_entropy"](t)
 """
 
 

@@ -34,11 +34,11 @@ def test_the_reward_of_ones_own_works_by_name(tmp_path, monkeypatch):
 
 
 def test_the_method_of_ones_own_trades_accuracy_for_cost(learned, tmp_path, monkeypatch):
-    (tmp_path / "priced_gate.py").write_text(METHOD)
+    (tmp_path / "fixed_gate.py").write_text(METHOD)
     monkeypatch.syspath_prepend(str(tmp_path))
-    method, costs = importlib.import_module("priced_gate"), []
-    for price in (0.0, 30.0):
-        config = method.Config(price=price, num_images=2000)
+    method, costs = importlib.import_module("fixed_gate"), []
+    for cost_coef in (0.0, 30.0):
+        config = method.Config(cost_coef=cost_coef, num_images=2000)
         policy = method.train(config, learned, Recorder(learned, config.budget, 2000, holds_budget=config.holds_budget))
         costs.append(evaluate(policy, learned, "validation", 1.0).cost)
     assert costs[0] > costs[1]

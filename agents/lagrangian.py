@@ -1,11 +1,13 @@
-"""The price on cost at which a policy's mean cost meets its budget."""
+"""Lagrange multipliers of the constraint that a policy's mean cost meets its budget.
+
+They belong to the learner (as OmniSafe's `Lagrange` does): it takes the multiplier times the cost off the reward.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,70 +16,33 @@ from backbone.schedules import Schedule, constant
 Array = np.ndarray[Any, Any]
 
 FORMS = ("multiplicative", "additive", "pid")
-LEAST_PRICE, MOST_PRICE = 1e-4, 1e6
-"""Between which the form "multiplicative" keeps a price."""
+LEAST_MULTIPLIER, MOST_MULTIPLIER = 1e-4, 1e6
+"""Between which the form "multiplicative" keeps a multiplier."""
 PROPORTIONAL, DERIVATIVE = 10.0, 10.0
-"""Gains of the form "pid", as multiples of its integral gain, the rate."""
-
-
-class PriceRule(Protocol):
-    """Where a learner's price of cost comes from."""
-
-    def at(self, budgets: Array) -> float | Array:
-        """The price for episodes of the budgets [N]: one number, or [N]."""
-
-    def learn(self, costs: Array, budgets: Array, progress: float) -> None:
-        """Move the price, after episodes that cost [N] under the budgets [N], at a share `progress` of training."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-
-
-@dataclass(frozen=True)
-class FixedPrice:
-    """One price for all of training."""
-
-    price: float
-
-    def at(self, budgets: Array) -> float:
-        """The price."""
-        return self.price
-
-    def learn(self, costs: Array, budgets: Array, progress: float) -> None:
-        """Nothing moves it."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing changes."""
+"""Gains of the form "pid", as multiples of its integral gain, the learning rate."""
 
 
 class DualAscent:
-    """A price on cost that rises while the mean cost is above its target and falls while it is below.
+    """A multiplier that rises while the mean cost is above its target and falls while it is below.
 
     With the excess e = cost / target - 1, kept within -1 and 1, the forms are
 
-    - "multiplicative" (exponentiated) dual ascent: price <- price * exp(rate * e);
-    - "additive": price <- max(0, price + rate * e), projected gradient ascent on the multiplier as in Lagrangian PPO
+    - "multiplicative" (exponentiated) dual ascent: m <- m * exp(lr * e);
+    - "additive": m <- max(0, m + lr * e), projected gradient ascent on the multiplier as in Lagrangian PPO
       (Ray, Achiam & Amodei 2019, section 5.2, which keeps it positive by a softplus);
     - "pid": that, plus terms proportional to e and to the rise of the cost since the last step, as a multiple of the
       target, which damp oscillations (Stooke, Achiam & Abbeel 2020, algorithm 2).
 
     The fixed point of each is the Lagrange multiplier of the constraint that the mean cost equals the target. The
-    target moves geometrically from the first cost that is seen to the budget during the first `anneal` of training: a
-    policy that starts dear would else drive the price so high that it skips everything before it has learned where
-    blocks are worth their cost.
+    target moves geometrically from the first observed cost to the budget during the first `anneal` of training: a
+    policy that starts expensive would else drive the multiplier so high that it skips everything before it has learned
+    where blocks are worth their cost.
 
     Args:
         budget: the mean cost to meet, a fraction of full execution.
-        rate: step size; for the additive forms in units of the price.
+        lr: step size; for the additive forms in units of the multiplier.
         anneal: share of training in which the target moves.
-        price: the first price, in reward for a unit of cost.
+        init: the first multiplier, in reward for full execution (cost 1).
         form: one of `FORMS`.
         schedule: factor on the budget over training, above 0; the target is at most 1.
 
@@ -88,28 +53,28 @@ class DualAscent:
     def __init__(
         self,
         budget: float,
-        rate: float,
+        lr: float,
         anneal: float = 0.1,
-        price: float = 1.0,
+        init: float = 1.0,
         form: str = "multiplicative",
         schedule: Schedule = constant,
     ) -> None:
         if form not in FORMS:
             raise ValueError(f"unknown form of dual ascent {form!r}: choose one of {', '.join(FORMS)}")
-        if not 0 < rate < math.inf:
-            raise ValueError(f"price_rate {rate} must be a finite number above 0")
+        if not 0 < lr < math.inf:
+            raise ValueError(f"multiplier_lr {lr} must be a finite number above 0")
         if not 0 <= anneal <= 1:
-            raise ValueError(f"price_anneal {anneal} must be a share of training, in [0, 1]")
-        if not 0 <= price < math.inf:
-            raise ValueError(f"price {price} must be a finite number of at least 0")
-        self.budget, self.rate, self.anneal, self.price = budget, rate, anneal, price
+            raise ValueError(f"multiplier_anneal {anneal} must be a share of training, in [0, 1]")
+        if not 0 <= init < math.inf:
+            raise ValueError(f"multiplier_init {init} must be a finite number of at least 0")
+        self.budget, self.lr, self.anneal, self.multiplier = budget, lr, anneal, init
         self.form, self.schedule = form, schedule
         self._first: float | None = None
-        self._integral = price
+        self._integral = init
         self._cost: float | None = None
 
     def update(self, cost: float, progress: float) -> float:
-        """Move the price by one step and return it.
+        """Move the multiplier by one step and return it.
 
         Args:
             cost: mean cost of a batch.
@@ -122,35 +87,35 @@ class DualAscent:
         target = self._first ** (1 - share) * budget**share
         excess = min(max(cost / target - 1, -1.0), 1.0)
         if self.form == "multiplicative":
-            self.price = min(max(self.price * math.exp(self.rate * excess), LEAST_PRICE), MOST_PRICE)
-            return self.price
-        self._integral = max(0.0, self._integral + self.rate * excess)
-        self.price = self._integral
+            self.multiplier = min(max(self.multiplier * math.exp(self.lr * excess), LEAST_MULTIPLIER), MOST_MULTIPLIER)
+            return self.multiplier
+        self._integral = max(0.0, self._integral + self.lr * excess)
+        self.multiplier = self._integral
         if self.form == "pid":
             rise = 0.0 if self._cost is None else max(0.0, cost - self._cost) / target
-            self.price = max(0.0, self.price + self.rate * (PROPORTIONAL * excess + DERIVATIVE * rise))
+            self.multiplier = max(0.0, self.multiplier + self.lr * (PROPORTIONAL * excess + DERIVATIVE * rise))
         self._cost = cost
-        return self.price
+        return self.multiplier
 
     def at(self, budgets: Array) -> float:
-        """The price, whatever the budgets."""
-        return self.price
+        """The multiplier, whatever the budgets."""
+        return self.multiplier
 
     def learn(self, costs: Array, budgets: Array, progress: float) -> None:
-        """Move the price by the mean of the costs [N]."""
+        """Move the multiplier by the mean of the costs [N]."""
         self.update(float(np.mean(costs)), progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """The price, where its target began, and what the additive forms remember."""
-        return {name: getattr(self, name) for name in ("price", "_first", "_integral", "_cost")}
+        """The multiplier, where its target began, and what the additive forms remember."""
+        return {name: getattr(self, name) for name in ("multiplier", "_first", "_integral", "_cost")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         vars(self).update(state)
 
 
-class PriceCurve:
-    """The price of cost as a function of the budget, for a policy that serves a whole range of budgets.
+class MultiplierCurve:
+    """The multiplier as a function of the budget, for a policy that serves a whole range of budgets.
 
     Its logarithm is piecewise linear in that of the budget, between knots that are spaced evenly in it. Each knot has a
     dual ascent of its own, on the costs of the episodes whose budgets lie next to it, weighted by nearness.
@@ -159,19 +124,19 @@ class PriceCurve:
         low: the lowest budget.
         high: the highest.
         knots: how many, at least 2.
-        rate, anneal, schedule: as in `DualAscent`; the form is "multiplicative", under which no price is 0.
+        lr, anneal, schedule: as in `DualAscent`; the form is "multiplicative", under which no multiplier is 0.
     """
 
     def __init__(
-        self, low: float, high: float, knots: int, rate: float, anneal: float = 0.1, schedule: Schedule = constant
+        self, low: float, high: float, knots: int, lr: float, anneal: float = 0.1, schedule: Schedule = constant
     ) -> None:
         self.budgets = np.geomspace(low, high, knots)
         """[K] of the knots."""
-        self.duals = [DualAscent(float(budget), rate, anneal, schedule=schedule) for budget in self.budgets]
+        self.duals = [DualAscent(float(budget), lr, anneal, schedule=schedule) for budget in self.budgets]
 
     def at(self, budgets: Array) -> Array:
-        """[N] the price for each of the budgets [N]; outside the range, that of its nearer end."""
-        at_knots = np.log([dual.price for dual in self.duals])
+        """[N] the multiplier for each of the budgets [N]; outside the range, that of its nearer end."""
+        at_knots = np.log([dual.multiplier for dual in self.duals])
         curve: Array = np.exp(np.interp(np.log(budgets), np.log(self.budgets), at_knots))
         return curve
 
@@ -193,6 +158,10 @@ class PriceCurve:
         return {"duals": [dual.state_dict() for dual in self.duals]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         for dual, its in zip(self.duals, state["duals"], strict=True):
             dual.load_state_dict(its)
+
+
+Multiplier = DualAscent | MultiplierCurve
+"""Where a learner's multiplier comes from."""
