@@ -50,6 +50,9 @@ cotrain = true
 
 [[variants]]
 method = "constant"
+
+[[variants]]
+method = "static"
 """
 
 

@@ -329,8 +329,8 @@ def test_a_run_whose_label_changes_is_not_run_again_and_its_line_has_the_new_lab
     folders = sorted(path.name for path in tmp_path.iterdir())
     for label in ("eight bits", "eight_bits", ""):
         renamed = replace(config, label=label)
-        assert run(renamed, tmp_path) == {**plain, "method": label or "constant"}
-        assert finished([renamed], tmp_path) == {renamed.name: {**plain, "method": label or "constant"}}
+        assert run(renamed, tmp_path) == {**plain, "label": label or "constant"}
+        assert finished([renamed], tmp_path) == {renamed.name: {**plain, "label": label or "constant"}}
     assert sorted(path.name for path in tmp_path.iterdir()) == folders == [plain["run"]]
     assert finished([replace(config, config=replace(config.config, seed=1))], tmp_path) == {}
 
@@ -406,7 +406,6 @@ def test_the_help_of_a_command_shows_the_limits(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-m", "scripts.compare", "--set", "ppo.nonsense=1"], "no option 'nonsense'"),
         (["-m", "scripts.compare", "--methods", "nonsense"], "unknown method 'nonsense'"),
         (["-m", "scripts.train", "dsf", "--budget", "0.1"], "unknown method 'dsf'; did you mean 'dfs'?"),
         (["-m", "scripts.train", "constant", "--budget", "1.5"], "budget 1.5"),

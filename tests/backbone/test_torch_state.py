@@ -50,7 +50,7 @@ def ambient_state():
 
 
 def played(task):
-    env = DFSVectorEnv(task, 6, split="test", autoreset_mode="SameStep", reward="cross_entropy_minus_cost")
+    env = DFSVectorEnv(task, 6, split="test", autoreset_mode="SameStep", reward="cross_entropy_minus_cost(cost_coef=1)")
     observations, infos = [env.reset(seed=0)[0]], []
     for step in range(2 * task.mdp.num_layers):
         observation, reward, _, _, info = env.step(np.arange(6) % 3 + step % 2)
