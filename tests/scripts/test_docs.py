@@ -1,0 +1,125 @@
+"""README.md and docs/: programs run, commands parse, links lead somewhere, every id is listed."""
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import tyro
+
+import dfs_env
+from agents.evaluation import evaluate
+from agents.recorder import Recorder
+from agents.runs.experiment import read_experiment
+from agents.runs.planning import plan
+from scripts import bench, compare, convert, pretrain, report, train
+from scripts import evaluate as evaluate_command
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("*/README.md"))]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in [*PAGES, ROOT / "backbone/weights/README.md"]}
+
+
+def blocks(language):
+    """(page, code) of every fenced block."""
+    found = [
+        (page, code) for page, text in TEXTS.items() for code in re.findall(rf"```{language}\n(.*?)```", text, re.S)
+    ]
+    assert found
+    return found
+
+
+FILES = {Path(code.split()[1]).stem: code for _, code in blocks("python") if code.startswith("# ")}
+PROGRAMS = [code for _, code in blocks("python") if code.startswith("import ")]
+NEEDS_CIFAR = "docs/results/"
+"""In a program that plays runs on CIFAR-10, whose images are not in the repository."""
+
+
+@pytest.mark.parametrize("code", [code for code in PROGRAMS if NEEDS_CIFAR not in code])
+def test_programs_run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    accuracy = re.search(r"accuracy ([\d.]+) at cost 0.0625", done.stdout)
+    assert not accuracy or float(accuracy[1]) > 0.9
+
+
+def test_a_reward_of_ones_own_works_by_name(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(FILES["my_rewards"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env = gym.make("DFS/Digits-v0", reward="my_rewards:frugal(weight=3)")
+    env.reset(seed=0)
+    _, reward, _, _, info = env.step(3)
+    assert reward == pytest.approx(-3 / 6 * (1 + 1 / 6))
+    assert {"reward_accuracy", "reward_cost"} <= set(info)
+
+
+def test_a_method_of_ones_own_trades_accuracy_for_cost(learned, tmp_path, monkeypatch):
+    (tmp_path / "fixed_cost.py").write_text(FILES["fixed_cost"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    method, costs = importlib.import_module("fixed_cost"), []
+    for cost_coef in (0.0, 30.0):
+        config = method.Config(cost_coef=cost_coef, num_images=2000)
+        policy = method.train(config, learned, Recorder(learned, config.budget, 2000, holds_budget=config.holds_budget))
+        costs.append(evaluate(policy, learned, "validation", 1.0).cost)
+    assert costs[0] > costs[1]
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("toml"))
+def test_experiments_can_be_planned(page, text, tmp_path):
+    (tmp_path / "file.toml").write_text(text)
+    assert plan(read_experiment(tmp_path / "file.toml"))
+
+
+COMMANDS = {
+    "compare": compare.Compare,
+    "convert": convert.Convert,
+    "evaluate": evaluate_command.Evaluate,
+    "pretrain": pretrain.Pretrain,
+    "report": report.Report,
+}
+
+
+def commands():
+    """Every command of this project, in indented lines and in backticks."""
+    for page, text in TEXTS.items():
+        joined = re.sub(r"\s*\\\n\s*", " ", text)
+        lines = re.findall(r"^    (python -m scripts\..*)", joined, re.MULTILINE)
+        lines += re.findall(r"`(python -m scripts\.[^`]*)`", joined)
+        for line in lines:
+            words = shlex.split(line, comments=True)[2:]
+            if "..." not in words and "--help" not in words:
+                yield page, words
+
+
+@pytest.mark.parametrize(("page", "words"), list(commands()))
+def test_commands_parse(page, words, monkeypatch):
+    name, rest = words[0].removeprefix("scripts."), words[1:]
+    if name == "train":
+        method, *rest = rest
+        monkeypatch.setattr(train, "train", lambda *arguments: None)
+        tyro.cli(train.command("dfs" if method == "METHOD" else method), args=rest, config=(tyro.conf.OmitArgPrefixes,))
+        return
+    if name == "bench":
+        assert rest[0] in bench.COMMANDS
+        tyro.cli(bench.COMMANDS[rest[0]], args=rest[1:])
+        return
+    config = (tyro.conf.OmitArgPrefixes,) if name == "compare" else ()
+    tyro.cli(COMMANDS[name], args=rest, config=config)
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]*)?\)", TEXTS[page]):
+        assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_every_registered_id_is_in_the_table():
+    text = TEXTS["docs/environment.md"]
+    for name in dfs_env.ENVIRONMENTS:
+        dataset, _, network = name.removeprefix("DFS/").removesuffix("-v0").partition("-")
+        assert dataset in text
+        assert not network or f"{network}-v0" in text
