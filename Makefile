@@ -10,7 +10,7 @@ demo: .venv/installed
 		--output runs/demo --seeds 0 1 --num-images 24000
 
 test: .venv/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 check: .venv/installed
 	$(BIN)/ruff check .
