@@ -83,7 +83,13 @@ def test_environments_pass_both_checkers_in_every_render_mode(tiny_data, render_
     check_env_sb3(env)
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"observation": "position", "reward": {"name": "dfs", "cost_coef": 0.1}}])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"budget": {"low": 0.1, "high": 0.2}, "hard_budget": True},
+        {"observation": "position", "reward": {"name": "dfs", "cost_coef": 0.1}},
+    ],
+)
 def test_a_registered_environment_is_made_again_from_its_specification(tiny_data, kwargs):
     env = gym.make("DFS/Digits-v0", dataset=tiny_data, **TINY, **kwargs)
     again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))

@@ -1,9 +1,8 @@
-"""Vector rewards as MO-Gymnasium's users expect them, and costs beside rewards as Safety-Gymnasium's do."""
+"""Vector rewards as in MO-Gymnasium, and costs next to rewards as in Safety-Gymnasium."""
 
 import contextlib
 import itertools
 import json
-from collections import defaultdict
 from dataclasses import replace
 
 import gymnasium as gym
@@ -39,12 +38,11 @@ def actions(steps: int, count: int = 4) -> np.ndarray:
 
 @pytest.fixture
 def few_images(backbone, dataset) -> Task:
-    """Three bitwidths, and two images to train on, of the classes that full execution answers."""
+    """Three bitwidths, and two images to train on, of the classes that full execution predicts."""
     mdp = BlockMDP(backbone, (0, 2, 8))
     images = dataset.train.images[:2]
-    answers = mdp.run(dataset.normalize(images), torch.full((2, L), 2)).argmax(1)
-    train = Split(images, answers)
-    return Task(mdp, replace(dataset, train=train))
+    labels = mdp.run(dataset.normalize(images), torch.full((2, L), 2)).argmax(1)
+    return Task(mdp, replace(dataset, train=Split(images, labels)))
 
 
 # --- vector rewards
@@ -78,10 +76,9 @@ def test_vector_rewards_in_every_autoreset_mode(task, mode):
     env.reset(seed=0)
     episode = [env.step(action)[1] for action in actions(L)]
     assert all(reward.shape == (N, 3) for reward in episode)
-    paper, total = (
-        costs.numpy()[np.arange(L)[:, None], actions(L)] for costs in (env.mdp.cost.block, env.mdp.cost.total)
-    )
-    np.testing.assert_allclose(np.stack(episode)[..., [0, 2]], -np.stack((paper, total), -1), atol=1e-6)
+    for place, costs in ((0, env.mdp.cost.block), (2, env.mdp.cost.total)):
+        expected = -costs.numpy()[np.arange(L)[:, None], actions(L)]
+        np.testing.assert_allclose(np.stack(episode)[..., place], expected, atol=1e-6)
     if mode == "NextStep":
         _, reward, *_ = env.step(actions(1)[0])
         assert reward.shape == (N, 3)
@@ -89,7 +86,7 @@ def test_vector_rewards_in_every_autoreset_mode(task, mode):
         assert env.reward_space.contains(reward[0])
 
 
-def test_own_objectives_are_named(task, tiny_data):
+def test_own_objectives_are_named(task):
     env = MODFSEnv(task, objectives=("cost", "dfs_env.objectives:total_cost"))
     env.reset(seed=0)
     costs = task.mdp.cost
@@ -97,13 +94,21 @@ def test_own_objectives_are_named(task, tiny_data):
         reward = env.step(action)[1]
         np.testing.assert_allclose(reward, [-costs.block[layer, action], -costs.total[layer, action]], rtol=1e-5)
     assert env.reward_space.high.tolist() == [0, np.inf]
-    for objectives in ((), ("cost", "cost"), "cost"):
-        with pytest.raises(ValueError, match="objectives must be several different names"):
-            MODFSEnv(task, objectives=objectives)
-    with pytest.raises(ValueError, match=r"unknown objective 'acuracy': .*did you mean 'accuracy'\?"):
-        MODFSEnv(task, objectives=("acuracy",))
-    with pytest.raises(ValueError, match="give objectives in place of a reward"):
-        MODFSEnv(task, reward="skipnet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        ({"objectives": ()}, "objectives"),
+        ({"objectives": ("cost", "cost")}, "objectives"),
+        ({"objectives": "cost"}, "objectives"),
+        ({"objectives": ("acuracy",)}, "'acuracy'.*'accuracy'"),
+        ({"reward": "skipnet"}, "objectives .*reward"),
+    ],
+)
+def test_impossible_objectives_are_refused_by_name(task, arguments, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        MODFSEnv(task, **arguments)
 
 
 def test_every_id_has_its_variants(tiny_data):
@@ -181,69 +186,6 @@ def test_mo_gymnasiums_statistics_and_vector_environments(tiny_data):
             np.testing.assert_allclose(info["episode"]["r"], their_info["episode"]["r"], atol=1e-5)
 
 
-def pareto_q_learning(env: gym.Env, gamma: float, episodes: int, seed: int) -> np.ndarray:
-    """Pareto Q-learning (Van Moffaert & Nowe 2014) for deterministic environments: sets of vectors for each state and
-    action. It knows nothing but MO-Gymnasium's interface."""
-    generator = np.random.default_rng(seed)
-    dimensions = env.unwrapped.reward_space.shape[0]
-    rewards: dict = {}
-    sets: dict = defaultdict(lambda: np.zeros((1, dimensions)))
-
-    def pruned(state: tuple) -> np.ndarray:
-        known = [sets[state, a] for a in range(env.action_space.n) if (state, a) in rewards]
-        return non_dominated(np.concatenate(known)) if known else np.zeros((1, dimensions))
-
-    for _ in range(episodes):
-        observation, _ = env.reset(seed=int(generator.integers(2**31)))
-        state, done, visited = tuple(observation), False, []
-        while not done:
-            action = int(generator.integers(env.action_space.n))
-            observation, reward, terminated, truncated, _ = env.step(action)
-            rewards[state, action] = reward.astype(np.float64)
-            visited.append((state, action, tuple(observation)))
-            state, done = tuple(observation), terminated or truncated
-        for state, action, following in reversed(visited):
-            sets[state, action] = rewards[state, action] + gamma * pruned(following)
-    return pruned(tuple(env.reset()[0]))
-
-
-@pytest.mark.parametrize("gamma", [1.0, 0.9])
-def test_pareto_q_learning_finds_the_known_front(few_images, gamma):
-    one = Split(few_images.dataset.train.images[:1], few_images.dataset.train.labels[:1])
-    task = Task(few_images.mdp, replace(few_images.dataset, train=one))
-    env = MODFSEnv(task, objectives=("cross_entropy", "cost"))
-    known = np.array(env.unwrapped.pareto_front(gamma=gamma))
-    assert len(known) > 2
-    found = pareto_q_learning(env, gamma, episodes=200, seed=0)
-    np.testing.assert_allclose(sorted(found.tolist()), sorted(known.tolist()), atol=1e-4)
-
-
-def test_scalarised_q_learning_finds_points_of_the_known_front(few_images):
-    env = MODFSEnv(few_images, objectives=("cross_entropy", "cost"))
-    front = np.array(env.pareto_front())
-    generator = np.random.default_rng(0)
-    weights = np.array([[1.0, 0.0], [0.5, 0.5], [0.01, 1.0]])
-    table: dict = defaultdict(lambda: np.zeros((3, 3, 2)))  # for each weight, multi-objective Q values of the actions
-    for _ in range(400):
-        state, done = tuple(env.reset(seed=int(generator.integers(2**31)))[0]), False
-        while not done:
-            action = int(generator.integers(3))
-            observation, reward, done, _, _ = env.step(action)
-            following = tuple(observation)
-            best = np.einsum("wak,wk->wa", table[following], weights).argmax(1)
-            table[state][:, action] = reward + (0 if done else table[following][range(3), best])
-            state = following
-    for row, weight in enumerate(weights):
-        returns = []
-        for image in range(2):
-            state, done, total = tuple(env.reset(options={"indices": image})[0]), False, np.zeros(2)
-            while not done:
-                observation, reward, done, _, _ = env.step(int((table[state][row] @ weight).argmax()))
-                state, total = tuple(observation), total + reward
-            returns.append(total)
-        assert np.mean(returns, 0) @ weight == pytest.approx((front @ weight).max(), abs=1e-4)
-
-
 def test_the_known_front_is_that_of_all_policies(few_images):
     """By hand: every pair of routes of the two images."""
     env = MODFSEnv(few_images)
@@ -276,18 +218,15 @@ def test_under_a_hard_budget_the_known_front_is_that_of_the_routes_that_fit(few_
     assert min(cost for _, cost in env.pareto_front()) >= -0.4 - 1e-5
 
 
-def test_a_front_of_budgets_that_are_drawn_is_refused(few_images):
-    with pytest.raises(ValueError, match="the front depends on the budget"):
+def test_fronts_that_cannot_be_enumerated_are_refused(task, few_images, monkeypatch):
+    with pytest.raises(ValueError, match="budget"):
         MODFSEnv(few_images, budget={"low": 0.1, "high": 0.4}).pareto_front()
     assert MODFSEnv(few_images, budget={"values": [0.4]}).pareto_front()
-
-
-def test_fronts_that_cannot_be_enumerated_are_refused(task, monkeypatch):
     monkeypatch.setattr("dfs_env.objectives.POINTS", 40)
-    with pytest.raises(ValueError, match="more than 40 points to compare: use a split of fewer images"):
+    with pytest.raises(ValueError, match="40 points"):
         MODFSEnv(task, objectives=("cross_entropy", "cost")).pareto_front()
     monkeypatch.setattr("dfs_env.objectives.ROUTES", 60)
-    with pytest.raises(ValueError, match="each image has 64 routes, and at most 60 are enumerated"):
+    with pytest.raises(ValueError, match="64 routes.* 60 "):
         MODFSEnv(task).pareto_front()
 
 
@@ -296,15 +235,14 @@ def test_points_that_none_dominates_by_hand():
     assert non_dominated(points).tolist() == [[2, -3], [1, -1], [0, 0]]
 
 
-def test_a_long_front_shows_its_progress_and_says_so_first(few_images, monkeypatch, capsys):
+def test_a_long_front_warns_of_its_duration_and_shows_its_progress(few_images, monkeypatch, capsys):
     monkeypatch.setattr("dfs_env.objectives.PATIENCE", 0.0)
     MODFSVectorEnv(few_images).pareto_front()
     assert "pareto_front: 100%" in capsys.readouterr().err
     monkeypatch.setattr("dfs_env.objectives.LONG", 0.0)
     monkeypatch.setattr("dfs_env.objectives.ROUTES", 27)  # one image at a time
-    with pytest.warns(UserWarning, match="pareto_front will take about .* hours for 2 images") as caught:
+    with pytest.warns(UserWarning, match=r"hours for 2 images"):
         MODFSEnv(few_images).pareto_front()
-    assert len(caught) == 1
 
 
 def test_returns_of_all_routes_are_those_of_playing_them(few_images):
@@ -330,7 +268,7 @@ def test_gymnasiums_own_vectorizers_are_refused_for_vector_rewards(tiny_data):
     assert env.step(np.full(2, 3))[1].tolist() == pytest.approx([-1 / 3] * 2)
 
 
-# --- costs beside rewards
+# --- costs next to rewards
 
 
 def test_safe_environments_return_the_cost_of_the_step_third(task):
@@ -390,7 +328,7 @@ def test_safety_gymnasiums_converter_makes_a_gymnasium_environment_of_it(tiny_da
 
 
 @pytest.mark.parametrize("kind", ["limit", "checked", "recorded", "vector", "sync", "async"])
-def test_whoever_expects_five_results_is_told_that_there_are_six(tiny_data, kind):
+def test_wrappers_that_expect_five_results_are_told_that_there_are_six(tiny_data, kind):
     name, kwargs = "DFS/Safe-Digits-v0", {"dataset": tiny_data, **TINY}
     if kind == "limit":
         env = gym.make(name, max_episode_steps=2, **kwargs)
@@ -403,7 +341,7 @@ def test_whoever_expects_five_results_is_told_that_there_are_six(tiny_data, kind
     else:
         env = gym.make_vec(name, vectorization_mode=kind, **kwargs)
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"expects 5 results .* returns six.*without Safe-"):
+    with pytest.raises(ValueError, match=r"5 results .*six.*without Safe-"):
         env.step(np.zeros(1, int))
 
 
@@ -419,5 +357,5 @@ def test_stable_baselines3s_own_wrappers_are_refused_by_name(tiny_data, kind, ar
         return gym.make(f"DFS/{kind}-Digits-v0", dataset=tiny_data, **TINY)
 
     env, action = (Monitor(make()), 0) if around is Monitor else (DummyVecEnv([make]), np.zeros(1, int))
-    with pytest.raises(ValueError, match=f"{around.__name__} (expects 5|takes a reward)"):
+    with pytest.raises(ValueError, match=around.__name__):
         played(env, action)
