@@ -77,7 +77,7 @@ def test_a_task_measures_what_an_own_backbone_lacks(backbone, dataset, images):
 
 def test_a_task_without_training_images_needs_statistics(mdp, dataset):
     without = replace(dataset, train=Split(dataset.train.images[:0], dataset.train.labels[:0]))
-    with pytest.raises(ValueError, match="tiny .*train"):
+    with pytest.raises(ValueError, match=r"tiny .*train"):
         Task(mdp, without)
     calibrate(mdp, dataset)
     Task(mdp, without)

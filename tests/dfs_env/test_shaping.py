@@ -1,4 +1,4 @@
-"""Potential-based shaping leaves the best policy as it is, other shaping does not; and the confidence heads."""
+"""Potential-based shaping leaves the optimal policy as it is, other shaping does not; and the confidence heads."""
 
 import copy
 import itertools
@@ -133,16 +133,18 @@ def test_potentials_by_hand(problem):
 # --- confidence heads
 
 
-def test_heads_learn_and_say_how_sure_they_are():
+def test_heads_learn_and_are_confident_where_features_separate_classes():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(3, (300,), generator=generator)
     noise = torch.randn(300, 5, generator=generator)
     clear = noise + 4 * torch.nn.functional.one_hot(labels, 5)
     heads = fit_heads([noise[:, :2], 100 * clear + 7], labels, 3)
-    blind, sharp = (confidence(heads.logits(place, x)) for place, x in enumerate((noise[:, :2], 100 * clear + 7)))
+    uninformed, informed = (
+        confidence(heads.logits(place, x)) for place, x in enumerate((noise[:, :2], 100 * clear + 7))
+    )
     assert (heads.logits(1, 100 * clear + 7).argmax(1) == labels).float().mean() > 0.95
-    assert blind[:, 0].mean() < 0.5 < 0.8 < sharp[:, 0].mean()
-    assert blind[:, 2].mean() > 0.9 > 0.5 > sharp[:, 2].mean()
+    assert uninformed[:, 0].mean() < 0.5 < 0.8 < informed[:, 0].mean()
+    assert uninformed[:, 2].mean() > 0.9 > 0.5 > informed[:, 2].mean()
 
 
 def test_confidence_by_hand():
@@ -160,6 +162,14 @@ def test_heads_follow_from_the_task_and_not_from_global_generators(problem, data
     other = BlockMDP(problem.mdp.backbone, (0, 8))
     assert other.heads is None, "heads of other bitwidths are trained anew"
     assert not torch.equal(train_heads(other, dataset).weight, again.weight)
+
+
+def test_heads_are_trained_once_with_progress_or_missed_by_name(mdp, dataset, monkeypatch, capsys):
+    with pytest.raises(ValueError, match=r"ensure_confidence"):
+        mdp.with_observation("confidence").observe(mdp.initial(torch.zeros(1, 3, 32, 32)))
+    monkeypatch.setattr("backbone.confidence.PATIENCE", 0.0)
+    Task(mdp, dataset).ensure_confidence()
+    assert "confidence heads: 100%" in capsys.readouterr().err
 
 
 def test_heads_stay_as_they_are_when_the_backbone_learns(problem):
@@ -189,18 +199,7 @@ def test_few_classes_have_a_confidence_too(backbone, dataset, classes):
     np.testing.assert_allclose(measures[:, 1], 2 * measures[:, 0] - 1, atol=1e-6)
 
 
-def test_training_confidence_heads_shows_its_progress(task, monkeypatch, capsys):
-    monkeypatch.setattr("backbone.confidence.PATIENCE", 0.0)
-    task.ensure_confidence()
-    assert "training confidence heads: 100%" in capsys.readouterr().err
-
-
 def test_observing_confidence_costs_its_classifiers(tiny_data):
     for name, macs in (("pooled", 0), ("confidence", (4 + 4 + 8) * 10)):
         task = make_task(tiny_data, 8, width=4, checkpoint="random", observation=name)
         assert task.mdp.observation_macs == macs
-
-
-def test_confidence_without_heads_is_refused(mdp):
-    with pytest.raises(ValueError, match=r"no confidence heads: call Task\.ensure_confidence"):
-        mdp.with_observation("confidence").observe(mdp.initial(torch.zeros(1, 3, 32, 32)))
