@@ -21,8 +21,8 @@ def network(images):
     return settle(ResNet(ResNetConfig(14, width=5, bitwidths=(0, 2, 3, 8, 32), widest=(8, 32))), images)
 
 
-def passed(monkeypatch):
-    """Whether each input gradient since then was that of a frozen convolution."""
+def frozen_gradients(monkeypatch):
+    """The frozen convolutions whose input gradients are computed from now on."""
     ran, gradient = [], frozen.FrozenConv.input_gradient
     monkeypatch.setattr(
         frozen.FrozenConv, "input_gradient", lambda self, *tensors: ran.append(self) or gradient(self, *tensors)
@@ -38,8 +38,8 @@ def outcome_and_gradient(run, x):
 
 
 def compare(monkeypatch, run, x, convolutions):
-    """Outcome and gradient equal the float path's, the outcome also that without gradients, bit by bit."""
-    ran = passed(monkeypatch)
+    """Outcome and gradient equal the float path's; the outcome is bit by bit that without gradients."""
+    ran = frozen_gradients(monkeypatch)
     out, grad = outcome_and_gradient(run, x)
     assert len(ran) == convolutions
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_each_quantizer_has_its_own_gradient(images, monkeypatch, activations, c
     compare(monkeypatch, lambda x: block(x, 4, 8), x, convolutions)
 
 
-def test_what_is_not_frozen_or_has_hooks_takes_the_float_path(network, images):
+def test_layers_that_are_not_frozen_or_have_hooks_take_the_float_path(network, images):
     layer, x = network.blocks[0].conv1, network.stem(images, 8).requires_grad_()
     assert layer.frozen(x, 8) is not None
     assert layer.frozen(x.detach(), 8) is None, "needs no gradient"
