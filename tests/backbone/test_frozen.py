@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from agents.gates import make_gate
-from agents.rollouts import gumbel_rollout, straight_through_rollout
 from backbone import frozen, integer
 from backbone.quantization import LearnedActivations, MinMaxActivations, Quantizer, StatisticalWeights
 from backbone.resnet import BasicBlock, ResNet, ResNetConfig
@@ -121,22 +119,3 @@ def test_gradients_of_decisions_equal_the_float_path_whatever_the_batch(network,
     scale = float(expected.abs().max())
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * scale)
     torch.testing.assert_close(torch.cat(alone), found, rtol=1e-3, atol=1e-5 * scale)
-
-
-@pytest.mark.parametrize("noisy", [False, True])
-def test_rollouts_train_gates_as_the_float_path_does(network, images, monkeypatch, noisy):
-    mdp, gradients = BlockMDP(network, (0, 2, 8)), []
-    for engine in ("auto", "float"):
-        monkeypatch.setenv("DFS_ENGINE", engine)
-        torch.manual_seed(0)
-        gate = make_gate("recurrent", mdp)
-        rollout = (
-            gumbel_rollout(mdp, gate, images, 0.3, temperature=1.0, ignore=0.2)
-            if noisy
-            else straight_through_rollout(mdp, gate, images, 0.3)
-        )
-        F.cross_entropy(rollout.logits, torch.arange(24) % 10).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in gate.parameters()]))
-    found, expected = gradients
-    assert float(expected.norm()) > 0
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
