@@ -171,11 +171,9 @@ def test_returned_arrays_share_no_memory_and_writing_to_them_changes_nothing(tas
 
 @pytest.mark.parametrize("mode", MODES)
 def test_seeded_runs_repeat_exactly_and_other_seeds_differ(task, mode):
-    actions = random_actions(2 * L)
     env = DFSVectorEnv(task, N, augment=True, autoreset_mode=mode)
-    runs = [list(arrays(play(e, actions, s))) for e, s in ((env, 7), (env, 7), (env, 8))]
-    assert all(np.array_equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
+    first, again, other = ([a.tobytes() for a in arrays(play(env, random_actions(2 * L), s))] for s in (7, 7, 8))
+    assert first == again != other
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -386,24 +384,6 @@ def test_bitwidths_that_the_checkpoint_lacks_are_refused(backbone, tiny_data, tm
         make_task(tiny_data, 8, checkpoint=path, bitwidths=(0, 6, 8))
     with pytest.raises(ValueError, match=r"tiny\.safetensors .*depth 8.*depth 14"):
         make_task(tiny_data, 14, checkpoint=path)
-
-
-def test_missing_checkpoint_names_the_command_that_makes_it(dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
-    monkeypatch.setattr("dfs_env.task.load_dataset", lambda name, data: dataset)
-    with pytest.raises(FileNotFoundError, match=r"scripts\.pretrain --dataset cifar10 --depth 38"):
-        make_task("cifar10", 38, data=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        make_task("cifar10", 38, checkpoint=str(tmp_path / "nowhere"))
-
-
-def test_the_users_own_checkpoint_is_preferred_to_the_shipped_one(backbone, tiny_data, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path / "shipped")
-    monkeypatch.setattr("dfs_env.task.load_dataset", lambda name, data: dataset)
-    for folder, scale in (("mine/weights", 1), ("shipped", 0)):
-        backbone.classifier.weight.mul_(scale)
-        checkpoint.save_backbone(tmp_path / folder / "tiny-resnet8.safetensors", backbone)
-    assert make_task("tiny", 8, data=str(tmp_path / "mine")).mdp.backbone.classifier.weight.any()
 
 
 @pytest.mark.parametrize(

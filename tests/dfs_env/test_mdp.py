@@ -34,10 +34,16 @@ def count_runs(mdp: BlockMDP) -> Counter:
 # --- what a route computes
 
 
-@pytest.mark.parametrize("bits", [0, 2, 4, 8])
-def test_constant_routes_equal_the_network_at_that_bitwidth(mdp, images, bits):
-    routes = torch.full((24, 3), mdp.bitwidths.index(bits))
-    assert torch.equal(mdp.run(images, routes), mdp.backbone(images, bits, 8))
+@pytest.mark.parametrize(("bits", "expected"), [(0, 0), (2, 1 / 16), (4, 1 / 4), (8, 1), (32, 1)])
+def test_the_same_bitwidth_everywhere_equals_the_network_and_costs_its_square(backbone, images, bits, expected):
+    mdp = BlockMDP(backbone, (0, 8, 32) if bits == 32 else (0, 2, 4, 8))
+    action, runs = torch.full((24,), mdp.bitwidths.index(bits)), count_runs(mdp)
+    state = mdp.initial(images)
+    for _ in range(3):
+        state = mdp.transition(state, action)
+    torch.testing.assert_close(state.cost, torch.full((24,), expected, dtype=torch.float32))
+    assert runs == ({(block, bits): 24 for block in range(3)} if bits else {})
+    torch.testing.assert_close(mdp.logits(state), backbone(images, bits, mdp.widest), rtol=1e-5, atol=1e-6)
 
 
 def test_mixed_routes_equal_each_image_on_its_own_through_the_blocks(mdp, images):
@@ -51,23 +57,6 @@ def test_mixed_routes_equal_each_image_on_its_own_through_the_blocks(mdp, images
         for block, action in zip(mdp.backbone.blocks, routes[i].tolist(), strict=True):
             x = block(x, mdp.bitwidths[action], 8) if action else block.skip(x, 8)
         torch.testing.assert_close(logits[i], mdp.backbone.head(x, 8)[0], rtol=1e-5, atol=1e-6)
-
-
-def test_full_precision_everywhere_equals_the_network_and_costs_one(backbone, images):
-    mdp = BlockMDP(backbone, (0, 8, 32))
-    state = mdp.initial(images)
-    for _ in range(3):
-        state = mdp.transition(state, torch.full((24,), 2))
-    torch.testing.assert_close(mdp.logits(state), backbone(images, 32), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(state.cost, torch.ones(24))
-
-
-def test_skip_everywhere_costs_nothing_and_runs_nothing(mdp, images):
-    runs, state = count_runs(mdp), mdp.initial(images)
-    for _ in range(3):
-        state = mdp.transition(state, torch.zeros(24, dtype=torch.long))
-    assert state.cost.tolist() == [0] * 24
-    assert not runs
 
 
 def test_cost_adds_up_to_the_cost_table(mdp, images):
