@@ -165,42 +165,30 @@ def test_cache_filled_in_inference_mode_serves_gradients(bits):
 # --- networks
 
 
-class PlainResNet(nn.Module):
-    """He et al.'s CIFAR ResNet with 1x1 shortcuts, in plain torch, holding a ResNet's full-precision weights."""
+def plain_resnet(network: ResNet, x: torch.Tensor, training: bool) -> torch.Tensor:
+    """He et al.'s CIFAR ResNet with 1x1 shortcuts, in plain torch, with a network's full-precision weights."""
 
-    def __init__(self, source: ResNet) -> None:
-        super().__init__()
-        self.stem = self.conv_norm(source.stem_conv)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([self.conv_norm(conv) for conv in (b.conv1, b.conv2, b.shortcut) if conv is not None])
-            for b in source.blocks
-        )
-        self.classifier = nn.Linear(source.classifier.weight.shape[1], source.classifier.weight.shape[0])
-        self.classifier.load_state_dict({"weight": source.classifier.weight, "bias": source.classifier.bias})
+    def conv_norm(layer: QuantConvNorm, x: torch.Tensor) -> torch.Tensor:
+        norm = layer.norms["32"]
+        out = F.conv2d(x, layer.weight, None, layer.stride, layer.weight.shape[-1] // 2)
+        statistics = norm.running_mean, norm.running_var
+        return F.batch_norm(out, *statistics, norm.weight, norm.bias, training, norm.momentum, norm.eps)
 
-    @staticmethod
-    def conv_norm(layer: QuantConvNorm) -> nn.Sequential:
-        out_channels, in_channels, kernel, _ = layer.weight.shape
-        conv = nn.Conv2d(in_channels, out_channels, kernel, layer.stride, padding=kernel // 2, bias=False)
-        norm = nn.BatchNorm2d(out_channels)
-        conv.load_state_dict({"weight": layer.weight})
-        norm.load_state_dict(layer.norms["32"].state_dict())
-        return nn.Sequential(conv, norm)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.stem(x))
-        for conv1, conv2, *shortcut in self.blocks:
-            x = F.relu(conv2(F.relu(conv1(x))) + (shortcut[0](x) if shortcut else x))
-        return self.classifier(x.mean((2, 3)))
+    x = F.relu(conv_norm(network.stem_conv, x))
+    for block in network.blocks:
+        out = conv_norm(block.conv2, F.relu(conv_norm(block.conv1, x)))
+        x = F.relu(out + (x if block.shortcut is None else conv_norm(block.shortcut, x)))
+    return F.linear(x.mean((2, 3)), network.classifier.weight, network.classifier.bias)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_full_precision_everywhere_equals_the_plain_network(backbone, images, training):
-    plain = PlainResNet(backbone).train(training)
-    backbone.train(training)
-    torch.testing.assert_close(backbone(images, 32), plain(images), rtol=1e-4, atol=1e-4)
-    statistics = backbone.blocks[1].shortcut.norms["32"].running_mean
-    torch.testing.assert_close(statistics, plain.blocks[1][2][1].running_mean)
+    twin = copy.deepcopy(backbone)
+    found, expected = backbone.train(training)(images, 32), plain_resnet(twin, images, training)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for name, tensor in twin.state_dict().items():
+        if "running" in name:
+            torch.testing.assert_close(backbone.state_dict()[name], tensor)
 
 
 def test_skipping_leaves_the_input_alone_or_its_shortcut(backbone, images):

@@ -68,7 +68,7 @@ def test_budget_and_cost_coef_act_whatever_way_they_are_set(way):
     np.testing.assert_allclose(envs[0].mdp.layout.split(observation).budget, 0.05)
     np.testing.assert_allclose(reward, -6 / 3, rtol=1e-6)
     assert all((env.budget, env.cost_coef) == (0.05, 6.0) for env in envs)
-    for name, value in (("budget", 1.5), ("cost_coef", -1.0)):
+    for name, value in (("budget", 1.5), ("cost_coef", -1.0), ("cost_coef", float("nan")), ("cost_coef", True)):
         with pytest.raises(ValueError, match=f"{name} {value}"):
             _put_and_play(way, name, value)
 

@@ -92,6 +92,9 @@ def test_a_reset_may_name_the_budgets_of_its_episodes(task):
         ({"values": [0.5], "low": 0.1}, "'low'"),
         ({"low": 0, "high": 0.1}, "budget 0 "),
         ("0.5", r"'0\.5'"),
+        (1.5, r"budget 1\.5"),
+        (float("nan"), "budget nan"),
+        (True, "budget True"),
     ],
 )
 def test_impossible_budgets_are_refused_by_name(spec, culprit):

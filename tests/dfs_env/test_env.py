@@ -110,33 +110,11 @@ def test_make_vec_gives_the_native_environment(tiny_data):
 # --- one against many
 
 
-@pytest.mark.parametrize("augment", [False, True])
-def test_vector_environment_equals_single_environments(task, augment):
-    vector = DFSVectorEnv(task, N, augment=augment, autoreset_mode="Disabled", budget=0.4)
-    singles = [DFSEnv(task, augment=augment, budget=0.4) for _ in range(N)]
-    for episode in range(2):
-        seed = 11 if episode == 0 else None
-        observation, info = vector.reset(seed=seed)
-        ones = [env.reset(seed=None if seed is None else seed + i) for i, env in enumerate(singles)]
-        for i, (one_observation, one_info) in enumerate(ones):
-            assert_same(one_observation, observation[i])
-            assert_same(one_info, {k: v[i] for k, v in info.items() if k[0] != "_"})
-        for action in random_actions(L, episode):
-            observation, rewards, terminated, truncated, info = vector.step(action)
-            for i, env in enumerate(singles):
-                o, r, te, tr, one_info = env.step(int(action[i]))
-                assert_same(o, observation[i])
-                assert (te, tr) == (terminated[i], truncated[i])
-                assert r == pytest.approx(rewards[i], abs=1e-5)
-                assert_same(one_info, {k: v[i] for k, v in info.items() if k[0] != "_"})
-            assert not truncated.any()
-        assert terminated.all()
-
-
 @pytest.mark.parametrize("mode", MODES)
-def test_autoreset_behaves_as_gymnasiums_own_vector_environment(task, mode):
-    ours = DFSVectorEnv(task, N, autoreset_mode=mode, augment=True)
-    theirs = SyncVectorEnv([lambda: DFSEnv(task, augment=True)] * N, autoreset_mode=mode)
+def test_the_vector_environment_equals_gymnasiums_own_of_single_environments_in_every_autoreset_mode(task, mode):
+    kwargs = {"augment": mode != "NextStep", "budget": 0.4}
+    ours = DFSVectorEnv(task, N, autoreset_mode=mode, **kwargs)
+    theirs = SyncVectorEnv([lambda: DFSEnv(task, **kwargs)] * N, autoreset_mode=mode)
     assert ours.metadata["autoreset_mode"] == theirs.metadata["autoreset_mode"]
     assert (ours.observation_space, ours.action_space) == (theirs.observation_space, theirs.action_space)
     actions = random_actions(3 * L + 2)
@@ -261,17 +239,6 @@ def test_swapping_two_labels_changes_only_those_images_rewards(task, reward):
 # --- rewards
 
 
-def test_the_cost_coefficient_can_move_between_steps(task):
-    env = DFSEnv(task, reward="cross_entropy_minus_cost", cost_coef=0)
-    env.reset(seed=0)
-    assert env.step(3)[1] == 0
-    env.cost_coef = 3.0
-    assert env.step(3)[1] == pytest.approx(-1)
-    for wrong in (-1.0, float("nan"), "high", True):
-        with pytest.raises(ValueError, match="cost_coef"):
-            env.cost_coef = wrong
-
-
 @pytest.mark.parametrize("name", ["accuracy_minus_cost", "cross_entropy_minus_cost", "probability_minus_cost"])
 def test_a_reward_that_needs_a_cost_coefficient_and_has_none_is_refused(tiny_data, name):
     arguments = {"id": "DFS/Digits-v0", "dataset": tiny_data, "reward": name, **TINY}
@@ -341,27 +308,16 @@ def test_text_shows_route_cost_and_prediction(task):
 @pytest.mark.parametrize(
     ("arguments", "culprit"),
     [
-        ({"reward": "accurate"}, "'accurate'.*accuracy, accuracy_minus_cost"),
         ({"reward": "skipnet", "cost_coef": 2}, "'skipnet'.*cost_coef"),
         ({"cost_coef": -1}, "cost_coef -1"),
-        ({"reward": {"alpha": 1}}, "reward .*'alpha': 1"),
-        ({"reward": 3}, "reward .*3"),
-        ({"observation": "pixels"}, "'pixels'"),
         ({"split": "valid"}, "'valid'"),
         ({"autoreset_mode": "later"}, "autoreset_mode 'later'.*NextStep, SameStep, Disabled"),
         ({"render_mode": "human"}, "render_mode 'human'"),
-        ({"budget": 0}, "budget 0"),
-        ({"budget": 1.5}, r"budget 1\.5"),
-        ({"budget": "x"}, "budget 'x'"),
-        ({"budget": float("nan")}, "budget nan"),
         ({"budget": True}, "budget True"),
         ({"num_envs": 0}, "num_envs"),
         ({"hard_budget": "no"}, "hard_budget .*'no'"),
         ({"ungated_blocks": True}, "ungated_blocks .*True"),
         ({"ungated_blocks": 1.5}, r"ungated_blocks .*1\.5"),
-        ({"bitwidths": (0, 3, 33)}, "33"),
-        ({"depth": 9}, "depth 9"),
-        ({"dataset": "mnist"}, "'mnist'"),
     ],
 )
 def test_bad_arguments_are_named(tiny_data, arguments, culprit):

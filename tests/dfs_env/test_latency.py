@@ -40,11 +40,6 @@ def timed(task, mdp, table):
     return Task(mdp, task.dataset)
 
 
-def test_a_saved_table_is_read_as_it_was(table, tmp_path):
-    table.save(tmp_path / "table.json")
-    assert load_latency(tmp_path / "table.json") == table
-
-
 def test_costs_are_shares_of_the_time_at_full_execution(timed):
     cost = timed.mdp.cost
     full = 3 + 6 + 9
@@ -134,6 +129,7 @@ def test_a_batch_size_that_was_not_measured_is_refused(table, mdp):
 def test_a_damaged_table_is_refused_by_name(table, tmp_path, damage):
     path = tmp_path / "table.json"
     table.save(path)
+    assert load_latency(path) == table
     text = path.read_text()
     path.write_text({"flip": text.replace("0.5", "0.6", 1), "empty": "", "other": '{"a": 1}', "text": "[]"}[damage])
     with pytest.raises(ValueError, match=str(path)):

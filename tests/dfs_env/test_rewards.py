@@ -275,6 +275,8 @@ def test_rewards_declare_whether_they_read_the_budget():
         ("my_rewards:nothing", "'my_rewards:nothing'"),
         ("my_rewards:bare", "'weight'"),
         (None, "reward .*None"),
+        (3, "reward .*3"),
+        ({"alpha": 1}, "reward .*'alpha': 1"),
     ],
 )
 def test_impossible_rewards_are_named(spec, culprit):
