@@ -29,17 +29,14 @@ def way(request, task):
     def many(**kwargs):
         return DFSVectorEnv(task, 2, reward=CHARGING, autoreset_mode="SameStep", **kwargs)
 
-    def setter(env):
-        return lambda name, value: setattr(env, name, value)
-
     actions = np.full(2, 3)
     if request.param in ("one", "wrapped", "wrapper_attr"):
         env = one()
-        how = {"one": setter(env.unwrapped), "wrapped": setter(env), "wrapper_attr": env.set_wrapper_attr}
-        return how[request.param], [env.unwrapped], lambda: (env.reset(seed=0)[0], env.step(3)[1])
+        setters = {"one": env.unwrapped.__setattr__, "wrapped": env.__setattr__, "wrapper_attr": env.set_wrapper_attr}
+        return setters[request.param], [env.unwrapped], lambda: (env.reset(seed=0)[0], env.step(3)[1])
     if request.param == "many":
         env = many()
-        return setter(env), [env], lambda: (env.reset(seed=0)[0], env.step(actions)[1])
+        return env.__setattr__, [env], lambda: (env.reset(seed=0)[0], env.step(actions)[1])
     if request.param == "sync":
         env = SyncVectorEnv([one, one])
         return env.set_attr, [each.unwrapped for each in env.envs], lambda: (env.reset()[0], env.step(actions)[1])

@@ -178,14 +178,6 @@ def test_observations_and_infos_have_cost_and_budget_in_every_autoreset_mode(tas
         assert not info["spent"].any()
 
 
-def test_every_action_changes_observations_and_losses(task):
-    env, found = DFSEnv(task), []
-    for action in range(4):
-        env.reset(seed=0)
-        found += [(env.step(action)[0].tobytes(), env.step(action)[0].tobytes(), env.step(action)[4]["loss"])]
-    assert all(len(set(part)) == 4 for part in zip(*found, strict=True))
-
-
 def test_indices_play_exactly_these_images(task):
     env = DFSVectorEnv(task, N, split="validation", autoreset_mode="Disabled")
     indices = np.array([3, 3, 0, 11, 7])
@@ -325,13 +317,6 @@ def test_bad_arguments_are_named(tiny_data, arguments, culprit):
         make_vec_env(**{"dataset": tiny_data, **TINY} | arguments)
 
 
-def test_unknown_arguments_are_refused_with_the_nearest_known_one():
-    for prefix in ("", "MO-", "Safe-"):
-        for make in (gym.make, gym.make_vec):
-            with pytest.raises(ValueError, match=r"'budgt'.*'budget'"):
-                make(f"DFS/{prefix}Digits-v0", checkpoint="random", budgt=0.1)
-
-
 def test_bitwidths_that_the_checkpoint_lacks_are_refused(backbone, tiny_data, tmp_path):
     path = str(tmp_path / "tiny.safetensors")
     checkpoint.save_backbone(path, backbone)
@@ -361,18 +346,6 @@ def test_bad_actions_are_named_and_change_nothing(task, actions, culprit):
     with pytest.raises(ValueError, match=culprit):
         env.step(actions)
     assert_same(env.step(np.ones(N, int)), untouched.step(np.ones(N, int)))
-
-
-def test_single_environments_take_integers_and_name_bad_actions_and_numpy_numbers_are_numbers(task):
-    env = DFSEnv(task, budget=np.float32(0.5))
-    assert env.budget == 0.5
-    env.reset(seed=0)
-    for action, culprit in ((-1, "-1"), (4, "4"), (1.0, "float64"), (None, "object")):
-        with pytest.raises(ValueError, match=f"action.*{culprit}"):
-            env.step(action)
-    env.step(np.int64(1))
-    env.step(np.array(1))
-    assert DFSVectorEnv(task, np.int64(2)).reset(seed=0)[0].shape[0] == 2
 
 
 @pytest.mark.parametrize(
@@ -409,6 +382,20 @@ def test_steps_at_the_wrong_time_are_refused(task, single):
     for call in (lambda: env.step(action), env.reset):
         with pytest.raises(ClosedEnvironmentError, match="closed"):
             call()
+
+
+def test_every_integer_is_an_action_of_one_environment_and_has_its_own_outcome(task):
+    env, found = DFSEnv(task, budget=np.float32(0.5)), []
+    assert env.budget == 0.5
+    for action in (0, 1, np.int64(2), np.array(3)):
+        env.reset(seed=0)
+        found += [(env.step(action)[0].tobytes(), env.step(action)[0].tobytes(), env.step(action)[4]["loss"])]
+    assert all(len(set(part)) == 4 for part in zip(*found, strict=True))
+    env.reset()
+    for action, culprit in ((-1, "-1"), (4, "4"), (1.0, "float64"), (None, "object")):
+        with pytest.raises(ValueError, match=f"action.*{culprit}"):
+            env.step(action)
+    assert DFSVectorEnv(task, np.int64(2)).reset(seed=0)[0].shape[0] == 2
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -472,7 +459,10 @@ def test_the_seeds_and_generators_that_are_shown_are_those_that_are_drawn_from(t
         env.np_random = (np.random.default_rng(4),)
 
 
-def test_arguments_of_vector_environments_are_refused_for_one_image_with_the_way_to_give_them(tiny_data):
+def test_unknown_or_misplaced_arguments_are_refused_with_the_right_ones(tiny_data):
+    for prefix, make in itertools.product(("", "MO-", "Safe-"), (gym.make, gym.make_vec)):
+        with pytest.raises(ValueError, match=r"'budgt'.*'budget'"):
+            make(f"DFS/{prefix}Digits-v0", budgt=0.1, **TINY)
     with pytest.raises(ValueError, match="num_envs"):
         gym.make("DFS/Digits-v0", num_envs=4)
     kwargs = {"num_envs": 2, "vectorization_mode": "sync"}
