@@ -26,24 +26,18 @@ def way(request, task):
     def one() -> gym.Env:
         return TimeLimit(DFSEnv(task, reward=CHARGING), 100)
 
-    def many(**kwargs):
-        return DFSVectorEnv(task, 2, reward=CHARGING, autoreset_mode="SameStep", **kwargs)
-
     actions = np.full(2, 3)
     if request.param in ("one", "wrapped", "wrapper_attr"):
         env = one()
         setters = {"one": env.unwrapped.__setattr__, "wrapped": env.__setattr__, "wrapper_attr": env.set_wrapper_attr}
         return setters[request.param], [env.unwrapped], lambda: (env.reset(seed=0)[0], env.step(3)[1])
+    if request.param in ("sync", "dummy"):
+        env = SyncVectorEnv([one, one]) if request.param == "sync" else make_vec_env(one, n_envs=2)
+        first = (lambda: env.reset()[0]) if request.param == "sync" else env.reset
+        return env.set_attr, [each.unwrapped for each in env.envs], lambda: (first(), env.step(actions)[1])
+    inner = DFSVectorEnv(task, 2, reward=CHARGING, autoreset_mode="SameStep")
     if request.param == "many":
-        env = many()
-        return env.__setattr__, [env], lambda: (env.reset(seed=0)[0], env.step(actions)[1])
-    if request.param == "sync":
-        env = SyncVectorEnv([one, one])
-        return env.set_attr, [each.unwrapped for each in env.envs], lambda: (env.reset()[0], env.step(actions)[1])
-    if request.param == "dummy":
-        env = make_vec_env(one, n_envs=2)
-        return env.set_attr, [each.unwrapped for each in env.envs], lambda: (env.reset(), env.step(actions)[1])
-    inner = many()
+        return inner.__setattr__, [inner], lambda: (inner.reset(seed=0)[0], inner.step(actions)[1])
     env = SB3VecEnv(TransformReward(inner, np.negative) if request.param == "sb3_wrapped" else inner)
     env = VecNormalize(env, norm_obs=False, norm_reward=False) if request.param == "sb3_normalized" else env
     sign = -1 if request.param == "sb3_wrapped" else 1

@@ -14,16 +14,20 @@ RANGE = {"low": 0.02, "high": 0.6}
 def test_sub_environments_draw_budgets_as_single_environments_do(spec, task):
     vector = DFSVectorEnv(task, 5, budget=spec, augment=True, autoreset_mode="Disabled")
     singles = [DFSEnv(task, budget=spec, augment=True) for _ in range(5)]
-    seen, split = [], task.mdp.layout.split
+    drawn_budgets, split = [], task.mdp.layout.split
     for episode in range(3):
         observation, _ = vector.reset(seed=7 if episode == 0 else None)
         for i, single in enumerate(singles):
             alone, _ = single.reset(seed=7 + i if episode == 0 else None)
             np.testing.assert_allclose(observation[i], alone, atol=1e-5)
         np.testing.assert_array_equal(split(observation).budget, vector.budgets.astype(np.float32))
-        seen += vector.budgets.tolist()
-    assert len(set(seen)) == (3 if "values" in spec else 15)
-    assert set(seen) <= set(spec["values"]) if "values" in spec else 0.02 <= min(seen) < max(seen) <= 0.6
+        drawn_budgets += vector.budgets.tolist()
+    assert len(set(drawn_budgets)) == (3 if "values" in spec else 15)
+    assert (
+        set(drawn_budgets) <= set(spec["values"])
+        if "values" in spec
+        else 0.02 <= min(drawn_budgets) < max(drawn_budgets) <= 0.6
+    )
 
 
 def test_budgets_are_drawn_evenly_over_their_logarithm():
