@@ -213,4 +213,4 @@ def test_forked_and_spawned_workers_compute_what_the_parent_does(tmp_path):
     program = tmp_path / "play.py"
     program.write_text(PLAY)
     paths = os.pathsep.join([os.getcwd(), str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    subprocess.run([sys.executable, str(program)], check=True, timeout=120, env={**os.environ, "PYTHONPATH": paths})
+    subprocess.run([sys.executable, str(program)], check=True, timeout=300, env={**os.environ, "PYTHONPATH": paths})
