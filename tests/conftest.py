@@ -79,12 +79,12 @@ def tiny_data() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def _rigged():
-    """Images whose colour tells the class, and a small network that has learned it on any route: skipping costs
+def _learned(tmp_path_factory) -> Task:
+    """Images whose colour is the class, and a small network that has learned it on any route: skipping costs
     accuracy."""
     generator = torch.Generator().manual_seed(0)
 
-    def split(count):
+    def split(count: int) -> Split:
         labels = torch.randint(4, (count,), generator=generator)
         base = torch.tensor([[200, 60, 60], [60, 200, 60], [60, 60, 200], [130, 130, 130]])[labels]
         noise = torch.randint(-60, 60, (count, 3, 32, 32), generator=generator)
@@ -92,18 +92,9 @@ def _rigged():
 
     dataset = Dataset("rigged", 4, (0.44,) * 3, (0.3,) * 3, split(512), split(128), split(128), flip=True, pad=0)
     torch.manual_seed(0)
-    backbone = ResNet(ResNetConfig(8, 4, 4, (0, 2, 8)))
-    mdp = BlockMDP(backbone)
-    return dataset, mdp
-
-
-@pytest.fixture(scope="session")
-def _learned(_rigged, tmp_path_factory):
-    dataset, mdp = _rigged
-    config = TrainingConfig(epochs=3, batch_size=64, lr=0.05)
-    state = tmp_path_factory.mktemp("rigged") / "backbone.state"
-    for _ in BackboneTrainer(mdp.backbone, {mdp.bitwidths: mdp.run}, dataset, config, state).epochs():
-        pass
+    mdp = BlockMDP(ResNet(ResNetConfig(8, 4, 4, (0, 2, 8))))
+    config, state = TrainingConfig(epochs=3, batch_size=64, lr=0.05), tmp_path_factory.mktemp("rigged") / "state"
+    list(BackboneTrainer(mdp.backbone, {mdp.bitwidths: mdp.run}, dataset, config, state).epochs())
     return Task(mdp, dataset)
 
 

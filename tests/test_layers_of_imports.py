@@ -39,18 +39,13 @@ def modules(source: str) -> set[str]:
     return names
 
 
-def imported(source: str) -> set[str]:
-    """Top-level names of these."""
-    return {name.split(".")[0] for name in modules(source)}
-
-
 def group_of(module: str) -> str:
     """The folder of agents that a module of it is in."""
     folder = ".".join(module.split(".")[:2])
     return folder if folder in GROUPS else "agents"
 
 
-def test_imported_sees_every_kind_of_import():
+def test_every_kind_of_import_is_found():
     source = """
 import agents.gates as g
 def f():
@@ -58,7 +53,7 @@ def f():
     importlib.import_module("scripts.train")
 from . import x
 """
-    assert imported(source) == {"agents", "dfs_env", "scripts", "a relative import"}
+    assert modules(source) >= {"agents.gates", "dfs_env.env", "scripts.train", "a relative import"}
 
 
 @pytest.mark.parametrize("layer", ABOVE)
@@ -66,13 +61,9 @@ def test_layer_imports_nothing_above_it(layer):
     files = list((ROOT / layer).rglob("*.py"))
     assert files
     for file in files:
-        forbidden = imported(file.read_text()) & (ABOVE[layer] | {"a relative import"})
+        found = {name.split(".")[0] for name in modules(file.read_text())}
+        forbidden = found & (ABOVE[layer] | {"a relative import"})
         assert not forbidden, f"{file.relative_to(ROOT)} imports {forbidden}"
-
-
-def test_scripts_are_imported_by_nothing_but_scripts():
-    for file in [*ROOT.glob("agents/**/*.py"), *ROOT.glob("dfs_env/**/*.py"), *ROOT.glob("backbone/**/*.py")]:
-        assert "scripts" not in imported(file.read_text()), file
 
 
 @pytest.mark.parametrize("folder", sorted(file.parent.name for file in ROOT.glob("scripts/*/__init__.py")))

@@ -16,7 +16,6 @@ import torch
 from backbone import cifar, digits
 from backbone.data import (
     SPLITS,
-    Dataset,
     Split,
     augment,
     batches,
@@ -35,29 +34,13 @@ def random_split(count: int, seed: int = 0) -> Split:
     return Split(images, torch.arange(count) % 10)
 
 
-def make_dataset(folder: Path) -> Dataset:
-    return Dataset(
-        str(folder), 10, (0.5,) * 3, (0.25,) * 3, random_split(6), random_split(4), random_split(2), False, 2
-    )
-
-
 # --- splits, names and folders
 
 
-def test_dataset_split_by_name():
-    dataset = make_dataset(Path("x"))
-    assert [len(dataset.split(name)) for name in SPLITS] == [6, 4, 2]
-    with pytest.raises(ValueError, match="'valid'"):
-        dataset.split("valid")
-
-
-def test_normalize_undoes_channel_statistics():
+def test_normalize_undoes_channel_statistics(dataset):
     images = random_split(20).images
     mean, std = channel_statistics(images)
-    scaled = images.double() / 255
-    assert mean == pytest.approx(scaled.mean((0, 2, 3)).tolist())
-    assert std == pytest.approx(scaled.std((0, 2, 3), correction=0).tolist())
-    normalized = replace(make_dataset(Path("x")), mean=mean, std=std).normalize(images)
+    normalized = replace(dataset, mean=mean, std=std).normalize(images)
     assert normalized.dtype == torch.float32
     torch.testing.assert_close(normalized.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(normalized.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
@@ -79,6 +62,8 @@ def test_data_folder_precedence(monkeypatch, tmp_path):
 def test_resolve_names_the_culprit(name):
     with pytest.raises(ValueError, match=f"reward '{name}'"):
         resolve("reward", name, {"b": len, "a": len})
+    assert resolve("reward", "a", {"a": len}) is len
+    assert resolve("reward", "os:getcwd", {}) is os.getcwd
 
 
 def test_code_is_the_users_own_unless_python_packages_or_this_project_have_it():
@@ -88,17 +73,9 @@ def test_code_is_the_users_own_unless_python_packages_or_this_project_have_it():
     assert not is_library("backbone.data")
 
 
-def test_resolve_finds_known_and_imported():
-    assert resolve("reward", "a", {"a": len}) is len
-    assert resolve("reward", "os:getcwd", {}) is os.getcwd
-
-
 def test_parameters_are_split_outside_of_brackets():
-    assert parse_call("call", "f(a=(1,(2,3)), b=2)") == ("f", {"a": (1, (2, 3)), "b": 2})
-    assert parse_call("call", "f(a=[{'x': (1, 2)}, 3], b=((1,),2),c=x)") == (
-        "f",
-        {"a": [{"x": (1, 2)}, 3], "b": ((1,), 2), "c": "x"},
-    )
+    found = parse_call("call", "f(a=[{'x': (1, 2)}, 3], b=((1,),2),c=x)")
+    assert found == ("f", {"a": [{"x": (1, 2)}, 3], "b": ((1,), 2), "c": "x"})
 
 
 def test_stratified_parts_are_disjoint_complete_and_in_proportion():
@@ -129,7 +106,7 @@ def test_batches_visit_every_image_once(shuffled):
 
 
 def coordinates(batch: int) -> torch.Tensor:
-    """Images whose two channels tell each pixel's own row and column, both from 1, so that 0 is padding."""
+    """Images whose two channels are each pixel's row and column, both from 1, so that 0 is padding."""
     line = torch.arange(1.0, 33.0)
     return torch.stack([line[:, None].expand(32, 32), line.expand(32, 32)]).repeat(batch, 1, 1, 1)
 
@@ -152,8 +129,9 @@ def test_augment_only_shifts_within_the_padding_and_mirrors(flip):
     assert set(steps[:, 0].tolist()) == set(range(-3, 4))
 
 
-def test_augment_is_seeded_and_keeps_images_apart():
+def test_augment_is_seeded_and_treats_each_image_alone():
     images = random_split(8).images.float()
+    assert torch.equal(augment(images, torch.Generator(), flip=False, pad=0), images)
     first, again = (augment(images, torch.Generator().manual_seed(5), flip=True, pad=4) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, augment(images, torch.Generator().manual_seed(6), flip=True, pad=4))
@@ -178,47 +156,32 @@ def test_cutout_blanks_one_square_that_may_reach_beyond_the_edge():
     assert torch.equal(cut, cutout(images, torch.Generator().manual_seed(0), 8))
 
 
-def test_augment_without_padding_or_flip_is_the_identity():
-    images = random_split(4).images.float()
-    assert torch.equal(augment(images, torch.Generator(), flip=False, pad=0), images)
-
-
 # --- digits
 
 
-@pytest.fixture(scope="module")
-def digits_dataset() -> Dataset:
-    return load_dataset("digits")
-
-
-def test_digits_shape_and_balance(digits_dataset):
-    assert digits_dataset.num_classes == 10
-    assert not digits_dataset.flip
+def test_digits_are_balanced_and_normalised():
+    dataset = load_dataset("digits")
     for name, count in (("train", 10_000), ("validation", 2_000), ("test", 2_000)):
-        split = digits_dataset.split(name)
+        split = dataset.split(name)
         assert split.images.shape == (count, 3, 32, 32)
         assert split.labels.bincount().min() > 0.09 * count
         assert len(digits.difficulty(name)) == count
-    normalized = digits_dataset.normalize(digits_dataset.train.images[:2000])
+    normalized = dataset.normalize(dataset.train.images[:2000])
     assert normalized.mean().abs() < 0.05
     assert abs(normalized.std() - 1) < 0.05
 
 
 def test_digits_sources_are_disjoint(monkeypatch):
     drawn = []
-    monkeypatch.setattr(
-        digits, "draw_images", lambda glyphs, hardness, seed: drawn.append(glyphs) or one_pixel(hardness)
-    )
+
+    def draw(glyphs: torch.Tensor, hardness: torch.Tensor, seed: int) -> torch.Tensor:
+        drawn.append(glyphs)
+        return torch.eye(32, dtype=torch.uint8).expand(len(hardness), 3, 32, 32)
+
+    monkeypatch.setattr(digits, "draw_images", draw)
     digits.load_digits()
-    assert [len(glyphs) for glyphs in drawn] == [1200, 300, 297]
     sources = [{glyph.numpy().tobytes() for glyph in glyphs} for glyphs in drawn]
     assert len(set.union(*sources)) == sum(map(len, sources)) == 1797
-
-
-def one_pixel(hardness: torch.Tensor) -> torch.Tensor:
-    images = torch.zeros(len(hardness), 3, 32, 32, dtype=torch.uint8)
-    images[0, :, 0, 0] = 255
-    return images
 
 
 def test_digits_draws_repeat_exactly_under_a_seed():
@@ -252,7 +215,7 @@ def md5(content: bytes) -> str:
 
 
 def fake_source(source: cifar.Source, url_folder: Path) -> tuple[cifar.Source, dict[str, bytes]]:
-    """The same files with 40 images each and true sums; the archive lies in `url_folder`."""
+    """The same files with 40 images each and their own checksums; the archive lies in `url_folder`."""
     contents = {name: batch_bytes(40, source.label_key, seed) for seed, name in enumerate(source.files)}
     url_folder.mkdir()
     archive = url_folder / source.archive
@@ -279,9 +242,12 @@ def fake10(monkeypatch, tmp_path) -> cifar.Source:
 
 
 @pytest.fixture
-def unpacked10(fake10, tmp_path) -> Path:
-    cifar.load_cifar10(tmp_path / "data")
-    return tmp_path / "data" / fake10.folder
+def unpacked10(fake10, tmp_path, monkeypatch) -> Path:
+    """The folder of the files, unpacked without a download from an archive that was put there by hand."""
+    with monkeypatch.context() as patch:
+        patch.setattr(cifar, "_download", None)
+        cifar.load_cifar10(tmp_path / "remote")
+    return tmp_path / "remote" / fake10.folder
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -304,24 +270,13 @@ def test_cifar_download_splits_and_pixels(name, monkeypatch, tmp_path):
     assert torch.equal(again.train.images, dataset.train.images)
 
 
-def test_cifar_unpacks_an_archive_put_there_by_hand(fake10, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar, "_download", None)
-    dataset = cifar.load_cifar10(tmp_path / "remote")
-    assert dataset.flip
-    assert dataset.num_classes == 10
-
-
-def test_cifar_missing_file_is_named(unpacked10):
-    (unpacked10 / "data_batch_3").unlink()
-    with pytest.raises(FileNotFoundError, match="data_batch_3"):
-        cifar.load_cifar10(unpacked10.parent)
-    with pytest.raises(FileNotFoundError, match="data_batch_3"):
-        cifar.load_cifar10(unpacked10)
-
-
-def test_cifar_truncated_file_is_named(unpacked10, fake10):
-    path = unpacked10 / "data_batch_2"
+def test_cifar_missing_and_truncated_files_are_named(unpacked10, fake10):
+    path = unpacked10 / "data_batch_3"
     content = path.read_bytes()[:-100]
+    path.unlink()
+    for folder in (unpacked10.parent, unpacked10):
+        with pytest.raises(FileNotFoundError, match="data_batch_3"):
+            cifar.load_cifar10(folder)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} .*{md5(content)}.*{fake10.train[path.name]}"):
         cifar.load_cifar10(unpacked10.parent)
@@ -337,7 +292,7 @@ def test_cifar_truncated_archive_is_named_and_leaves_nothing(fake10, tmp_path):
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_cifar_impossible_download_tells_what_to_do(fake10, tmp_path):
+def test_cifar_impossible_download_names_url_and_folder(fake10, tmp_path):
     (tmp_path / "remote" / fake10.archive).unlink()
     folder = tmp_path / "data"
     with pytest.raises(FileNotFoundError, match=f"{fake10.url}.*{fake10.archive}.*{folder}.*DFS_DATA"):

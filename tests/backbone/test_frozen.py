@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from agents.gates import make_gate
-from agents.rollouts import gumbel_rollout, straight_through_rollout
 from backbone import frozen, integer
 from backbone.quantization import LearnedActivations, MinMaxActivations, Quantizer, StatisticalWeights
 from backbone.resnet import BasicBlock, ResNet, ResNetConfig
@@ -21,8 +19,8 @@ def network(images):
     return settle(ResNet(ResNetConfig(14, width=5, bitwidths=(0, 2, 3, 8, 32), widest=(8, 32))), images)
 
 
-def passed(monkeypatch):
-    """Whether each input gradient since then was that of a frozen convolution."""
+def frozen_gradients(monkeypatch):
+    """The frozen convolutions whose input gradients are computed from now on."""
     ran, gradient = [], frozen.FrozenConv.input_gradient
     monkeypatch.setattr(
         frozen.FrozenConv, "input_gradient", lambda self, *tensors: ran.append(self) or gradient(self, *tensors)
@@ -38,8 +36,8 @@ def outcome_and_gradient(run, x):
 
 
 def compare(monkeypatch, run, x, convolutions):
-    """Outcome and gradient equal the float path's, the outcome also that without gradients, bit by bit."""
-    ran = passed(monkeypatch)
+    """Outcome and gradient equal the float path's; the outcome is bit by bit that without gradients."""
+    ran = frozen_gradients(monkeypatch)
     out, grad = outcome_and_gradient(run, x)
     assert len(ran) == convolutions
     with torch.no_grad():
@@ -84,7 +82,7 @@ def test_each_quantizer_has_its_own_gradient(images, monkeypatch, activations, c
     compare(monkeypatch, lambda x: block(x, 4, 8), x, convolutions)
 
 
-def test_what_is_not_frozen_or_has_hooks_takes_the_float_path(network, images):
+def test_layers_that_are_not_frozen_or_have_hooks_take_the_float_path(network, images):
     layer, x = network.blocks[0].conv1, network.stem(images, 8).requires_grad_()
     assert layer.frozen(x, 8) is not None
     assert layer.frozen(x.detach(), 8) is None, "needs no gradient"
@@ -121,22 +119,3 @@ def test_gradients_of_decisions_equal_the_float_path_whatever_the_batch(network,
     scale = float(expected.abs().max())
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * scale)
     torch.testing.assert_close(torch.cat(alone), found, rtol=1e-3, atol=1e-5 * scale)
-
-
-@pytest.mark.parametrize("noisy", [False, True])
-def test_rollouts_train_gates_as_the_float_path_does(network, images, monkeypatch, noisy):
-    mdp, gradients = BlockMDP(network, (0, 2, 8)), []
-    for engine in ("auto", "float"):
-        monkeypatch.setenv("DFS_ENGINE", engine)
-        torch.manual_seed(0)
-        gate = make_gate("recurrent", mdp)
-        rollout = (
-            gumbel_rollout(mdp, gate, images, 0.3, temperature=1.0, ignore=0.2)
-            if noisy
-            else straight_through_rollout(mdp, gate, images, 0.3)
-        )
-        F.cross_entropy(rollout.logits, torch.arange(24) % 10).backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in gate.parameters()]))
-    found, expected = gradients
-    assert float(expected.norm()) > 0
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))

@@ -30,25 +30,25 @@ def test_the_factor_at_the_beginning_half_way_and_at_the_end(spec, values):
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("spec", "culprit"),
     [
-        ("lineer", "lineer'.*'linear'"),
+        ("lineer", "'lineer'.*'linear'"),
         ("linear(too=0)", "'too'.*'to'"),
         ("linear(0)", "'0'"),
-        ("linear(to=x)", "to must"),
+        ("linear(to=x)", " to "),
         ("linear(to=", "linear"),
         ("3", "'3'"),
         ("", "''"),
-        ("linear(to=-1)", "to must"),
-        ("linear(to='1')", "to must"),
-        ("step(at=(1, 'x'))", "at must"),
-        ("linear(end=2)", "end is"),
-        ("linear(start=1.5)", "start is"),
-        ("step(at=(0.5, 3))", "at is"),
-        ("step(at=(0.5, (1, 2)))", "at must"),
-        ("cosine(start=0.5, end=0.5)", "start must"),
+        ("linear(to=-1)", " to "),
+        ("linear(to='1')", " to "),
+        ("step(at=(1, 'x'))", " at "),
+        ("linear(end=2)", " end "),
+        ("linear(start=1.5)", " start "),
+        ("step(at=(0.5, 3))", " at "),
+        ("step(at=(0.5, (1, 2)))", " at "),
+        ("cosine(start=0.5, end=0.5)", " start .* end"),
     ],
 )
-def test_what_is_no_schedule_is_refused(spec, message):
-    with pytest.raises(ValueError, match=message):
+def test_impossible_schedules_are_refused_by_the_parameter(spec, culprit):
+    with pytest.raises(ValueError, match=culprit):
         make_schedule(spec)

@@ -1,5 +1,7 @@
 """Training of backbones: routes, losses, resuming and failing."""
 
+import copy
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -41,12 +43,9 @@ def states_differ(a: torch.nn.Module, b: torch.nn.Module) -> list[str]:
 # --- starting from another network
 
 
-def test_start_takes_over_a_plain_network_and_fills_in_bitwidths():
-    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    plain, other = (
-        ResNet(ResNetConfig(8, 10, 4, (0, 8, 32))),
-        ResNet(ResNetConfig(8, 10, 4, (0, 2, 8, 16, 32), (8, 32))),
-    )
+def test_start_takes_over_a_plain_network_and_fills_in_bitwidths(images):
+    plain = ResNet(ResNetConfig(8, 10, 4, (0, 8, 32)))
+    other = ResNet(ResNetConfig(8, 10, 4, (0, 2, 8, 16, 32), (8, 32)))
     for _ in range(2):  # moves the statistics of the norms
         plain.train()(images, 8, 32), plain(images, 32)
     plain.eval(), other.eval()
@@ -60,10 +59,11 @@ def test_start_takes_over_a_plain_network_and_fills_in_bitwidths():
     assert ranges.clip[1] == source.activation_quantizer.clip[0]  # 8 bits
     assert ranges.started.tolist() == [False, True, False]
     assert torch.equal(other.stem_conv.norms["8"].weight, plain.stem_conv.norms["32"].weight)
+    with pytest.raises(ValueError, match=r"width=4.*width=8"):
+        ResNet(ResNetConfig(8, 10, 4)).start_from(ResNet(ResNetConfig(8, 10, 8)))
 
 
-def test_start_makes_a_deeper_network_that_begins_as_the_shallower_one():
-    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+def test_start_makes_a_deeper_network_that_begins_as_the_shallower_one(images):
     shallow, deep = ResNet(ResNetConfig(8, 10, 4, (0, 2, 32))), ResNet(ResNetConfig(26, 10, 4, (0, 2, 32)))
     for bits in (2, 32):
         shallow.train()(images, bits, 32)
@@ -73,62 +73,42 @@ def test_start_makes_a_deeper_network_that_begins_as_the_shallower_one():
     other = ResNet(ResNetConfig(8, 10, 4, (0, 2, 32)))
     other.start_from(deep)  # and back: evenly spaced blocks
     assert torch.equal(other.eval()(images, 32), shallow(images, 32))
-
-
-def test_start_keeps_the_classifier_of_another_number_of_classes():
-    plain, other = ResNet(ResNetConfig(8, 10, 4)), ResNet(ResNetConfig(8, 100, 4))
-    weight = other.classifier.weight.clone()
-    other.start_from(plain)
-    assert torch.equal(other.classifier.weight, weight)
-    assert torch.equal(other.blocks[2].conv1.weight, plain.blocks[2].conv1.weight)
-
-
-def test_start_refuses_another_width():
-    with pytest.raises(ValueError, match=r"width=4.*width=8"):
-        ResNet(ResNetConfig(8, 10, 4)).start_from(ResNet(ResNetConfig(8, 10, 8)))
-
-
-def test_training_for_few_bits_trains_the_norms_of_these_bits(dataset, tmp_path):
-    backbone = ResNet(ResNetConfig(8, 10, 4))
-    mdp = BlockMDP(backbone)
-    config = TrainingConfig(any_route=False, bits=2, epochs=1, batch_size=8)
-    before = {bits: norm.running_mean.clone() for bits, norm in backbone.blocks[0].conv1.norms.items()}
-    for _ in BackboneTrainer(backbone, {mdp.bitwidths: mdp.run}, dataset, config, tmp_path / "s").epochs():
-        pass
-    moved = {
-        bits
-        for bits, norm in backbone.blocks[0].conv1.norms.items()
-        if not torch.equal(norm.running_mean, before[bits])
-    }
-    assert moved == {"2"}
+    classes = ResNet(ResNetConfig(8, 100, 4, (0, 2, 32)))
+    classifier = classes.classifier.weight.clone()
+    classes.start_from(shallow)
+    assert torch.equal(classes.classifier.weight, classifier), "of another number of classes"
+    assert torch.equal(classes.blocks[2].conv1.weight, shallow.blocks[2].conv1.weight)
 
 
 # --- routes, losses, schedules
 
 
+def routes_of(count: int, layers: int = 9, actions: int = 4, seed: int = 1, **kwargs) -> torch.Tensor:
+    return random_routes(count, layers, actions, torch.Generator().manual_seed(seed), **kwargs)
+
+
 def test_random_routes_hold_the_cheapest_extremes_and_are_seeded():
-    routes = random_routes(64, 9, 4, torch.Generator().manual_seed(1))
+    routes = routes_of(64)
     assert (routes.shape, routes.min(), routes.max()) == ((64, 9), 0, 3)
     assert routes[:2].tolist() == [[0] * 9, [1] * 9]
-    assert torch.equal(routes, random_routes(64, 9, 4, torch.Generator().manual_seed(1)))
-    assert not torch.equal(routes, random_routes(64, 9, 4, torch.Generator().manual_seed(2)))
-    assert random_routes(1, 5, 2, torch.Generator().manual_seed(1)).tolist() == [[0] * 5]
-    assert random_routes(3, 2, 1, torch.Generator().manual_seed(1)).tolist() == [[0] * 2] * 3
+    assert torch.equal(routes, routes_of(64))
+    assert not torch.equal(routes, routes_of(64, seed=2))
+    assert routes_of(1, 5, 2).tolist() == [[0] * 5]
+    assert routes_of(3, 2, 1).tolist() == [[0] * 2] * 3
 
 
-def test_a_share_of_the_routes_gives_every_block_the_same_inner_action():
-    routes = random_routes(64, 9, 4, torch.Generator().manual_seed(1), constant=0.25)
+def test_a_share_of_the_random_routes_gives_every_block_the_same_inner_action():
+    routes = routes_of(64, constant=0.25)
     same = (routes == routes[:, :1]).all(1)
     assert same[: 2 + 16].all()
     assert set(routes[2 : 2 + 16, 0].tolist()) == {1, 2}
     assert not same[18:].all()
-    rest = random_routes(64, 9, 4, torch.Generator().manual_seed(1))
-    assert torch.equal(routes[18:], rest[18:])
-    assert random_routes(4, 3, 2, torch.Generator().manual_seed(1), constant=1.0).shape == (4, 3)
+    assert torch.equal(routes[18:], routes_of(64)[18:])
+    assert routes_of(4, 3, 2, constant=1.0).shape == (4, 3)
 
 
 def test_random_routes_are_balanced_between_images_and_skewed_within():
-    routes = random_routes(4000, 12, 4, torch.Generator().manual_seed(0))
+    routes = routes_of(4000, 12)
     shares = torch.bincount(routes.flatten(), minlength=4) / routes.numel()
     torch.testing.assert_close(shares, torch.full((4,), 0.25), rtol=0, atol=0.02)
     most = torch.nn.functional.one_hot(routes, 4).sum(1).amax(1).float().mean()
@@ -151,16 +131,16 @@ def test_route_loss_by_hand():
         assert loss == pytest.approx(on_full + (1 - distill) * hard + distill * soft, rel=1e-5)
 
 
-def test_only_the_first_images_take_the_routes_they_are_given():
-    seen = []
+def test_route_loss_gives_the_routes_to_the_first_images():
+    runs = []
 
     def run(images: torch.Tensor, routes: torch.Tensor) -> torch.Tensor:
-        seen.append((images.flatten().tolist(), routes.flatten().tolist()))
+        runs.append((images.flatten().tolist(), routes.flatten().tolist()))
         return torch.zeros(len(images), 2)
 
     images, labels, full = torch.tensor([[7.0], [8.0], [9.0]]), torch.tensor([0, 1, 0]), torch.tensor([[3], [3], [3]])
     route_loss(run, images, labels, torch.tensor([[0], [1]]), full, 0.5)
-    assert seen == [([7.0, 8.0, 9.0], [3, 3, 3]), ([7.0, 8.0], [0, 1])]
+    assert runs == [([7.0, 8.0, 9.0], [3, 3, 3]), ([7.0, 8.0], [0, 1])]
 
 
 def test_distillation_does_not_pull_full_execution_towards_the_routes():
@@ -203,7 +183,7 @@ def test_accuracy_by_hand(dataset):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "culprit"),
     [
         ({"schedule": "linear"}, "'linear'"),
         ({"precision": "float16"}, "'float16'"),
@@ -213,66 +193,41 @@ def test_accuracy_by_hand(dataset):
         ({"lr": 0.0}, "lr"),
     ],
 )
-def test_impossible_configurations_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_impossible_configurations_are_refused(arguments, culprit):
+    with pytest.raises(ValueError, match=culprit):
         TrainingConfig(**arguments)
 
 
 # --- the trainer
 
 
-@pytest.mark.parametrize("any_route", [True, False])
-def test_training_on_a_handful_of_images_lowers_the_loss(dataset, tmp_path, any_route):
-    config = replace(CONFIG, epochs=8, any_route=any_route)
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({}, {"2", "8", "32"}),
+        ({"any_route": False}, {"8", "32"}),
+        ({"any_route": False, "bits": 2}, {"2"}),
+        ({"precision": "bfloat16"}, {"2", "8", "32"}),
+    ],
+)
+def test_training_on_a_handful_of_images_lowers_the_loss_and_moves_the_norms_of_its_bitwidths(
+    dataset, tmp_path, options, trained
+):
+    config = replace(CONFIG, epochs=8, **options)
     trainer = make_trainer(replace(dataset, flip=False, pad=0), tmp_path / "state", config)
+    norms = trainer.backbone.blocks[0].conv1.norms
+    before = {bits: norm.running_mean.clone() for bits, norm in norms.items()}
     losses = [loss for _, loss in trainer.epochs()]
     assert losses[-1] < 0.85 * losses[0]
+    assert {bits for bits, norm in norms.items() if not torch.equal(norm.running_mean, before[bits])} == trained
     assert not trainer.backbone.training
     assert not any(p.requires_grad for p in trainer.backbone.parameters())
 
 
-def test_plain_training_runs_full_execution_only(dataset, tmp_path):
-    seen = []
-
-    def spy(runner):
-        return lambda images, routes: seen.append(routes) or runner(images, routes)
-
-    config = replace(CONFIG, epochs=1, any_route=False)
-    list(make_trainer(dataset, tmp_path / "plain", config, run=spy).epochs())
-    assert all((routes == 2).all() for routes in seen)
-    assert len(seen) == 3
-    seen.clear()
-    list(make_trainer(dataset, tmp_path / "any", replace(config, any_route=True), run=spy).epochs())
-    assert [bool((routes == 2).all()) for routes in seen] == [True, False] * 3
-
-
-def test_seeded_training_repeats_exactly_and_other_seeds_differ(dataset, tmp_path):
-    runs = []
-    for index, seed in enumerate((0, 0, 1)):
-        trainer = make_trainer(dataset, tmp_path / str(index), replace(CONFIG, epochs=1, seed=seed))
-        runs.append((list(trainer.epochs()), trainer.backbone))
-    assert runs[0][0] == runs[1][0] != runs[2][0]
-    assert not states_differ(runs[0][1], runs[1][1])
-
-
-@pytest.mark.parametrize("finished", [1, 2])
-def test_killed_and_resumed_equals_uninterrupted(dataset, tmp_path, finished):
-    whole = make_trainer(dataset, tmp_path / "whole")
+def test_a_seeded_training_that_is_killed_in_an_epoch_and_resumed_equals_an_uninterrupted_one(dataset, tmp_path):
+    whole, other = make_trainer(dataset, tmp_path / "whole"), replace(CONFIG, seed=1)
     expected = list(whole.epochs())
-    killed = make_trainer(dataset, tmp_path / "killed").epochs()
-    before = [next(killed) for _ in range(finished)]
-    torch.rand(7)  # the global generator has no part in it
-    resumed = make_trainer(dataset, tmp_path / "killed")
-    assert before + list(resumed.epochs()) == expected
-    assert not states_differ(resumed.backbone, whole.backbone)
-    done = make_trainer(dataset, tmp_path / "killed")
-    assert list(done.epochs()) == [], "nothing is left to do"
-    assert not done.backbone.training, "what is measured now must not change the norms"
-
-
-def test_interrupted_epoch_is_done_again_from_its_start(dataset, tmp_path):
-    whole = make_trainer(dataset, tmp_path / "whole")
-    list(whole.epochs())
+    assert next(make_trainer(dataset, tmp_path / "other", other).epochs()) != expected[0]
     calls = []
 
     def dies_in_the_second_epoch(runner):
@@ -284,12 +239,17 @@ def test_interrupted_epoch_is_done_again_from_its_start(dataset, tmp_path):
 
         return run
 
+    killed = make_trainer(dataset, tmp_path / "killed", run=dies_in_the_second_epoch).epochs()
+    before = [next(killed)]
     with pytest.raises(KeyboardInterrupt):
-        list(make_trainer(dataset, tmp_path / "killed", run=dies_in_the_second_epoch).epochs())
+        next(killed)
+    torch.rand(7)  # the global generator has no part in it
     resumed = make_trainer(dataset, tmp_path / "killed")
-    assert resumed.epoch == 1
-    list(resumed.epochs())
+    assert before + list(resumed.epochs()) == expected
     assert not states_differ(resumed.backbone, whole.backbone)
+    done = make_trainer(dataset, tmp_path / "killed")
+    assert list(done.epochs()) == [], "nothing is left to do"
+    assert not done.backbone.training, "what is measured now must not change the norms"
 
 
 def test_nan_loss_is_one_error_and_the_last_good_state_remains(dataset, tmp_path):
@@ -297,48 +257,50 @@ def test_nan_loss_is_one_error_and_the_last_good_state_remains(dataset, tmp_path
     trainer = make_trainer(dataset, file, run=lambda runner: lambda x, r: runner(x, r) * poison[0])
     epochs = trainer.epochs()
     next(epochs)
-    good = {name: tensor.clone() for name, tensor in trainer.backbone.state_dict().items()}
+    good = copy.deepcopy(trainer.backbone)
     poison[0] = float("nan")
-    with pytest.raises(TrainingDivergedError, match=r"epoch 2, step 1.*epoch 1 .*run\.state"):
+    with pytest.raises(TrainingDivergedError, match=r"epoch 2, step 1.*run\.state"):
         next(epochs)
     resumed = make_trainer(dataset, file)
     assert resumed.epoch == 1
-    assert all(torch.equal(tensor, good[name]) for name, tensor in resumed.backbone.state_dict().items())
+    assert not states_differ(resumed.backbone, good)
 
 
-@pytest.mark.parametrize("kind", ["garbage", "truncated", "empty", "other network", "other content"])
-def test_states_that_cannot_be_resumed_are_one_error_that_names_the_file(dataset, tmp_path, kind):
-    file = tmp_path / "run.state"
-    next(make_trainer(dataset, file).epochs())
-    whole = file.read_bytes()
-    if kind == "garbage":
-        file.write_bytes(b"garbage " * 100)
-    elif kind == "truncated":
-        file.write_bytes(whole[: len(whole) // 2])
-    elif kind == "empty":
-        file.write_bytes(b"")
-    elif kind == "other network":
-        torch.save({"backbone": torch.nn.Linear(2, 2).state_dict()}, file)
-    else:
-        torch.save([1, 2], file)
+STATES = {
+    "garbage": lambda whole: b"garbage " * 100,
+    "truncated": lambda whole: whole[: len(whole) // 2],
+    "empty": lambda whole: b"",
+    "other network": lambda whole: saved({"backbone": torch.nn.Linear(2, 2).state_dict()}),
+    "other content": lambda whole: saved([1, 2]),
+}
+
+
+def saved(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+@pytest.fixture
+def state(dataset, tmp_path) -> Path:
+    """The state of a training after one epoch."""
+    next(make_trainer(dataset, tmp_path / "run.state").epochs())
+    return tmp_path / "run.state"
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_states_that_cannot_be_resumed_are_one_error_that_names_the_file(dataset, state, kind):
+    state.write_bytes(STATES[kind](state.read_bytes()))
     with pytest.raises(ValueError, match=r"run\.state"):
-        make_trainer(dataset, file)
+        make_trainer(dataset, state)
 
 
 @pytest.mark.parametrize("other", ["start", "data set", "options"])
-def test_a_state_of_another_training_is_not_resumed(dataset, tmp_path, other):
-    file = tmp_path / "run.state"
-    next(make_trainer(dataset, file).epochs())
-    trainer = make_trainer(dataset, tmp_path / "another.state")
+def test_a_state_of_another_training_is_not_resumed(dataset, state, other):
+    trainer = make_trainer(dataset, state.with_name("another.state"))
     if other == "start":
         trainer.backbone.classifier.bias.data.add_(1)
     images = replace(dataset, name="another") if other == "data set" else dataset
     config = replace(CONFIG, lr=0.01) if other == "options" else CONFIG
-    runners = dict(trainer.runners)
     with pytest.raises(ValueError, match=r"run\.state"):
-        BackboneTrainer(trainer.backbone, runners, images, config, file)
-
-
-def test_mixed_precision_trains_too(dataset, tmp_path):
-    trainer = make_trainer(dataset, tmp_path / "state", replace(CONFIG, epochs=1, precision="bfloat16"))
-    assert math.isfinite(next(trainer.epochs())[1])
+        BackboneTrainer(trainer.backbone, dict(trainer.runners), images, config, state)

@@ -17,18 +17,6 @@ FIXED = ("reward", "split", "hard_budget", "task", "mdp", "bitwidths", "budgets"
 CHARGING = "cross_entropy_minus_cost(cost_coef=1)"
 
 
-class Noting(gym.Wrapper):
-    """A wrapper of a user's that has attributes of its own, and reads the environment's budget."""
-
-    def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
-        self.coefficient = 7.0
-
-    def step(self, action: int) -> tuple:
-        assert self.unwrapped.budget > 0
-        return self.env.step(action)
-
-
 @pytest.fixture(
     params=["one", "many", "sync", "dummy", "sb3", "sb3_wrapped", "sb3_normalized", "wrapped", "wrapper_attr"]
 )
@@ -38,27 +26,18 @@ def way(request, task):
     def one() -> gym.Env:
         return TimeLimit(DFSEnv(task, reward=CHARGING), 100)
 
-    def many(**kwargs):
-        return DFSVectorEnv(task, 2, reward=CHARGING, autoreset_mode="SameStep", **kwargs)
-
-    def setter(env):
-        return lambda name, value: setattr(env, name, value)
-
     actions = np.full(2, 3)
     if request.param in ("one", "wrapped", "wrapper_attr"):
         env = one()
-        how = {"one": setter(env.unwrapped), "wrapped": setter(env), "wrapper_attr": env.set_wrapper_attr}
-        return how[request.param], [env.unwrapped], lambda: (env.reset(seed=0)[0], env.step(3)[1])
+        setters = {"one": env.unwrapped.__setattr__, "wrapped": env.__setattr__, "wrapper_attr": env.set_wrapper_attr}
+        return setters[request.param], [env.unwrapped], lambda: (env.reset(seed=0)[0], env.step(3)[1])
+    if request.param in ("sync", "dummy"):
+        env = SyncVectorEnv([one, one]) if request.param == "sync" else make_vec_env(one, n_envs=2)
+        first = (lambda: env.reset()[0]) if request.param == "sync" else env.reset
+        return env.set_attr, [each.unwrapped for each in env.envs], lambda: (first(), env.step(actions)[1])
+    inner = DFSVectorEnv(task, 2, reward=CHARGING, autoreset_mode="SameStep")
     if request.param == "many":
-        env = many()
-        return setter(env), [env], lambda: (env.reset(seed=0)[0], env.step(actions)[1])
-    if request.param == "sync":
-        env = SyncVectorEnv([one, one])
-        return env.set_attr, [each.unwrapped for each in env.envs], lambda: (env.reset()[0], env.step(actions)[1])
-    if request.param == "dummy":
-        env = make_vec_env(one, n_envs=2)
-        return env.set_attr, [each.unwrapped for each in env.envs], lambda: (env.reset(), env.step(actions)[1])
-    inner = many()
+        return inner.__setattr__, [inner], lambda: (inner.reset(seed=0)[0], inner.step(actions)[1])
     env = SB3VecEnv(TransformReward(inner, np.negative) if request.param == "sb3_wrapped" else inner)
     env = VecNormalize(env, norm_obs=False, norm_reward=False) if request.param == "sb3_normalized" else env
     sign = -1 if request.param == "sb3_wrapped" else 1
@@ -80,13 +59,13 @@ def test_budget_and_cost_coef_act_whatever_way_they_are_set(way):
     np.testing.assert_allclose(envs[0].mdp.layout.split(observation).budget, 0.05)
     np.testing.assert_allclose(reward, -6 / 3, rtol=1e-6)
     assert all((env.budget, env.cost_coef) == (0.05, 6.0) for env in envs)
-    for name, value in (("budget", 1.5), ("cost_coef", -1.0)):
+    for name, value in (("budget", 1.5), ("cost_coef", -1.0), ("cost_coef", float("nan")), ("cost_coef", True)):
         with pytest.raises(ValueError, match=f"{name} {value}"):
             _put_and_play(way, name, value)
 
 
-@pytest.mark.parametrize("name", FIXED)
-def test_what_is_fixed_or_unknown_is_refused_by_name_whatever_way_it_is_set(way, name):
+@pytest.mark.parametrize("name", ["reward", "budgt"])
+def test_fixed_or_unknown_attributes_are_refused_by_name_whatever_way_they_are_set(way, name):
     with pytest.raises(AttributeError, match=f"'{name}'"):
         _put_and_play(way, name, 1)
 
@@ -103,13 +82,13 @@ def test_every_variant_has_the_same_attributes(task, kind):
             env.cost_coef = 1.0
     assert env.task is task
     for name in FIXED:
-        with pytest.raises(AttributeError, match=f"'{name}' cannot be set"):
+        with pytest.raises(AttributeError, match=f"'{name}'"):
             setattr(env, name, 1)
     env.render_mode = "ansi"
     assert "cost" in np.ravel(env.render())[0]
 
 
-def test_what_gymnasium_and_subclasses_set_may_be_set(task):
+def test_subclasses_wrappers_and_gymnasium_may_set_their_own_attributes(task):
     class Own(DFSEnv):
         def __init__(self) -> None:
             super().__init__(task)
@@ -119,10 +98,7 @@ def test_what_gymnasium_and_subclasses_set_may_be_set(task):
     env.metadata, env.spec = {"render_modes": []}, None
     env.reset = lambda **kwargs: "mine"
     assert env.reset() == "mine"
-
-
-def test_an_attribute_of_a_wrapper_stays_the_wrappers(task):
-    env = Noting(DFSEnv(task))
+    env = gym.Wrapper(DFSEnv(task))
     env.coefficient, env.budget = 8.0, 0.5
     env.reset(seed=0)
     env.step(3)
@@ -131,7 +107,7 @@ def test_an_attribute_of_a_wrapper_stays_the_wrappers(task):
 
 def test_the_adapter_refuses_to_set_for_some_images_only(task):
     env = SB3VecEnv(DFSVectorEnv(task, 3, autoreset_mode="SameStep"))
-    with pytest.raises(ValueError, match=r"'budget' is one for all 3 images.*set_options"):
+    with pytest.raises(ValueError, match=r"'budget'.* 3 .*set_options"):
         env.set_attr("budget", 0.1, indices=[0])
     env.set_attr("budget", 0.1, indices=range(3))
     assert env.get_attr("budget") == [0.1] * 3

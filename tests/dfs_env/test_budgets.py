@@ -1,11 +1,10 @@
 """Budgets drawn per episode, and hard budgets of every image's own."""
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
 from backbone.cost import TOLERANCE
-from dfs_env import DFSEnv, DFSVectorEnv
+from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task
 from dfs_env.budgets import make_budget
 
 RANGE = {"low": 0.02, "high": 0.6}
@@ -15,25 +14,20 @@ RANGE = {"low": 0.02, "high": 0.6}
 def test_sub_environments_draw_budgets_as_single_environments_do(spec, task):
     vector = DFSVectorEnv(task, 5, budget=spec, augment=True, autoreset_mode="Disabled")
     singles = [DFSEnv(task, budget=spec, augment=True) for _ in range(5)]
-    seen, split = [], task.mdp.layout.split
+    drawn_budgets, split = [], task.mdp.layout.split
     for episode in range(3):
         observation, _ = vector.reset(seed=7 if episode == 0 else None)
         for i, single in enumerate(singles):
             alone, _ = single.reset(seed=7 + i if episode == 0 else None)
-            assert split(observation[i]).budget == split(alone).budget
             np.testing.assert_allclose(observation[i], alone, atol=1e-5)
         np.testing.assert_array_equal(split(observation).budget, vector.budgets.astype(np.float32))
-        seen += vector.budgets.tolist()
-    assert len(set(seen)) == (3 if "values" in spec else 15)
-    assert set(seen) <= set(spec["values"]) if "values" in spec else 0.02 <= min(seen) < max(seen) <= 0.6
-
-
-def test_a_budget_that_is_one_number_is_not_drawn(task):
-    plain = DFSVectorEnv(task, 4, budget=0.4, autoreset_mode="Disabled")
-    generators = [np.random.default_rng(3 + i) for i in range(4)]  # as Gymnasium makes them
-    for episode in range(3):
-        _, info = plain.reset(seed=3 if episode == 0 else None)
-        assert info["index"].tolist() == [int(generator.integers(len(plain.images))) for generator in generators]
+        drawn_budgets += vector.budgets.tolist()
+    assert len(set(drawn_budgets)) == (3 if "values" in spec else 15)
+    assert (
+        set(drawn_budgets) <= set(spec["values"])
+        if "values" in spec
+        else 0.02 <= min(drawn_budgets) < max(drawn_budgets) <= 0.6
+    )
 
 
 def test_budgets_are_drawn_evenly_over_their_logarithm():
@@ -44,7 +38,7 @@ def test_budgets_are_drawn_evenly_over_their_logarithm():
     assert np.mean(np.array(values) == 0.1) == pytest.approx(0.5, abs=0.06)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_legal_actions_never_exceed_the_images_own_hard_budgets(seed, task):
     rng = np.random.default_rng(seed)
     low, high = np.sort(np.exp(rng.uniform(np.log(0.001), 0, 2)))
@@ -67,7 +61,7 @@ def test_random_legal_actions_never_exceed_the_images_own_hard_budgets(seed, tas
 def test_an_action_that_does_not_fit_is_refused_by_the_images_own_budget(task):
     env = DFSVectorEnv(task, 3, hard_budget=True, autoreset_mode="Disabled")
     env.reset(seed=0, options={"budget": [1.0, 0.1, 0.5]})
-    with pytest.raises(ValueError, match=r"action 3 of sub-environment 1 does not fit the hard budget 0\.1"):
+    with pytest.raises(ValueError, match=r"action 3 of sub-environment 1 .* 0\.1"):
         env.step(np.array([3, 3, 3]))
     env.step(np.array([3, 2, 3]))
 
@@ -85,42 +79,35 @@ def test_a_reset_may_name_the_budgets_of_its_episodes(task):
     assert observed() == [0.25] * 3
     alone, _ = DFSEnv(task).reset(options={"budget": 0.4})
     assert task.mdp.layout.split(alone).budget == pytest.approx(0.4)
-    with pytest.raises(ValueError, match="one number or 3"):
+    with pytest.raises(ValueError, match=r"budget.* 3"):
         env.reset(options={"budget": [0.1, 0.2]})
-    with pytest.raises(ValueError, match=r"budget 1\.5 is not a fraction"):
+    with pytest.raises(ValueError, match=r"budget 1\.5"):
         env.reset(options={"budget": 1.5})
 
 
-def test_budgets_are_plain_data_for_gymnasium():
-    env = gym.make("DFS/Digits-v0", checkpoint="random", budget={"low": 0.1, "high": 0.2}, hard_budget=True)
-    split = env.unwrapped.mdp.layout.split
-    assert 0.1 <= split(env.reset(seed=0)[0]).budget <= 0.2
-    vector = gym.make_vec("DFS/Digits-v0", num_envs=3, checkpoint="random", budget={"values": [0.25]})
-    assert split(vector.reset(seed=0)[0]).budget.tolist() == [0.25] * 3
-
-
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("spec", "culprit"),
     [
-        ({"low": 0.5, "high": 0.1}, "low 0.5 is above high 0.1"),
-        ({"low": 0.5}, "give a number"),
-        ({"values": []}, "give a number"),
-        ({"values": 0.5}, "give a number"),
-        ({"values": [0.5, 2]}, "budget 2 is not a fraction"),
-        ({"values": [0.5], "low": 0.1}, "give a number"),
-        ({"low": 0, "high": 0.1}, "budget 0 is not a fraction"),
-        ("0.5", "is not a fraction"),
+        ({"low": 0.5, "high": 0.1}, r"low 0\.5 .*high 0\.1"),
+        ({"low": 0.5}, "'low'"),
+        ({"values": []}, "'values'"),
+        ({"values": 0.5}, "'values'"),
+        ({"values": [0.5, 2]}, "budget 2 "),
+        ({"values": [0.5], "low": 0.1}, "'low'"),
+        ({"low": 0, "high": 0.1}, "budget 0 "),
+        ("0.5", r"'0\.5'"),
+        (1.5, r"budget 1\.5"),
+        (float("nan"), "budget nan"),
+        (True, "budget True"),
     ],
 )
-def test_what_is_no_budget_is_refused(spec, message):
-    with pytest.raises(ValueError, match=message):
+def test_impossible_budgets_are_refused_by_name(spec, culprit):
+    with pytest.raises(ValueError, match=culprit):
         make_budget(spec)
 
 
 def test_the_lowest_of_hard_budgets_must_be_reachable(backbone, dataset):
-    from dfs_env import BlockMDP, Task
-
     task = Task(BlockMDP(backbone, (2, 4, 8)), dataset)
     DFSVectorEnv(task, budget={"low": 0.07, "high": 0.5}, hard_budget=True)
-    with pytest.raises(ValueError, match=r"hard budget 0\.05 leaves no action"):
+    with pytest.raises(ValueError, match=r"hard budget 0\.05"):
         DFSVectorEnv(task, budget={"low": 0.05, "high": 0.5}, hard_budget=True)

@@ -16,13 +16,9 @@ from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from backbone.checkpoint import save_backbone
-from dfs_env import DFSVectorEnv, Task, latency, make_task
+from dfs_env import DFSEnv, DFSVectorEnv, Task, latency, make_task
 from dfs_env.latency import BatchTimings, LatencyTable, Timing, load_latency, parse_cost
 from scripts.benchmarks.latency import measure
-
-
-def timing(milliseconds):
-    return Timing(milliseconds, 0.1)
 
 
 @pytest.fixture
@@ -30,8 +26,8 @@ def table(mdp):
     """Block l at action a takes (l + 1) * a milliseconds an image in single images, a tenth of it in batches of 64."""
 
     def batch(scale):
-        rows = tuple(tuple(timing((layer + 1) * a * scale) for a in range(4)) for layer in range(3))
-        return BatchTimings(timing(0.5 * scale), rows, timing(0.25 * scale), timing(0.1 * scale))
+        rows = tuple(tuple(Timing((layer + 1) * a * scale, 0.1) for a in range(4)) for layer in range(3))
+        return BatchTimings(*(Timing(0.5 * scale, 0.1), rows, Timing(0.25 * scale, 0.1), Timing(0.1 * scale, 0.1)))
 
     return LatencyTable(latency.shape_of(mdp), mdp.bitwidths, latency.this_machine(), {1: batch(1.0), 64: batch(0.1)})
 
@@ -42,11 +38,6 @@ def timed(task, mdp, table):
     mdp = mdp.with_observation(mdp.observation)
     table.apply(mdp)
     return Task(mdp, task.dataset)
-
-
-def test_a_saved_table_is_read_as_it_was(table, tmp_path):
-    table.save(tmp_path / "table.json")
-    assert load_latency(tmp_path / "table.json") == table
 
 
 def test_costs_are_shares_of_the_time_at_full_execution(timed):
@@ -61,8 +52,7 @@ def test_costs_are_shares_of_the_time_at_full_execution(timed):
 
 
 def test_an_environment_charges_and_masks_by_time(timed):
-    env = gym.make("DFS/Digits-v0", checkpoint="random").unwrapped
-    env = type(env)(timed, budget=0.4, hard_budget=True, split="test")
+    env = DFSEnv(timed, budget=0.4, hard_budget=True, split="test")
     env.reset(seed=0)
     _, _, _, _, info = env.step(3)
     assert info["spent"] == pytest.approx(3 / 18)
@@ -79,23 +69,22 @@ def test_a_line_has_both_modelled_costs_and_milliseconds(timed, task, table):
     assert "milliseconds" not in modelled
     mdp = task.mdp.with_observation(task.mdp.observation)
     table.apply(mdp, batch_size=64, charged=False)
-    beside = evaluate(policy, Task(mdp, task.dataset), "test").line()
-    assert (beside["cost"], beside["milliseconds"]) == (modelled["cost"], pytest.approx(0.775))
+    both = evaluate(policy, Task(mdp, task.dataset), "test").line()
+    assert (both["cost"], both["milliseconds"]) == (modelled["cost"], pytest.approx(0.775))
 
 
 def test_measuring_covers_every_part(mdp):
     found = measure(mdp, lambda observation: observation, (1, 2), repeats=2)
     assert set(found.batches) == {1, 2}
-    assert all(part.median > 0 for row in found.at(2).blocks for part in row)
-    assert [len(row) for row in found.at(1).blocks] == [4, 4, 4]
     timed = mdp.with_observation(mdp.observation)
     found.apply(timed, batch_size=2)
+    assert (timed.cost.milliseconds > 0).all()
     assert timed.cost.milliseconds.tolist() == [
-        [pytest.approx(part.median) for part in row] for row in found.at(2).blocks
+        pytest.approx([part.median for part in row]) for row in found.at(2).blocks
     ]
 
 
-def test_what_weighs_by_multiply_accumulates_is_refused_in_time(timed):
+def test_weights_by_multiply_accumulates_are_refused_in_time(timed):
     env = DFSVectorEnv(timed, 2, reward="accuracy_minus_cost(cost_coef=1, normalize=macs)", autoreset_mode="SameStep")
     env.reset(seed=0)
     with pytest.raises(ValueError, match='normalize="macs"'):
@@ -115,42 +104,32 @@ def test_an_oracle_in_time_is_searched_anew(timed, task):
 # --- refusals
 
 
-def elsewhere(table):
-    return replace(table, machine={**table.machine, "processor": "another processor"})
-
-
-def on_more_threads(table):
-    return replace(table, machine={**table.machine, "threads": 7})
-
-
-def of_another_network(table):
-    return replace(table, network={**table.network, "depth": 110})
-
-
-def of_other_bitwidths(table):
-    return replace(table, bitwidths=(0, 3, 4, 8))
-
-
 @pytest.mark.parametrize(
-    ("change", "culprit"),
+    ("field", "change", "culprit"),
     [
-        (elsewhere, "another machine: its processor is 'another processor'"),
-        (on_more_threads, "another machine: its threads is 7"),
-        (of_another_network, "another network: its depth is 110"),
-        (of_other_bitwidths, r"other bitwidths: \(0, 3, 4, 8\)"),
+        ("machine", {"processor": "another"}, "processor .*'another'"),
+        ("machine", {"threads": 7}, "threads .*7"),
+        ("network", {"depth": 110}, "depth .*110"),
+        ("bitwidths", (0, 3, 4, 8), r"bitwidths.*\(0, 3, 4, 8\)"),
     ],
 )
-def test_a_table_of_something_else_is_refused_by_name(table, mdp, change, culprit):
+def test_a_table_of_something_else_is_refused_by_name(table, mdp, field, change, culprit):
+    if isinstance(change, dict):
+        change = {**getattr(table, field), **change}
     with pytest.raises(ValueError, match=culprit):
-        change(table).apply(mdp.with_observation(mdp.observation))
-    with pytest.raises(ValueError, match="batch size 7 was not measured, only at 1, 64"):
-        table.apply(mdp.with_observation(mdp.observation), batch_size=7)
+        replace(table, **{field: change}).apply(mdp)
+
+
+def test_a_batch_size_that_was_not_measured_is_refused(table, mdp):
+    with pytest.raises(ValueError, match=r"batch size 7 .*1, 64"):
+        table.apply(mdp, batch_size=7)
 
 
 @pytest.mark.parametrize("damage", ["flip", "empty", "other", "text"])
 def test_a_damaged_table_is_refused_by_name(table, tmp_path, damage):
     path = tmp_path / "table.json"
     table.save(path)
+    assert load_latency(path) == table
     text = path.read_text()
     path.write_text({"flip": text.replace("0.5", "0.6", 1), "empty": "", "other": '{"a": 1}', "text": "[]"}[damage])
     with pytest.raises(ValueError, match=str(path)):
@@ -164,10 +143,9 @@ def test_latency_without_a_table_names_the_command(tmp_path):
 
 @pytest.mark.parametrize("cost", ["time", "blocks@64", "latency@", "latency@0", "latency@x", "latency@-1"])
 def test_an_unknown_unit_of_cost_is_refused(cost):
-    with pytest.raises(ValueError, match="is unknown: choose"):
-        parse_cost(cost)
-    with pytest.raises(ValueError, match="is unknown: choose"):
-        gym.make("DFS/Digits-v0", cost=cost)
+    for refusing in (lambda: parse_cost(cost), lambda: gym.make("DFS/Digits-v0", cost=cost)):
+        with pytest.raises(ValueError, match=f"'{cost}'"):
+            refusing()
 
 
 # --- runs
@@ -184,10 +162,10 @@ def files(table, mdp, dataset, tmp_path):
 def test_a_run_in_time_is_one_of_its_own_and_carries_its_table(files, table, mdp, tmp_path, monkeypatch):
     config = method("static").Config(budget=0.4, num_images=64)
     plain = TaskConfig(depth=8, bitwidths=mdp.bitwidths, checkpoint=files["checkpoint"])
-    beside = replace(plain, latency=files["latency"])
-    in_time = replace(beside, cost="latency")
-    digests = {RunConfig("static", config, each).identity for each in (plain, beside, in_time)}
-    assert len(digests) == 3, "a finished run without milliseconds is none with them"
+    with_table = replace(plain, latency=files["latency"])
+    in_time = replace(with_table, cost="latency")
+    identities = {RunConfig("static", config, each).identity for each in (plain, with_table, in_time)}
+    assert len(identities) == 3, "a finished run without milliseconds is none with them"
     result = run(RunConfig("static", config, in_time), tmp_path / "runs")
     assert result["cost"] <= 0.4 + 1e-6
     assert result["milliseconds"] == pytest.approx(18 * result["cost"] + 0.75, rel=1e-5)

@@ -1,9 +1,8 @@
-"""Vector rewards as MO-Gymnasium's users expect them, and costs beside rewards as Safety-Gymnasium's do."""
+"""Vector rewards as in MO-Gymnasium, and costs next to rewards as in Safety-Gymnasium."""
 
 import contextlib
 import itertools
 import json
-from collections import defaultdict
 from dataclasses import replace
 
 import gymnasium as gym
@@ -39,12 +38,11 @@ def actions(steps: int, count: int = 4) -> np.ndarray:
 
 @pytest.fixture
 def few_images(backbone, dataset) -> Task:
-    """Three bitwidths, and two images to train on, of the classes that full execution answers."""
+    """Three bitwidths, and two images to train on, of the classes that full execution predicts."""
     mdp = BlockMDP(backbone, (0, 2, 8))
     images = dataset.train.images[:2]
-    answers = mdp.run(dataset.normalize(images), torch.full((2, L), 2)).argmax(1)
-    train = Split(images, answers)
-    return Task(mdp, replace(dataset, train=train))
+    labels = mdp.run(dataset.normalize(images), torch.full((2, L), 2)).argmax(1)
+    return Task(mdp, replace(dataset, train=Split(images, labels)))
 
 
 # --- vector rewards
@@ -78,10 +76,9 @@ def test_vector_rewards_in_every_autoreset_mode(task, mode):
     env.reset(seed=0)
     episode = [env.step(action)[1] for action in actions(L)]
     assert all(reward.shape == (N, 3) for reward in episode)
-    paper, total = (
-        costs.numpy()[np.arange(L)[:, None], actions(L)] for costs in (env.mdp.cost.block, env.mdp.cost.total)
-    )
-    np.testing.assert_allclose(np.stack(episode)[..., [0, 2]], -np.stack((paper, total), -1), atol=1e-6)
+    for place, costs in ((0, env.mdp.cost.block), (2, env.mdp.cost.total)):
+        expected = -costs.numpy()[np.arange(L)[:, None], actions(L)]
+        np.testing.assert_allclose(np.stack(episode)[..., place], expected, atol=1e-6)
     if mode == "NextStep":
         _, reward, *_ = env.step(actions(1)[0])
         assert reward.shape == (N, 3)
@@ -89,7 +86,7 @@ def test_vector_rewards_in_every_autoreset_mode(task, mode):
         assert env.reward_space.contains(reward[0])
 
 
-def test_own_objectives_are_named(task, tiny_data):
+def test_own_objectives_are_named(task):
     env = MODFSEnv(task, objectives=("cost", "dfs_env.objectives:total_cost"))
     env.reset(seed=0)
     costs = task.mdp.cost
@@ -97,13 +94,21 @@ def test_own_objectives_are_named(task, tiny_data):
         reward = env.step(action)[1]
         np.testing.assert_allclose(reward, [-costs.block[layer, action], -costs.total[layer, action]], rtol=1e-5)
     assert env.reward_space.high.tolist() == [0, np.inf]
-    for objectives in ((), ("cost", "cost"), "cost"):
-        with pytest.raises(ValueError, match="objectives must be several different names"):
-            MODFSEnv(task, objectives=objectives)
-    with pytest.raises(ValueError, match=r"unknown objective 'acuracy': .*did you mean 'accuracy'\?"):
-        MODFSEnv(task, objectives=("acuracy",))
-    with pytest.raises(ValueError, match="give objectives in place of a reward"):
-        MODFSEnv(task, reward="skipnet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        ({"objectives": ()}, "objectives"),
+        ({"objectives": ("cost", "cost")}, "objectives"),
+        ({"objectives": "cost"}, "objectives"),
+        ({"objectives": ("acuracy",)}, "'acuracy'.*'accuracy'"),
+        ({"reward": "skipnet"}, "objectives .*reward"),
+    ],
+)
+def test_impossible_objectives_are_refused_by_name(task, arguments, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        MODFSEnv(task, **arguments)
 
 
 def test_every_id_has_its_variants(tiny_data):
@@ -122,19 +127,6 @@ def test_every_id_has_its_variants(tiny_data):
 # --- MO-Gymnasium, unchanged
 
 
-class _WithoutWeights(gym.Wrapper, gym.utils.RecordConstructorArgs):
-    """`LinearReward` puts the same array of weights into every info, which Gymnasium 1.4's check refuses."""
-
-    def __init__(self, env):
-        gym.utils.RecordConstructorArgs.__init__(self)
-        gym.Wrapper.__init__(self, env)
-
-    def step(self, action):
-        *rest, info = self.env.step(action)
-        del info["reward_weights"]
-        return *rest, info
-
-
 def test_mo_gymnasiums_expectations_of_an_environment(tiny_data):
     mo_gym = pytest.importorskip("mo_gymnasium")
     wrappers = pytest.importorskip("mo_gymnasium.wrappers")
@@ -143,7 +135,6 @@ def test_mo_gymnasiums_expectations_of_an_environment(tiny_data):
     env.reset(seed=0)
     for action in (3, 1, 0):
         assert env.unwrapped.reward_space.contains(env.step(action)[1])
-    check_env(_WithoutWeights(wrappers.LinearReward(env)), skip_render_check=True)
     scalar = wrappers.LinearReward(env, weight=np.array([1.0, 0.5]))
     plain = gym.make("DFS/Digits-v0", dataset=tiny_data, **TINY, reward="accuracy_minus_cost(cost_coef=0.5)")
     for each in (scalar, plain):
@@ -156,18 +147,11 @@ def test_mo_gymnasiums_expectations_of_an_environment(tiny_data):
 
 def test_mo_gymnasiums_statistics_and_vector_environments(tiny_data):
     mo_gym = pytest.importorskip("mo_gymnasium")
-    wrappers = pytest.importorskip("mo_gymnasium.wrappers")
     vector = pytest.importorskip("mo_gymnasium.wrappers.vector")
 
     def make():
         return mo_gym.make("DFS/MO-Digits-v0", dataset=tiny_data, **TINY)
 
-    env = wrappers.MORecordEpisodeStatistics(wrappers.MONormalizeReward(make(), idx=1), gamma=0.5)
-    env = wrappers.MOClipReward(env, 0, 0, 1)
-    env.reset(seed=0)
-    rewards, infos = zip(*[env.step(1)[1::3] for _ in range(L)], strict=True)
-    np.testing.assert_allclose(infos[-1]["episode"]["r"], sum(rewards), rtol=1e-5)
-    np.testing.assert_allclose(infos[-1]["episode"]["dr"], sum(0.5**i * r for i, r in enumerate(rewards)), rtol=1e-5)
     ours = gym.make_vec("DFS/MO-Digits-v0", num_envs=2, dataset=tiny_data, **TINY)
     theirs = vector.MOSyncVectorEnv([make] * 2)
     recorded = [vector.MORecordEpisodeStatistics(each, gamma=0.9) for each in (ours, theirs)]
@@ -181,84 +165,17 @@ def test_mo_gymnasiums_statistics_and_vector_environments(tiny_data):
             np.testing.assert_allclose(info["episode"]["r"], their_info["episode"]["r"], atol=1e-5)
 
 
-def pareto_q_learning(env: gym.Env, gamma: float, episodes: int, seed: int) -> np.ndarray:
-    """Pareto Q-learning (Van Moffaert & Nowe 2014) for deterministic environments: sets of vectors for each state and
-    action. It knows nothing but MO-Gymnasium's interface."""
-    generator = np.random.default_rng(seed)
-    dimensions = env.unwrapped.reward_space.shape[0]
-    rewards: dict = {}
-    sets: dict = defaultdict(lambda: np.zeros((1, dimensions)))
-
-    def pruned(state: tuple) -> np.ndarray:
-        known = [sets[state, a] for a in range(env.action_space.n) if (state, a) in rewards]
-        return non_dominated(np.concatenate(known)) if known else np.zeros((1, dimensions))
-
-    for _ in range(episodes):
-        observation, _ = env.reset(seed=int(generator.integers(2**31)))
-        state, done, visited = tuple(observation), False, []
-        while not done:
-            action = int(generator.integers(env.action_space.n))
-            observation, reward, terminated, truncated, _ = env.step(action)
-            rewards[state, action] = reward.astype(np.float64)
-            visited.append((state, action, tuple(observation)))
-            state, done = tuple(observation), terminated or truncated
-        for state, action, following in reversed(visited):
-            sets[state, action] = rewards[state, action] + gamma * pruned(following)
-    return pruned(tuple(env.reset()[0]))
-
-
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
-def test_pareto_q_learning_finds_the_known_front(few_images, gamma):
-    one = Split(few_images.dataset.train.images[:1], few_images.dataset.train.labels[:1])
-    task = Task(few_images.mdp, replace(few_images.dataset, train=one))
-    env = MODFSEnv(task, objectives=("cross_entropy", "cost"))
-    known = np.array(env.unwrapped.pareto_front(gamma=gamma))
-    assert len(known) > 2
-    found = pareto_q_learning(env, gamma, episodes=200, seed=0)
-    np.testing.assert_allclose(sorted(found.tolist()), sorted(known.tolist()), atol=1e-4)
-
-
-def test_scalarised_q_learning_finds_points_of_the_known_front(few_images):
-    env = MODFSEnv(few_images, objectives=("cross_entropy", "cost"))
-    front = np.array(env.pareto_front())
-    generator = np.random.default_rng(0)
-    weights = np.array([[1.0, 0.0], [0.5, 0.5], [0.01, 1.0]])
-    table: dict = defaultdict(lambda: np.zeros((3, 3, 2)))  # for each weight, multi-objective Q values of the actions
-    for _ in range(400):
-        state, done = tuple(env.reset(seed=int(generator.integers(2**31)))[0]), False
-        while not done:
-            action = int(generator.integers(3))
-            observation, reward, done, _, _ = env.step(action)
-            following = tuple(observation)
-            best = np.einsum("wak,wk->wa", table[following], weights).argmax(1)
-            table[state][:, action] = reward + (0 if done else table[following][range(3), best])
-            state = following
-    for row, weight in enumerate(weights):
-        returns = []
-        for image in range(2):
-            state, done, total = tuple(env.reset(options={"indices": image})[0]), False, np.zeros(2)
-            while not done:
-                observation, reward, done, _, _ = env.step(int((table[state][row] @ weight).argmax()))
-                state, total = tuple(observation), total + reward
-            returns.append(total)
-        assert np.mean(returns, 0) @ weight == pytest.approx((front @ weight).max(), abs=1e-4)
-
-
-def test_the_known_front_is_that_of_all_policies(few_images):
-    """By hand: every pair of routes of the two images."""
-    env = MODFSEnv(few_images)
-    images = few_images.dataset.normalize(few_images.dataset.train.images)
-    routes = np.stack(np.meshgrid(*[range(3)] * L, indexing="ij"), -1).reshape(-1, L)
-    returns = []
-    for i in range(2):
-        logits = few_images.mdp.run(images[i : i + 1].expand(27, -1, -1, -1), torch.from_numpy(routes))
-        right = (logits.argmax(1) == few_images.dataset.train.labels[i]).double()
-        cost = few_images.mdp.cost.route_cost(torch.from_numpy(routes))[0].double()
-        returns.append(torch.stack((right, -cost), 1).numpy())
+def test_the_known_front_is_that_of_playing_every_pair_of_routes(few_images, gamma):
+    routes = np.array(list(itertools.product(range(3), repeat=L)))
+    env, returns = MODFSVectorEnv(few_images, len(routes), autoreset_mode="Disabled"), []
+    for image in range(2):
+        env.reset(options={"indices": [image] * len(routes)})
+        returns.append(sum(gamma**layer * env.step(routes[:, layer])[1].astype(float) for layer in range(L)))
     pairs = (returns[0][:, None] + returns[1]).reshape(-1, 2) / 2
     dominated = (pairs[:, None] >= pairs - 1e-7).all(2) & (pairs[:, None] > pairs + 1e-6).any(2)
     expected = np.unique(np.round(pairs[~dominated.any(0)], 5), axis=0)
-    found = np.array(sorted(np.round(env.pareto_front(), 5).tolist()))
+    found = np.array(sorted(np.round(env.pareto_front(gamma=gamma), 5).tolist()))
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
@@ -276,18 +193,15 @@ def test_under_a_hard_budget_the_known_front_is_that_of_the_routes_that_fit(few_
     assert min(cost for _, cost in env.pareto_front()) >= -0.4 - 1e-5
 
 
-def test_a_front_of_budgets_that_are_drawn_is_refused(few_images):
-    with pytest.raises(ValueError, match="the front depends on the budget"):
+def test_fronts_that_cannot_be_enumerated_are_refused(task, few_images, monkeypatch):
+    with pytest.raises(ValueError, match="budget"):
         MODFSEnv(few_images, budget={"low": 0.1, "high": 0.4}).pareto_front()
     assert MODFSEnv(few_images, budget={"values": [0.4]}).pareto_front()
-
-
-def test_fronts_that_cannot_be_enumerated_are_refused(task, monkeypatch):
     monkeypatch.setattr("dfs_env.objectives.POINTS", 40)
-    with pytest.raises(ValueError, match="more than 40 points to compare: use a split of fewer images"):
+    with pytest.raises(ValueError, match="40 points"):
         MODFSEnv(task, objectives=("cross_entropy", "cost")).pareto_front()
     monkeypatch.setattr("dfs_env.objectives.ROUTES", 60)
-    with pytest.raises(ValueError, match="each image has 64 routes, and at most 60 are enumerated"):
+    with pytest.raises(ValueError, match=r"64 routes.* 60 "):
         MODFSEnv(task).pareto_front()
 
 
@@ -296,25 +210,14 @@ def test_points_that_none_dominates_by_hand():
     assert non_dominated(points).tolist() == [[2, -3], [1, -1], [0, 0]]
 
 
-def test_a_long_front_shows_its_progress_and_says_so_first(few_images, monkeypatch, capsys):
+def test_a_long_front_warns_of_its_duration_and_shows_its_progress(few_images, monkeypatch, capsys):
     monkeypatch.setattr("dfs_env.objectives.PATIENCE", 0.0)
     MODFSVectorEnv(few_images).pareto_front()
     assert "pareto_front: 100%" in capsys.readouterr().err
     monkeypatch.setattr("dfs_env.objectives.LONG", 0.0)
     monkeypatch.setattr("dfs_env.objectives.ROUTES", 27)  # one image at a time
-    with pytest.warns(UserWarning, match="pareto_front will take about .* hours for 2 images") as caught:
+    with pytest.warns(UserWarning, match=r"hours for 2 images"):
         MODFSEnv(few_images).pareto_front()
-    assert len(caught) == 1
-
-
-def test_returns_of_all_routes_are_those_of_playing_them(few_images):
-    env = MODFSVectorEnv(few_images, 27, objectives=("cross_entropy", "total_cost"), autoreset_mode="Disabled")
-    routes = np.array(list(itertools.product(range(3), repeat=L)))
-    found = env._returns_of_all_routes(torch.arange(2), 0.9)
-    for image in range(2):
-        env.reset(options={"indices": [image] * 27})
-        played = sum(0.9**layer * env.step(routes[:, layer])[1] for layer in range(L))
-        np.testing.assert_allclose(found[image], played, rtol=1e-4, atol=1e-5)
 
 
 def test_gymnasiums_own_vectorizers_are_refused_for_vector_rewards(tiny_data):
@@ -330,7 +233,7 @@ def test_gymnasiums_own_vectorizers_are_refused_for_vector_rewards(tiny_data):
     assert env.step(np.full(2, 3))[1].tolist() == pytest.approx([-1 / 3] * 2)
 
 
-# --- costs beside rewards
+# --- costs next to rewards
 
 
 def test_safe_environments_return_the_cost_of_the_step_third(task):
@@ -373,8 +276,7 @@ class SafetyGymnasium2Gymnasium(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def step(self, action):
         observation, reward, cost, terminated, truncated, info = self.env.step(action)
         assert "cost" not in info
-        info["cost"] = cost
-        return observation, reward, terminated, truncated, info
+        return observation, reward, terminated, truncated, info | {"cost": cost}
 
 
 def test_safety_gymnasiums_converter_makes_a_gymnasium_environment_of_it(tiny_data):
@@ -390,26 +292,19 @@ def test_safety_gymnasiums_converter_makes_a_gymnasium_environment_of_it(tiny_da
 
 
 @pytest.mark.parametrize("kind", ["limit", "checked", "recorded", "vector", "sync", "async"])
-def test_whoever_expects_five_results_is_told_that_there_are_six(tiny_data, kind):
-    name, kwargs = "DFS/Safe-Digits-v0", {"dataset": tiny_data, **TINY}
-    if kind == "limit":
-        env = gym.make(name, max_episode_steps=2, **kwargs)
-    elif kind == "checked":
-        env = gym.make(name, disable_env_checker=False, **kwargs)
-    elif kind == "recorded":
-        env = gym.wrappers.RecordEpisodeStatistics(gym.make(name, **kwargs))
-    elif kind == "vector":
-        env = gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(name, **kwargs))
-    else:
-        env = gym.make_vec(name, vectorization_mode=kind, **kwargs)
+def test_wrappers_that_expect_five_results_are_told_that_there_are_six(tiny_data, kind):
+    kwargs = {"id": "DFS/Safe-Digits-v0", "dataset": tiny_data, **TINY}
+    env = {
+        "limit": lambda: gym.make(max_episode_steps=2, **kwargs),
+        "checked": lambda: gym.make(disable_env_checker=False, **kwargs),
+        "recorded": lambda: gym.wrappers.RecordEpisodeStatistics(gym.make(**kwargs)),
+        "vector": lambda: gym.wrappers.vector.RecordEpisodeStatistics(gym.make_vec(**kwargs)),
+        "sync": lambda: gym.make_vec(vectorization_mode="sync", **kwargs),
+        "async": lambda: gym.make_vec(vectorization_mode="async", **kwargs),
+    }[kind]()
     env.reset(seed=0)
-    with pytest.raises(ValueError, match=r"expects 5 results .* returns six.*without Safe-"):
+    with pytest.raises(ValueError, match=r"5 results .*six.*without Safe-"):
         env.step(np.zeros(1, int))
-
-
-def played(env, action):
-    env.reset()
-    env.step(action)
 
 
 @pytest.mark.parametrize("kind", ["Safe", "MO"])
@@ -419,5 +314,5 @@ def test_stable_baselines3s_own_wrappers_are_refused_by_name(tiny_data, kind, ar
         return gym.make(f"DFS/{kind}-Digits-v0", dataset=tiny_data, **TINY)
 
     env, action = (Monitor(make()), 0) if around is Monitor else (DummyVecEnv([make]), np.zeros(1, int))
-    with pytest.raises(ValueError, match=f"{around.__name__} (expects 5|takes a reward)"):
-        played(env, action)
+    with pytest.raises(ValueError, match=around.__name__):
+        (env.reset(), env.step(action))

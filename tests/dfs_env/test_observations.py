@@ -10,7 +10,7 @@ import torch
 from backbone.checkpoint import SHIPPED, load_tensors, read_backbone, save_backbone
 from backbone.data import Split
 from backbone.resnet import ResNet, ResNetConfig
-from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task, calibrate, make_task
+from dfs_env import BlockMDP, Task, calibrate, make_task
 from dfs_env.observations import OBSERVATIONS, ObservationLayout, ObservationStatistics
 
 BUDGETS = torch.linspace(0.1, 1, 24)
@@ -55,7 +55,7 @@ def test_a_layout_by_its_size_finds_all_parts_but_confidence():
     known, found = whole.split(flat), ObservationLayout.of_dim(whole.dim, 3).split(flat)
     for name in ("block", "spent", "budget"):
         assert torch.equal(getattr(found, name), getattr(known, name))
-    with pytest.raises(ValueError, match=r"12 entries, got shape \(11,\)"):
+    with pytest.raises(ValueError, match=r"12 .*\(11,\)"):
         whole.split(flat[1:])
 
 
@@ -77,16 +77,16 @@ def test_a_task_measures_what_an_own_backbone_lacks(backbone, dataset, images):
 
 def test_a_task_without_training_images_needs_statistics(mdp, dataset):
     without = replace(dataset, train=Split(dataset.train.images[:0], dataset.train.labels[:0]))
-    with pytest.raises(ValueError, match="tiny has no train images"):
+    with pytest.raises(ValueError, match=r"tiny .*train"):
         Task(mdp, without)
     calibrate(mdp, dataset)
     Task(mdp, without)
 
 
-def test_measuring_leaves_a_training_backbone_as_it_is(dataset):
+def test_building_and_measuring_leave_a_training_backbone_as_it_is(dataset):
     backbone = ResNet(ResNetConfig(8, width=4))
     before = copy.deepcopy(backbone.state_dict())
-    Task(BlockMDP(backbone), dataset)
+    Task(BlockMDP(backbone, ungated_blocks=1), dataset)
     assert backbone.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
 
@@ -116,13 +116,3 @@ def test_shipped_statistics_are_those_of_the_file():
     tensors = load_tensors(SHIPPED / "digits-resnet14.safetensors")[0]
     assert torch.equal(mdp.statistics.mean, tensors["feature_mean"].float())
     assert torch.equal(mdp.statistics.std, tensors["feature_std"].float())
-
-
-# --- environments
-
-
-@pytest.mark.parametrize("kind", [DFSEnv, DFSVectorEnv])
-def test_environments_have_their_task_and_mdp(task, kind):
-    env = kind(task)
-    assert env.task is task
-    assert env.mdp is task.mdp

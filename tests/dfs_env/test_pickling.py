@@ -20,8 +20,8 @@ CHARGING = "cross_entropy_minus_cost(cost_coef=1, placement=terminal, normalize=
 
 CHILD = """
 import pickle, sys
-env, actions = pickle.load(sys.stdin.buffer)
-sys.stdout.buffer.write(pickle.dumps([env.step(action)[:2] for action in actions]))
+envs, actions = pickle.load(sys.stdin.buffer)
+sys.stdout.buffer.write(pickle.dumps([[env.step(action)[:2] for action in actions] for env in envs]))
 """
 
 
@@ -39,7 +39,7 @@ def assert_same(found: list, expected: list) -> None:
 @pytest.mark.parametrize(
     "duplicate", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["deep", "pickle"]
 )
-def test_copies_go_on_in_the_middle_of_an_episode_and_share_nothing(task, kind, duplicate):
+def test_copies_continue_an_episode_as_the_original_does_and_share_no_weights(task, kind, duplicate):
     many = issubclass(kind, DFSVectorEnv)
     options = {} if "MO" in kind.__name__ else {"reward": CHARGING}
     env = kind(task, budget={"low": 0.1, "high": 0.9}, augment=True, **options)
@@ -58,16 +58,18 @@ def test_copies_go_on_in_the_middle_of_an_episode_and_share_nothing(task, kind, 
     assert twin.mdp.backbone is not env.mdp.backbone
 
 
-@pytest.mark.parametrize("name", ["DFS/Digits-v0", "DFS/MO-Digits-v0", "DFS/Safe-Digits-v0"])
-def test_a_worker_loads_the_data_and_is_sent_the_rest(name):
-    env = gym.make(name, observation="position")
-    env.unwrapped.mdp.backbone.classifier.bias += 1  # weights that no file has
-    env.reset(seed=0)
-    env.step(3)
-    data = pickle.dumps((env, [1, 2, 3, 0, 1]))
-    assert len(data) < 1e6
+def test_a_worker_loads_the_data_and_is_sent_the_rest():
+    envs = [gym.make(f"DFS/{variant}Digits-v0", observation="position") for variant in ("", "MO-", "Safe-")]
+    for env in envs:
+        env.unwrapped.mdp.backbone.classifier.bias += 1  # weights that no file has
+        env.reset(seed=0)
+        env.step(3)
+        assert len(pickle.dumps(env)) < 1e6
+    actions = [1, 2, 3, 0, 1]
+    data = pickle.dumps((envs, actions))
     worker = subprocess.run([sys.executable, "-c", CHILD], input=data, stdout=subprocess.PIPE, check=True)
-    assert_same(pickle.loads(worker.stdout), [env.step(action)[:2] for action in [1, 2, 3, 0, 1]])
+    for found, env in zip(pickle.loads(worker.stdout), envs, strict=True):
+        assert_same(found, [env.step(action)[:2] for action in actions])
 
 
 def test_data_sets_are_pickled_by_name_if_they_have_one(tiny_data, dataset, tmp_path):

@@ -13,11 +13,11 @@ from agents.sb3 import SB3VecEnv
 from dfs_env import DFSEnv, DFSVectorEnv, MODFSVectorEnv, SafeDFSVectorEnv
 
 N, L = 4, 3
-SEEN = spaces.Box(-10, 10, (2,), np.float32)
+SPENT_AND_BUDGET = spaces.Box(-10, 10, (2,), np.float32)
 
 
 class AsLists(gym.vector.VectorWrapper):
-    """Observations that are no arrays, as wrappers for other frameworks give them."""
+    """Observations as lists, as wrappers for other frameworks may return them."""
 
     def reset(self, **kwargs) -> tuple:
         observation, info = self.env.reset(**kwargs)
@@ -30,8 +30,8 @@ class Ends(gym.vector.VectorWrapper):
     def __init__(self, env: gym.vector.VectorEnv, final: bool = True) -> None:
         super().__init__(env)
         self.final = final
-        self.single_observation_space = SEEN
-        self.observation_space = batch_space(SEEN, N)
+        self.single_observation_space = SPENT_AND_BUDGET
+        self.observation_space = batch_space(SPENT_AND_BUDGET, N)
 
     def reset(self, **kwargs) -> tuple:
         observation, info = self.env.reset(**kwargs)
@@ -82,22 +82,24 @@ def test_actions_and_observations_are_those_of_the_wrappers(env):
     two, rows = spaces.Discrete(2), np.zeros(N, int)
     fewer = wrappers.TransformAction(env, lambda actions: actions * 3, spaces.MultiDiscrete([2] * N), two)
     adapter = SB3VecEnv(Ends(fewer))
-    assert (adapter.action_space, adapter.observation_space) == (two, SEEN)
+    assert (adapter.action_space, adapter.observation_space) == (two, SPENT_AND_BUDGET)
     _, infos = play(adapter, rows + 1)
     assert [info["spent"] for info in infos] == pytest.approx([1] * N)
     assert infos[0]["terminal_observation"].tolist() == pytest.approx([1, 0.04])
     PPO("MlpPolicy", adapter, n_steps=L, batch_size=L * N, n_epochs=1, device="cpu").learn(2 * L * N)
 
 
-def test_wrappers_are_found_with_their_attributes(env):
+def test_wrappers_are_found_with_their_attributes(env, tiny_data):
+    kwargs = {"dataset": tiny_data, "depth": 8, "checkpoint": "random", "autoreset_mode": "SameStep"}
+    made = gym.make_vec("DFS/Digits-v0", num_envs=N, **kwargs)
+    assert SB3VecEnv(made).env is made
     recorded = wrappers.RecordEpisodeStatistics(env)
     adapter = SB3VecEnv(recorded)
     assert adapter.env_is_wrapped(wrappers.RecordEpisodeStatistics) == [True] * N
     assert adapter.env_is_wrapped(wrappers.ClipReward) == [False] * N
-    rewards, infos = play(adapter)
+    rewards, _ = play(adapter)
     assert adapter.get_attr("episode_count", [0]) == [N]
     assert recorded.return_queue[0] == pytest.approx(rewards.sum(0)[0])
-    assert len(infos[0]["episode"]) == 5
 
 
 def test_what_stable_baselines3_cannot_take_is_refused_by_name(env, task):
@@ -115,10 +117,3 @@ def test_what_stable_baselines3_cannot_take_is_refused_by_name(env, task):
     with pytest.raises(ValueError, match=r"rewards of shape \(4, 2\)"):
         adapter.step(np.zeros(N, int))
     play(SB3VecEnv(wrappers.TransformReward(vector, lambda reward: reward.sum(1))))
-
-
-def test_the_adapter_takes_what_make_vec_makes(tiny_data):
-    made = gym.make_vec(
-        "DFS/Digits-v0", num_envs=N, dataset=tiny_data, depth=8, checkpoint="random", autoreset_mode="SameStep"
-    )
-    assert SB3VecEnv(made).env is made

@@ -1,8 +1,7 @@
-"""Potential-based shaping leaves the best policy as it is, other shaping does not; and the confidence heads."""
+"""Potential-based shaping leaves the optimal policy as it is, other shaping does not; and the confidence heads."""
 
 import copy
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from backbone.confidence import confidence, fit_heads
 from backbone.data import SPLITS, Split
 from backbone.resnet import ResNet
-from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task, Transition, make_reward
+from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task
 from dfs_env.rewards import POTENTIALS
 from dfs_env.task import make_task, train_heads
 from tests.helpers import all_rewards, reward_id
@@ -36,24 +35,18 @@ def values(task: Task, reward, gamma: float = 1.0) -> list[np.ndarray]:
     env = DFSVectorEnv(task, IMAGES * len(routes), reward=reward, budget=0.3, autoreset_mode="Disabled")
     env.reset(seed=0, options={"indices": np.repeat(np.arange(IMAGES), len(routes))})
     rewards = [env.step(np.tile(routes[:, layer], IMAGES))[1].reshape(IMAGES, *[A] * L) for layer in range(L)]
-    following = np.zeros((IMAGES, *[A] * L))
-    found = []
+    following, found = 0.0, []
     for layer in reversed(range(L)):
-        now = rewards[layer][(slice(None), *[slice(None)] * (layer + 1), *[0] * (L - 1 - layer))]
+        now = rewards[layer][(..., *[0] * (L - 1 - layer))]  # whatever follows
         found.append(now + gamma * following)
         following = found[-1].max(-1)
-        if layer == L - 1:
-            found[-1] = now
-            following = now.max(-1)
     return found[::-1]
 
 
-def best_actions(action_values: list[np.ndarray]) -> list[np.ndarray]:
-    return [q >= q.max(-1, keepdims=True) - 1e-5 for q in action_values]
-
-
 def same_policy(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
-    return all((a == b).all() for a, b in zip(best_actions(first), best_actions(second), strict=True))
+    """Whether the same actions are optimal."""
+    optimal = [[q >= q.max(-1, keepdims=True) - 1e-5 for q in action_values] for action_values in (first, second)]
+    return all((a == b).all() for a, b in zip(*optimal, strict=True))
 
 
 @pytest.mark.parametrize("potential", POTENTIALS)
@@ -68,7 +61,7 @@ def test_potential_based_shaping_leaves_every_best_action_as_it_is(problem, rewa
 
 
 @pytest.mark.parametrize("common", [{"placement": "terminal"}, {"placement": "reward_to_go"}, {"normalize": "macs"}])
-def test_shaping_goes_with_every_placement_and_unit(problem, common):
+def test_shaping_combines_with_every_placement_and_unit(problem, common):
     plain = {"name": "accuracy_within_budget", **common}
     assert same_policy(values(problem, plain), values(problem, {**plain, "potential": "confidence"}))
 
@@ -79,28 +72,6 @@ def test_a_discount_needs_its_own_gamma(problem):
     spec = {**name, "potential": "confidence", "shaping_weight": 30.0}
     assert same_policy(plain, values(problem, {**spec, "shaping_gamma": 0.6}, gamma=0.6))
     assert not same_policy(plain, values(problem, spec, gamma=0.6))
-
-
-@pytest.mark.parametrize("potential", POTENTIALS)
-@pytest.mark.parametrize("reward", ["accuracy_minus_cost(cost_coef=0.5)", "cross_entropy_minus_cost(cost_coef=0.5)"])
-def test_a_bonus_that_is_no_difference_of_potentials_changes_what_is_best(problem, reward, potential):
-    def bonus(t: Transition) -> dict[str, torch.Tensor]:
-        after = POTENTIALS[potential](t.mdp, t.state)
-        return {**make_reward(reward)(t), "bonus": 3.0 * after * (not t.done)}
-
-    unchanged = same_policy(values(problem, reward), values(problem, bonus))
-    # The position does not depend on what was decided, so a bonus for it is a constant.
-    assert unchanged == (potential == "position")
-
-
-def test_forgetting_that_the_end_has_no_potential_changes_what_is_best(problem):
-    potential: Callable = POTENTIALS["confidence"]
-    plain = "accuracy_minus_cost(cost_coef=0.5)"
-
-    def shaped(t: Transition) -> dict[str, torch.Tensor]:
-        return {**make_reward(plain)(t), "bonus": 3.0 * potential(t.mdp, t.state) * t.done}
-
-    assert not same_policy(values(problem, plain), values(problem, shaped))
 
 
 def test_shaping_is_a_component_of_its_own_and_sums_to_minus_the_first_potential(problem):
@@ -133,16 +104,16 @@ def test_potentials_by_hand(problem):
 # --- confidence heads
 
 
-def test_heads_learn_and_say_how_sure_they_are():
+def test_heads_learn_and_are_confident_where_features_separate_classes():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(3, (300,), generator=generator)
     noise = torch.randn(300, 5, generator=generator)
     clear = noise + 4 * torch.nn.functional.one_hot(labels, 5)
     heads = fit_heads([noise[:, :2], 100 * clear + 7], labels, 3)
-    blind, sharp = (confidence(heads.logits(place, x)) for place, x in enumerate((noise[:, :2], 100 * clear + 7)))
+    uninformed, informed = confidence(heads.logits(0, noise[:, :2])), confidence(heads.logits(1, 100 * clear + 7))
     assert (heads.logits(1, 100 * clear + 7).argmax(1) == labels).float().mean() > 0.95
-    assert blind[:, 0].mean() < 0.5 < 0.8 < sharp[:, 0].mean()
-    assert blind[:, 2].mean() > 0.9 > 0.5 > sharp[:, 2].mean()
+    assert uninformed[:, 0].mean() < 0.5 < 0.8 < informed[:, 0].mean()
+    assert uninformed[:, 2].mean() > 0.9 > 0.5 > informed[:, 2].mean()
 
 
 def test_confidence_by_hand():
@@ -160,6 +131,14 @@ def test_heads_follow_from_the_task_and_not_from_global_generators(problem, data
     other = BlockMDP(problem.mdp.backbone, (0, 8))
     assert other.heads is None, "heads of other bitwidths are trained anew"
     assert not torch.equal(train_heads(other, dataset).weight, again.weight)
+
+
+def test_heads_are_trained_once_with_progress_or_missed_by_name(mdp, dataset, monkeypatch, capsys):
+    with pytest.raises(ValueError, match=r"ensure_confidence"):
+        mdp.with_observation("confidence").observe(mdp.initial(torch.zeros(1, 3, 32, 32)))
+    monkeypatch.setattr("backbone.confidence.PATIENCE", 0.0)
+    Task(mdp, dataset).ensure_confidence()
+    assert "confidence heads: 100%" in capsys.readouterr().err
 
 
 def test_heads_stay_as_they_are_when_the_backbone_learns(problem):
@@ -189,18 +168,7 @@ def test_few_classes_have_a_confidence_too(backbone, dataset, classes):
     np.testing.assert_allclose(measures[:, 1], 2 * measures[:, 0] - 1, atol=1e-6)
 
 
-def test_training_confidence_heads_shows_its_progress(task, monkeypatch, capsys):
-    monkeypatch.setattr("backbone.confidence.PATIENCE", 0.0)
-    task.ensure_confidence()
-    assert "training confidence heads: 100%" in capsys.readouterr().err
-
-
 def test_observing_confidence_costs_its_classifiers(tiny_data):
     for name, macs in (("pooled", 0), ("confidence", (4 + 4 + 8) * 10)):
         task = make_task(tiny_data, 8, width=4, checkpoint="random", observation=name)
         assert task.mdp.observation_macs == macs
-
-
-def test_confidence_without_heads_is_refused(mdp):
-    with pytest.raises(ValueError, match=r"no confidence heads: call Task\.ensure_confidence"):
-        mdp.with_observation("confidence").observe(mdp.initial(torch.zeros(1, 3, 32, 32)))
