@@ -12,7 +12,7 @@ import torch
 
 from agents.evaluation import evaluate
 from agents.policies import AllocationPolicy
-from backbone.checkpoint import find_checkpoint, own_checkpoint
+from backbone.checkpoint import SHIPPED, find_checkpoint, own_checkpoint
 from backbone.data import LOADERS, SPLITS, Dataset, Split, load_dataset
 from backbone.training import BackboneTrainer, TrainingConfig
 from dfs_env import DFSVectorEnv, Task, calibrate
@@ -281,5 +281,9 @@ def test_a_missing_backbone_is_named_with_the_command_that_makes_it(tmp_path):
     own.parent.mkdir()
     own.touch()
     assert find_checkpoint("my_data:load", 8, tmp_path) == own
+    shipped = own_checkpoint("digits", 14, tmp_path)
+    assert find_checkpoint("digits", 14, tmp_path) == SHIPPED / shipped.name
+    shipped.touch()
+    assert find_checkpoint("digits", 14, tmp_path) == shipped, "one's own comes before the shipped one"
     with pytest.raises(ValueError, match="3"):
         find_checkpoint(3, 8, tmp_path)
