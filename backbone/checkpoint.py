@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from backbone.checksums import BLANK_CHECKSUM, CHECKSUM_KEY, verify_checksum, with_checksum
+from backbone.checksums import BLANK_CHECKSUM, CHECKSUM_KEY, json_with_blank_checksum, verify_checksum, with_checksum
 from backbone.names import check_own
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state
@@ -30,7 +30,6 @@ IDENTITY_KEY = "identity"
 """In a file's description: what `identity_of` returns, where it does not follow from the content."""
 STATISTICS = ("feature_mean", "feature_std")
 """Tensors in a backbone's file that are not the network's, but normalise observations."""
-HOW_TO_CONVERT = "rewrite it by `python -m scripts.convert {}`"
 
 
 @contextmanager
@@ -97,11 +96,7 @@ def save_tensors(
     `identity` is what `identity_of` returns of the file; by default it follows from the content.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(
-        {CHECKSUM_KEY: BLANK_CHECKSUM, **({IDENTITY_KEY: identity} if identity else {})}
-        | dict(about)
-        | {CHECKSUM_KEY: BLANK_CHECKSUM}
-    )
+    text = json_with_blank_checksum(({IDENTITY_KEY: identity} if identity else {}) | dict(about))
     write_atomically(path, with_checksum(save(plain, metadata={"about": text})))
 
 
@@ -114,9 +109,8 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     content, about, found = _read(path)
     if found is None:
-        warnings.warn(
-            f"{path} has no checksum, so damage to it goes unnoticed: {HOW_TO_CONVERT.format(path)}", stacklevel=2
-        )
+        mend = f"rewrite it by `python -m scripts.convert {path}`"
+        warnings.warn(f"{path} has no checksum, so damage to it goes unnoticed: {mend}", stacklevel=2)
     with _explained(path):
         tensors = load(content)
     return tensors, {name: value for name, value in about.items() if name not in (CHECKSUM_KEY, IDENTITY_KEY)}
@@ -125,20 +119,14 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def identity_of(path: str | Path) -> str:
     """16 hexadecimal digits that distinguish the file's content from any other: the start of its checksum.
 
-    A file that `add_checksum` rewrote keeps those that it had before, by which finished runs name it.
-
-    Raises:
-        FileNotFoundError, ValueError: see `load_tensors`.
+    A file that `add_checksum` rewrote keeps those that it had before, by which finished runs name it. Raises as
+    `load_tensors`.
     """
     return identity_and_about(path)[0]
 
 
 def identity_and_about(path: str | Path) -> tuple[str, dict[str, Any]]:
-    """What `identity_of` returns, and the file's description, in one reading.
-
-    Raises:
-        FileNotFoundError, ValueError: see `load_tensors`.
-    """
+    """What `identity_of` returns, and the file's description, in one reading. Raises as `load_tensors`."""
     content, about, found = _read(path)
     return str(about.get(IDENTITY_KEY) or (found or hashlib.sha256(content).hexdigest())[:16]), about
 
@@ -146,8 +134,7 @@ def identity_and_about(path: str | Path) -> tuple[str, dict[str, Any]]:
 def add_checksum(path: str | Path) -> bool:
     """Rewrite a file without a checksum so that it has one; it keeps its identity. False if it had one.
 
-    Raises:
-        FileNotFoundError, ValueError: see `load_tensors`.
+    Raises as `load_tensors`.
     """
     content, about, found = _read(path)
     if found is None:

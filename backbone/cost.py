@@ -14,9 +14,9 @@ Measured time is a quantity of its own, which decisions can be charged in place 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -40,21 +40,21 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
     """
     macs: dict[str, float] = {}
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def record(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
-                weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
-                macs[name] = macs.get(name, 0) + weights * _sequence_length(layer, inputs[0])
-            else:
-                outcome = output[0] if isinstance(output, tuple) else output  # a gated layer also says where it was on
-                linear = isinstance(layer, (nn.Linear, QuantLinear))  # [B, ..., F], a convolution [B, C, ...]
-                per_weight = (outcome.shape[1:-1] if linear else outcome.shape[2:]).numel()  # places each weight serves
-                macs[name] = macs.get(name, 0) + layer.weight.numel() * per_weight  # type: ignore[operator]
-
-        return record
+    def record(name: str, layer: Any, inputs: Any, output: Any) -> None:
+        if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
+            weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+            uses = _sequence_length(layer, inputs[0])
+        else:
+            weights = layer.weight.numel()
+            outcome = output[0] if isinstance(output, tuple) else output  # a gated layer also returns its density
+            linear = isinstance(layer, (nn.Linear, QuantLinear))  # [B, ..., F], a convolution [B, C, ...]
+            uses = (outcome.shape[1:-1] if linear else outcome.shape[2:]).numel()
+        macs[name] = macs.get(name, 0) + weights * uses
 
     kinds = (QuantizedLayer, nn.Conv2d, nn.Linear, nn.RNNBase, nn.RNNCellBase)
-    handles = [m.register_forward_hook(hook(name)) for name, m in module.named_modules() if isinstance(m, kinds)]
+    handles = [
+        m.register_forward_hook(partial(record, name)) for name, m in module.named_modules() if isinstance(m, kinds)
+    ]
     try:
         with torch.no_grad():
             run()
@@ -145,11 +145,7 @@ class CostTable:
 
 
 def check_modelled(cost: CostTable, what: str) -> None:
-    """Make sure that budgets count modelled cost, which `what` weights by multiply-accumulates.
-
-    Raises:
-        ValueError: they count measured time.
-    """
+    """Raise ValueError if budgets count measured time, since `what` weights modelled cost by multiply-accumulates."""
     if cost.unit != "blocks":
         raise ValueError(f"{what} counts multiply-accumulates, and budgets count measured time: leave one of them out")
 
@@ -184,8 +180,7 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 
     widest = float(bits[-1])
     full_bitops = (sum(blocks) + rest) * widest**2
     device = next(backbone.parameters()).device
-    relative = (bits / widest) ** 2
-    block = relative.expand(len(blocks), -1) / len(blocks)
+    block = ((bits / widest) ** 2).expand(len(blocks), -1) / len(blocks)
     total = torch.tensor(blocks, dtype=torch.float64)[:, None] * bits**2 / full_bitops
     return CostTable(
         bitwidths=tuple(bitwidths),
@@ -194,17 +189,6 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 
         total_ungated=rest * widest**2 / full_bitops,
         full_bitops=full_bitops,
     )
-
-
-def cheapest_cost(bitwidths: Sequence[int]) -> float:
-    """Block cost of running every gated block at the narrowest of `bitwidths`."""
-    return (min(bitwidths) / max(bitwidths)) ** 2
-
-
-def at_full_precision(cost: float, bitwidths: Sequence[int]) -> float:
-    """A block cost over `bitwidths`, a fraction of their widest, as a fraction of running every gated block at 32 bits:
-    what costs over other tuples, and published ones, are in."""
-    return cost * (max(bitwidths) / FLOAT_BITS) ** 2
 
 
 @dataclass(frozen=True)
@@ -242,17 +226,11 @@ def gated_cost(network: GatedResNet, full_bitops: float) -> GatedCost:
     names = [[f"blocks.{block}.{conv}" for conv in ("conv1", "conv2")] for block in range(len(network.blocks))]
     layers: dict[str, Any] = dict(network.named_modules())
     bitops: Any = [[[macs[name] * b for b in layers[name].bitops_per_mac] for name in pair] for pair in names]
-    table = torch.tensor(bitops, dtype=torch.float64, device=image.device)
+    always, gated = torch.tensor(bitops, dtype=torch.float64, device=image.device).unbind(-1)
     blocks = torch.tensor([sum(macs[name] for name in pair) for pair in names], dtype=torch.float64)
-    gated_macs = float(blocks.sum())
     squared = network.config.widest**2
-    return GatedCost(
-        always=table[..., 0],
-        gated=table[..., 1],
-        blocks=blocks.to(image.device) * squared,
-        ungated=(sum(macs.values()) - gated_macs) * squared,
-        full_bitops=full_bitops,
-    )
+    ungated = (sum(macs.values()) - float(blocks.sum())) * squared
+    return GatedCost(always, gated, blocks.to(image.device) * squared, ungated, full_bitops)
 
 
 def gate_bitops(macs: float) -> float:

@@ -91,24 +91,20 @@ class Dataset:
         if not isinstance(self.flip, bool | np.bool_):
             raise ValueError(f"{self.name}: flip must be True or False, got {self.flip!r}")
         num_classes = checked_integer(self.num_classes, "num_classes", 1, MOST_CLASSES, self.name)
-        checked = {
-            "num_classes": num_classes,
-            "mean": checked_channels(self.mean, "mean", 0.0, self.name),
-            "std": checked_channels(self.std, "std", SMALLEST_STD, self.name),
-            "flip": bool(self.flip),
-            "pad": checked_integer(self.pad, "pad", 0, IMAGE_SIZE - 1, self.name),
+        vars(self).update(
+            num_classes=num_classes,
+            mean=checked_channels(self.mean, "mean", 0.0, self.name),
+            std=checked_channels(self.std, "std", SMALLEST_STD, self.name),
+            flip=bool(self.flip),
+            pad=checked_integer(self.pad, "pad", 0, IMAGE_SIZE - 1, self.name),
             **{split: self._checked_split(split, num_classes) for split in SPLITS},
-        }
-        for field, value in checked.items():
-            object.__setattr__(self, field, value)
+        )
 
     def _checked_split(self, name: str, num_classes: int) -> Split:
         given: Any = getattr(self, name)
         if not isinstance(given, Split):
-            raise ValueError(
-                f"{self.name}: {name} must be a backbone.data.Split, got {type(given).__name__}: make it as "
-                "Split(images, labels)"
-            )
+            found = type(given).__name__
+            raise ValueError(f"{self.name}: {name} must be a backbone.data.Split(images, labels), got {found}")
         where = f"{self.name}, {name}"
         images = checked_images(given.images, where)
         return Split(images, checked_labels(given.labels, len(images), num_classes, where))
@@ -133,8 +129,7 @@ class Dataset:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map uint8 images `[..., 3, H, W]` to float32 with zero mean and unit variance per channel."""
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+        mean, std = torch.tensor([self.mean, self.std], dtype=torch.float32, device=images.device)[..., None, None]
         return (images.float() / 255 - mean) / std
 
 
@@ -144,18 +139,15 @@ may_download: ContextVar[bool] = ContextVar("may_download", default=True)
 
 def data_folder(folder: str | Path | None = None) -> Path:
     """Where data files are kept: `folder`, else the environment's DFS_DATA, else the user's cache folder."""
-    chosen = folder or os.environ.get("DFS_DATA")
-    if chosen:
-        return Path(chosen).expanduser()
-    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache_home).expanduser() / "dfs-env"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dfs-env")
+    return Path(folder or os.environ.get("DFS_DATA") or cache).expanduser()
 
 
 def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     """Load "digits", "cifar10", "cifar100", or the data set that the user's own "module:function" returns.
 
-    Such a function is called with the data folder (a `Path`) and returns a `Dataset` of at least two classes, with
-    images of its own in every split and all classes among those of training. Each data set is loaded once per process.
+    Such a function is called with the data folder (a `Path`) and returns a `Dataset` of at least two classes, whose
+    splits share no images and whose training part has all classes. Each data set is loaded once per process.
 
     Raises:
         ValueError: the name is unknown, the user's function fails or returns anything else, or a data file is damaged.
@@ -227,24 +219,16 @@ def batches(split: Split, batch_size: int, generator: torch.Generator | None = N
 
     With a generator the order is a new shuffle, without one it is the split's own.
     """
-    if generator is None:
-        order = torch.arange(len(split))
-    else:
+    order = torch.arange(len(split))
+    if generator is not None:
         order = torch.randperm(len(split), generator=generator, device=generator.device)
     yield from order.split(batch_size)
 
 
 def augment(images: Tensor, generator: torch.Generator, flip: bool, pad: int) -> Tensor:
-    """Shift each image by up to `pad` pixels either way and, if `flip`, mirror it with probability 1/2.
+    """Shift each image `[B, C, H, W]` by up to `pad` pixels either way and, if `flip`, mirror it with probability 1/2.
 
-    Args:
-        images: float `[B, C, H, W]`, normalized, so that the zeros that move in are the mean colour.
-        generator: source of every random choice; may live on another device than the images.
-        flip: whether to mirror at all.
-        pad: largest shift, in pixels.
-
-    Returns:
-        `[B, C, H, W]`.
+    Images are normalized, so that the zeros that move in are the mean colour. The generator may be on another device.
     """
     draws = torch.rand(3, len(images), generator=generator, device=generator.device).to(images.device)
     shifts = (draws[:2] * (2 * pad + 1)).long() - pad

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from backbone.quantization import EXACT_BITS, FLOAT_BITS, Quantized, Quantizer
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    """As `torch.nn.functional.conv2d`, with right gradients for any number of channels.
+    """As `torch.nn.functional.conv2d`, with correct gradients for any number of channels.
 
     oneDNN's weight gradient of a strided 1x1 convolution writes past its buffer where channels-last inputs have fewer
     channels than a vector register (uxlfoundation/oneDNN #6035): the input is sliced instead. Where a weight has one
@@ -40,7 +41,8 @@ def _definer(quantizer: object, method: str) -> type | None:
 class QuantizedLayer(nn.Module):
     """Weights shared by all bitwidths, and what quantizes them and the input.
 
-    `_derived` keeps what follows from them at a bitwidth for as long as they do not change.
+    Raises:
+        ValueError: the quantizer of activations has no `scale`.
     """
 
     def __init__(self, weight: Tensor, bitwidths: tuple[int, ...], quantizer: Quantizer, signed: bool) -> None:
@@ -50,10 +52,8 @@ class QuantizedLayer(nn.Module):
         self.weight_quantizer: Any = quantizer.weights()
         self.activation_quantizer: Any = quantizer.activations(low_bits, signed)
         if not callable(getattr(self.activation_quantizer, "scale", None)):
-            raise ValueError(
-                f"{type(self.activation_quantizer).__name__} has no scale(bits): see Quantizer for what "
-                "a quantizer of activations must have"
-            )
+            name = type(self.activation_quantizer).__name__
+            raise ValueError(f"{name} has no scale(bits), which a quantizer of activations must have: see Quantizer")
         self._cache: dict[Any, Derived] = {}
 
     @contextmanager
@@ -101,17 +101,13 @@ class QuantizedLayer(nn.Module):
 
     def _sources(self, bits: int) -> list[Place]:
         """What `_derive` reads."""
-        quantizers = "weight_quantizer", "activation_quantizer"
-        return [
-            (self._parameters, "weight", self.weight),
-            *(place for quantizer in quantizers for place in part(self._modules, quantizer)),
-        ]
+        quantizers = (part(self._modules, name) for name in ("weight_quantizer", "activation_quantizer"))
+        return [(self._parameters, "weight", self.weight), *chain.from_iterable(quantizers)]
 
     def _learns(self, bits: int) -> bool:
         """Whether a gradient is asked for of what `_derive` reads."""
-        return torch.is_grad_enabled() and any(
-            getattr(source, "requires_grad", 0) for *_, source in self._sources(bits)
-        )
+        sources = self._sources(bits) if torch.is_grad_enabled() else []
+        return any(getattr(source, "requires_grad", False) for *_, source in sources)
 
     def _derived(self, bits: int) -> tuple[Tensor, ...]:
         """Tensors derived from the parameters at `bits`, kept until a parameter they come from changes."""
@@ -152,9 +148,8 @@ class QuantConvNorm(QuantizedLayer):
         quantizer: Quantizer,
         signed: bool = False,
     ) -> None:
-        weight = nn.init.kaiming_normal_(
-            torch.empty(out_channels, in_channels, kernel_size, kernel_size), mode="fan_out"
-        )
+        shape = out_channels, in_channels, kernel_size, kernel_size
+        weight = nn.init.kaiming_normal_(torch.empty(shape), mode="fan_out")
         super().__init__(weight.to(memory_format=torch.channels_last), bitwidths, quantizer, signed)
         self.stride, self.padding = stride, kernel_size // 2
         self.norms = nn.ModuleDict({str(bits): nn.BatchNorm2d(out_channels) for bits in bitwidths if bits})
@@ -228,11 +223,7 @@ class QuantConvNorm(QuantizedLayer):
 
     def _sources(self, bits: int) -> list[Place]:
         norms: Any = self.norms
-        return [
-            *super()._sources(bits),
-            (self._modules, "norms", norms),
-            *part(norms._modules, str(bits)),
-        ]
+        return [*super()._sources(bits), (self._modules, "norms", norms), *part(norms._modules, str(bits))]
 
     def start_from(self, other: QuantizedLayer, same_outputs: bool = True) -> None:
         """The norm of a bitwidth that `other` lacks begins as that of its next wider one, or of its widest."""

@@ -14,7 +14,7 @@ from backbone.quantization import Quantizer, check_bitwidths, make_quantizer
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """Everything that decides the shape of a `ResNet`.
+    """The shape of a `ResNet`.
 
     Raises:
         ValueError: a depth that is not 6n + 2, an impossible bitwidth, a `widest` that is not among the bitwidths.
@@ -54,6 +54,15 @@ def block_shapes(depth: int, width: int) -> Iterator[tuple[int, int, int]]:
             previous = width * 2**stage
 
 
+def make_shortcut(
+    in_channels: int, channels: int, stride: int, bitwidths: tuple[int, ...], quantizer: Quantizer
+) -> QuantConvNorm | None:
+    """A 1x1 convolution where a block changes the shape of its features, else None: the identity."""
+    if stride == 1 and in_channels == channels:
+        return None
+    return QuantConvNorm(in_channels, channels, 1, stride, bitwidths, quantizer)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions at the chosen bitwidth, and an ungated shortcut."""
 
@@ -63,10 +72,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = QuantConvNorm(in_channels, channels, 3, stride, config.bitwidths, quantizer)
         self.conv2 = QuantConvNorm(channels, channels, 3, 1, config.bitwidths, quantizer)
-        changes_shape = stride != 1 or in_channels != channels
-        self.shortcut = (
-            QuantConvNorm(in_channels, channels, 1, stride, config.widest, quantizer) if changes_shape else None
-        )
+        self.shortcut = make_shortcut(in_channels, channels, stride, config.widest, quantizer)
 
     def forward(self, x: Tensor, bits: int, widest: int, in_place: bool = False) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']: the block at `bits`, its shortcut at `widest`.
@@ -152,11 +158,8 @@ class ResNet(nn.Module):
         Raises:
             ValueError: another width, or a quantizer that learns other numbers.
         """
-        learned, known = (
-            self.stem_conv.activation_quantizer.state_dict(),
-            other.stem_conv.activation_quantizer.state_dict(),
-        )
-        if other.config.width != self.config.width or learned.keys() != known.keys():
+        learned, known = (each.stem_conv.activation_quantizer.state_dict().keys() for each in (self, other))
+        if other.config.width != self.config.width or learned != known:
             raise ValueError(
                 f"a network of {self.config} cannot start from one of {other.config}: the width must be the same, and "
                 "quantizers must learn the same numbers"
@@ -164,10 +167,8 @@ class ResNet(nn.Module):
         self.stem_conv.start_from(other.stem_conv)
         self.classifier.start_from(other.classifier, same_outputs=self.config.num_classes == other.config.num_classes)
         mine, theirs = len(self.blocks) // 3, len(other.blocks) // 3
-        deeper = mine > theirs
-        sources = (
-            {i * mine // theirs: i for i in range(theirs)} if deeper else {i: i * theirs // mine for i in range(mine)}
-        )
+        least = min(mine, theirs)
+        sources = {i * mine // least: i * theirs // least for i in range(least)}
         for index, block in enumerate(self.blocks):
             stage, place = divmod(index, mine)
             if place not in sources:

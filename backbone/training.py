@@ -1,9 +1,8 @@
 """Training of backbones: plainly, or on any route, so that a frozen backbone can be gated.
 
-A network that is trained plainly collapses when its blocks are skipped or rounded. Any-route training shows it, next
-to full execution, a random route for every image (slimmable networks' sandwich rule, Yu & Huang 2019, with routes for
-widths), distilled from full execution if wished. Each batch draws one of the backbone's widest bitwidths for ungated
-layers.
+A plainly trained network collapses when its blocks are skipped or rounded. Any-route training runs every image at full
+execution and on a random route, distilled from full execution if wished: the sandwich rule of slimmable networks (Yu &
+Huang 2019), with routes for widths. Each batch draws one of the backbone's widest bitwidths for ungated layers.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from backbone.torch_state import default_torch_state
 
 Runner = Callable[[Tensor, Tensor], Tensor]
 """Normalised images [B, 3, H, W] and routes [B, L] of actions -> logits [B, num_classes]."""
-
 
 LARGEST_GRADIENT = 5.0
 """Norm to which the gradient of a batch is clipped."""
@@ -80,12 +78,11 @@ class TrainingConfig:
             raise ValueError(f"unknown schedule {self.schedule!r}: choose cosine or step")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"unknown precision {self.precision!r}: choose float32 or bfloat16")
-        if not 0 <= self.distill <= 1:
-            raise ValueError(f"distill {self.distill} is not in [0, 1]")
-        if not 0 < self.route_share <= 1:
-            raise ValueError(f"route_share {self.route_share} is not in (0, 1]")
-        if not 0 <= self.constant_share <= 1:
-            raise ValueError(f"constant_share {self.constant_share} is not in [0, 1]")
+        for name in ("distill", "route_share", "constant_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1]")
+        if not self.route_share:
+            raise ValueError("route_share must be above 0: any_route off trains on no random routes")
         if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0 or self.cutout < 0:
             raise ValueError("epochs and cutout must not be negative, batch_size at least 1, lr above 0")
 
@@ -121,11 +118,9 @@ def random_routes(
 
 def make_optimizer(backbone: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
     """SGD in which only the weights of convolutions and linear layers decay."""
-    decayed = [p for p in backbone.parameters() if p.ndim > 1]
-    others = [p for p in backbone.parameters() if p.ndim <= 1]
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in backbone.parameters() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in backbone.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
 
@@ -166,8 +161,8 @@ class BackboneTrainer:
             routes.
         dataset: its training part is learned from.
         config: how.
-        state_file: where the state after each epoch is kept; what lies there already is resumed, if it began from these
-            weights, on a data set of that name, under the same `config`.
+        state_file: where the state after each epoch is kept. A state of the same initial weights, name of the data set
+            and `config` that lies there is resumed.
 
     Raises:
         ValueError: `state_file` is damaged, or of another training.
@@ -236,16 +231,15 @@ class BackboneTrainer:
         return total / steps
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        pick = int(torch.randint(len(self.runners), (), generator=self.generator))
-        bitwidths, run = self.runners[pick]
+        config = self.config
+        bitwidths, run = self.runners[int(torch.randint(len(self.runners), (), generator=self.generator))]
         count, layers, actions = len(images), len(self.backbone.blocks), len(bitwidths)
-        full = torch.full(
-            (count, layers), actions - 1 if self.config.bits is None else bitwidths.index(self.config.bits)
-        )
-        shown = math.ceil(count * self.config.route_share)
-        constant = self.config.constant_share
-        routes = random_routes(shown, layers, actions, self.generator, constant) if self.config.any_route else None
-        return route_loss(run, images, labels, routes, full, self.config.distill)
+        full = torch.full((count, layers), actions - 1 if config.bits is None else bitwidths.index(config.bits))
+        shown = math.ceil(count * config.route_share)
+        routes = None
+        if config.any_route:
+            routes = random_routes(shown, layers, actions, self.generator, config.constant_share)
+        return route_loss(run, images, labels, routes, full, config.distill)
 
     def _store(self) -> None:
         state = {
