@@ -31,7 +31,7 @@ def check_hard_budget(hard_budget: bool) -> None:
 
 
 def check_evaluating(mdp: BlockMDP) -> None:
-    """Make sure that playing changes no norm, and that an image's answer depends on no other image."""
+    """Make sure that playing changes no norm, and that an image's result depends on no other image."""
     if mdp.backbone.training:
         raise ValueError("the backbone is in training mode: call its eval() before it is played")
 
@@ -62,13 +62,27 @@ def check_reachable(budget: float, mdp: BlockMDP) -> None:
 
 
 def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
-    """A seed for each of N sub-environments, None where it goes on: s, s + 1, ... of an integer s."""
+    """A seed for each of N sub-environments, None where its generator continues: s, s + 1, ... of an integer s."""
     seeds: list[int | None] = [None] * num_envs
     if seed is not None:
         seeds = [int(seed) + i for i in range(num_envs)] if isinstance(seed, Integral) else list(seed)  # type: ignore[arg-type]
     if len(seeds) != num_envs:
         raise ValueError(f"got {len(seeds)} seeds for {num_envs} sub-environments")
     return seeds
+
+
+def checked_options(options: Mapping[str, Any], num_envs: int, num_images: int) -> tuple[Array | None, Array | None]:
+    """The indices [N] and the budgets [N] that are given as options of a reset, None for what is not."""
+    for name in options:
+        if name not in ("budget", "indices", "reset_mask"):
+            raise ValueError(f"unknown reset option {name!r}: there are 'budget', 'indices' and 'reset_mask'")
+    indices, budgets, mask = (options.get(name) for name in ("indices", "budget", "reset_mask"))
+    if mask is not None and not (np.shape(mask) == (num_envs,) and np.all(mask)):
+        raise ValueError(f"reset_mask must be true for all {num_envs} sub-environments: they run in lockstep")
+    return (
+        None if indices is None else checked_indices(indices, num_envs, num_images),
+        None if budgets is None else checked_budgets(budgets, num_envs),
+    )
 
 
 def checked_indices(indices: Any, num_envs: int, num_images: int) -> Array:

@@ -13,7 +13,6 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
-from torch.nn import functional as F
 
 from backbone.data import Split
 from backbone.torch_state import default_torch_state
@@ -29,9 +28,8 @@ from dfs_env.checks import (
     check_render_mode,
     checked_actions,
     checked_autoreset_mode,
-    checked_budgets,
     checked_components,
-    checked_indices,
+    checked_options,
 )
 from dfs_env.draws import Draws
 from dfs_env.mdp import State
@@ -50,7 +48,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     """N images decided block by block, in lockstep.
 
     ## Description
-    Dynamic Fractional Skipping (Shen et al., AAAI 2020) as a MDP. Each sub-environment holds one image. At
+    Dynamic Fractional Skipping (Shen et al., AAAI 2020) as an MDP. Each sub-environment holds one image. At
     each residual block of a quantized ResNet the agent skips the block or runs it at one of the bitwidths; after the
     last block the network predicts the class. All N episodes have exactly L steps, one per block, and are computed
     together.
@@ -73,11 +71,10 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     `env.unwrapped.mdp.layout.split(observation)` returns the parts by these names, as views.
 
-    The summary is `observation`: "pooled" (channel means, S = 1), "confidence" (the same, and how sure a classifier
-    trained on them would be; D is 3 more), "confidence_alone" (without the means, S = 0), "statistics" (means and
-    standard deviations, S = 2), "position" (nothing of the image, S = 0), or "features" (everything: the C x H x W
-    numbers of the block's input as they are, clipped, channels last, zero-padded to those of the largest; D is then
-    thousands).
+    The summary is `observation`: "pooled" (channel means, S = 1), "confidence" (and how confident a classifier
+    trained on them is; D is 3 more), "confidence_alone" (without the means, S = 0), "statistics" (means and standard
+    deviations, S = 2), "position" (nothing of the image, S = 0), or "features" (the C x H x W numbers of the block's
+    input, clipped, channels last, zero-padded to the largest; D is then thousands).
 
     ## Rewards
     The sum of the components of `reward` (see `dfs_env.rewards`); `info` holds each as `reward_NAME`. By default 1 for
@@ -168,7 +165,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.last_played: tuple[Tensor, Tensor] | None = None
         """Images [N, 3, H, W], normalised and augmented as they were played, and labels [N] of the episodes that ended
-        last: what a learner that trains the backbone too needs beside their routes."""
+        last, for learners that train the backbone, too."""
         self._state: State | None = None
         self._logits: Tensor | None = None
         self._playing: tuple[Tensor, Tensor] | None = None
@@ -176,8 +173,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @property
     def budget(self) -> float | Mapping[str, Any]:
-        """What the budgets of episodes are: a number, or a mapping from which they are drawn. It may be set, for the
-        episodes to come.
+        """The budgets of episodes: a number, or a mapping from which they are drawn. It may be set, for the episodes
+        to come.
 
         Raises:
             ValueError: it is no budget, or a hard one below the cheapest route.
@@ -193,8 +190,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @property
     def cost_coef(self) -> float | None:
-        """What a unit of cost takes from the reward, a number that may be set between steps, such as by dual ascent;
-        None where the reward has no such coefficient, and it cannot be set.
+        """The reward's cost coefficient, which may be set between steps, such as by dual ascent; None if it has none.
 
         Raises:
             ValueError: it is no finite number of at least 0, or the reward has none.
@@ -243,7 +239,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         """Begin N episodes.
 
         Args:
-            seed: an integer s seeds the sub-environments with s, s + 1, ...; a list seeds each; None goes on.
+            seed: an integer s seeds the sub-environments with s, s + 1, ...; a list seeds each; None continues.
             options: "indices", N indices into the split: the images to play. "budget", N budgets or one: those of these
                 episodes only. "reset_mask" must be true everywhere, as episodes run in lockstep.
 
@@ -254,19 +250,9 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         if self.closed:
             raise ClosedEnvironmentError("this environment is closed; make a new one")
         self.take_from_wrappers()
-        options = dict(options or {})
-        mask = options.pop("reset_mask", None)
-        if mask is not None and not (np.shape(mask) == (self.num_envs,) and np.all(mask)):
-            raise ValueError(f"reset_mask must be true for all {self.num_envs} sub-environments: they run in lockstep")
-        indices, budgets = options.pop("indices", None), options.pop("budget", None)
-        if indices is not None:
-            indices = checked_indices(indices, self.num_envs, len(self.images))
-        if budgets is not None:
-            budgets = checked_budgets(budgets, self.num_envs)
-            if self.hard_budget:
-                check_reachable(float(budgets.min()), self.mdp)
-        if options:
-            raise ValueError(f"unknown reset option {min(options)!r}: there are 'budget', 'indices' and 'reset_mask'")
+        indices, budgets = checked_options(options or {}, self.num_envs, len(self.images))
+        if budgets is not None and self.hard_budget:
+            check_reachable(float(budgets.min()), self.mdp)
         self._draws.seed(seed)
         self._begin(indices, budgets)
         return self._observation(), self._with_masks(self._standing())
@@ -325,8 +311,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         return _numpy(self.mdp.cost.fits(state.layer, state.cost, state.budget))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the episodes, and the generators that the next ones are drawn from, are: what `load_state_dict` of an
-        environment that was made with the same arguments goes on from.
+        """The state of the episodes and of the generators, from which `load_state_dict` of an environment that was
+        made with the same arguments resumes.
 
         Raises:
             ResetNeeded: before the first reset.
@@ -347,9 +333,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @default_torch_state()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`. What was played before the episodes under way is forgotten, and so is what a
-        reward with a memory (a placement, cost by MACs) has seen of them: with such a one, go on where episodes
-        begin."""
+        """Resume from a `state_dict`. Rewards with a memory (a placement, cost by MACs) forget the current episodes:
+        with these, resume where episodes begin."""
         self._draws.load_state_dict(state["generators"])
         device = self.mdp.device
         self._rows, self._route = state["rows"].copy(), state["route"].copy()
@@ -413,7 +398,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         if done:
             self.last_played = self._playing
             self._logits = self.mdp.logits(after)
-        transition = self._transition(before, action, after, self._labels, self._logits)
+        transition = Transition.between(before, action, after, self.mdp, self._labels, self._logits)
         parts = checked_components(self.reward(transition), after.cost.shape)
         components = {name: _numpy(part) for name, part in parts.items()}
         info = {"cost": _numpy(transition.step_cost), **self._standing()}
@@ -423,27 +408,6 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             info.update(correct=_numpy(transition.correct), loss=_numpy(transition.loss))
             info.update(prediction=_numpy(self._logits.argmax(1)), route=self._route.copy())
         return self._combined(components), info
-
-    def _transition(
-        self, before: State, action: Tensor, after: State, labels: Tensor, logits: Tensor | None
-    ) -> Transition:
-        """What a reward sees of B images whose action [B] led from `before` to `after`; with logits, the last."""
-        correct = loss = torch.zeros_like(after.cost)
-        if logits is not None:
-            loss = F.cross_entropy(logits, labels, reduction="none")
-            correct = (logits.argmax(1) == labels).to(loss.dtype)
-        return Transition(
-            step_cost=after.cost - before.cost,
-            cost=after.cost,
-            budget=after.budget,
-            done=logits is not None,
-            correct=correct,
-            loss=loss,
-            num_layers=self.mdp.num_layers,
-            action=action,
-            state=after,
-            mdp=self.mdp,
-        )
 
     def _combined(self, components: Mapping[str, Array]) -> Array:
         """Rewards [N] from their components, each [N]."""
@@ -460,7 +424,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         return info | {"action_mask": self.action_masks().astype(np.int8)} if self.hard_budget else info
 
     def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Gymnasium's form of a vector's infos: beside each key, who has it."""
+        """Gymnasium's form of a vector's infos: next to each key, who has it."""
         return info | {f"_{key}": np.ones(self.num_envs, np.bool_) for key in info}
 
     def _picture(self, i: int) -> Picture:

@@ -22,8 +22,8 @@ from dfs_env.attributes import callers, vectorizer
 from dfs_env.checks import Array, check_evaluating
 from dfs_env.env import DFSVectorEnv
 from dfs_env.rewards import Components, Transition
-from dfs_env.rewards.wrappers import seen
-from dfs_env.single_env import DFSEnv
+from dfs_env.rewards.wrappers import mdp_and_state
+from dfs_env.single_env import DFSEnv, OfVector
 from dfs_env.task import Task
 
 ROUTES, POINTS = 20_000, 50_000
@@ -59,7 +59,7 @@ def cross_entropy(t: Transition) -> Tensor:
 
 def total_cost(t: Transition) -> Tensor:
     """Minus what the decision cost by multiply-accumulates and bits, of the gated blocks alone."""
-    mdp, state = seen(t)
+    mdp, state = mdp_and_state(t)
     return -mdp.cost.total[state.layer - 1, t.action]
 
 
@@ -175,7 +175,7 @@ class MODFSVectorEnv(DFSVectorEnv):
             before, labels = state.take(parents), labels[parents]
             state = mdp.transition(before, action, in_place=True)
             logits = mdp.logits(state) if mdp.terminal(state) else None
-            components = self._components(self._transition(before, action, state, labels, logits))
+            components = self._components(Transition.between(before, action, state, mdp, labels, logits))
             rewards = self._combined({name: part.cpu().numpy() for name, part in components.items()})
             returns = returns[parents.cpu().numpy()] + gamma**layer * rewards.astype(np.float64)
         return returns.reshape(len(rows), -1, self.reward_dim)
@@ -194,7 +194,7 @@ def non_dominated(points: Array) -> Array:
 
 
 class MODFSEnv(DFSEnv):
-    """One image at a time with a reward [K], as in MO-Gymnasium: `MODFSVectorEnv` with one sub-environment.
+    """One image at a time with a reward [K] float32, as in MO-Gymnasium: `MODFSVectorEnv` with one sub-environment.
 
     `reward_space`, `reward_dim` and `pareto_front` are there for its wrappers and for algorithms such as those of
     MORL-Baselines.
@@ -202,10 +202,7 @@ class MODFSEnv(DFSEnv):
 
     vector_class = MODFSVectorEnv
     vector: MODFSVectorEnv
-
-    def __init__(self, task: Task, **kwargs: Any) -> None:
-        super().__init__(task, **kwargs)
-        self.reward_space, self.reward_dim = self.vector.reward_space, self.vector.reward_dim
+    reward_space, reward_dim = OfVector(), OfVector()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """As `DFSEnv.reset`.
@@ -226,11 +223,6 @@ class MODFSEnv(DFSEnv):
             if isinstance(caller, gym.Wrapper) and module != "gymnasium.wrappers.common":
                 break  # it may have made a number of the reward
         return super().reset(seed=seed, options=options)
-
-    def step(self, action: int) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
-        """As `DFSEnv.step`, with a reward [K] float32."""
-        observation, reward, terminated, truncated, info = self._step(action)
-        return observation, reward, terminated, truncated, info
 
     def pareto_front(self, gamma: float = 1.0) -> list[Array]:
         """As `MODFSVectorEnv.pareto_front`."""

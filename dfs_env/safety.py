@@ -78,9 +78,3 @@ class SafeDFSEnv(DFSEnv):
     """One image at a time: `SafeDFSVectorEnv` with one sub-environment."""
 
     vector_class = SafeDFSVectorEnv
-    vector: SafeDFSVectorEnv
-
-    def step(self, action: int) -> Any:
-        """(observation, reward, cost, terminated, truncated, info), cost being the decision's."""
-        observation, reward, cost, terminated, truncated, info = self._step(action)
-        return observation, float(reward), float(cost), terminated, truncated, info

@@ -34,11 +34,10 @@ from dfs_env.rewards.specification import (
     cost_coef_of,
     is_budgeted,
     make_reward,
-    nested,
     set_cost_coef,
 )
 from dfs_env.rewards.transition import Components, Reward, Transition
-from dfs_env.rewards.wrappers import NORMALIZATIONS, PLACEMENTS, begin, prepare
+from dfs_env.rewards.wrappers import NORMALIZATIONS, PLACEMENTS, begin, nested, prepare
 
 __all__ = [
     "NORMALIZATIONS",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dfs_env.mdp import BlockMDP, State
 
@@ -41,6 +43,18 @@ class Transition:
     def __post_init__(self) -> None:
         if self.full_step_cost is None:
             object.__setattr__(self, "full_step_cost", 1 / self.num_layers)
+
+    @classmethod
+    def between(
+        cls, before: State, action: Tensor, after: State, mdp: BlockMDP, labels: Tensor, logits: Tensor | None
+    ) -> Transition:
+        """The decisions [B] that led from `before` to `after`: the last ones where there are logits [B, K]."""
+        correct = loss = torch.zeros_like(after.cost)
+        if logits is not None:
+            loss = F.cross_entropy(logits, labels, reduction="none")
+            correct = (logits.argmax(1) == labels).to(loss.dtype)
+        spent, done = after.cost - before.cost, logits is not None
+        return cls(spent, after.cost, after.budget, done, correct, loss, mdp.num_layers, None, action, after, mdp)
 
 
 Components = Mapping[str, Tensor]
