@@ -34,10 +34,7 @@ STATISTICS = ("feature_mean", "feature_std")
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name next to `path`, of the same ending, to write to; renamed to `path` in the end, or removed.
-
-    Nobody ever reads half a file, and an error leaves the old one.
-    """
+    """A temporary name next to `path`, of the same ending, to write to; renamed to `path` unless there is an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

@@ -8,8 +8,8 @@ Two conventions, both fractions of full execution (every block at the widest bit
   over the same at full execution. Ungated layers run at the widest bitwidth. The evaluation adds a gate's own work.
 
 Absolute BitOps (multiply-accumulates x weight bits x activation bits) stand next to them. Modelled costs are no
-latencies: on CPUs, torch, ONNX Runtime and OpenVINO run nothing faster below 8 bits, though 4-bit tensor cores do.
-Measured time is a quantity of its own, which decisions can be charged in place of block cost (`dfs_env.latency`).
+latencies: on CPUs nothing runs faster below 8 bits. Measured time (`dfs_env.latency`) is a quantity of its own, which
+decisions can be charged in place of block cost.
 """
 
 from __future__ import annotations
@@ -33,11 +33,8 @@ TOLERANCE = 1e-5
 
 
 def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
-    """Multiply-accumulates of each convolution, linear and recurrent call that `run()` makes inside `module`, per
-    example. A layer that `run()` does not call, such as a critic's, counts nothing.
-
-    Keys are the layers' names in `module`. Norms, activations and pooling count nothing, as is usual.
-    """
+    """Multiply-accumulates per example of each convolution, linear and recurrent call that `run()` makes in `module`,
+    by the layers' names. Norms, activations, pooling and layers that are not called (a critic's) count nothing."""
     macs: dict[str, float] = {}
 
     def record(name: str, layer: Any, inputs: Any, output: Any) -> None:
@@ -64,11 +61,11 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
     return macs
 
 
-def _sequence_length(layer: nn.Module, x: Tensor) -> int:
+def _sequence_length(layer: nn.RNNBase | nn.RNNCellBase, x: Tensor) -> int:
     """How many times a recurrent layer uses each of its weights on an example of `x`."""
-    if isinstance(layer, nn.RNNBase):
-        return x.shape[1] if layer.batch_first and x.dim() == 3 else x.shape[0]
-    return 1
+    if isinstance(layer, nn.RNNCellBase):
+        return 1
+    return x.shape[1] if layer.batch_first and x.dim() == 3 else x.shape[0]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is derived from a module's parameters and buffers, kept for as long as these are there and unchanged."""
+"""A cache of what is derived from a module's parameters and buffers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Place = tuple[dict[str, Any], str, Any]
 
 
 def places(module: nn.Module) -> Iterator[Place]:
-    """Those of a module and of its parts."""
+    """The places of a module and of its parts."""
     for held in (module._parameters, module._buffers, module._modules):
         for name, value in held.items():
             if value is not None:

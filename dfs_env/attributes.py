@@ -14,18 +14,8 @@ from gymnasium.vector import SyncVectorEnv, VectorWrapper
 SETTABLE = ("budget", "cost_coef")
 """What a user or a learner may set."""
 
-OF_GYMNASIUM = (
-    "spec",
-    "metadata",
-    "render_mode",
-    "np_random",
-    "observation_space",
-    "action_space",
-    "single_observation_space",
-    "single_action_space",
-    "reward_space",
-    "closed",
-)
+SPACES = ("observation_space", "action_space", "single_observation_space", "single_action_space", "reward_space")
+OF_GYMNASIUM = ("spec", "metadata", "render_mode", "np_random", "closed", *SPACES)
 """What Gymnasium, MO-Gymnasium and programs around them set."""
 
 FIXED = ("reward", "split", "hard_budget", "task", "mdp", "augment", "bitwidths", "budgets")
@@ -33,8 +23,8 @@ FIXED = ("reward", "split", "hard_budget", "task", "mdp", "augment", "bitwidths"
 
 
 class Guarded:
-    """Of attributes without an underscore, code outside the environment may set those above, and put functions in
-    place of methods. The environment's own methods, those of subclasses included, may set all."""
+    """Code outside the environment may set the attributes above, those with an underscore, and methods. The
+    environment's own methods, those of subclasses included, may set all."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and sys._getframe(1).f_locals.get("self") is not self:
@@ -42,17 +32,12 @@ class Guarded:
         super().__setattr__(name, value)
 
     def check_settable(self, name: str) -> None:
-        """Make sure that the attribute may be set from outside.
-
-        Raises:
-            AttributeError: it may not.
-        """
-        if name in SETTABLE or name in OF_GYMNASIUM or callable(getattr(type(self), name, None)):
-            return
-        raise AttributeError(
-            f"{name!r} cannot be set on a {type(self).__name__} that is made, only {' and '.join(SETTABLE)} can: make "
-            f"an environment with another {name!r} if there is such an argument"
-        )
+        """Raise AttributeError unless the attribute may be set from outside."""
+        if name not in SETTABLE + OF_GYMNASIUM and not callable(getattr(type(self), name, None)):
+            raise AttributeError(
+                f"{name!r} cannot be set on a {type(self).__name__} that is made, only {' and '.join(SETTABLE)} can: "
+                f"make an environment with another {name!r} if there is such an argument"
+            )
 
     def take_from_wrappers(self) -> None:
         """Move here what was set on the wrappers that the call came through.
@@ -74,7 +59,7 @@ class Guarded:
 
 
 def callers() -> Iterator[Any]:
-    """What the caller was called in, the nearest first: of methods their object, of functions their code."""
+    """The call stack above the caller, the nearest first: of methods their object, of functions their code."""
     frame: FrameType | None = sys._getframe(2)
     while frame:
         method = frame.f_code.co_varnames[:1] == ("self",)
@@ -83,8 +68,8 @@ def callers() -> Iterator[Any]:
 
 
 def vectorizer(caller: Any) -> str | None:
-    """The name of what puts one-image environments side by side in Gymnasium or Stable-Baselines3, or of the latter's
-    wrapper, if the caller is one: they take a step for five results, and a reward for a number."""
+    """The caller's name, if it is a vectorizer of Gymnasium or anything of Stable-Baselines3: these expect five results
+    of a step, and a reward that is a number."""
     if isinstance(caller, CodeType):
         return {"_async_worker": "AsyncVectorEnv", "_worker": "SubprocVecEnv"}.get(caller.co_name)
     ours = type(caller) is SyncVectorEnv or type(caller).__module__.startswith("stable_baselines3.")

@@ -1,4 +1,4 @@
-"""What callers pass to the environments: brought into one form, or refused with a ValueError that names the culprit."""
+"""Arguments of the environments: brought into one form, or refused with a ValueError that names the culprit."""
 
 from __future__ import annotations
 

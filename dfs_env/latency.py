@@ -1,7 +1,7 @@
 """Measured latency: how long each block takes at each bitwidth on this machine, as a table that costs can count in.
 
-`python -m scripts.bench latency` measures one. It is kept apart from modelled cost: a table holds for one machine, one
-engine, one number of threads and one shape of network, and is refused for any other.
+`python -m scripts.bench latency` measures one. A table is valid for one machine, engine, number of threads and shape of
+network, and refused for any other. Measured time is never mixed with modelled cost.
 """
 
 from __future__ import annotations
@@ -61,9 +61,8 @@ class LatencyTable:
     """By batch size."""
 
     def save(self, path: Path | str) -> None:
-        """As JSON with a digest."""
-        content = asdict(self) | {"kind": KIND}
-        write_atomically(path, json_with_checksum(content) + "\n")
+        """As JSON with a checksum."""
+        write_atomically(path, json_with_checksum(asdict(self) | {"kind": KIND}) + "\n")
 
     def at(self, batch_size: int) -> BatchTimings:
         """What an image takes in batches of this size.
@@ -109,16 +108,11 @@ class LatencyTable:
 
     def _check_fits(self, mdp: BlockMDP, place: object, here: bool) -> None:
         mend = f"measure again: {COMMAND}"
-        parts = [("network", self.network, shape_of(mdp))]
-        if here:
-            parts.append(("machine", self.machine, this_machine()))
-        for what, measured, wanted in parts:
+        machine = this_machine() if here else {}
+        for what, measured, wanted in (("network", self.network, shape_of(mdp)), ("machine", self.machine, machine)):
             for name, value in wanted.items():
-                if measured.get(name) != value:
-                    raise ValueError(
-                        f"{place} is of another {what}: its {name} is {measured.get(name)!r}, here it is {value!r}; "
-                        f"{mend}"
-                    )
+                if (found := measured.get(name)) != value:
+                    raise ValueError(f"{place} is of another {what}: its {name} is {found!r}, not {value!r}; {mend}")
         missing = [bits for bits in mdp.bitwidths if bits not in self.bitwidths]
         if missing or mdp.widest != self.bitwidths[-1]:
             raise ValueError(f"{place} is of other bitwidths: {self.bitwidths}, here they are {mdp.bitwidths}; {mend}")
@@ -200,12 +194,8 @@ def this_machine() -> dict[str, Any]:
 def _processor() -> str:
     """Its model name, on Linux with family and stepping, since cloud machines share names."""
     try:
-        lines = dict(
-            line.split(":", 1)
-            for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-            if ":" in line
-        )
-        found = {key.strip(): value.strip() for key, value in lines.items()}
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         parts = [found[key] for key in ("model name", "cpu family", "model", "stepping") if key in found]
         return " ".join(parts) or platform.machine()
     except OSError:

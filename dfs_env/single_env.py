@@ -45,11 +45,7 @@ class DFSEnv(Guarded, gym.Env[Array, int]):
         self.action_space = self.vector.single_action_space
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
-        """Set an attribute that may be set; no wrapper has it, or it would not come to this.
-
-        Raises:
-            AttributeError: it may not.
-        """
+        """Set an attribute that no wrapper has. Raises AttributeError if it may not be set."""
         self.check_settable(name)
         setattr(self, name, value)
         return True
