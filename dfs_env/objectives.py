@@ -27,12 +27,12 @@ from dfs_env.single_env import DFSEnv, OfVector
 from dfs_env.task import Task
 
 ROUTES, POINTS = 20_000, 50_000
-"""Routes of an image that `pareto_front` enumerates at most, and points that it compares at once."""
+"""The most routes of an image that `pareto_front` enumerates, and points that it compares at once."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What one entry of a vector reward is; more is better."""
+    """One entry of a vector reward; more is better."""
 
     function: Callable[[Transition], Tensor]
     """[B] from a transition."""
@@ -114,11 +114,11 @@ class MODFSVectorEnv(DFSVectorEnv):
         return np.stack([part.astype(self.reward_dtype) for part in components.values()], 1)
 
     def pareto_front(self, gamma: float = 1.0) -> list[Array]:
-        """The discounted mean returns over the split's images of all policies that none dominates, each [K].
+        """The discounted mean returns [K] over the split's images of all non-dominated policies, as MO-Gymnasium's
+        environments with known fronts have it.
 
-        Of policies that see which image they decide, so a bound for those that see the observation: all routes of every
-        image are played, under a hard budget those that fit it. The way of MO-Gymnasium's environments with known
-        fronts. Progress is shown, and a warning says so if it will take longer than an hour.
+        All routes of every image are played, under a hard budget those that fit it. So the policies know the image,
+        and are a bound for those that see the observation. A warning tells if this will take longer than an hour.
 
         Raises:
             ValueError: too many routes, too many points, or budgets that are drawn.
@@ -128,9 +128,7 @@ class MODFSVectorEnv(DFSVectorEnv):
             raise ValueError(f"the front depends on the budget, and {self.budget!r} draws it: give a number")
         count = mdp.num_actions**mdp.num_layers
         if count > ROUTES:
-            raise ValueError(
-                f"each image has {count:,} routes, and at most {ROUTES:,} are enumerated: use fewer bitwidths"
-            )
+            raise ValueError(f"each image has {count:,} routes, and {ROUTES:,} are the most: use fewer bitwidths")
         check_evaluating(mdp)
         front, started, warned = np.zeros((1, self.reward_dim)), time.monotonic(), False
         with tqdm(desc="pareto_front", total=len(self.images), unit="image", delay=PATIENCE) as bar:
@@ -150,9 +148,7 @@ class MODFSVectorEnv(DFSVectorEnv):
     def _extended(self, front: Array, choices: Array) -> Array:
         """The front [P, K] of sums of returns, with the choices [Q, K] that one more image adds."""
         if len(front) * len(choices) > POINTS:
-            raise ValueError(
-                f"there are more than {POINTS:,} points to compare: use a split of fewer images, or fewer bitwidths"
-            )
+            raise ValueError(f"there are more than {POINTS:,} points to compare: use fewer images, or fewer bitwidths")
         return non_dominated((front[:, None] + choices).reshape(-1, self.reward_dim))
 
     @default_torch_state()
@@ -160,7 +156,7 @@ class MODFSVectorEnv(DFSVectorEnv):
     def _returns_of_all_routes(self, rows: Tensor, gamma: float) -> Array:
         """[B, R, K] for the images at `rows` [B] of the split on all routes; under a hard budget only those that fit.
 
-        Routes share the blocks that they begin with: they are a tree, each level of which runs once.
+        Routes are a tree that is run level by level, so that they share the blocks that they begin with.
         """
         mdp, device = self.mdp, self.mdp.device
         images = self.task.dataset.normalize(self.images.images[rows].to(device))

@@ -81,11 +81,8 @@ def cost_coef_of(reward: Reward) -> float | None:
 
 
 def set_cost_coef(reward: Reward, cost_coef: float) -> None:
-    """Change the cost coefficient of a reward that was made.
-
-    Raises:
-        ValueError: it has none, or it is no finite number of at least 0.
-    """
+    """Change the cost coefficient of a reward that was made. Raises ValueError if it has none, or the number is not
+    finite and at least 0."""
     coefficients = _coefficients(reward)
     if COST_COEF not in coefficients:
         raise ValueError("this reward has no cost_coef: use one that charges cost, such as 'accuracy_minus_cost'")
@@ -95,29 +92,20 @@ def set_cost_coef(reward: Reward, cost_coef: float) -> None:
 def cost_coef_is_open(spec: RewardSpec) -> bool:
     """Whether the reward has a cost coefficient that `spec` does not give: one that a learner may find.
 
-    Raises:
-        ValueError: as `make_reward`, but for the coefficient.
+    Raises as `make_reward`, except for a missing coefficient.
     """
     _, function, given, _ = _described(spec)
     return COST_COEF in _parameters(function) and COST_COEF not in given
 
 
 def is_budgeted(spec: RewardSpec) -> bool:
-    """Whether the reward's function is declared to read the budget (`dfs_env.rewards.budgeted`).
-
-    Raises:
-        ValueError: as `cost_coef_is_open`.
-    """
+    """Whether the reward's function is declared to read the budget by `budgeted`. Raises as `cost_coef_is_open`."""
     *_, innermost = nested(_described(spec)[1])
     return bool(getattr(getattr(innermost, "func", innermost), BUDGETED, False))
 
 
 def _bound(name: str, function: Callable[..., Components], given: Mapping[str, Any], cost_coef: float | None) -> Reward:
-    """The function with its parameters, among them its cost coefficient if it has one.
-
-    Raises:
-        ValueError: it needs one and is given none, or the other way round.
-    """
+    """The function with its parameters, among them its cost coefficient if it has one."""
     own = _parameters(function)
     if COST_COEF not in own:
         if cost_coef is not None:
@@ -168,7 +156,7 @@ def _check_shaping(name: str, common: Mapping[str, Any]) -> None:
     if common["potential"] is None:
         for parameter in ("shaping_weight", "shaping_gamma"):
             if common[parameter] != COMMON[parameter]:
-                raise ValueError(f"{parameter} of reward {name!r} has no effect without a potential: give one")
+                raise ValueError(f"{parameter} of reward {name!r} does nothing without a potential: give one")
     elif not 0 <= (gamma := common["shaping_gamma"]) <= 1:
         raise ValueError(f"shaping_gamma of reward {name!r} must be a discount in [0, 1], got {gamma}")
 
