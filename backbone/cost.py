@@ -29,7 +29,7 @@ from backbone.quantization import FLOAT_BITS, check_bitwidths
 from backbone.torch_state import evaluation_mode
 
 TOLERANCE = 1e-5
-"""How far a sum of float32 costs may lie above a budget and still count as within it: rounding, not spending."""
+"""How far a sum of float32 costs may lie above a budget by rounding, and still count as within it."""
 
 
 def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
@@ -39,8 +39,9 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
 
     def record(name: str, layer: Any, inputs: Any, output: Any) -> None:
         if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
-            weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
-            uses = _sequence_length(layer, inputs[0])
+            weights, uses = sum(p.numel() for p in layer.parameters() if p.dim() == 2), 1
+            if isinstance(layer, nn.RNNBase):
+                uses = inputs[0].shape[1 if layer.batch_first and inputs[0].dim() == 3 else 0]
         else:
             weights = layer.weight.numel()
             outcome = output[0] if isinstance(output, tuple) else output  # a gated layer also returns its density
@@ -61,13 +62,6 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
     return macs
 
 
-def _sequence_length(layer: nn.RNNBase | nn.RNNCellBase, x: Tensor) -> int:
-    """How many times a recurrent layer uses each of its weights on an example of `x`."""
-    if isinstance(layer, nn.RNNCellBase):
-        return 1
-    return x.shape[1] if layer.batch_first and x.dim() == 3 else x.shape[0]
-
-
 @dataclass(frozen=True)
 class CostTable:
     """What each action at each block costs; L blocks, A actions. All tensors are float32."""
@@ -79,7 +73,7 @@ class CostTable:
     total: Tensor
     """[L, A] total cost of an action at a block, without ungated layers."""
     total_ungated: float
-    """Total cost of stem, shortcuts, head and ungated blocks: that of the route that skips every block."""
+    """Total cost of the ungated layers: that of the route that skips every block."""
     full_bitops: float
     """BitOps of full execution for one image; total cost is a fraction of this."""
     unit: str = "blocks"
@@ -119,8 +113,7 @@ class CostTable:
 
     @cached_property
     def by_macs(self) -> Tensor:
-        """[L, A] cost of an action at a block where blocks weigh as their multiply-accumulates do: gated blocks only,
-        as in `block`, and 1 at full execution."""
+        """[L, A] block cost of an action at a block, if blocks weigh as their multiply-accumulates do."""
         return self.total / self.total[:, -1].sum()
 
     @cached_property
@@ -130,13 +123,8 @@ class CostTable:
         return least.flip(0).cumsum(0).flip(0)
 
     def fits(self, layer: int, spent: Tensor, budget: Tensor) -> Tensor:
-        """[B, A] bool: the actions at block `layer` after which the cheapest continuation stays within the budget.
-
-        Args:
-            layer: the block that is decided, in [0, L).
-            spent: [B] cost spent before it.
-            budget: [B] cost that a route may have; `TOLERANCE` above it is rounding.
-        """
+        """[B, A] bool: the actions at block `layer` after which the cheapest continuation stays within the `budget`
+        [B] of the whole route, `spent` [B] of it before the block."""
         at_least = spent[:, None] + self.charged[layer] + self.cheapest[layer + 1]
         return at_least <= budget[:, None] + TOLERANCE
 
@@ -205,11 +193,7 @@ class GatedCost:
 
     def image_cost(self, densities: Tensor) -> tuple[Tensor, Tensor]:
         """Block and total cost [B] of images on which the gates are on for the shares `densities` [B, L, 2] of the
-        outputs.
-
-        Block cost is the mean over blocks of BitOps over those at full execution: a block of k bits costs
-        (k / widest)**2, as for DFS.
-        """
+        outputs. Block cost is the mean over blocks of BitOps over those at full execution."""
         spent = (self.always + self.gated * densities.double().to(self.always.device)).sum(2)
         return (spent / self.blocks).mean(1), (spent.sum(1) + self.ungated) / self.full_bitops
 

@@ -23,8 +23,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
     """As `torch.nn.functional.conv2d`, with correct gradients for any number of channels.
 
     oneDNN's weight gradient of a strided 1x1 convolution writes past its buffer where channels-last inputs have fewer
-    channels than a vector register (uxlfoundation/oneDNN #6035): the input is sliced instead. Where a weight has one
-    channel, its strides say nothing of its layout, which torch's backward pass may take for an impossible one.
+    channels than a vector register (uxlfoundation/oneDNN #6035): the input is sliced instead. The strides of a weight
+    with one channel are ambiguous, and torch's backward pass may reject the layout that it infers: they are made anew.
     """
     if 1 in weight.shape[:2]:
         weight = weight.clone(memory_format=torch.channels_last)
@@ -58,7 +58,7 @@ class QuantizedLayer(nn.Module):
 
     @contextmanager
     def _arithmetic(self, x: Tensor, bits: int) -> Iterator[None]:
-        """Evaluation in which levels are multiplied exactly, whatever the ambient state; training follows the latter.
+        """Multiply levels exactly in evaluation, whatever the ambient state, which training follows.
 
         TensorFloat-32 has 11 significant bits: enough for levels of up to 8 bits, not for more.
         """
@@ -181,10 +181,10 @@ class QuantConvNorm(QuantizedLayer):
         return out.add_(bias)
 
     def integer(self, x: Tensor, bits: int, stride: int = 1) -> IntegerConv | None:
-        """The layer on integer kernels, where these can serve the input `x` [B, C_in, H, W], or what a layer of that
-        stride makes of it; else None: the float path.
+        """The layer on integer kernels for the input `x` [B, C_in, H, W], or for what a layer of that stride makes of
+        it; None where the float path is needed.
 
-        They serve evaluation on the CPU at up to 8 bits, without gradients, and without hooks, which would see nothing.
+        The kernels serve evaluation on the CPU at up to 8 bits, without gradients and hooks.
         """
         quantizer = self.activation_quantizer
         if self._forward_hooks or self._forward_pre_hooks or quantizer._forward_hooks or quantizer._forward_pre_hooks:
@@ -198,19 +198,19 @@ class QuantConvNorm(QuantizedLayer):
         return conv
 
     def frozen(self, x: Tensor, bits: int) -> FrozenConv | None:
-        """The layer on integer kernels and differentiable in its input `x` [B, C_in, H, W], where kernels can serve it,
-        the input needs a gradient, and no parameter does; else None."""
+        """The layer on integer kernels, differentiable in its input `x` [B, C_in, H, W], if that needs a gradient and
+        no parameter does; None where the float path is needed."""
         conv = self.integer(x.detach(), bits) if x.requires_grad and torch.is_grad_enabled() else None
         gradient = getattr(self.activation_quantizer, "gradient", None)
         if conv is None or gradient is None:
             return None
-        weight: Tensor = self._kept((bits, "frozen"), bits, lambda: self._frozen_weight(bits))
-        return FrozenConv(conv, weight, partial(gradient, bits=bits))
 
-    def _frozen_weight(self, bits: int) -> Tensor:
-        weight, gain, _ = self._derived(bits)
-        weight = weight * (gain / self._input_scale(bits)).view(-1, 1, 1, 1)
-        return weight.clone(memory_format=torch.channels_last)
+        def gained() -> Tensor:
+            weight, gain, _ = self._derived(bits)
+            weight = weight * (gain / self._input_scale(bits)).view(-1, 1, 1, 1)
+            return weight.clone(memory_format=torch.channels_last)
+
+        return FrozenConv(conv, self._kept((bits, "frozen"), bits, gained), partial(gradient, bits=bits))
 
     def _integer(self, bits: int, size: tuple[int, ...]) -> IntegerConv | None:
         quantizer = self.activation_quantizer
@@ -233,11 +233,6 @@ class QuantConvNorm(QuantizedLayer):
         for bits, norm in self.norms.items():
             nearest = next((wider for wider in known if wider >= int(bits)), known[-1])
             norm.load_state_dict(other.norms[str(nearest)].state_dict())
-
-    def start_as_zero(self) -> None:
-        """Have the layer return zeros at every bitwidth, until its norms' gains are trained."""
-        for norm in self.norms.values():
-            nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
 
     def _derive(self, bits: int) -> tuple[Tensor, ...]:
         """Weight levels [C_out, C_in, k, k]; per channel the gain and the bias that scales and norm add up to."""

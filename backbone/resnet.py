@@ -110,7 +110,7 @@ class BasicBlock(nn.Module):
         return self.shortcut is None
 
     def skip(self, x: Tensor, widest: int) -> Tensor:
-        """What is left of the block when it is skipped: `x` itself, or its 1x1 shortcut where the shape changes."""
+        """The block, skipped: `x` itself, or its 1x1 shortcut where the shape changes."""
         return x if self.shortcut is None else self.shortcut(x, widest).relu_()
 
 
@@ -128,10 +128,9 @@ class ResNet(nn.Module):
     | `blocks[i].skip_is_identity` | whether `skip` returns `x` itself |
     | `head(x, widest)` | features after the last block [B, C, H, W] -> logits [B, K] |
 
-    A bitwidth is always an argument and never a state of the module; `widest` is the widest bitwidth in use. `blocks`
-    is an `nn.ModuleList`. The cost accountant runs `forward(images, bits, widest)` -> logits [B, K] and counts the
-    convolutions, linear and recurrent layers: what is decided must lie in `blocks`, a block's shortcut in its
-    `shortcut`.
+    `widest` is the widest bitwidth in use; `blocks` is an `nn.ModuleList`. The cost accountant runs
+    `forward(images, bits, widest)` -> logits [B, K] and counts the convolutions, linear and recurrent layers: what is
+    decided must lie in `blocks`, a block's shortcut in its `shortcut`.
     """
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -150,20 +149,18 @@ class ResNet(nn.Module):
 
         - Depth: each stage's blocks are spread evenly over the stage; a block in between begins as the identity, since
           the gain of its last norm is zero. Of a deeper network, evenly spaced blocks are taken.
-        - Classes: the weights of the classifier stay as they are.
+        - Classes: if their number differs, the classifier keeps its own weights.
         - Bitwidths: of one that `other` lacks, norms begin from those of its next wider one, and the range of
           activations from the first batch of training.
-        - Quantizer: another one that learns the same numbers.
+        - Quantizer: it must learn the same numbers.
 
         Raises:
             ValueError: another width, or a quantizer that learns other numbers.
         """
         learned, known = (each.stem_conv.activation_quantizer.state_dict().keys() for each in (self, other))
         if other.config.width != self.config.width or learned != known:
-            raise ValueError(
-                f"a network of {self.config} cannot start from one of {other.config}: the width must be the same, and "
-                "quantizers must learn the same numbers"
-            )
+            why = "the width must be the same, and quantizers must learn the same numbers"
+            raise ValueError(f"a network of {self.config} cannot start from one of {other.config}: {why}")
         self.stem_conv.start_from(other.stem_conv)
         self.classifier.start_from(other.classifier, same_outputs=self.config.num_classes == other.config.num_classes)
         mine, theirs = len(self.blocks) // 3, len(other.blocks) // 3
@@ -172,7 +169,8 @@ class ResNet(nn.Module):
         for index, block in enumerate(self.blocks):
             stage, place = divmod(index, mine)
             if place not in sources:
-                block.conv2.start_as_zero()  # type: ignore[operator, union-attr]
+                for norm in block.conv2.norms.values():  # type: ignore[union-attr, operator]
+                    nn.init.zeros_(norm.weight)
                 continue
             layers = dict(other.blocks[stage * theirs + sources[place]].named_modules())
             for name, layer in block.named_modules():

@@ -102,9 +102,8 @@ def random_routes(
     """Routes [B, L] of actions: each image draws its own mixture of actions (uniform on the simplex), then every block
     from it.
 
-    Some routes are nearly constant, some wholly mixed. The first row always takes action 0 everywhere, the second
-    action 1, if there is one: the cheapest extremes are always present. A share `constant` of all images, but not these
-    two, takes one action everywhere, drawn from all but the first and the last.
+    The first row takes action 0 everywhere, the second action 1: the cheapest extremes are always present. A share
+    `constant` of all images takes one action everywhere, drawn from all but the first and the last.
     """
     exponentials = -torch.log(torch.rand(num_images, num_actions, generator=generator).clamp_min(1e-9))
     routes = torch.multinomial(exponentials, num_layers, replacement=True, generator=generator)
@@ -117,7 +116,7 @@ def random_routes(
 
 
 def make_optimizer(backbone: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD in which only the weights of convolutions and linear layers decay."""
+    """SGD with weight decay of convolutions and linear layers only."""
     groups: list[dict[str, Any]] = [
         {"params": [p for p in backbone.parameters() if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in backbone.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -261,6 +260,5 @@ class BackboneTrainer:
             self.generator.set_state(state["generator"])
             self.epoch = state["epoch"]
         except (RuntimeError, KeyError, EOFError, OSError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{self.state_file} cannot be resumed by this configuration ({error}); delete it to start anew"
-            ) from error
+            mend = "delete it to start anew"
+            raise ValueError(f"{self.state_file} cannot be resumed by this configuration ({error}); {mend}") from error

@@ -79,8 +79,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     ## Rewards
     The sum of the components of `reward` (see `dfs_env.rewards`); `info` holds each as `reward_NAME`. By default 1 for
     a correct prediction, minus `cost_coef` (1) times the cost of each decision. On the digits' training images the best
-    static allocation for it costs 0.042, next to the default budget, and is worth 0.944 an image; 2 bits everywhere are
-    worth 0.931, 4 bits 0.749, random bitwidths at the budget 0.742, skipping everything 0.207 and 8 bits 0.000. A fixed
+    static allocation for it costs 0.042, close to the default budget, with a return of 0.944; 2 bits everywhere return
+    0.931, 4 bits 0.749, random bitwidths at the budget 0.742, skipping everything 0.207 and 8 bits 0.000. A fixed
     coefficient holds no budget by itself: dual ascent on `cost_coef` does (`examples/mean_budget.py`).
 
     ## Starting State
@@ -97,7 +97,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     ## Action Masks
     `action_masks()` [N, A] is true where an image can take the action and still end within the budget. Under
     `hard_budget` an action that does not fit is refused, and every info holds the masks as `action_mask`, int8, as
-    `action_space.sample(mask)` of one image takes it. Else they bind nobody.
+    `action_space.sample(mask)` of one image takes it.
 
     ## Arguments
     Objects, where `dfs_env.make_vec_env` and the registered ids take names:
@@ -147,7 +147,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         check_render_mode(render_mode)
         self.autoreset_mode = checked_autoreset_mode(autoreset_mode)
         self.task, self.mdp, self.num_envs = task, task.mdp, num_envs
-        self.hard_budget = hard_budget
+        self.hard_budget, self.augment = hard_budget, augment
         self.budget = budget
         self.budgets = np.full(num_envs, self._budget.high)
         """[N] the budgets of the current episodes."""
@@ -157,9 +157,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self._draws = Draws(task.dataset, split, num_envs, augment)
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.single_observation_space = spaces.Box(
-            -OBSERVATION_BOUND, OBSERVATION_BOUND, (self.mdp.layout.dim,), np.float32
-        )
+        shape = (self.mdp.layout.dim,)
+        self.single_observation_space = spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, shape, np.float32)
         self.single_action_space = spaces.Discrete(self.mdp.num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -223,11 +222,6 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         return self._draws.split
 
     @property
-    def augment(self) -> bool:
-        """Whether images are moved and mirrored at random."""
-        return self._draws.augment
-
-    @property
     def episode_over(self) -> bool:
         """Whether the current episodes have ended and none has begun since."""
         return self._logits is not None
@@ -247,8 +241,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             ValueError: a list of seeds, indices or budgets of another length than N, an index out of range, or a budget
                 that is none.
         """
-        if self.closed:
-            raise ClosedEnvironmentError("this environment is closed; make a new one")
+        self._check_open()
         self.take_from_wrappers()
         indices, budgets = checked_options(options or {}, self.num_envs, len(self.images))
         if budgets is not None and self.hard_budget:
@@ -297,15 +290,13 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         return observation, rewards, yes, no, self._with_masks(info)
 
     def action_masks(self) -> Array:
-        """[N, A] bool: the actions after which an image can still end within its budget. All are true at the end of
-        the episodes, where there is nothing to decide.
+        """[N, A] bool: the actions after which an image can still end within its budget; all at the end of episodes.
 
         Raises:
             ResetNeeded: before the first reset.
         """
-        if self._state is None:
+        if (state := self._state) is None:
             raise ResetNeeded("call reset() before action_masks()")
-        state = self._state
         if self.mdp.terminal(state):
             return np.ones((self.num_envs, self.mdp.num_actions), np.bool_)
         return _numpy(self.mdp.cost.fits(state.layer, state.cost, state.budget))
@@ -340,7 +331,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self._rows, self._route = state["rows"].copy(), state["route"].copy()
         if state["cost_coef"] is not None:
             self.cost_coef = state["cost_coef"]
-        self.budget, self.budgets = state.get("budget", self.budget), state["budgets"].copy()
+        self.budget, self.budgets = state["budget"], state["budgets"].copy()
         self._labels = self.images.labels[torch.from_numpy(self._rows)].to(device)
         self._playing = state["images"].to(device), self._labels
         self._state = State(**{name: _copied(value, device) for name, value in state["state"].items()})
@@ -350,7 +341,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self._stem_features = self.last_played = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the memory that is kept to be written to again."""
+        """Without the memory that is reused."""
         return {**vars(self), "_stem_features": None}
 
     def render(self) -> tuple[Any, ...] | None:
@@ -365,12 +356,15 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         return tuple(show(self._picture(i)) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Let go of the features."""
+        """Free the features."""
         self._state = self._logits = self._playing = self.last_played = self._stem_features = None
 
-    def _ready_state(self) -> State:
+    def _check_open(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("this environment is closed; make a new one")
+
+    def _ready_state(self) -> State:
+        self._check_open()
         if self._state is None:
             raise ResetNeeded("call reset() before step()")
         if self.episode_over and self.autoreset_mode == AutoresetMode.DISABLED:
@@ -418,7 +412,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         return _numpy(self.mdp.observe(self._state))
 
     def _standing(self) -> dict[str, Any]:
-        """What every info holds."""
+        """The entries of every info."""
         assert self._state is not None
         info = {"spent": _numpy(self._state.cost), "index": self._rows.copy()}
         return info | {"action_mask": self.action_masks().astype(np.int8)} if self.hard_budget else info
@@ -429,7 +423,6 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     def _picture(self, i: int) -> Picture:
         assert self._state is not None
-        scores = None if self._logits is None else _numpy(self._logits[i].softmax(0))
         return Picture(
             image=_numpy(self.images.images[self._rows[i]].permute(1, 2, 0)),
             label=int(self._labels[i]),
@@ -438,7 +431,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             bitwidths=self.mdp.bitwidths,
             cost=float(self._state.cost[i]),
             budget=float(self.budgets[i]),
-            scores=scores,
+            scores=None if self._logits is None else _numpy(self._logits[i].softmax(0)),
         )
 
 

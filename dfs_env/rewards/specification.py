@@ -141,7 +141,8 @@ def _described(spec: RewardSpec) -> tuple[str, Callable[..., Components], dict[s
     own = _parameters(function)
     _check_names(name, parameters, own)
     for parameter, value in parameters.items():
-        _check_value(name, parameter, value, own.get(parameter, COMMON.get(parameter)))
+        if _is_number(own.get(parameter, COMMON.get(parameter))) and not _is_number(value):
+            raise ValueError(f"parameter {parameter!r} of reward {name!r} must be a number; got {value!r}")
     common = {**COMMON, **{key: value for key, value in parameters.items() if key not in own}}
     for parameter, choices in (("placement", PLACEMENTS), ("normalize", NORMALIZATIONS)):
         value = common[parameter]
@@ -184,8 +185,3 @@ def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_value(name: str, parameter: str, value: Any, default: Any) -> None:
-    if _is_number(default) and not _is_number(value):
-        raise ValueError(f"parameter {parameter!r} of reward {name!r} must be a number; got {value!r}")
