@@ -78,7 +78,7 @@ def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
 
 
 def fingerprint(tensors: Iterable[Tensor], about: object) -> str:
-    """SHA-256 of the tensors' bytes and of the `repr` of what they are `about`."""
+    """SHA-256 of the tensors' bytes and of the `repr` of `about`."""
     found = hashlib.sha256(repr(about).encode())
     for tensor in tensors:
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -233,10 +233,9 @@ def own_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
 
 
 def shipped_checkpoint(dataset: str, depth: int) -> Path:
-    """Where the backbone of that shape lies that ships with the package, if one does.
+    """Where the shipped backbone of that shape lies, if there is one.
 
-    A data set "module:function" has a hash in the file's name: not every file system takes colons, or distinguishes
-    capitals.
+    A data set "module:function" has a hash in the file's name, as file systems may refuse colons or ignore case.
     """
     if not re.fullmatch(r"[a-z0-9_]+", dataset):
         readable = re.sub(r"[^A-Za-z0-9]+", "_", dataset)[:60]

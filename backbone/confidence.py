@@ -62,7 +62,7 @@ def fit_heads(pooled: list[Tensor], labels: Tensor, num_classes: int) -> LinearH
 
 def confidence(logits: Tensor) -> Tensor:
     """[B, 3] from class scores [B, K]: the largest probability, its margin over the second, and the entropy as a share
-    of log K. All lie in [0, 1]. Of a single class nothing is in doubt: 1, 1 and 0."""
+    of log K, all in [0, 1]; 1, 1 and 0 for a single class."""
     probabilities = F.pad(logits.softmax(1), (0, 1)) if logits.shape[1] == 1 else logits.softmax(1)
     top = probabilities.topk(2, 1).values
     entropy = torch.special.entr(probabilities).sum(1) / math.log(probabilities.shape[1])

@@ -5,7 +5,7 @@ the quantized tensor is `levels * scale`. Layers convolve the levels and scale a
 are exact in float32, and up to 8 bits sums in trained networks stay below it, so that a result is the same whatever
 batch, chunk or thread computed it.
 
-Rounding is deterministic in training and in evaluation. The backward pass is straight-through.
+Rounding is deterministic in training and in evaluation, and straight-through in the backward pass.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """`value` forward; backward, the gradient passes to `x` as if the two were the same (Bengio et al. 2013)."""
+    """`value` forward; backward, the gradient passes to `x` unchanged (Bengio et al. 2013)."""
     return _StraightThrough.apply(x, value)
 
 
@@ -122,10 +122,9 @@ class MinMaxWeights(nn.Module):
 
 
 class MinMaxActivations(nn.Module):
-    """DFS's activation quantizer: affine over the running mean of each image's minimum and maximum (Banner et al.
-    2018).
+    """DFS's activation quantizer (Banner et al. 2018): affine over the running mean of images' minima and maxima.
 
-    One range per bitwidth, where the original shares one. Activations outside the range are clamped to it.
+    Activations outside the range are clamped to it. Each bitwidth has its own, where the original shares one.
     """
 
     momentum = 0.1
@@ -295,7 +294,7 @@ def pact_sawb() -> Quantizer:
 
 
 def pact_sawb_int8() -> Quantizer:
-    """`pact_sawb` whose weights fit a signed byte at up to 8 bits: what integer kernels run. The default."""
+    """`pact_sawb` whose weights fit a signed byte at up to 8 bits, as integer kernels need. The default."""
     return Quantizer(StatisticalWeights, LearnedActivations)
 
 

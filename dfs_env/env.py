@@ -248,7 +248,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             check_reachable(float(budgets.min()), self.mdp)
         self._draws.seed(seed)
         self._begin(indices, budgets)
-        return self._observation(), self._with_masks(self._standing())
+        return self._observation(), self._with_masks(self._common_info())
 
     @default_torch_state()
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -263,12 +263,14 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             ClosedEnvironmentError: after `close`.
         """
         self.take_from_wrappers()
-        state = self._ready_state()
-        no, yes = np.zeros(self.num_envs, np.bool_), np.ones(self.num_envs, np.bool_)
-        if self.episode_over:  # only in mode NEXT_STEP: this step begins the next episodes, whatever the actions
-            self._begin(None)
+        self._check_open()
+        state, no = self._current_state("step"), np.zeros(self.num_envs, np.bool_)
+        if self.episode_over:
+            if self.autoreset_mode == AutoresetMode.DISABLED:
+                raise ResetNeeded("every episode is over; call reset() before step()")
+            self._begin(None)  # whatever the actions, as autoreset is in mode NEXT_STEP
             nothing: Array = np.zeros((self.num_envs, *self.reward_shape), self.reward_dtype)
-            return self._observation(), nothing, no, no.copy(), self._with_masks(self._standing())
+            return self._observation(), nothing, no, no.copy(), self._with_masks(self._common_info())
         actions = checked_actions(actions, self.num_envs, self.mdp.bitwidths)
         if self.hard_budget:
             check_fit(actions, self.action_masks(), self.budgets, state)
@@ -277,17 +279,14 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             action = torch.from_numpy(actions).to(self.mdp.device)
             self._state = self.mdp.transition(state, action, in_place=True)
             rewards, info = self._outcome(state, action, self._state)
-        observation = self._observation()
-        if not self.episode_over:
-            return observation, rewards, no, no.copy(), self._with_masks(info)
-        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+        observation, ended = self._observation(), np.full(self.num_envs, self.episode_over)
+        if self.episode_over and self.autoreset_mode == AutoresetMode.SAME_STEP:
             final_obs = np.empty(self.num_envs, dtype=object)
             final_obs[:] = list(observation)
             final = {"final_obs": final_obs, "final_info": self._with_masks(info)}
             self._begin(None)
-            observation = self._observation()
-            info = {**self._standing(), **final}
-        return observation, rewards, yes, no, self._with_masks(info)
+            observation, info = self._observation(), {**self._common_info(), **final}
+        return observation, rewards, ended, no, self._with_masks(info)
 
     def action_masks(self) -> Array:
         """[N, A] bool: the actions after which an image can still end within its budget; all at the end of episodes.
@@ -295,8 +294,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         Raises:
             ResetNeeded: before the first reset.
         """
-        if (state := self._state) is None:
-            raise ResetNeeded("call reset() before action_masks()")
+        state = self._current_state("action_masks")
         if self.mdp.terminal(state):
             return np.ones((self.num_envs, self.mdp.num_actions), np.bool_)
         return _numpy(self.mdp.cost.fits(state.layer, state.cost, state.budget))
@@ -308,14 +306,14 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         Raises:
             ResetNeeded: before the first reset.
         """
-        if self._state is None or self._playing is None:
-            raise ResetNeeded("call reset() before state_dict()")
+        state = self._current_state("state_dict")
+        assert self._playing is not None
         return {
             "generators": self._draws.state_dict(),
             "rows": self._rows.copy(),
             "route": self._route.copy(),
             "images": self._playing[0].clone(),
-            "state": {name: _copied(value) for name, value in vars(self._state).items()},
+            "state": {name: _copied(value) for name, value in vars(state).items()},
             "logits": _copied(self._logits),
             "cost_coef": self.cost_coef,
             "budget": self.budget,
@@ -350,10 +348,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             gym.logger.warn('render() needs a render_mode; give render_mode="rgb_array" or "ansi" to make')
             return None
         check_render_mode(self.render_mode)
-        if self._state is None:
-            raise ResetNeeded("call reset() before render()")
-        show = draw if self.render_mode == "rgb_array" else line
-        return tuple(show(self._picture(i)) for i in range(self.num_envs))
+        show, state = draw if self.render_mode == "rgb_array" else line, self._current_state("render")
+        return tuple(show(self._picture(state, i)) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Free the features."""
@@ -363,12 +359,9 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         if self.closed:
             raise ClosedEnvironmentError("this environment is closed; make a new one")
 
-    def _ready_state(self) -> State:
-        self._check_open()
+    def _current_state(self, method: str) -> State:
         if self._state is None:
-            raise ResetNeeded("call reset() before step()")
-        if self.episode_over and self.autoreset_mode == AutoresetMode.DISABLED:
-            raise ResetNeeded("every episode is over; call reset() before step()")
+            raise ResetNeeded(f"call reset() before {method}()")
         return self._state
 
     @torch.no_grad()
@@ -388,17 +381,14 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     def _outcome(self, before: State, action: Tensor, after: State) -> tuple[Array, dict[str, Any]]:
         """Rewards [N] and the info of the step that led by `action` from `before` to `after`."""
-        done = self.mdp.terminal(after)
-        if done:
-            self.last_played = self._playing
-            self._logits = self.mdp.logits(after)
+        if self.mdp.terminal(after):
+            self.last_played, self._logits = self._playing, self.mdp.logits(after)
         transition = Transition.between(before, action, after, self.mdp, self._labels, self._logits)
         parts = checked_components(self.reward(transition), after.cost.shape)
         components = {name: _numpy(part) for name, part in parts.items()}
-        info = {"cost": _numpy(transition.step_cost), **self._standing()}
+        info = {"cost": _numpy(transition.step_cost), **self._common_info()}
         info.update({f"reward_{name}": part for name, part in components.items()})
-        if done:
-            assert self._logits is not None
+        if self._logits is not None:
             info.update(correct=_numpy(transition.correct), loss=_numpy(transition.loss))
             info.update(prediction=_numpy(self._logits.argmax(1)), route=self._route.copy())
         return self._combined(components), info
@@ -411,7 +401,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         assert self._state is not None
         return _numpy(self.mdp.observe(self._state))
 
-    def _standing(self) -> dict[str, Any]:
+    def _common_info(self) -> dict[str, Any]:
         """The entries of every info."""
         assert self._state is not None
         info = {"spent": _numpy(self._state.cost), "index": self._rows.copy()}
@@ -421,15 +411,14 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         """Gymnasium's form of a vector's infos: next to each key, who has it."""
         return info | {f"_{key}": np.ones(self.num_envs, np.bool_) for key in info}
 
-    def _picture(self, i: int) -> Picture:
-        assert self._state is not None
+    def _picture(self, state: State, i: int) -> Picture:
         return Picture(
             image=_numpy(self.images.images[self._rows[i]].permute(1, 2, 0)),
             label=int(self._labels[i]),
-            route=tuple(self.mdp.bitwidths[a] for a in self._route[i, : self._state.layer]),
+            route=tuple(self.mdp.bitwidths[a] for a in self._route[i, : state.layer]),
             num_layers=self.mdp.num_layers,
             bitwidths=self.mdp.bitwidths,
-            cost=float(self._state.cost[i]),
+            cost=float(state.cost[i]),
             budget=float(self.budgets[i]),
             scores=None if self._logits is None else _numpy(self._logits[i].softmax(0)),
         )

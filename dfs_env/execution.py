@@ -27,7 +27,7 @@ def _chunks(images: Tensor) -> tuple[Tensor, ...]:
 
 
 def in_chunks(run: Callable[[Tensor], Tensor], images: Tensor, features: Tensor | None = None) -> Tensor:
-    """What `run` makes of images [B, ...] in chunks, without gradients; in `features` [B, C, H, W] if these are given."""
+    """What `run` makes of images [B, ...] in chunks, without gradients; in `features` [B, C, H, W] if given."""
     start = 0
     for chunk in _chunks(images):
         outcome = run(chunk)
