@@ -13,17 +13,19 @@ from typing import Any
 
 CHECKSUM_KEY = "digest"
 """The key of the checksum in JSON."""
-PREFIX = "content-sha256:"
-BLANK_CHECKSUM = PREFIX + "0" * 64
+CHECKSUM_PREFIX = "content-sha256:"
+BLANK_CHECKSUM = CHECKSUM_PREFIX + "0" * 64
 """Stands in content where `with_checksum` puts the checksum."""
-_CHECKSUM = re.compile(PREFIX.encode() + rb"([0-9a-f]{64})")
+_CHECKSUM = re.compile(CHECKSUM_PREFIX.encode() + rb"([0-9a-f]{64})")
 _DAMAGED_CHECKSUM = re.compile(rb"content-sha|256:[0-9a-f]{64}")
 """Either end of a checksum: where only one is left, the checksum itself is damaged."""
 
 
 def with_checksum(content: bytes) -> bytes:
     """`content`, with the SHA-256 of all of it in place of its first `BLANK_CHECKSUM`."""
-    return content.replace(BLANK_CHECKSUM.encode(), f"{PREFIX}{hashlib.sha256(content).hexdigest()}".encode(), 1)
+    return content.replace(
+        BLANK_CHECKSUM.encode(), f"{CHECKSUM_PREFIX}{hashlib.sha256(content).hexdigest()}".encode(), 1
+    )
 
 
 def verify_checksum(content: bytes, place: object, mend: str) -> str | None:

@@ -18,7 +18,7 @@ SPACES = ("observation_space", "action_space", "single_observation_space", "sing
 OF_GYMNASIUM = ("spec", "metadata", "render_mode", "np_random", "closed", *SPACES)
 """What Gymnasium, MO-Gymnasium and programs around them set."""
 
-FIXED = ("reward", "split", "hard_budget", "task", "mdp", "augment", "bitwidths", "budgets")
+FIXED_ATTRIBUTES = ("reward", "split", "hard_budget", "task", "mdp", "augment", "bitwidths", "budgets")
 """What nobody may set on a wrapper in the hope that it reaches the environment."""
 
 
@@ -46,14 +46,14 @@ class Guarded:
         outermost wrapper, which does not pass it on.
 
         Raises:
-            AttributeError: one of `FIXED`, or what resembles `SETTABLE`, was set there.
+            AttributeError: one of `FIXED_ATTRIBUTES`, or what resembles `SETTABLE`, was set there.
         """
         for wrapper in callers():
             if isinstance(wrapper, Guarded) and wrapper is not self:
                 return  # whoever is further out wraps that environment
             if isinstance(wrapper, gym.Wrapper | VectorWrapper) and wrapper.unwrapped is self:
                 for name in [each for each in vars(wrapper) if not each.startswith("_")]:
-                    if name in FIXED or get_close_matches(name, SETTABLE, cutoff=0.8):
+                    if name in FIXED_ATTRIBUTES or get_close_matches(name, SETTABLE, cutoff=0.8):
                         self.check_settable(name)
                         setattr(self, name, vars(wrapper).pop(name))
 

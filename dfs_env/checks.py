@@ -19,25 +19,25 @@ Array = np.ndarray[Any, Any]
 
 
 def check_num_envs(num_envs: int) -> None:
-    """Make sure that it is an integer of at least 1."""
+    """Raise ValueError unless it is an integer of at least 1."""
     if isinstance(num_envs, bool) or not isinstance(num_envs, Integral) or num_envs < 1:
         raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}")
 
 
 def check_hard_budget(hard_budget: bool) -> None:
-    """Make sure that it is true or false."""
+    """Raise ValueError unless it is true or false."""
     if not isinstance(hard_budget, bool | np.bool_):
         raise ValueError(f"hard_budget must be True or False, got {hard_budget!r}")
 
 
 def check_evaluating(mdp: BlockMDP) -> None:
-    """Make sure that playing changes no norm, and that an image's result depends on no other image."""
+    """Raise ValueError in training mode, in which playing changes norms and an image's result depends on others."""
     if mdp.backbone.training:
         raise ValueError("the backbone is in training mode: call its eval() before it is played")
 
 
 def check_render_mode(render_mode: str | None) -> None:
-    """Make sure that it is one, or None."""
+    """Raise ValueError unless it is one, or None."""
     if render_mode is not None and render_mode not in RENDER_MODES:
         raise ValueError(f"unknown render_mode {render_mode!r}: choose one of {', '.join(RENDER_MODES)}, or None")
 
@@ -52,7 +52,7 @@ def checked_autoreset_mode(autoreset_mode: str | AutoresetMode) -> AutoresetMode
 
 
 def check_reachable(budget: float, mdp: BlockMDP) -> None:
-    """Make sure that a hard budget leaves a route."""
+    """Raise ValueError unless a hard budget leaves a route."""
     cheapest = float(mdp.cost.cheapest[0])
     if cheapest > budget + TOLERANCE:
         raise ValueError(
@@ -128,7 +128,7 @@ def checked_components(components: Any, shape: torch.Size) -> Mapping[str, torch
 
 
 def check_fit(actions: Array, fits: Array, budgets: Array, state: State) -> None:
-    """Make sure that each image can take its action [N] under its hard budget [N], by the masks `fits` [N, A]."""
+    """Raise ValueError unless the actions [N] fit the hard budgets [N], by the masks `fits` [N, A]."""
     wrong = np.flatnonzero(~fits[np.arange(len(actions)), actions])
     if len(wrong):
         i = int(wrong[0])

@@ -38,9 +38,9 @@ from dfs_env.render import RENDER_MODES, Picture, draw, line
 from dfs_env.rewards import RewardSpec, Transition, begin, cost_coef_of, make_reward, prepare, set_cost_coef
 from dfs_env.task import Task
 
-BUDGET = 0.04
+DEFAULT_BUDGET = 0.04
 """The default budget: below 2 bits everywhere (1/16), so that some blocks must be skipped."""
-REWARD = "accuracy_minus_cost(cost_coef=1.0)"
+DEFAULT_REWARD = "accuracy_minus_cost(cost_coef=1.0)"
 """The default reward: on digits its best static allocation costs about the default budget."""
 
 
@@ -133,9 +133,9 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         task: Task,
         num_envs: int = 1,
         *,
-        budget: float | Mapping[str, Any] = BUDGET,
+        budget: float | Mapping[str, Any] = DEFAULT_BUDGET,
         hard_budget: bool = False,
-        reward: RewardSpec = REWARD,
+        reward: RewardSpec = DEFAULT_REWARD,
         cost_coef: float | None = None,
         split: str = "train",
         augment: bool = False,

@@ -19,8 +19,8 @@ from backbone.checksums import checked_json, json_with_checksum
 from backbone.torch_state import default_torch_state
 from dfs_env.mdp import BlockMDP
 
-KIND = "dfs-env latency"
-COMMAND = "python -m scripts.bench latency"
+FILE_KIND = "dfs-env latency"
+MEASURE_COMMAND = "python -m scripts.bench latency"
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,7 @@ class LatencyTable:
 
     def save(self, path: Path | str) -> None:
         """As JSON with a checksum."""
-        write_atomically(path, json_with_checksum(asdict(self) | {"kind": KIND}) + "\n")
-
-    def at(self, batch_size: int) -> BatchTimings:
-        """What an image takes in batches of this size.
-
-        Raises:
-            ValueError: that was not measured.
-        """
-        if batch_size not in self.batches:
-            sizes = ", ".join(map(str, self.batches))
-            raise ValueError(f"latency at batch size {batch_size} was not measured, only at {sizes}: {COMMAND}")
-        return self.batches[batch_size]
+        write_atomically(path, json_with_checksum(asdict(self) | {"kind": FILE_KIND}) + "\n")
 
     def apply(
         self,
@@ -96,7 +85,10 @@ class LatencyTable:
             ValueError: the table is of another network or machine, or has no such batches.
         """
         self._check_fits(mdp, place, here)
-        timings = self.at(batch_size)
+        if batch_size not in self.batches:
+            sizes = ", ".join(map(str, self.batches))
+            raise ValueError(f"latency at batch size {batch_size} was not measured, only at {sizes}: {MEASURE_COMMAND}")
+        timings = self.batches[batch_size]
         columns = [self.bitwidths.index(bits) for bits in mdp.bitwidths]
         mdp.cost = replace(
             mdp.cost,
@@ -107,7 +99,7 @@ class LatencyTable:
         )
 
     def _check_fits(self, mdp: BlockMDP, place: object, here: bool) -> None:
-        mend = f"measure again: {COMMAND}"
+        mend = f"measure again: {MEASURE_COMMAND}"
         machine = this_machine() if here else {}
         for what, measured, wanted in (("network", self.network, shape_of(mdp)), ("machine", self.machine, machine)):
             for name, value in wanted.items():
@@ -125,13 +117,13 @@ def load_latency(path: Path | str) -> LatencyTable:
         FileNotFoundError: there is none.
         ValueError: it is damaged, or no such table.
     """
-    path, mend = Path(path), f"measure it again: {COMMAND} --output {path}"
+    path, mend = Path(path), f"measure it again: {MEASURE_COMMAND} --output {path}"
     if not path.is_file():
         raise FileNotFoundError(f"there is no latency table at {path}: {mend}")
     content = checked_json(path.read_bytes(), path, mend)
     try:
-        if content.pop("kind") != KIND:
-            raise KeyError(KIND)
+        if content.pop("kind") != FILE_KIND:
+            raise KeyError(FILE_KIND)
         batches = {int(size): _batch(timings) for size, timings in content.pop("batches").items()}
         bitwidths = tuple(int(bits) for bits in content.pop("bitwidths"))
         return LatencyTable(bitwidths=bitwidths, batches=batches, **content)
@@ -155,7 +147,7 @@ def find_latency(cost: str, latency: str | None, dataset: str, depth: int, folde
         return Path(latency) if latency else None
     file = latency_file(dataset, depth, folder)
     if not file.is_file():
-        command = f"{COMMAND} --dataset {dataset} --depth {depth}"
+        command = f"{MEASURE_COMMAND} --dataset {dataset} --depth {depth}"
         raise FileNotFoundError(f"there is no latency table at {file}: measure one with {command}, or name a file")
     return file
 

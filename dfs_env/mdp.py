@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbone.confidence import MEASURES, LinearHeads, confidence
+from backbone.confidence import NUM_MEASURES, LinearHeads, confidence
 from backbone.cost import cost_table
 from backbone.data_checks import IMAGE_SIZE, checked_integer
 from backbone.quantization import check_bitwidths
@@ -96,7 +96,7 @@ class BlockMDP:
         self.observation = observation
         features = [torch.zeros(1, *shape, device=self.device) for shape in self.feature_shapes]
         widths = [self._summary(each, 0).shape[1] for each in features]
-        self.layout = ObservationLayout(max(widths), self.num_layers, MEASURES if observation in CONFIDENT else 0)
+        self.layout = ObservationLayout(max(widths), self.num_layers, NUM_MEASURES if observation in CONFIDENT else 0)
 
     def with_observation(self, observation: str) -> BlockMDP:
         """The same MDP on the same backbone with another observation."""

@@ -18,10 +18,7 @@ from dfs_env.rewards import RewardSpec
 from dfs_env.single_env import DFSEnv
 from dfs_env.task import Task
 
-REWARD = "accuracy"
-"""The default reward, of which cost is no part."""
-
-PASS_ON = (OrderEnforcing, gym.ActionWrapper, VectorActionWrapper)
+TRANSPARENT_WRAPPERS = (OrderEnforcing, gym.ActionWrapper, VectorActionWrapper)
 """Gymnasium's wrappers that return a step's results, however many they are."""
 
 
@@ -30,7 +27,7 @@ def check_wrapper() -> None:
     for caller in callers():
         name = vectorizer(caller)
         if name is None:
-            if not isinstance(caller, gym.Wrapper | VectorWrapper) or isinstance(caller, PASS_ON):
+            if not isinstance(caller, gym.Wrapper | VectorWrapper) or isinstance(caller, TRANSPARENT_WRAPPERS):
                 continue
             if not type(caller).__module__.startswith("gymnasium."):
                 return  # one that knows of six, such as Safety-Gymnasium's converter
@@ -51,7 +48,7 @@ class SafeDFSVectorEnv(DFSVectorEnv):
     adds. Wrappers of Gymnasium that unpack five results raise an error.
     """
 
-    def __init__(self, task: Task, num_envs: int = 1, *, reward: RewardSpec = REWARD, **kwargs: Any) -> None:
+    def __init__(self, task: Task, num_envs: int = 1, *, reward: RewardSpec = "accuracy", **kwargs: Any) -> None:
         super().__init__(task, num_envs, reward=reward, **kwargs)
         self._costs = np.zeros(num_envs, np.float32)
 

@@ -31,7 +31,7 @@ RewardSpec = str | Mapping[str, Any] | Reward
 COST_COEF = "cost_coef"
 """The parameter by which a reward charges cost: its component `cost` is proportional to it."""
 
-COMMON: dict[str, Any] = {
+COMMON_PARAMETERS: dict[str, Any] = {
     "placement": "step",
     "normalize": "blocks",
     "potential": None,
@@ -127,9 +127,9 @@ def _checked(cost_coef: Any) -> float:
 
 
 def _described(spec: RewardSpec) -> tuple[str, Callable[..., Components], dict[str, Any], dict[str, Any]]:
-    """Name, function, its own parameters as far as they are given, and those of `COMMON`."""
+    """Name, function, its own parameters as far as they are given, and those of `COMMON_PARAMETERS`."""
     if callable(spec):
-        return getattr(spec, "__name__", repr(spec)), spec, {}, COMMON
+        return getattr(spec, "__name__", repr(spec)), spec, {}, COMMON_PARAMETERS
     if isinstance(spec, str):
         name, parameters = parse_call("reward", spec)
     else:
@@ -141,9 +141,9 @@ def _described(spec: RewardSpec) -> tuple[str, Callable[..., Components], dict[s
     own = _parameters(function)
     _check_names(name, parameters, own)
     for parameter, value in parameters.items():
-        if _is_number(own.get(parameter, COMMON.get(parameter))) and not _is_number(value):
+        if _is_number(own.get(parameter, COMMON_PARAMETERS.get(parameter))) and not _is_number(value):
             raise ValueError(f"parameter {parameter!r} of reward {name!r} must be a number; got {value!r}")
-    common = {**COMMON, **{key: value for key, value in parameters.items() if key not in own}}
+    common = {**COMMON_PARAMETERS, **{key: value for key, value in parameters.items() if key not in own}}
     for parameter, choices in (("placement", PLACEMENTS), ("normalize", NORMALIZATIONS)):
         value = common[parameter]
         if value not in choices:
@@ -156,17 +156,17 @@ def _described(spec: RewardSpec) -> tuple[str, Callable[..., Components], dict[s
 def _check_shaping(name: str, common: Mapping[str, Any]) -> None:
     if common["potential"] is None:
         for parameter in ("shaping_weight", "shaping_gamma"):
-            if common[parameter] != COMMON[parameter]:
+            if common[parameter] != COMMON_PARAMETERS[parameter]:
                 raise ValueError(f"{parameter} of reward {name!r} does nothing without a potential: give one")
     elif not 0 <= (gamma := common["shaping_gamma"]) <= 1:
         raise ValueError(f"shaping_gamma of reward {name!r} must be a discount in [0, 1], got {gamma}")
 
 
 def _check_names(name: str, parameters: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    allowed = [*own, *(key for key in COMMON if key not in own)]
+    allowed = [*own, *(key for key in COMMON_PARAMETERS if key not in own)]
     for parameter in parameters:
         if parameter not in allowed:
-            choices = f"{', '.join(own)}{' and ' if own else ''}what every reward has: {', '.join(COMMON)}"
+            choices = f"{', '.join(own)}{' and ' if own else ''}what every reward has: {', '.join(COMMON_PARAMETERS)}"
             message = f"reward {name!r} has no parameter {parameter!r}; it has {choices}"
             raise ValueError(message + nearest(parameter, allowed))
     for parameter, default in own.items():
