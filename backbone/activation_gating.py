@@ -118,7 +118,7 @@ class BitsConvNorm(QuantizedLayer):
 
 
 class GatedConvNorm(BitsConvNorm):
-    """What gated convolutions have in common: `threshold` [C_out], and how the parts are put together."""
+    """Base of gated convolutions: a `threshold` [C_out] for each output channel, and the sum of two parts."""
 
     slope: float
 
@@ -134,11 +134,11 @@ class GatedConvNorm(BitsConvNorm):
         return (base + mask * rest) * scale, mask.detach().mean((1, 2, 3))
 
     def parts(self, levels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """What is computed everywhere and what is added where the gate is on; their sum is the whole convolution."""
+        """The sums computed everywhere, and those added where the gate is on; together the whole convolution."""
         raise NotImplementedError
 
     def predict(self, base: Tensor) -> Tensor:
-        """What the gate compares with the threshold, from what is computed everywhere [B, C_out, H, W]."""
+        """The gate's prediction, which is compared with the threshold, from `base` [B, C_out, H, W]."""
         return base
 
 

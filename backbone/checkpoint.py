@@ -46,13 +46,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write `content`, so that nobody ever reads half of it."""
+    """Write `content` so that no reader ever finds half of it."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) -> None:
-    """What `load_state` reads, with a checksum at its end, written atomically.
+    """Write a state for `load_state`, with a checksum at its end, atomically.
 
     With `weights_only` torch reads pickle's protocol 2 alone.
 
@@ -65,7 +65,7 @@ def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) ->
 
 
 def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
-    """What `save_state` wrote, on the CPU. Without `weights_only` it is unpickled: for your own files only.
+    """Read what `save_state` wrote, on the CPU. Without `weights_only` it is unpickled: for your own files only.
 
     Raises:
         ValueError: it is damaged.
@@ -98,7 +98,7 @@ def save_tensors(
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote; a file without a checksum, with a warning.
+    """The tensors and the description that `save_tensors` wrote; warns if the file has no checksum.
 
     Raises:
         FileNotFoundError: no such file.
@@ -228,12 +228,12 @@ def read_backbone(
 
 
 def own_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
-    """Where the user's own backbone of that shape is kept: among the weights in the data folder."""
+    """The path of the user's own backbone of that shape, in the data folder."""
     return folder / "weights" / shipped_checkpoint(dataset, depth).name
 
 
 def shipped_checkpoint(dataset: str, depth: int) -> Path:
-    """Where the shipped backbone of that shape lies, if there is one.
+    """The path of the shipped backbone of that shape, if there is one.
 
     A data set "module:function" has a hash in the file's name, as file systems may refuse colons or ignore case.
     """

@@ -41,7 +41,7 @@ class Source:
     """File name -> md5 of the files that make up the training part, in order."""
     test: dict[str, str]
     label_key: bytes
-    """What the files call the labels."""
+    """The key of the labels in the files."""
 
     @property
     def archive(self) -> str:

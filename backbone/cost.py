@@ -64,7 +64,7 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class CostTable:
-    """What each action at each block costs; L blocks, A actions. All tensors are float32."""
+    """The cost of each action at each block; L blocks, A actions. All tensors are float32."""
 
     bitwidths: tuple[int, ...]
     """Bitwidth of each action, ascending; the last is the widest."""
@@ -77,7 +77,7 @@ class CostTable:
     full_bitops: float
     """BitOps of full execution for one image; total cost is a fraction of this."""
     unit: str = "blocks"
-    """What budgets and rewards count: "blocks", the block cost, or "latency", measured time."""
+    """The unit of budgets and rewards: "blocks", the block cost, or "latency", measured time."""
     milliseconds: Tensor | None = None
     """[L, A] measured time of an action at a block for an image, if a latency table is in use."""
     ungated_milliseconds: float = 0.0
@@ -178,7 +178,7 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 
 
 @dataclass(frozen=True)
 class GatedCost:
-    """What a network that gates single output activations costs; L blocks of two convolutions."""
+    """The cost of a network with activation gating; L blocks of two convolutions."""
 
     always: Tensor
     """[L, 2] float64 BitOps of each convolution on an image for which its gate is on nowhere."""

@@ -34,7 +34,7 @@ LOADERS = {
     "cifar10": "backbone.cifar:load_cifar10",
     "cifar100": "backbone.cifar:load_cifar100",
 }
-"""What loads the data sets that have a name of their own, as everybody else's are given."""
+"""The functions that load the named data sets, as "module:function"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class Dataset:
     """
 
     name: str
-    """What `load_dataset` calls it."""
+    """Its name for `load_dataset`."""
     num_classes: int
     """Labels are 0 to `num_classes - 1`."""
     mean: tuple[float, ...]
@@ -110,7 +110,7 @@ class Dataset:
         return Split(images, checked_labels(given.labels, len(images), num_classes, where))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """What was loaded by name is pickled as that: whoever unpickles it loads it too."""
+        """A data set that was loaded by name is pickled as its name, and loaded again."""
         source = vars(self).get("_source")
         return (load_dataset, source) if source else super().__reduce_ex__(protocol)
 
@@ -138,7 +138,7 @@ may_download: ContextVar[bool] = ContextVar("may_download", default=True)
 
 
 def data_folder(folder: str | Path | None = None) -> Path:
-    """Where data files are kept: `folder`, else the environment's DFS_DATA, else the user's cache folder."""
+    """The folder of data files: `folder`, else the environment's DFS_DATA, else the user's cache folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dfs-env")
     return Path(folder or os.environ.get("DFS_DATA") or cache).expanduser()
 
@@ -174,13 +174,11 @@ def _load_own(name: str, function: Callable[..., Any], folder: Path) -> Dataset:
         splits = {name: dataset.split(name) for name in SPLITS}
         tensors = {name: (split.images, split.labels) for name, split in splits.items()}
         check_trainable(tensors, dataset.num_classes, dataset.name)
-    except (ValueError, FileNotFoundError) as error:
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"data set {name!r}: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"data set {name!r}: {error}") from error
     except Exception as error:
-        raise ValueError(
-            f"data set {name!r}: its function, called with the data folder, raised {type(error).__name__}: {error}"
-        ) from error
+        what = f"its function, called with the data folder, raised {type(error).__name__}: "
+        raise ValueError(f"data set {name!r}: {'' if isinstance(error, ValueError) else what}{error}") from error
     return dataset
 
 

@@ -1,4 +1,4 @@
-"""What users give as a data set: brought into one form where nothing is lost, else refused.
+"""A user's data set: brought into one form where nothing is lost, else refused.
 
 Every refusal is a ValueError. `where` begins its message: the data set's name, and the split's where there is one.
 """
@@ -112,5 +112,5 @@ def _is_integer(tensor: Tensor) -> bool:
 
 
 def _described(value: Any, tensor: Tensor | None) -> str:
-    """What was given, in an error message."""
+    """The given value, in an error message."""
     return f"{tensor.dtype} {list(tensor.shape)}" if tensor is not None else type(value).__name__

@@ -120,7 +120,7 @@ def integer_conv(
 
 
 def enabled() -> bool:
-    """Whether integer kernels are there, right, and not forbidden by DFS_ENGINE.
+    """Whether integer kernels are there, exact, and not forbidden by DFS_ENGINE.
 
     Raises:
         ValueError: DFS_ENGINE is neither "auto" nor "float".

@@ -105,7 +105,7 @@ class QuantizedLayer(nn.Module):
         return [(self._parameters, "weight", self.weight), *chain.from_iterable(quantizers)]
 
     def _learns(self, bits: int) -> bool:
-        """Whether a gradient is asked for of what `_derive` reads."""
+        """Whether anything that `_derive` reads needs a gradient."""
         sources = self._sources(bits) if torch.is_grad_enabled() else []
         return any(getattr(source, "requires_grad", False) for *_, source in sources)
 

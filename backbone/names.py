@@ -94,7 +94,7 @@ def _library_folders() -> set[Path]:
 
 
 def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
-    """Name and parameters of "name" or "name(parameter=value, ...)", where a value is what `literal` makes of it.
+    """Name and parameters of "name" or "name(parameter=value, ...)", values read by `literal`.
 
     Raises:
         ValueError: anything else; `kind` says what was asked for.
@@ -114,7 +114,7 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between the commas that are within no brackets."""
+    """The parts between commas outside of brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")

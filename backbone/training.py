@@ -36,7 +36,7 @@ class TrainingDivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a backbone is trained.
+    """The hyper-parameters of backbone training.
 
     Raises:
         ValueError: an impossible number.
@@ -45,8 +45,8 @@ class TrainingConfig:
     any_route: bool = True
     """Train on random routes next to full execution; otherwise on full execution only."""
     bits: int | None = None
-    """Bitwidth of every block in what `any_route` calls full execution; by default the widest. A network for few bits
-    is trained with `any_route` off and these bits, its stem, shortcuts and head staying at the widest."""
+    """Bitwidth of every block at full execution; by default the widest. With `any_route` off, this trains a network for
+    these bits, whose stem, shortcuts and head stay at the widest."""
     epochs: int = 30
     """Epochs; 0 keeps the weights that are started from."""
     batch_size: int = 128
@@ -133,22 +133,21 @@ def route_loss(
     loss = F.cross_entropy(reference, labels)
     if routes is None:
         return loss
-    shown = len(routes)
-    logits = run(images[:shown], routes).float()
-    hard = F.cross_entropy(logits, labels[:shown])
-    soft = F.kl_div(logits.log_softmax(1), reference[:shown].detach().softmax(1), reduction="batchmean")
+    logits, targets = run(images[: len(routes)], routes).float(), reference[: len(routes)].detach().softmax(1)
+    hard = F.cross_entropy(logits, labels[: len(routes)])
+    soft = F.kl_div(logits.log_softmax(1), targets, reduction="batchmean")
     return loss + (1 - distill) * hard + distill * soft
 
 
 @default_torch_state(one_thread=False)
 def accuracy(run: Runner, dataset: Dataset, split: Split, routes: Tensor, device: torch.device | str = "cpu") -> float:
     """Share of `split` that is classified correctly on the routes [N, L] by what runs on `device`."""
-    right = 0
+    correct = 0
     with torch.no_grad():
         for rows in batches(split, 256):
             logits = run(dataset.normalize(split.images[rows].to(device)), routes[rows])
-            right += int((logits.argmax(1).cpu() == split.labels[rows]).sum())
-    return right / len(split)
+            correct += int((logits.argmax(1).cpu() == split.labels[rows]).sum())
+    return correct / len(split)
 
 
 class BackboneTrainer:
@@ -156,10 +155,9 @@ class BackboneTrainer:
 
     Args:
         backbone: the network.
-        runners: for each tuple of bitwidths that ends in one of the backbone's widest, what runs the backbone on
-            routes.
+        runners: for each tuple of bitwidths that ends in one of the backbone's widest, its runner on routes.
         dataset: its training part is learned from.
-        config: how.
+        config: the hyper-parameters.
         state_file: where the state after each epoch is kept. A state of the same initial weights, name of the data set
             and `config` that lies there is resumed.
 

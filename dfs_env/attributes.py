@@ -1,4 +1,4 @@
-"""What may be set on an environment that is made: `budget` and `cost_coef`, on every variant and through wrappers."""
+"""Attributes that may be set on an environment: `budget` and `cost_coef`, on every variant and through wrappers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import gymnasium as gym
 from gymnasium.vector import SyncVectorEnv, VectorWrapper
 
 SETTABLE = ("budget", "cost_coef")
-"""What a user or a learner may set."""
+"""Attributes that a user or a learner may set."""
 
 SPACES = ("observation_space", "action_space", "single_observation_space", "single_action_space", "reward_space")
 OF_GYMNASIUM = ("spec", "metadata", "render_mode", "np_random", "closed", *SPACES)
-"""What Gymnasium, MO-Gymnasium and programs around them set."""
+"""Attributes that Gymnasium, MO-Gymnasium and programs around them set."""
 
 FIXED_ATTRIBUTES = ("reward", "split", "hard_budget", "task", "mdp", "augment", "bitwidths", "budgets")
-"""What nobody may set on a wrapper in the hope that it reaches the environment."""
+"""Attributes that are refused on a wrapper, too, which does not pass them on to the environment."""
 
 
 class Guarded:
@@ -50,7 +50,7 @@ class Guarded:
         """
         for wrapper in callers():
             if isinstance(wrapper, Guarded) and wrapper is not self:
-                return  # whoever is further out wraps that environment
+                return  # wrappers further out wrap that environment
             if isinstance(wrapper, gym.Wrapper | VectorWrapper) and wrapper.unwrapped is self:
                 for name in [each for each in vars(wrapper) if not each.startswith("_")]:
                     if name in FIXED_ATTRIBUTES or get_close_matches(name, SETTABLE, cutoff=0.8):
@@ -72,5 +72,5 @@ def vectorizer(caller: Any) -> str | None:
     of a step, and a reward that is a number."""
     if isinstance(caller, CodeType):
         return {"_async_worker": "AsyncVectorEnv", "_worker": "SubprocVecEnv"}.get(caller.co_name)
-    ours = type(caller) is SyncVectorEnv or type(caller).__module__.startswith("stable_baselines3.")
-    return type(caller).__name__ if ours else None
+    kind = type(caller)
+    return kind.__name__ if kind is SyncVectorEnv or kind.__module__.startswith("stable_baselines3.") else None

@@ -87,13 +87,10 @@ def checked_options(options: Mapping[str, Any], num_envs: int, num_images: int) 
 
 def checked_indices(indices: Any, num_envs: int, num_images: int) -> Array:
     """Indices [N] int64 into a split of so many images."""
-    array = np.asarray(indices)
-    if array.shape != (num_envs,) or array.dtype.kind not in "iu":
-        raise ValueError(f"indices must be {num_envs} integers, one for each sub-environment, got {indices!r}")
-    if array.min() < 0 or array.max() >= num_images:
-        wrong = array[(array < 0) | (array >= num_images)][0]
+    array = _checked_integers(indices, num_envs, "indices")
+    for wrong in array[(array < 0) | (array >= num_images)]:
         raise ValueError(f"index {wrong} is out of range: the split has images 0 to {num_images - 1}")
-    return array.astype(np.int64)
+    return array
 
 
 def checked_budgets(budgets: Any, num_envs: int) -> Array:
@@ -105,17 +102,21 @@ def checked_budgets(budgets: Any, num_envs: int) -> Array:
 
 def checked_actions(actions: Any, num_envs: int, bitwidths: tuple[int, ...]) -> Array:
     """Actions [N] int64, each the index of a bitwidth."""
-    array, count = np.asarray(actions), len(bitwidths)
-    if array.shape != (num_envs,) or array.dtype.kind not in "iu":
-        raise ValueError(f"actions must be {num_envs} integers, got {array.dtype} of shape {array.shape}")
-    if array.min() < 0 or array.max() >= count:
-        wrong = array[(array < 0) | (array >= count)][0]
+    array, count = _checked_integers(actions, num_envs, "actions"), len(bitwidths)
+    for wrong in array[(array < 0) | (array >= count)]:
         raise ValueError(f"action {wrong} is outside the space: 0 to {count - 1}, for bitwidths {bitwidths}")
+    return array
+
+
+def _checked_integers(values: Any, num_envs: int, what: str) -> Array:
+    array = np.asarray(values)
+    if array.shape != (num_envs,) or array.dtype.kind not in "iu":
+        raise ValueError(f"{what} must be {num_envs} integers, got {array.dtype} of shape {array.shape}")
     return array.astype(np.int64)
 
 
 def checked_components(components: Any, shape: torch.Size) -> Mapping[str, torch.Tensor]:
-    """What a reward, which may be a user's own, returned: by name, a tensor of this shape [N] each."""
+    """The components that a reward, which may be a user's own, returned: by name, a tensor of this shape [N] each."""
     if not isinstance(components, Mapping) or not components:
         raise ValueError(f'a reward must return components by name, such as {{"accuracy": ...}}, got {components!r}')
     for name, part in components.items():

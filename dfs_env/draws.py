@@ -38,7 +38,7 @@ class Draws:
         self.generators: list[np.random.Generator] = []
         """One for each sub-environment, once they are seeded."""
         self.seeds: list[int] = []
-        """What each was seeded with last; -1 where that is not known."""
+        """The last seed of each; -1 where that is not known."""
 
     @property
     def split(self) -> Split:

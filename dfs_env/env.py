@@ -202,7 +202,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]  # as in Gymnasium's own vectors
-        """What each sub-environment was seeded with last; -1 where that is not known."""
+        """The last seed of each sub-environment; -1 where that is not known."""
         self._draws.seed(None)
         return tuple(self._draws.seeds)
 

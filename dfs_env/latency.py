@@ -35,7 +35,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class BatchTimings:
-    """What an image takes in batches of one size."""
+    """Time per image in batches of one size."""
 
     stem: Timing
     """Up to the first decision."""
@@ -132,7 +132,7 @@ def load_latency(path: Path | str) -> LatencyTable:
 
 
 def latency_file(dataset: str, depth: int, folder: Path) -> Path:
-    """Where the table of that network on this machine is kept: in the data folder."""
+    """The path of that network's table on this machine, in the data folder."""
     return folder / "latency" / own_checkpoint(dataset, depth, folder).with_suffix(".json").name
 
 
@@ -170,7 +170,7 @@ def _batch(timings: dict[str, Any]) -> BatchTimings:
 
 
 def shape_of(mdp: BlockMDP) -> dict[str, Any]:
-    """What decides how long a network takes, whatever its weights."""
+    """The properties of a network that decide its latency."""
     config = mdp.backbone.config
     known = {name: getattr(config, name, None) for name in ("depth", "width", "num_classes", "quantizer")}
     return {"backbone": type(mdp.backbone).__name__, **known, "ungated_blocks": mdp.ungated_blocks}
@@ -178,7 +178,7 @@ def shape_of(mdp: BlockMDP) -> dict[str, Any]:
 
 @default_torch_state()
 def this_machine() -> dict[str, Any]:
-    """What decides how long this machine takes: its processor, and how many threads run which engine."""
+    """The properties of this machine that decide latency: processor, threads, engine, torch."""
     engine, threads = "oneDNN int8" if integer.enabled() else "float", torch.get_num_threads()
     return {"processor": _processor(), "threads": threads, "engine": engine, "torch": torch.__version__}
 

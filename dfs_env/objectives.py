@@ -178,7 +178,7 @@ class MODFSVectorEnv(DFSVectorEnv):
 
 
 def non_dominated(points: Array) -> Array:
-    """Those of the points [P, K] that no other equals or exceeds in everything; of equal ones, one."""
+    """The non-dominated points among [P, K]; of equal ones, one."""
     points = np.unique(np.round(points, 9), axis=0)[::-1]  # what dominates a point comes before it
     index = 0
     while index < len(points):

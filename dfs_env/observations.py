@@ -1,4 +1,4 @@
-"""What an agent observes before a decision: a flat vector of named parts, and how it is made from the features."""
+"""The observation before a decision: a flat vector of named parts, made from the features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from backbone.names import resolve
 
 OBSERVATION_BOUND = 10.0
-"""What is observed of the features is clipped to plus or minus this."""
+"""Bound to which observed features are clipped, plus or minus."""
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray[Any, Any], Tensor)
 
@@ -37,7 +37,7 @@ class ObservationParts(Generic[ArrayOrTensor]):
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """Where the parts of a flat observation [..., D] lie: features, confidence, block index, spent cost, budget."""
+    """The layout of a flat observation [..., D]: features, confidence, block index, spent cost, budget."""
 
     num_features: int
     """F."""
@@ -143,7 +143,7 @@ class ObservationStatistics:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ObservationStatistics | None:
-        """Those among the tensors of a backbone's file, see `tensors`; None if it has none."""
+        """The statistics among the tensors of a backbone's file, see `tensors`; None if it has none."""
         found = tensors.get("feature_mean"), tensors.get("feature_std")
         return None if found[0] is None or found[1] is None else cls(found[0], found[1])
 

@@ -52,7 +52,7 @@ class DFSEnv(Guarded, gym.Env[Array, int]):
 
     @property
     def np_random_seed(self) -> int:
-        """What the generator was seeded with last; -1 if that is not known."""
+        """The last seed of the generator; -1 if that is not known."""
         return self.vector.np_random_seed[0]
 
     @property

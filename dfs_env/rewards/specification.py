@@ -25,7 +25,7 @@ from dfs_env.rewards.wrappers import (
 )
 
 RewardSpec = str | Mapping[str, Any] | Reward
-"""What describes a reward: "name", "name(parameter=value, ...)", a mapping with "name" and parameters, each with
+"""A description of a reward: "name", "name(parameter=value, ...)", a mapping with "name" and parameters, each with
 "module:function" in place of the name, or the function itself."""
 
 COST_COEF = "cost_coef"
@@ -70,7 +70,7 @@ def make_reward(spec: RewardSpec, cost_coef: float | None = None) -> Reward:
 
 
 def _coefficients(reward: Reward) -> dict[str, Any]:
-    """Where the cost coefficient of a reward that was made is stored, if it has one."""
+    """The keywords that hold the cost coefficient of a reward that was made, if it has one."""
     *_, innermost = nested(reward)
     return innermost.keywords if isinstance(innermost, partial) else {}
 

@@ -1,4 +1,4 @@
-"""What a reward sees: one decision on each of B images."""
+"""The input of a reward: one decision on each of B images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Transition:
     num_layers: int
     """L, the number of decisions in an episode."""
     full_step_cost: float | None = None
-    """What the block costs at the widest bitwidth; by default 1 / L."""
+    """The block's cost at the widest bitwidth; by default 1 / L."""
     action: Tensor | None = None
     """[B] int64, the actions taken; the environment sets it, as it does what follows."""
     state: State | None = None

@@ -1,4 +1,4 @@
-"""What can be put around any reward: in which units cost is counted, and when the components are paid."""
+"""Wrappers around any reward: the unit of cost, and when the components are paid."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class PaidWhenKnown(RewardWrapper):
         return parts
 
     def _at_end(self, t: Transition) -> Components:
-        """What the end would add to the reward of this decision."""
+        """The components that an end after this decision would add."""
         zero, one = torch.zeros_like(t.cost), torch.ones_like(t.cost)
         on_the_way = self.inner(replace(t, done=False, correct=zero, loss=zero))
         at_the_end = self.inner(replace(t, done=True, correct=one, loss=zero))
