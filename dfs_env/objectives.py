@@ -148,7 +148,8 @@ class MODFSVectorEnv(DFSVectorEnv):
     def _extended(self, front: Array, choices: Array) -> Array:
         """The front [P, K] of sums of returns, with the choices [Q, K] that one more image adds."""
         if len(front) * len(choices) > POINTS:
-            raise ValueError(f"there are more than {POINTS:,} points to compare: use fewer images, or fewer bitwidths")
+            mend = "use a split of fewer images, or fewer bitwidths"
+            raise ValueError(f"there are more than {POINTS:,} points to compare: {mend}")
         return non_dominated((front[:, None] + choices).reshape(-1, self.reward_dim))
 
     @default_torch_state()

@@ -53,8 +53,9 @@ class Transition:
         if logits is not None:
             loss = F.cross_entropy(logits, labels, reduction="none")
             correct = (logits.argmax(1) == labels).to(loss.dtype)
-        spent, done = after.cost - before.cost, logits is not None
-        return cls(spent, after.cost, after.budget, done, correct, loss, mdp.num_layers, None, action, after, mdp)
+        costs = after.cost - before.cost, after.cost, after.budget
+        done = logits is not None
+        return cls(*costs, done, correct, loss, mdp.num_layers, action=action, state=after, mdp=mdp)
 
 
 Components = Mapping[str, Tensor]
