@@ -200,9 +200,9 @@ def read_backbone(
 
     Args:
         path: a file that `save_backbone` wrote.
-        depth: if given, the depth that it must have.
-        num_classes: if given, the number of classes that it must have.
-        dataset: if given, the data set that it must have been trained on, where the file says which.
+        depth: the depth that it must have, if given.
+        num_classes: likewise.
+        dataset: likewise, the data set of its training, if the file says which.
 
     Raises:
         FileNotFoundError, ValueError: missing, damaged, or of another architecture than asked for.

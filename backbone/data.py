@@ -39,10 +39,7 @@ LOADERS = {
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their labels, in a fixed order. Read-only by convention: data sets are shared within a process.
-
-    The `Dataset` that it becomes part of checks it.
-    """
+    """Images and their labels, in a fixed order; `Dataset` checks them. Read-only, as data sets are shared."""
 
     images: Tensor
     """uint8 `[N, 3, 32, 32]`, RGB."""
@@ -58,9 +55,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set for classification, in three splits.
-
-    Arrays, lists, other kinds of integers and tensors on other devices become what is listed here, if nothing is lost.
+    """A data set for classification, in three splits. Arrays, lists and other integers are converted without loss.
 
     Raises:
         ValueError: something is of another kind, size or range; the message names the data set and the split.
@@ -115,11 +110,7 @@ class Dataset:
         return (load_dataset, source) if source else super().__reduce_ex__(protocol)
 
     def split(self, name: str) -> Split:
-        """Return the split called "train", "validation" or "test".
-
-        Raises:
-            ValueError: there is no such split, or nothing in it.
-        """
+        """The split "train", "validation" or "test". Raises ValueError if there is no such split, or nothing in it."""
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}: choose one of {', '.join(SPLITS)}")
         split: Split = getattr(self, name)
@@ -183,10 +174,9 @@ def _load_own(name: str, function: Callable[..., Any], folder: Path) -> Dataset:
 
 
 def stratified_parts(labels: np.ndarray, sizes: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Cut the indices of `labels` `[N]` into disjoint parts of the given sizes, each with the classes in proportion.
+    """Cut the indices of `labels` `[N]` into ascending disjoint parts of these sizes, with the classes in proportion.
 
-    Every class is shuffled and spread evenly over [0, 1); the parts are consecutive stretches of that line. Indices
-    within a part ascend.
+    Every class is shuffled and spread evenly over [0, 1); the parts are consecutive stretches of that line.
 
     Raises:
         ValueError: the sizes do not add up to N.
@@ -213,10 +203,8 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def batches(split: Split, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-    """Yield int64 indices `[b]` that visit every image once; the last batch may be short.
-
-    With a generator the order is a new shuffle, without one it is the split's own.
-    """
+    """Yield int64 indices `[b]` of every image once, in the split's order or, with a generator, shuffled; the last
+    batch may be short."""
     order = torch.arange(len(split))
     if generator is not None:
         order = torch.randperm(len(split), generator=generator, device=generator.device)

@@ -86,8 +86,7 @@ class QuantizedLayer(nn.Module):
 
     @torch.no_grad()
     def start_from(self, other: QuantizedLayer, same_outputs: bool = True) -> None:
-        """Take over what `other` has learned, as far as the bitwidths are the same, and, if the outputs are the same,
-        its weights."""
+        """Copy the activation ranges of shared bitwidths from `other`, and its weights if outputs are the same."""
         if same_outputs:
             self.weight.copy_(other.weight)
         mine, theirs = (layer.activation_quantizer for layer in (self, other))

@@ -65,7 +65,7 @@ def check_own(kind: str, name: Any, file: object, trusted: bool = False) -> None
 def is_own(name: str) -> bool:
     """Whether a module, or 'module:function', is neither Python's, nor an installed package's, nor this project's.
 
-    Nothing is imported. A module that cannot be found counts as the user's own: importing it will fail.
+    Nothing is imported. A module that cannot be found counts as the user's own.
     """
     module = name.partition(":")[0]
     return module.partition(".")[0] not in PROJECT_PACKAGES and not is_library(module)

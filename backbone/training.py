@@ -151,7 +151,7 @@ def accuracy(run: Runner, dataset: Dataset, split: Split, routes: Tensor, device
 
 
 class BackboneTrainer:
-    """Trains a backbone epoch by epoch on the device that it is on, and resumes exactly where it was stopped.
+    """Trains a backbone epoch by epoch on its device, and resumes exactly where it was stopped.
 
     Args:
         backbone: the network.
@@ -185,7 +185,7 @@ class BackboneTrainer:
             self._restore()
 
     def epochs(self) -> Iterator[tuple[int, float]]:
-        """Train epoch by epoch, yielding the number of epochs done and the mean loss of the last.
+        """Train, yielding the number of epochs done and the mean loss of the last.
 
         Raises:
             TrainingDivergedError: the loss is no longer finite; the state of the last whole epoch is kept.

@@ -93,7 +93,7 @@ class GroupedBlock:
     def _grouped_differentiably(
         self, features: Tensor, chosen: list[int], groups: tuple[Tensor, ...], order: Tensor
     ) -> Tensor:
-        """Sort the images by action and back again: two permutations, cheaper to differentiate than many gathers."""
+        """Sort the images by action and back: two permutations, cheaper to differentiate than many gathers."""
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         parts = _Permute.apply(features, order, inverse).split([len(rows) for rows in groups])
         outcomes = [self.run(part, self.bitwidths[index]) for index, part in zip(chosen, parts, strict=True)]

@@ -49,10 +49,9 @@ class BlockMDP:
         bitwidths: ascending bitwidths to choose from, a subset of the backbone's; action i is bitwidth i. All of them
             by default.
         observation: a name in `OBSERVATIONS`, or "module:function".
-        ungated_blocks: how many leading blocks are not decided but always run at the widest bitwidth (in DFS the first,
-            Shen et al. 2020, section 4.1); they are no layers of the MDP and have no block cost.
-        statistics: by which observations are normalised. If None, `dfs_env.Task` measures them; until then, summaries
-            of the features are observed as they are.
+        ungated_blocks: how many leading blocks run at the widest bitwidth without a decision (in DFS the first, Shen et
+            al. 2020, section 4.1); they are no layers of the MDP and have no block cost.
+        statistics: by which observations are normalised; without them, features are summarised as they are.
 
     Raises:
         ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation, or no
@@ -156,7 +155,7 @@ class BlockMDP:
 
         Differentiable in the features and in the weights. An outcome is computed for the images whose weight on it is
         not zero, and for those that need the gradient with respect to that weight: all if the weights require one, or
-        those in `needed` [B, A]. Outcomes of weight zero have no gradient of their own, which would be zero.
+        those in `needed` [B, A].
 
         Raises:
             ValueError: the state is terminal, or all weights are zero.

@@ -124,15 +124,14 @@ def make_task(
         depth: layers of the ResNet, 6n + 2.
         width: channels of an untrained ResNet's first stage; a checkpoint has its own.
         checkpoint: a file; None for the trained backbone of that shape; "random" for an untrained one.
-        bitwidths: what to choose from; by default (0, 2, 4, 8) if the backbone has these, else all that it has.
-        observation: what is observed of the features, see `dfs_env.observations.OBSERVATIONS`.
+        bitwidths: the choices; by default (0, 2, 4, 8) if the backbone has these, else all that it has.
+        observation: the summary of the features, see `dfs_env.observations.OBSERVATIONS`.
         ungated_blocks: how many leading blocks always run at the widest bitwidth and are not decided.
         device: a torch device.
         data: the data folder; by default $DFS_DATA, else the user's cache folder.
-        cost: what budgets and rewards count: "blocks" (block cost), or "latency", measured time of single images on
+        cost: the unit of budgets and rewards: "blocks" (block cost), or "latency", measured time of single images on
             this machine ("latency@64": in batches of 64).
-        latency: a file of `python -m scripts.bench latency`; by default, where cost is latency, the one in the data
-            folder.
+        latency: a file of `python -m scripts.bench latency`; for cost "latency", by default that in the data folder.
 
     Raises:
         FileNotFoundError: no such checkpoint or latency table (the message says which command makes it), or data files
