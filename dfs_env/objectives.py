@@ -128,7 +128,8 @@ class MODFSVectorEnv(DFSVectorEnv):
             raise ValueError(f"the front depends on the budget, and {self.budget!r} draws it: give a number")
         count = mdp.num_actions**mdp.num_layers
         if count > ROUTES:
-            raise ValueError(f"each image has {count:,} routes, and {ROUTES:,} are the most: use fewer bitwidths")
+            found = f"each image has {count:,} routes, and at most {ROUTES:,} are enumerated"
+            raise ValueError(f"{found}: use fewer bitwidths")
         check_evaluating(mdp)
         front, started, warned = np.zeros((1, self.reward_dim)), time.monotonic(), False
         with tqdm(desc="pareto_front", total=len(self.images), unit="image", delay=PATIENCE) as bar:
