@@ -64,6 +64,13 @@ class LatencyTable:
         """As JSON with a checksum."""
         write_atomically(path, json_with_checksum(asdict(self) | {"kind": FILE_KIND}) + "\n")
 
+    def at(self, batch_size: int) -> BatchTimings:
+        """Time per image in batches of this size. Raises ValueError if that was not measured."""
+        if batch_size not in self.batches:
+            sizes = ", ".join(map(str, self.batches))
+            raise ValueError(f"latency at batch size {batch_size} was not measured, only at {sizes}: {MEASURE_COMMAND}")
+        return self.batches[batch_size]
+
     def apply(
         self,
         mdp: BlockMDP,
@@ -85,10 +92,7 @@ class LatencyTable:
             ValueError: the table is of another network or machine, or has no such batches.
         """
         self._check_fits(mdp, place, here)
-        if batch_size not in self.batches:
-            sizes = ", ".join(map(str, self.batches))
-            raise ValueError(f"latency at batch size {batch_size} was not measured, only at {sizes}: {MEASURE_COMMAND}")
-        timings = self.batches[batch_size]
+        timings = self.at(batch_size)
         columns = [self.bitwidths.index(bits) for bits in mdp.bitwidths]
         mdp.cost = replace(
             mdp.cost,
