@@ -1,4 +1,4 @@
-"""CIFAR ResNets whose block convolutions are gated for every single output activation.
+"""CIFAR ResNets with activation gating: block convolutions are gated for every single output activation.
 
 Channel Gating (Hua et al., NeurIPS 2019) and Precision Gating (Zhang et al., ICLR 2020) share what is here: a cheap
 part of a convolution is computed everywhere, a gate compares it with a learned threshold, one for each output channel,
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backbone.layers import QuantConvNorm, QuantizedLayer, QuantLinear, conv2d
 from backbone.quantization import FLOAT_BITS, make_quantizer, straight_through
-from backbone.resnet import ResNetConfig, block_shapes
+from backbone.resnet import ResNetConfig, block_shapes, make_shortcut
 
 BLOCK_KINDS = ("original", "post_activation")
 GATED_CONVOLUTIONS = ("first", "both")
@@ -25,7 +24,7 @@ GATED_CONVOLUTIONS = ("first", "both")
 
 @dataclass(frozen=True)
 class GatedResNetConfig:
-    """What decides the shape of a `GatedResNet`; a subclass for each kind of gate builds the gated convolutions.
+    """The shape of a `GatedResNet`; a subclass for each kind of gate builds the gated convolutions.
 
     Raises:
         ValueError: an impossible number or name; it is named.
@@ -69,8 +68,7 @@ class GatedResNetConfig:
 
 
 def gate(margin: Tensor, slope: float, sparse: bool) -> Tensor:
-    """1 where sigmoid(slope * margin) > 0.5, that is, where `margin` is above 0, else 0; backward, the sigmoid's
-    gradient.
+    """1 where `margin` is above 0, that is, sigmoid(slope * margin) > 0.5, else 0; backward, the sigmoid's gradient.
 
     Args:
         margin: how far a predicted output is above its threshold, any shape.
@@ -120,7 +118,7 @@ class BitsConvNorm(QuantizedLayer):
 
 
 class GatedConvNorm(BitsConvNorm):
-    """What gated convolutions have in common: `threshold` [C_out], and how the parts are put together."""
+    """Base of gated convolutions: a `threshold` [C_out] for each output channel, and the sum of two parts."""
 
     slope: float
 
@@ -129,18 +127,18 @@ class GatedConvNorm(BitsConvNorm):
         self.threshold = nn.Parameter(torch.zeros(out_channels))
 
     def convolve(self, levels: Tensor, weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """`parts`, the second masked by the gate."""
+        """The sum of `parts`, the second masked by the gate."""
         base, rest = self.parts(levels, weight)
         margin = self.predict(base * scale) - self.threshold.view(1, -1, 1, 1)
         mask = gate(margin, self.slope, self.config.sparse_backprop)
         return (base + mask * rest) * scale, mask.detach().mean((1, 2, 3))
 
     def parts(self, levels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """What is computed everywhere and what is added where the gate is on; their sum is the whole convolution."""
+        """The sums computed everywhere, and those added where the gate is on; together the whole convolution."""
         raise NotImplementedError
 
     def predict(self, base: Tensor) -> Tensor:
-        """What the gate compares with the threshold, from what is computed everywhere [B, C_out, H, W]."""
+        """The gate's prediction, which is compared with the threshold, from `base` [B, C_out, H, W]."""
         return base
 
 
@@ -153,16 +151,13 @@ class GatedBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int, config: GatedResNetConfig) -> None:
         super().__init__()
-        self.post_activation = config.block == "post_activation"
+        self.post_activation, self.widest = config.block == "post_activation", config.widest
         self.conv1 = config.gated_convolution(in_channels, channels, stride)
-        second = config.gated_convolution if config.gated == "both" else _ungated(config)
-        self.conv2 = second(channels, channels, 1)
-        quantizer = make_quantizer(config.quantizer)
-        changes_shape = stride != 1 or in_channels != channels
-        self.shortcut = (
-            QuantConvNorm(in_channels, channels, 1, stride, (config.widest,), quantizer) if changes_shape else None
-        )
-        self.widest = config.widest
+        if config.gated == "both":
+            self.conv2 = config.gated_convolution(channels, channels, 1)
+        else:
+            self.conv2 = BitsConvNorm(channels, channels, 1, config)
+        self.shortcut = make_shortcut(in_channels, channels, stride, (self.widest,), make_quantizer(config.quantizer))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, C, H, W] -> [B, C', H', W'], and the densities [B, 2] of the two convolutions."""
@@ -171,10 +166,6 @@ class GatedBlock(nn.Module):
         rest = x if self.shortcut is None else self.shortcut(x, self.widest)
         out = out.relu() + rest.relu() if self.post_activation else (out + rest).relu()
         return out, torch.stack((first, second), 1)
-
-
-def _ungated(config: GatedResNetConfig) -> Any:
-    return lambda in_channels, channels, stride: BitsConvNorm(in_channels, channels, stride, config)
 
 
 class GatedResNet(nn.Module):
@@ -205,6 +196,4 @@ class GatedResNet(nn.Module):
 
     def thresholds(self) -> Iterator[nn.Parameter]:
         """The thresholds [C_out] of each gated convolution."""
-        for module in self.modules():
-            if isinstance(module, GatedConvNorm):
-                yield module.threshold
+        return (module.threshold for module in self.modules() if isinstance(module, GatedConvNorm))

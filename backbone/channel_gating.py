@@ -28,8 +28,7 @@ class ChannelGating(GatedResNetConfig):
     groups: bool = False
     """Whether each 1/p of the outputs has a base path of its own."""
     shuffle: bool = False
-    """Whether each part has an equal run of channels from every former part, rather than neighbours alone: a
-    ShuffleNet's channel shuffle."""
+    """Whether each part takes every p-th channel rather than neighbours: a ShuffleNet's channel shuffle."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,12 +48,11 @@ def base_path(in_channels: int, out_channels: int, config: ChannelGating) -> Ten
     Raises:
         ValueError: p does not divide the channels.
     """
-    for channels, what in ((in_channels, "input"), (out_channels, "output")):
-        if channels % config.p and (what == "input" or config.groups):
-            groups = " for its groups" if what == "output" else ""
+    for channels, what in ((in_channels, "input"), (out_channels if config.groups else 0, "output")):
+        if channels % config.p:
             raise ValueError(
                 f"p {config.p} does not divide the {channels} {what} channels of a {in_channels} to {out_channels} "
-                f"convolution into equal parts{groups}; choose a divisor of {channels}"
+                f"convolution into equal parts; choose a divisor of {channels}"
             )
     size = in_channels // config.p
     order = torch.arange(in_channels)

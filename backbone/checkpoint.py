@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from backbone.checksums import BLANK_CHECKSUM, CHECKSUM_KEY, verify_checksum, with_checksum
+from backbone.checksums import BLANK_CHECKSUM, CHECKSUM_KEY, json_with_blank_checksum, verify_checksum, with_checksum
 from backbone.names import check_own
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state
@@ -30,15 +30,11 @@ IDENTITY_KEY = "identity"
 """In a file's description: what `identity_of` returns, where it does not follow from the content."""
 STATISTICS = ("feature_mean", "feature_std")
 """Tensors in a backbone's file that are not the network's, but normalise observations."""
-HOW_TO_CONVERT = "rewrite it by `python -m scripts.convert {}`"
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name next to `path`, of the same ending, to write to; renamed to `path` in the end, or removed.
-
-    Nobody ever reads half a file, and an error leaves the old one.
-    """
+    """A temporary name next to `path`, of the same ending, to write to; renamed to `path` unless there is an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -50,13 +46,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write `content`, so that nobody ever reads half of it."""
+    """Write `content` so that no reader ever finds half of it."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) -> None:
-    """What `load_state` reads, with a checksum at its end, written atomically.
+    """Write a state for `load_state`, with a checksum at its end, atomically.
 
     With `weights_only` torch reads pickle's protocol 2 alone.
 
@@ -69,7 +65,7 @@ def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) ->
 
 
 def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
-    """What `save_state` wrote, on the CPU. Without `weights_only` it is unpickled: for your own files only.
+    """Read what `save_state` wrote, on the CPU. Without `weights_only` it is unpickled: for your own files only.
 
     Raises:
         ValueError: it is damaged.
@@ -82,7 +78,7 @@ def load_state(path: Path, weights_only: bool) -> dict[str, Any]:
 
 
 def fingerprint(tensors: Iterable[Tensor], about: object) -> str:
-    """SHA-256 of the tensors' bytes and of the `repr` of what they are `about`."""
+    """SHA-256 of the tensors' bytes and of the `repr` of `about`."""
     found = hashlib.sha256(repr(about).encode())
     for tensor in tensors:
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -97,16 +93,12 @@ def save_tensors(
     `identity` is what `identity_of` returns of the file; by default it follows from the content.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(
-        {CHECKSUM_KEY: BLANK_CHECKSUM, **({IDENTITY_KEY: identity} if identity else {})}
-        | dict(about)
-        | {CHECKSUM_KEY: BLANK_CHECKSUM}
-    )
+    text = json_with_blank_checksum(({IDENTITY_KEY: identity} if identity else {}) | dict(about))
     write_atomically(path, with_checksum(save(plain, metadata={"about": text})))
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote; a file without a checksum, with a warning.
+    """The tensors and the description that `save_tensors` wrote; warns if the file has no checksum.
 
     Raises:
         FileNotFoundError: no such file.
@@ -114,9 +106,8 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     content, about, found = _read(path)
     if found is None:
-        warnings.warn(
-            f"{path} has no checksum, so damage to it goes unnoticed: {HOW_TO_CONVERT.format(path)}", stacklevel=2
-        )
+        mend = f"rewrite it by `python -m scripts.convert {path}`"
+        warnings.warn(f"{path} has no checksum, so damage to it goes unnoticed: {mend}", stacklevel=2)
     with _explained(path):
         tensors = load(content)
     return tensors, {name: value for name, value in about.items() if name not in (CHECKSUM_KEY, IDENTITY_KEY)}
@@ -125,20 +116,14 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def identity_of(path: str | Path) -> str:
     """16 hexadecimal digits that distinguish the file's content from any other: the start of its checksum.
 
-    A file that `add_checksum` rewrote keeps those that it had before, by which finished runs name it.
-
-    Raises:
-        FileNotFoundError, ValueError: see `load_tensors`.
+    A file that `add_checksum` rewrote keeps those that it had before, by which finished runs name it. Raises as
+    `load_tensors`.
     """
     return identity_and_about(path)[0]
 
 
 def identity_and_about(path: str | Path) -> tuple[str, dict[str, Any]]:
-    """What `identity_of` returns, and the file's description, in one reading.
-
-    Raises:
-        FileNotFoundError, ValueError: see `load_tensors`.
-    """
+    """What `identity_of` returns, and the file's description, in one reading. Raises as `load_tensors`."""
     content, about, found = _read(path)
     return str(about.get(IDENTITY_KEY) or (found or hashlib.sha256(content).hexdigest())[:16]), about
 
@@ -146,8 +131,7 @@ def identity_and_about(path: str | Path) -> tuple[str, dict[str, Any]]:
 def add_checksum(path: str | Path) -> bool:
     """Rewrite a file without a checksum so that it has one; it keeps its identity. False if it had one.
 
-    Raises:
-        FileNotFoundError, ValueError: see `load_tensors`.
+    Raises as `load_tensors`.
     """
     content, about, found = _read(path)
     if found is None:
@@ -216,9 +200,9 @@ def read_backbone(
 
     Args:
         path: a file that `save_backbone` wrote.
-        depth: if given, the depth that it must have.
-        num_classes: if given, the number of classes that it must have.
-        dataset: if given, the data set that it must have been trained on, where the file says which.
+        depth: the depth that it must have, if given.
+        num_classes: likewise.
+        dataset: likewise, the data set of its training, if the file says which.
 
     Raises:
         FileNotFoundError, ValueError: missing, damaged, or of another architecture than asked for.
@@ -244,15 +228,14 @@ def read_backbone(
 
 
 def own_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
-    """Where the user's own backbone of that shape is kept: among the weights in the data folder."""
+    """The path of the user's own backbone of that shape, in the data folder."""
     return folder / "weights" / shipped_checkpoint(dataset, depth).name
 
 
 def shipped_checkpoint(dataset: str, depth: int) -> Path:
-    """Where the backbone of that shape lies that ships with the package, if one does.
+    """The path of the shipped backbone of that shape, if there is one.
 
-    A data set "module:function" has a hash in the file's name: not every file system takes colons, or distinguishes
-    capitals.
+    A data set "module:function" has a hash in the file's name, as file systems may refuse colons or ignore case.
     """
     if not re.fullmatch(r"[a-z0-9_]+", dataset):
         readable = re.sub(r"[^A-Za-z0-9]+", "_", dataset)[:60]

@@ -12,18 +12,20 @@ from collections.abc import Mapping
 from typing import Any
 
 CHECKSUM_KEY = "digest"
-"""Of the checksum in JSON."""
-PREFIX = "content-sha256:"
-BLANK_CHECKSUM = PREFIX + "0" * 64
+"""The key of the checksum in JSON."""
+CHECKSUM_PREFIX = "content-sha256:"
+BLANK_CHECKSUM = CHECKSUM_PREFIX + "0" * 64
 """Stands in content where `with_checksum` puts the checksum."""
-_CHECKSUM = re.compile(PREFIX.encode() + rb"([0-9a-f]{64})")
+_CHECKSUM = re.compile(CHECKSUM_PREFIX.encode() + rb"([0-9a-f]{64})")
 _DAMAGED_CHECKSUM = re.compile(rb"content-sha|256:[0-9a-f]{64}")
 """Either end of a checksum: where only one is left, the checksum itself is damaged."""
 
 
 def with_checksum(content: bytes) -> bytes:
     """`content`, with the SHA-256 of all of it in place of its first `BLANK_CHECKSUM`."""
-    return content.replace(BLANK_CHECKSUM.encode(), f"{PREFIX}{hashlib.sha256(content).hexdigest()}".encode(), 1)
+    return content.replace(
+        BLANK_CHECKSUM.encode(), f"{CHECKSUM_PREFIX}{hashlib.sha256(content).hexdigest()}".encode(), 1
+    )
 
 
 def verify_checksum(content: bytes, place: object, mend: str) -> str | None:
@@ -41,22 +43,24 @@ def verify_checksum(content: bytes, place: object, mend: str) -> str | None:
     return found[1].decode()
 
 
+def json_with_blank_checksum(content: Mapping[str, Any]) -> str:
+    """A JSON object on one line, whose first entry `with_checksum` makes a checksum."""
+    return json.dumps({CHECKSUM_KEY: BLANK_CHECKSUM} | dict(content) | {CHECKSUM_KEY: BLANK_CHECKSUM})
+
+
 def json_with_checksum(content: Mapping[str, Any]) -> str:
     """A JSON object on one line, with its checksum as the first entry."""
-    return with_checksum(
-        json.dumps({CHECKSUM_KEY: BLANK_CHECKSUM} | dict(content) | {CHECKSUM_KEY: BLANK_CHECKSUM}).encode()
-    ).decode()
+    return with_checksum(json_with_blank_checksum(content).encode()).decode()
 
 
 def checked_json(text: bytes, place: object, mend: str) -> Any:
-    """The JSON in `text`, without its checksum. Text without one is taken as it is: people write and edit JSON, too.
+    """The JSON in `text`, without its checksum. Text without one is accepted, since people write and edit JSON, too.
 
     Raises:
         ValueError: no JSON, or not what was written; the message names `place` and ends with `mend`.
     """
-    verify_checksum(
-        text.removesuffix(b"\n"), place, f"{mend}, or, if you changed it yourself, remove its {CHECKSUM_KEY!r}"
-    )
+    how = f"{mend}, or, if you changed it yourself, remove its {CHECKSUM_KEY!r}"
+    verify_checksum(text.removesuffix(b"\n"), place, how)
     try:
         content = json.loads(text)
     except ValueError as error:  # UnicodeDecodeError is one, too

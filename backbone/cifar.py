@@ -10,7 +10,6 @@ import http.client
 import io
 import os
 import pickle
-import shutil
 import tarfile
 import tempfile
 import urllib.request
@@ -32,22 +31,17 @@ TIMEOUT_SECONDS = 60  # without a byte
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from, and the md5 sums of its files.
-
-    Attributes:
-        url: of the archive, `archive_md5` its sum.
-        folder: the archive's only folder, which holds all files.
-        train: file name -> md5 of the files that make up the training part, in order.
-        test: the same for the test part.
-        label_key: what the files call the labels.
-    """
+    """Where a data set comes from, and the md5 sums of its files."""
 
     url: str
     archive_md5: str
     folder: str
+    """The archive's only folder, which holds all files."""
     train: dict[str, str]
+    """File name -> md5 of the files that make up the training part, in order."""
     test: dict[str, str]
     label_key: bytes
+    """The key of the labels in the files."""
 
     @property
     def archive(self) -> str:
@@ -83,7 +77,7 @@ CIFAR100 = Source(
 
 
 def load_cifar10(folder: str | Path | None = None) -> Dataset:
-    """Load CIFAR-10 (45,000 / 5,000 / 10,000 images) from `data_folder(folder)`, downloading it if need be.
+    """CIFAR-10 (45,000 / 5,000 / 10,000 images) from `data_folder(folder)`, downloaded if it is not there.
 
     `mean` and `std` are the customary published ones.
 
@@ -96,13 +90,13 @@ def load_cifar10(folder: str | Path | None = None) -> Dataset:
 
 
 def load_cifar100(folder: str | Path | None = None) -> Dataset:
-    """Load CIFAR-100 with its 100 fine labels; all else as in `load_cifar10`."""
+    """CIFAR-100 with its 100 fine labels; all else as in `load_cifar10`."""
     mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
     return Dataset("cifar100", 100, mean, std, *_splits(CIFAR100, data_folder(folder)), flip=True, pad=4)
 
 
 def _splits(source: Source, folder: Path) -> tuple[Split, Split, Split]:
-    """Return train, validation and test."""
+    """Train, validation and test."""
     where = _locate(source, folder)
     whole, test = (_read_part(where, part, source.label_key) for part in (source.train, source.test))
     held_out = round(VALIDATION_SHARE * len(whole))
@@ -112,15 +106,14 @@ def _splits(source: Source, folder: Path) -> tuple[Split, Split, Split]:
 
 
 def _locate(source: Source, folder: Path) -> Path:
-    """Return the folder that holds all of the source's files: found, unpacked, or downloaded and unpacked."""
+    """The folder that holds all of the source's files: found, unpacked, or downloaded and unpacked."""
     for candidate in (folder / source.folder, folder):
         missing = [name for name in source.files if not (candidate / name).is_file()]
         if not missing:
             return candidate
         if candidate.name == source.folder and os.path.lexists(candidate):  # even if it is no folder
-            raise FileNotFoundError(
-                f"{candidate / missing[0]} is missing: put it back, or delete {candidate} and run again"
-            )
+            lost = candidate / missing[0]
+            raise FileNotFoundError(f"{lost} is missing: put it back, or delete {candidate} and run again")
     archive = folder / source.archive
     if not archive.is_file():
         _download(source, archive)
@@ -155,10 +148,7 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _unpack(source: Source, archive: Path) -> None:
-    """Unpack the wanted files next to the archive, all or none.
-
-    Contents are copied to names of our own, so that no path, link or permission in the archive has any effect.
-    """
+    """Unpack the wanted files next to the archive, all or none, to names of our own: no path in it has an effect."""
     data = archive.read_bytes()
     _check(data, source.archive_md5, str(archive))
     target = archive.parent / source.folder
@@ -168,20 +158,13 @@ def _unpack(source: Source, archive: Path) -> None:
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             for name in source.files:
                 content = tar.extractfile(f"{source.folder}/{name}")
-                if content is None:
-                    raise ValueError(f"{archive}: {source.folder}/{name} is not a regular file")
-                with content, (unpacked / name).open("wb") as file:
-                    shutil.copyfileobj(content, file)
-        _move_folder(unpacked, target)
-
-
-def _move_folder(folder: Path, target: Path) -> None:
-    """Rename, unless another process has just put the same thing there."""
-    try:
-        folder.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
+                assert content is not None  # in an archive of this sum, all are files
+                (unpacked / name).write_bytes(content.read())
+        try:
+            unpacked.rename(target)
+        except OSError:
+            if not target.is_dir():  # another process has just put the same files there
+                raise
 
 
 def _check(data: bytes, md5: str, name: str, mend: str = "delete it and run again") -> None:

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from backbone.progress import PATIENCE
 
-STEPS = 300
+ADAM_STEPS = 300
 """Steps of full-batch Adam. The problem is convex and begins at zero, so the result depends on the data only."""
-RATE, DECAY = 0.05, 1e-3
+LEARNING_RATE, WEIGHT_DECAY = 0.05, 1e-3
 """Learning rate, and weight of the squared weights in the loss."""
-MEASURES = 3
+NUM_MEASURES = 3
 """Numbers that `confidence` returns."""
 
 
@@ -47,12 +47,12 @@ def fit_heads(pooled: list[Tensor], labels: Tensor, num_classes: int) -> LinearH
     inputs = (inputs - mean) * scale
     weight = torch.zeros(len(pooled), width, num_classes, device=inputs.device, requires_grad=True)
     bias = torch.zeros(len(pooled), 1, num_classes, device=inputs.device, requires_grad=True)
-    optimizer = torch.optim.Adam([weight, bias], lr=RATE)
+    optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE)
     targets = labels.expand(len(pooled), -1).flatten()
     with torch.enable_grad():
-        for _ in tqdm(range(STEPS), "training confidence heads", delay=PATIENCE):
+        for _ in tqdm(range(ADAM_STEPS), "training confidence heads", delay=PATIENCE):
             scores = torch.baddbmm(bias, inputs, weight)
-            loss = F.cross_entropy(scores.flatten(0, 1), targets) + DECAY * weight.square().sum() / len(pooled)
+            loss = F.cross_entropy(scores.flatten(0, 1), targets) + WEIGHT_DECAY * weight.square().sum() / len(pooled)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -62,7 +62,7 @@ def fit_heads(pooled: list[Tensor], labels: Tensor, num_classes: int) -> LinearH
 
 def confidence(logits: Tensor) -> Tensor:
     """[B, 3] from class scores [B, K]: the largest probability, its margin over the second, and the entropy as a share
-    of log K. All lie in [0, 1]. Of a single class nothing is in doubt: 1, 1 and 0."""
+    of log K, all in [0, 1]; 1, 1 and 0 for a single class."""
     probabilities = F.pad(logits.softmax(1), (0, 1)) if logits.shape[1] == 1 else logits.softmax(1)
     top = probabilities.topk(2, 1).values
     entropy = torch.special.entr(probabilities).sum(1) / math.log(probabilities.shape[1])

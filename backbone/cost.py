@@ -8,15 +8,15 @@ Two conventions, both fractions of full execution (every block at the widest bit
   over the same at full execution. Ungated layers run at the widest bitwidth. The evaluation adds a gate's own work.
 
 Absolute BitOps (multiply-accumulates x weight bits x activation bits) stand next to them. Modelled costs are no
-latencies: on CPUs, torch, ONNX Runtime and OpenVINO run nothing faster below 8 bits, though 4-bit tensor cores do.
-Measured time is a quantity of its own, which decisions can be charged in place of block cost (`dfs_env.latency`).
+latencies: on CPUs nothing runs faster below 8 bits. Measured time (`dfs_env.latency`) is a quantity of its own, which
+decisions can be charged in place of block cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -29,32 +29,30 @@ from backbone.quantization import FLOAT_BITS, check_bitwidths
 from backbone.torch_state import evaluation_mode
 
 TOLERANCE = 1e-5
-"""How far a sum of float32 costs may lie above a budget and still count as within it: rounding, not spending."""
+"""How far a sum of float32 costs may lie above a budget by rounding, and still count as within it."""
 
 
 def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
-    """Multiply-accumulates of each convolution, linear and recurrent call that `run()` makes inside `module`, per
-    example. A layer that `run()` does not call, such as a critic's, counts nothing.
-
-    Keys are the layers' names in `module`. Norms, activations and pooling count nothing, as is usual.
-    """
+    """Multiply-accumulates per example of each convolution, linear and recurrent call that `run()` makes in `module`,
+    by the layers' names. Norms, activations, pooling and layers that are not called (a critic's) count nothing."""
     macs: dict[str, float] = {}
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def record(layer: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
-                weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
-                macs[name] = macs.get(name, 0) + weights * _sequence_length(layer, inputs[0])
-            else:
-                outcome = output[0] if isinstance(output, tuple) else output  # a gated layer also says where it was on
-                linear = isinstance(layer, (nn.Linear, QuantLinear))  # [B, ..., F], a convolution [B, C, ...]
-                per_weight = (outcome.shape[1:-1] if linear else outcome.shape[2:]).numel()  # places each weight serves
-                macs[name] = macs.get(name, 0) + layer.weight.numel() * per_weight  # type: ignore[operator]
-
-        return record
+    def record(name: str, layer: Any, inputs: Any, output: Any) -> None:
+        if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
+            weights, uses = sum(p.numel() for p in layer.parameters() if p.dim() == 2), 1
+            if isinstance(layer, nn.RNNBase):
+                uses = inputs[0].shape[1 if layer.batch_first and inputs[0].dim() == 3 else 0]
+        else:
+            weights = layer.weight.numel()
+            outcome = output[0] if isinstance(output, tuple) else output  # a gated layer also returns its density
+            linear = isinstance(layer, (nn.Linear, QuantLinear))  # [B, ..., F], a convolution [B, C, ...]
+            uses = (outcome.shape[1:-1] if linear else outcome.shape[2:]).numel()
+        macs[name] = macs.get(name, 0) + weights * uses
 
     kinds = (QuantizedLayer, nn.Conv2d, nn.Linear, nn.RNNBase, nn.RNNCellBase)
-    handles = [m.register_forward_hook(hook(name)) for name, m in module.named_modules() if isinstance(m, kinds)]
+    handles = [
+        m.register_forward_hook(partial(record, name)) for name, m in module.named_modules() if isinstance(m, kinds)
+    ]
     try:
         with torch.no_grad():
             run()
@@ -64,16 +62,9 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
     return macs
 
 
-def _sequence_length(layer: nn.Module, x: Tensor) -> int:
-    """How many times a recurrent layer uses each of its weights on an example of `x`."""
-    if isinstance(layer, nn.RNNBase):
-        return x.shape[1] if layer.batch_first and x.dim() == 3 else x.shape[0]
-    return 1
-
-
 @dataclass(frozen=True)
 class CostTable:
-    """What each action at each block costs; L blocks, A actions. All tensors are float32."""
+    """The cost of each action at each block; L blocks, A actions. All tensors are float32."""
 
     bitwidths: tuple[int, ...]
     """Bitwidth of each action, ascending; the last is the widest."""
@@ -82,11 +73,11 @@ class CostTable:
     total: Tensor
     """[L, A] total cost of an action at a block, without ungated layers."""
     total_ungated: float
-    """Total cost of stem, shortcuts, head and ungated blocks: that of the route that skips every block."""
+    """Total cost of the ungated layers: that of the route that skips every block."""
     full_bitops: float
     """BitOps of full execution for one image; total cost is a fraction of this."""
     unit: str = "blocks"
-    """What budgets and rewards count: "blocks", the block cost, or "latency", measured time."""
+    """The unit of budgets and rewards: "blocks", the block cost, or "latency", measured time."""
     milliseconds: Tensor | None = None
     """[L, A] measured time of an action at a block for an image, if a latency table is in use."""
     ungated_milliseconds: float = 0.0
@@ -122,8 +113,7 @@ class CostTable:
 
     @cached_property
     def by_macs(self) -> Tensor:
-        """[L, A] cost of an action at a block where blocks weigh as their multiply-accumulates do: gated blocks only,
-        as in `block`, and 1 at full execution."""
+        """[L, A] block cost of an action at a block, if blocks weigh as their multiply-accumulates do."""
         return self.total / self.total[:, -1].sum()
 
     @cached_property
@@ -133,23 +123,14 @@ class CostTable:
         return least.flip(0).cumsum(0).flip(0)
 
     def fits(self, layer: int, spent: Tensor, budget: Tensor) -> Tensor:
-        """[B, A] bool: the actions at block `layer` after which the cheapest continuation stays within the budget.
-
-        Args:
-            layer: the block that is decided, in [0, L).
-            spent: [B] cost spent before it.
-            budget: [B] cost that a route may have; `TOLERANCE` above it is rounding.
-        """
+        """[B, A] bool: the actions at block `layer` after which the cheapest continuation stays within the `budget`
+        [B] of the whole route, `spent` [B] of it before the block."""
         at_least = spent[:, None] + self.charged[layer] + self.cheapest[layer + 1]
         return at_least <= budget[:, None] + TOLERANCE
 
 
 def check_modelled(cost: CostTable, what: str) -> None:
-    """Make sure that budgets count modelled cost, which `what` weights by multiply-accumulates.
-
-    Raises:
-        ValueError: they count measured time.
-    """
+    """Raise ValueError if budgets count measured time, since `what` weights modelled cost by multiply-accumulates."""
     if cost.unit != "blocks":
         raise ValueError(f"{what} counts multiply-accumulates, and budgets count measured time: leave one of them out")
 
@@ -184,8 +165,7 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 
     widest = float(bits[-1])
     full_bitops = (sum(blocks) + rest) * widest**2
     device = next(backbone.parameters()).device
-    relative = (bits / widest) ** 2
-    block = relative.expand(len(blocks), -1) / len(blocks)
+    block = ((bits / widest) ** 2).expand(len(blocks), -1) / len(blocks)
     total = torch.tensor(blocks, dtype=torch.float64)[:, None] * bits**2 / full_bitops
     return CostTable(
         bitwidths=tuple(bitwidths),
@@ -196,20 +176,9 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 
     )
 
 
-def cheapest_cost(bitwidths: Sequence[int]) -> float:
-    """Block cost of running every gated block at the narrowest of `bitwidths`."""
-    return (min(bitwidths) / max(bitwidths)) ** 2
-
-
-def at_full_precision(cost: float, bitwidths: Sequence[int]) -> float:
-    """A block cost over `bitwidths`, a fraction of their widest, as a fraction of running every gated block at 32 bits:
-    what costs over other tuples, and published ones, are in."""
-    return cost * (max(bitwidths) / FLOAT_BITS) ** 2
-
-
 @dataclass(frozen=True)
 class GatedCost:
-    """What a network that gates single output activations costs; L blocks of two convolutions."""
+    """The cost of a network with activation gating; L blocks of two convolutions."""
 
     always: Tensor
     """[L, 2] float64 BitOps of each convolution on an image for which its gate is on nowhere."""
@@ -224,11 +193,7 @@ class GatedCost:
 
     def image_cost(self, densities: Tensor) -> tuple[Tensor, Tensor]:
         """Block and total cost [B] of images on which the gates are on for the shares `densities` [B, L, 2] of the
-        outputs.
-
-        Block cost is the mean over blocks of BitOps over those at full execution: a block of k bits costs
-        (k / widest)**2, as for DFS.
-        """
+        outputs. Block cost is the mean over blocks of BitOps over those at full execution."""
         spent = (self.always + self.gated * densities.double().to(self.always.device)).sum(2)
         return (spent / self.blocks).mean(1), (spent.sum(1) + self.ungated) / self.full_bitops
 
@@ -242,17 +207,11 @@ def gated_cost(network: GatedResNet, full_bitops: float) -> GatedCost:
     names = [[f"blocks.{block}.{conv}" for conv in ("conv1", "conv2")] for block in range(len(network.blocks))]
     layers: dict[str, Any] = dict(network.named_modules())
     bitops: Any = [[[macs[name] * b for b in layers[name].bitops_per_mac] for name in pair] for pair in names]
-    table = torch.tensor(bitops, dtype=torch.float64, device=image.device)
+    always, gated = torch.tensor(bitops, dtype=torch.float64, device=image.device).unbind(-1)
     blocks = torch.tensor([sum(macs[name] for name in pair) for pair in names], dtype=torch.float64)
-    gated_macs = float(blocks.sum())
     squared = network.config.widest**2
-    return GatedCost(
-        always=table[..., 0],
-        gated=table[..., 1],
-        blocks=blocks.to(image.device) * squared,
-        ungated=(sum(macs.values()) - gated_macs) * squared,
-        full_bitops=full_bitops,
-    )
+    ungated = (sum(macs.values()) - float(blocks.sum())) * squared
+    return GatedCost(always, gated, blocks.to(image.device) * squared, ungated, full_bitops)
 
 
 def gate_bitops(macs: float) -> float:

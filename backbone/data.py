@@ -34,15 +34,12 @@ LOADERS = {
     "cifar10": "backbone.cifar:load_cifar10",
     "cifar100": "backbone.cifar:load_cifar100",
 }
-"""What loads the data sets that have a name of their own, as everybody else's are given."""
+"""The functions that load the named data sets, as "module:function"."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their labels, in a fixed order. Read-only by convention: data sets are shared within a process.
-
-    The `Dataset` that it becomes part of checks it.
-    """
+    """Images and their labels, in a fixed order; `Dataset` checks them. Read-only, as data sets are shared."""
 
     images: Tensor
     """uint8 `[N, 3, 32, 32]`, RGB."""
@@ -58,16 +55,14 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set for classification, in three splits.
-
-    Arrays, lists, other kinds of integers and tensors on other devices become what is listed here, if nothing is lost.
+    """A data set for classification, in three splits. Arrays, lists and other integers are converted without loss.
 
     Raises:
         ValueError: something is of another kind, size or range; the message names the data set and the split.
     """
 
     name: str
-    """What `load_dataset` calls it."""
+    """Its name for `load_dataset`."""
     num_classes: int
     """Labels are 0 to `num_classes - 1`."""
     mean: tuple[float, ...]
@@ -91,39 +86,31 @@ class Dataset:
         if not isinstance(self.flip, bool | np.bool_):
             raise ValueError(f"{self.name}: flip must be True or False, got {self.flip!r}")
         num_classes = checked_integer(self.num_classes, "num_classes", 1, MOST_CLASSES, self.name)
-        checked = {
-            "num_classes": num_classes,
-            "mean": checked_channels(self.mean, "mean", 0.0, self.name),
-            "std": checked_channels(self.std, "std", SMALLEST_STD, self.name),
-            "flip": bool(self.flip),
-            "pad": checked_integer(self.pad, "pad", 0, IMAGE_SIZE - 1, self.name),
+        vars(self).update(
+            num_classes=num_classes,
+            mean=checked_channels(self.mean, "mean", 0.0, self.name),
+            std=checked_channels(self.std, "std", SMALLEST_STD, self.name),
+            flip=bool(self.flip),
+            pad=checked_integer(self.pad, "pad", 0, IMAGE_SIZE - 1, self.name),
             **{split: self._checked_split(split, num_classes) for split in SPLITS},
-        }
-        for field, value in checked.items():
-            object.__setattr__(self, field, value)
+        )
 
     def _checked_split(self, name: str, num_classes: int) -> Split:
         given: Any = getattr(self, name)
         if not isinstance(given, Split):
-            raise ValueError(
-                f"{self.name}: {name} must be a backbone.data.Split, got {type(given).__name__}: make it as "
-                "Split(images, labels)"
-            )
+            found = type(given).__name__
+            raise ValueError(f"{self.name}: {name} must be a backbone.data.Split(images, labels), got {found}")
         where = f"{self.name}, {name}"
         images = checked_images(given.images, where)
         return Split(images, checked_labels(given.labels, len(images), num_classes, where))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """What was loaded by name is pickled as that: whoever unpickles it loads it too."""
+        """A data set that was loaded by name is pickled as its name, and loaded again."""
         source = vars(self).get("_source")
         return (load_dataset, source) if source else super().__reduce_ex__(protocol)
 
     def split(self, name: str) -> Split:
-        """Return the split called "train", "validation" or "test".
-
-        Raises:
-            ValueError: there is no such split, or nothing in it.
-        """
+        """The split "train", "validation" or "test". Raises ValueError if there is no such split, or nothing in it."""
         if name not in SPLITS:
             raise ValueError(f"unknown split {name!r}: choose one of {', '.join(SPLITS)}")
         split: Split = getattr(self, name)
@@ -133,8 +120,7 @@ class Dataset:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map uint8 images `[..., 3, H, W]` to float32 with zero mean and unit variance per channel."""
-        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+        mean, std = torch.tensor([self.mean, self.std], dtype=torch.float32, device=images.device)[..., None, None]
         return (images.float() / 255 - mean) / std
 
 
@@ -143,19 +129,16 @@ may_download: ContextVar[bool] = ContextVar("may_download", default=True)
 
 
 def data_folder(folder: str | Path | None = None) -> Path:
-    """Where data files are kept: `folder`, else the environment's DFS_DATA, else the user's cache folder."""
-    chosen = folder or os.environ.get("DFS_DATA")
-    if chosen:
-        return Path(chosen).expanduser()
-    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache_home).expanduser() / "dfs-env"
+    """The folder of data files: `folder`, else the environment's DFS_DATA, else the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "dfs-env")
+    return Path(folder or os.environ.get("DFS_DATA") or cache).expanduser()
 
 
 def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     """Load "digits", "cifar10", "cifar100", or the data set that the user's own "module:function" returns.
 
-    Such a function is called with the data folder (a `Path`) and returns a `Dataset` of at least two classes, with
-    images of its own in every split and all classes among those of training. Each data set is loaded once per process.
+    Such a function is called with the data folder (a `Path`) and returns a `Dataset` of at least two classes, whose
+    splits share no images and whose training part has all classes. Each data set is loaded once per process.
 
     Raises:
         ValueError: the name is unknown, the user's function fails or returns anything else, or a data file is damaged.
@@ -182,21 +165,18 @@ def _load_own(name: str, function: Callable[..., Any], folder: Path) -> Dataset:
         splits = {name: dataset.split(name) for name in SPLITS}
         tensors = {name: (split.images, split.labels) for name, split in splits.items()}
         check_trainable(tensors, dataset.num_classes, dataset.name)
-    except (ValueError, FileNotFoundError) as error:
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"data set {name!r}: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"data set {name!r}: {error}") from error
     except Exception as error:
-        raise ValueError(
-            f"data set {name!r}: its function, called with the data folder, raised {type(error).__name__}: {error}"
-        ) from error
+        what = f"its function, called with the data folder, raised {type(error).__name__}: "
+        raise ValueError(f"data set {name!r}: {'' if isinstance(error, ValueError) else what}{error}") from error
     return dataset
 
 
 def stratified_parts(labels: np.ndarray, sizes: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Cut the indices of `labels` `[N]` into disjoint parts of the given sizes, each with the classes in proportion.
+    """Cut the indices of `labels` `[N]` into ascending disjoint parts of these sizes, with the classes in proportion.
 
-    Every class is shuffled and spread evenly over [0, 1); the parts are consecutive stretches of that line. Indices
-    within a part ascend.
+    Every class is shuffled and spread evenly over [0, 1); the parts are consecutive stretches of that line.
 
     Raises:
         ValueError: the sizes do not add up to N.
@@ -223,28 +203,18 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def batches(split: Split, batch_size: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
-    """Yield int64 indices `[b]` that visit every image once; the last batch may be short.
-
-    With a generator the order is a new shuffle, without one it is the split's own.
-    """
-    if generator is None:
-        order = torch.arange(len(split))
-    else:
+    """Yield int64 indices `[b]` of every image once, in the split's order or, with a generator, shuffled; the last
+    batch may be short."""
+    order = torch.arange(len(split))
+    if generator is not None:
         order = torch.randperm(len(split), generator=generator, device=generator.device)
     yield from order.split(batch_size)
 
 
 def augment(images: Tensor, generator: torch.Generator, flip: bool, pad: int) -> Tensor:
-    """Shift each image by up to `pad` pixels either way and, if `flip`, mirror it with probability 1/2.
+    """Shift each image `[B, C, H, W]` by up to `pad` pixels either way and, if `flip`, mirror it with probability 1/2.
 
-    Args:
-        images: float `[B, C, H, W]`, normalized, so that the zeros that move in are the mean colour.
-        generator: source of every random choice; may live on another device than the images.
-        flip: whether to mirror at all.
-        pad: largest shift, in pixels.
-
-    Returns:
-        `[B, C, H, W]`.
+    Images are normalized, so that the zeros that move in are the mean colour. The generator may be on another device.
     """
     draws = torch.rand(3, len(images), generator=generator, device=generator.device).to(images.device)
     shifts = (draws[:2] * (2 * pad + 1)).long() - pad

@@ -1,4 +1,4 @@
-"""What users give as a data set: brought into one form where nothing is lost, else refused.
+"""A user's data set: brought into one form where nothing is lost, else refused.
 
 Every refusal is a ValueError. `where` begins its message: the data set's name, and the split's where there is one.
 """
@@ -65,8 +65,7 @@ def checked_channels(numbers: Any, what: str, low: float, where: str) -> tuple[f
             f"{where}: {what} must be three numbers in [{low:g}, 1], of pixels scaled to [0, 1], got {numbers!r}: "
             "backbone.data.channel_statistics measures mean and std"
         )
-    red, green, blue = found
-    return red, green, blue
+    return found[0], found[1], found[2]
 
 
 def checked_integer(number: Any, what: str, low: int, high: int, where: str) -> int:
@@ -81,7 +80,7 @@ def checked_integer(number: Any, what: str, low: int, high: int, where: str) -> 
 
 
 def check_trainable(splits: Mapping[str, tuple[Tensor, Tensor]], num_classes: int, where: str) -> None:
-    """Make sure that methods can learn from the first of the splits (images, labels) and be judged on the others."""
+    """Raise ValueError unless methods can learn from the first split (images, labels) and be judged on the others."""
     if num_classes < 2:
         raise ValueError(f"{where}: num_classes must be at least 2, got {num_classes}: one class is always correct")
     for (one, (images, _)), (other, (others, _)) in combinations(splits.items(), 2):
@@ -113,5 +112,5 @@ def _is_integer(tensor: Tensor) -> bool:
 
 
 def _described(value: Any, tensor: Tensor | None) -> str:
-    """What was given, in an error message."""
+    """The given value, in an error message."""
     return f"{tensor.dtype} {list(tensor.shape)}" if tensor is not None else type(value).__name__

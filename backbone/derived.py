@@ -1,4 +1,4 @@
-"""What is derived from a module's parameters and buffers, kept for as long as these are there and unchanged."""
+"""A cache of what is derived from a module's parameters and buffers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Place = tuple[dict[str, Any], str, Any]
 
 
 def places(module: nn.Module) -> Iterator[Place]:
-    """Those of a module and of its parts."""
+    """The places of a module and of its parts."""
     for held in (module._parameters, module._buffers, module._modules):
         for name, value in held.items():
             if value is not None:
@@ -22,10 +22,10 @@ def places(module: nn.Module) -> Iterator[Place]:
 
 
 class Derived:
-    """What was made from parameters and buffers, for as long as these are there and unchanged.
+    """A value made from parameters and buffers, valid as long as these are there and unchanged.
 
-    An in-place change raises a tensor's version, a move to another device changes its address. What fused optimizers
-    and changes of `.data` do is seen by neither: after these, `eval()`.
+    An in-place change raises a tensor's version, a move to another device changes its address. Fused optimizers and
+    changes of `.data` do neither: call `eval()` after these.
     """
 
     def __init__(self, sources: list[Place], value: Any) -> None:
@@ -37,7 +37,7 @@ class Derived:
         return [n for t in self._tensors for n in (0 if t.is_inference() else t._version, t.data_ptr())]
 
     def holds(self) -> bool:
-        """Whether it would be made the same now."""
+        """Whether the value is still valid."""
         return all(held.get(name) is value for held, name, value in self._sources) and self._now() == self._state
 
 

@@ -5,8 +5,7 @@ drawn several times, at a difficulty that is uniform in [0, 1]: an easy image sh
 ground, a hard one a small, turned, low-contrast digit among texture, strokes, blobs, pieces of other digits and noise.
 Source digits, those in the clutter included, never cross from one split into another.
 
-Only uniform numbers are drawn and all geometry is in double precision, so that other machines should round to the
-same pixels.
+Only uniform numbers are drawn and all geometry is in double precision, so that machines should agree on the pixels.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Convolutions whose parameters are frozen, on integer kernels, differentiable in their input.
 
 Forward, they are those of `backbone.integer`. Backward, the gradient is the float path's: that of the quantizer of
-activations, after the transposed convolution with the quantized weights. What a frozen network does not need is left
-out: gradients of weights, scales and norms, and the float levels that they are made of.
-
-The transposed convolutions stay in float32: in bfloat16 training was at most 8 % faster.
+activations, after the transposed convolution (in float32) with the quantized weights. A frozen network needs no
+gradients of weights, scales and norms, nor the float levels that they are made of.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
 """Quantized convolutions on integer kernels: levels of one byte, sums in 32-bit integers, everything else fused.
 
 Activations are unsigned bytes, weights signed bytes. Scales, folded norm, ReLU, the rounding to the next layer's
-levels, and the sum with the residual are part of oneDNN's convolution, which torch brings. The float path of
-`backbone.layers` is the specification: both differ only where the rounding of a scale moves a tie, and both give an
-image the same result in any batch. Features that are not finite have no levels: they become finite ones.
-
-Of two libraries tried, oneDNN takes groups of any size, which `GroupedBlock` makes anew at every block. OpenVINO's
-models, one for each block and bitwidth, are as fast in static shapes only, and take 0.1 seconds each to compile.
+levels, and the sum with the residual are part of oneDNN's convolution, which torch brings and which takes groups of any
+size. The float path of `backbone.layers` is the specification: both differ only where the rounding of a scale moves a
+tie, and both give an image the same result in any batch. Features that are not finite become finite levels.
 
 `DFS_ENGINE=float` in the environment forces the float path.
 """
@@ -41,9 +38,7 @@ class IntegerConv:
     weight_zero: Tensor
     """[C_out] int32 zeros."""
     stride: int
-    """In both directions."""
     padding: int
-    """Likewise."""
     scale: float
     """Of the input's levels."""
     low: int
@@ -106,11 +101,11 @@ def integer_conv(
         gain: [C_out] factor of the sums.
         bias: [C_out] added to them.
         stride: in both directions.
-        padding: likewise, in level 0.
+        padding: in both directions, of level 0.
         scale: of the input's levels.
         bounds: the input's lowest and highest level.
-        size: height and width of the input. Without them oneDNN chooses a layout for the weights that some layers (48
-            channels on 8x8) spend thirty times their own time to change.
+        size: height and width of the input, for which oneDNN chooses the layout of the weights. With a layout for
+            another size some layers (48 channels on 8x8) take thirty times as long.
     """
     low, high = bounds
     fits = low >= -128 and high <= 127 if low else high <= 255
@@ -125,7 +120,7 @@ def integer_conv(
 
 
 def enabled() -> bool:
-    """Whether integer kernels are there, right, and not forbidden by DFS_ENGINE.
+    """Whether integer kernels are there, exact, and not forbidden by DFS_ENGINE.
 
     Raises:
         ValueError: DFS_ENGINE is neither "auto" nor "float".
@@ -168,7 +163,7 @@ def _to_bytes(x: Tensor, scale: float, zero: int) -> Tensor:
     """round(x / scale) + zero as bytes, clamped to [0, 255], in the memory layout of `x` [B, C, H, W]."""
     if zero or not hasattr(torch, "quint8"):  # the fused pass rounds after it has added `zero`, which moves ties
         return torch.mul(x, 1 / scale).round_().add_(zero).clamp_(0, 255).to(torch.uint8)
-    # One pass over the memory, where the four operations above take six times as long.
+    # one pass over the memory; the four operations above take six times as long
     quantized = torch.quantize_per_tensor(x, scale, zero, torch.quint8)
     levels = torch.empty(0, dtype=torch.uint8)
     return levels.set_(quantized.untyped_storage(), 0, quantized.size(), quantized.stride())

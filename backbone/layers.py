@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,11 +20,11 @@ from backbone.quantization import EXACT_BITS, FLOAT_BITS, Quantized, Quantizer
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    """As `torch.nn.functional.conv2d`, with right gradients for any number of channels.
+    """As `torch.nn.functional.conv2d`, with correct gradients for any number of channels.
 
     oneDNN's weight gradient of a strided 1x1 convolution writes past its buffer where channels-last inputs have fewer
-    channels than a vector register (uxlfoundation/oneDNN #6035): the input is sliced instead. Where a weight has one
-    channel, its strides say nothing of its layout, which torch's backward pass may take for an impossible one.
+    channels than a vector register (uxlfoundation/oneDNN #6035): the input is sliced instead. The strides of a weight
+    with one channel are ambiguous, and torch's backward pass may reject the layout that it infers: they are made anew.
     """
     if 1 in weight.shape[:2]:
         weight = weight.clone(memory_format=torch.channels_last)
@@ -40,7 +41,8 @@ def _definer(quantizer: object, method: str) -> type | None:
 class QuantizedLayer(nn.Module):
     """Weights shared by all bitwidths, and what quantizes them and the input.
 
-    `_derived` keeps what follows from them at a bitwidth for as long as they do not change.
+    Raises:
+        ValueError: the quantizer of activations has no `scale`.
     """
 
     def __init__(self, weight: Tensor, bitwidths: tuple[int, ...], quantizer: Quantizer, signed: bool) -> None:
@@ -50,15 +52,13 @@ class QuantizedLayer(nn.Module):
         self.weight_quantizer: Any = quantizer.weights()
         self.activation_quantizer: Any = quantizer.activations(low_bits, signed)
         if not callable(getattr(self.activation_quantizer, "scale", None)):
-            raise ValueError(
-                f"{type(self.activation_quantizer).__name__} has no scale(bits): see Quantizer for what "
-                "a quantizer of activations must have"
-            )
+            name = type(self.activation_quantizer).__name__
+            raise ValueError(f"{name} has no scale(bits), which a quantizer of activations must have: see Quantizer")
         self._cache: dict[Any, Derived] = {}
 
     @contextmanager
     def _arithmetic(self, x: Tensor, bits: int) -> Iterator[None]:
-        """Evaluation in which levels are multiplied exactly, whatever the ambient state; training follows the latter.
+        """Multiply levels exactly in evaluation, whatever the ambient state, which training follows.
 
         TensorFloat-32 has 11 significant bits: enough for levels of up to 8 bits, not for more.
         """
@@ -86,8 +86,7 @@ class QuantizedLayer(nn.Module):
 
     @torch.no_grad()
     def start_from(self, other: QuantizedLayer, same_outputs: bool = True) -> None:
-        """Take over what `other` has learned, as far as the bitwidths are the same, and, if the outputs are the same,
-        its weights."""
+        """Copy the activation ranges of shared bitwidths from `other`, and its weights if outputs are the same."""
         if same_outputs:
             self.weight.copy_(other.weight)
         mine, theirs = (layer.activation_quantizer for layer in (self, other))
@@ -101,17 +100,13 @@ class QuantizedLayer(nn.Module):
 
     def _sources(self, bits: int) -> list[Place]:
         """What `_derive` reads."""
-        quantizers = "weight_quantizer", "activation_quantizer"
-        return [
-            (self._parameters, "weight", self.weight),
-            *(place for quantizer in quantizers for place in part(self._modules, quantizer)),
-        ]
+        quantizers = (part(self._modules, name) for name in ("weight_quantizer", "activation_quantizer"))
+        return [(self._parameters, "weight", self.weight), *chain.from_iterable(quantizers)]
 
     def _learns(self, bits: int) -> bool:
-        """Whether a gradient is asked for of what `_derive` reads."""
-        return torch.is_grad_enabled() and any(
-            getattr(source, "requires_grad", 0) for *_, source in self._sources(bits)
-        )
+        """Whether anything that `_derive` reads needs a gradient."""
+        sources = self._sources(bits) if torch.is_grad_enabled() else []
+        return any(getattr(source, "requires_grad", False) for *_, source in sources)
 
     def _derived(self, bits: int) -> tuple[Tensor, ...]:
         """Tensors derived from the parameters at `bits`, kept until a parameter they come from changes."""
@@ -152,9 +147,8 @@ class QuantConvNorm(QuantizedLayer):
         quantizer: Quantizer,
         signed: bool = False,
     ) -> None:
-        weight = nn.init.kaiming_normal_(
-            torch.empty(out_channels, in_channels, kernel_size, kernel_size), mode="fan_out"
-        )
+        shape = out_channels, in_channels, kernel_size, kernel_size
+        weight = nn.init.kaiming_normal_(torch.empty(shape), mode="fan_out")
         super().__init__(weight.to(memory_format=torch.channels_last), bitwidths, quantizer, signed)
         self.stride, self.padding = stride, kernel_size // 2
         self.norms = nn.ModuleDict({str(bits): nn.BatchNorm2d(out_channels) for bits in bitwidths if bits})
@@ -186,10 +180,10 @@ class QuantConvNorm(QuantizedLayer):
         return out.add_(bias)
 
     def integer(self, x: Tensor, bits: int, stride: int = 1) -> IntegerConv | None:
-        """The layer on integer kernels, where these can serve the input `x` [B, C_in, H, W], or what a layer of that
-        stride makes of it; else None: the float path.
+        """The layer on integer kernels for the input `x` [B, C_in, H, W], or for what a layer of that stride makes of
+        it; None where the float path is needed.
 
-        They serve evaluation on the CPU at up to 8 bits, without gradients, and without hooks, which would see nothing.
+        The kernels serve evaluation on the CPU at up to 8 bits, without gradients and hooks.
         """
         quantizer = self.activation_quantizer
         if self._forward_hooks or self._forward_pre_hooks or quantizer._forward_hooks or quantizer._forward_pre_hooks:
@@ -203,19 +197,19 @@ class QuantConvNorm(QuantizedLayer):
         return conv
 
     def frozen(self, x: Tensor, bits: int) -> FrozenConv | None:
-        """The layer on integer kernels and differentiable in its input `x` [B, C_in, H, W], where kernels can serve it,
-        the input needs a gradient, and no parameter does; else None."""
+        """The layer on integer kernels, differentiable in its input `x` [B, C_in, H, W], if that needs a gradient and
+        no parameter does; None where the float path is needed."""
         conv = self.integer(x.detach(), bits) if x.requires_grad and torch.is_grad_enabled() else None
         gradient = getattr(self.activation_quantizer, "gradient", None)
         if conv is None or gradient is None:
             return None
-        weight: Tensor = self._kept((bits, "frozen"), bits, lambda: self._frozen_weight(bits))
-        return FrozenConv(conv, weight, partial(gradient, bits=bits))
 
-    def _frozen_weight(self, bits: int) -> Tensor:
-        weight, gain, _ = self._derived(bits)
-        weight = weight * (gain / self._input_scale(bits)).view(-1, 1, 1, 1)
-        return weight.clone(memory_format=torch.channels_last)
+        def gained() -> Tensor:
+            weight, gain, _ = self._derived(bits)
+            weight = weight * (gain / self._input_scale(bits)).view(-1, 1, 1, 1)
+            return weight.clone(memory_format=torch.channels_last)
+
+        return FrozenConv(conv, self._kept((bits, "frozen"), bits, gained), partial(gradient, bits=bits))
 
     def _integer(self, bits: int, size: tuple[int, ...]) -> IntegerConv | None:
         quantizer = self.activation_quantizer
@@ -228,11 +222,7 @@ class QuantConvNorm(QuantizedLayer):
 
     def _sources(self, bits: int) -> list[Place]:
         norms: Any = self.norms
-        return [
-            *super()._sources(bits),
-            (self._modules, "norms", norms),
-            *part(norms._modules, str(bits)),
-        ]
+        return [*super()._sources(bits), (self._modules, "norms", norms), *part(norms._modules, str(bits))]
 
     def start_from(self, other: QuantizedLayer, same_outputs: bool = True) -> None:
         """The norm of a bitwidth that `other` lacks begins as that of its next wider one, or of its widest."""
@@ -242,11 +232,6 @@ class QuantConvNorm(QuantizedLayer):
         for bits, norm in self.norms.items():
             nearest = next((wider for wider in known if wider >= int(bits)), known[-1])
             norm.load_state_dict(other.norms[str(nearest)].state_dict())
-
-    def start_as_zero(self) -> None:
-        """Have the layer return zeros at every bitwidth, until its norms' gains are trained."""
-        for norm in self.norms.values():
-            nn.init.zeros_(norm.weight)  # type: ignore[arg-type]
 
     def _derive(self, bits: int) -> tuple[Tensor, ...]:
         """Weight levels [C_out, C_in, k, k]; per channel the gain and the bias that scales and norm add up to."""

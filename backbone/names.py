@@ -1,4 +1,4 @@
-"""Choosing by name: a function of ours, or the user's own as 'module:function'; and what to say about wrong names."""
+"""Choosing by name: a function of this project, or the user's own as 'module:function'; errors about wrong names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def nearest(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return `known[name]`, or import the function that `name` gives as 'module:function'.
+    """`known[name]`, or the function that `name` gives as 'module:function'.
 
     `kind` says in error messages what was asked for, such as "data set" or "reward".
 
@@ -50,26 +50,22 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
 
 
 def check_own(kind: str, name: Any, file: object, trusted: bool = False) -> None:
-    """Make sure that code which `file` names is the user's own, before anything imports it.
+    """Raise ValueError if `file`, which is not `trusted`, names code as 'module:function' that is not the user's own.
 
     A stranger's file could name any function, such as "shutil:rmtree" as a data set, which is called with the data
     folder. Names without a colon are this project's and pass.
-
-    Raises:
-        ValueError: it is not, and the caller does not trust the file.
     """
-    if not (isinstance(name, str) and ":" in name) or trusted or is_own(name):
-        return
-    raise ValueError(
-        f"{file} names {kind} {name!r}, which is not in a source file of your own, so a stranger could have it do "
-        "harm; if you made that run, give --trust-code (in Python, trust_code=True)"
-    )
+    if isinstance(name, str) and ":" in name and not trusted and not is_own(name):
+        raise ValueError(
+            f"{file} names {kind} {name!r}, which is not in a source file of your own, so a stranger could have it do "
+            "harm; if you made that run, give --trust-code (in Python, trust_code=True)"
+        )
 
 
 def is_own(name: str) -> bool:
     """Whether a module, or 'module:function', is neither Python's, nor an installed package's, nor this project's.
 
-    Nothing is imported. A module that cannot be found counts as the user's own: importing it will fail.
+    Nothing is imported. A module that cannot be found counts as the user's own.
     """
     module = name.partition(":")[0]
     return module.partition(".")[0] not in PROJECT_PACKAGES and not is_library(module)
@@ -98,7 +94,7 @@ def _library_folders() -> set[Path]:
 
 
 def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
-    """Name and parameters of "name" or "name(parameter=value, ...)", where a value is what `literal` makes of it.
+    """Name and parameters of "name" or "name(parameter=value, ...)", values read by `literal`.
 
     Raises:
         ValueError: anything else; `kind` says what was asked for.
@@ -118,7 +114,7 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between the commas that are within no brackets."""
+    """The parts between commas outside of brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")
@@ -138,11 +134,7 @@ def literal(text: str) -> Any:
 
 
 def check_names(names: Iterable[str], allowed: Iterable[str], owner: str) -> None:
-    """Make sure that `names` are among those allowed.
-
-    Raises:
-        ValueError: one is not; it says which is nearest.
-    """
+    """Raise ValueError if one of `names` is not among the allowed options of `owner`; it says which is nearest."""
     choices = list(allowed)
     for name in names:
         if name not in choices:

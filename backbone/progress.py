@@ -1,4 +1,4 @@
-"""What long work shows on standard error: a bar once it takes a while, and a warning if it will take hours."""
+"""Progress on standard error: a bar once work takes a while, and a warning if it will take hours."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ the quantized tensor is `levels * scale`. Layers convolve the levels and scale a
 are exact in float32, and up to 8 bits sums in trained networks stay below it, so that a result is the same whatever
 batch, chunk or thread computed it.
 
-Rounding is deterministic in training and in evaluation. The backward pass is straight-through.
+Rounding is deterministic in training and in evaluation, and straight-through in the backward pass.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ EXACT_BITS = 8
 
 
 def check_bitwidths(bitwidths: Iterable[int]) -> tuple[int, ...]:
-    """The bitwidths as a tuple, if they are ascending, distinct, each 0 (skip), 2 to 16, or 32 (full precision).
+    """The bitwidths as a tuple of integers.
 
     Raises:
-        ValueError: names the offending bitwidth, or says what the tuple lacks.
+        ValueError: they are not ascending and distinct, each 0 (skip), 2 to 16, or 32 (full precision).
     """
     rule = "each bitwidth must be 0 (skip), an integer from 2 to 16, or 32 (full precision)"
     if isinstance(bitwidths, str) or not isinstance(bitwidths, Iterable):
@@ -70,7 +70,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """`value` forward; backward, the gradient passes to `x` as if the two were the same (Bengio et al. 2013)."""
+    """`value` forward; backward, the gradient passes to `x` unchanged (Bengio et al. 2013)."""
     return _StraightThrough.apply(x, value)
 
 
@@ -90,15 +90,14 @@ class _LearnedClip(torch.autograd.Function):
         x, scale, levels = ctx.saved_tensors
         grad, (low, high) = grads[0], ctx.bounds
         exact = x * (1 / scale)
-        # hardtanh_backward(a, exact) is a where `exact` lies between the bounds, else 0: one pass, where masks take
-        # four.
+        # hardtanh_backward(a, exact) is a where `exact` lies between the bounds, else 0, in one pass.
         inside = torch.ops.aten.hardtanh_backward
         grad_x = inside(grad, exact, low, high).mul_(1 / scale) if ctx.needs_input_grad[0] else None
         grad_scale = None
         if ctx.needs_input_grad[1]:
             residual = levels - inside(exact, exact, low, high)
-            # LSQ's gradient scale (section 2.2) is made for the step. What is learned here is the bound, `high` times
-            # as large with a gradient `high` times as small, so that the same relative change takes high**2.
+            # LSQ's gradient scale (section 2.2) is for the step. The bound, which is learned here, is `high` times as
+            # large, and its gradient `high` times as small: the same relative change takes high**2.
             weight = (x.numel() / x.shape[0] * high) ** -0.5 * high**2
             grad_scale = residual.mul_(grad).sum(dtype=torch.float32) / scale * weight
         return grad_x, grad_scale, None, None
@@ -123,10 +122,9 @@ class MinMaxWeights(nn.Module):
 
 
 class MinMaxActivations(nn.Module):
-    """DFS's activation quantizer: affine over the running mean of each image's minimum and maximum (Banner et al.
-    2018).
+    """DFS's activation quantizer (Banner et al. 2018): affine over the running mean of images' minima and maxima.
 
-    One range per bitwidth, where the original shares one. Activations outside the range are clamped to it.
+    Activations outside the range are clamped to it. Each bitwidth has its own, where the original shares one.
     """
 
     momentum = 0.1
@@ -157,33 +155,29 @@ class MinMaxActivations(nn.Module):
         return lowest, lowest + 2**bits - 1
 
     def gradient(self, grad: Tensor, x: Tensor, bits: int) -> Tensor:
-        """With respect to `x`, from that with respect to the levels times their scale."""
+        """See `Quantizer`."""
         return grad
 
     def scale(self, bits: int) -> Tensor:
-        """The step between two neighbouring levels, a scalar in the unit of the activations."""
+        """See `Quantizer`: the step between two neighbouring levels, a scalar in the unit of the activations."""
         row = self.row[bits]
         return _affine_levels(self.low[row], self.low[row], self.high[row], bits).scale
 
     def _track(self, x: Tensor, row: int) -> None:
-        lows, highs = x.detach().flatten(1).aminmax(dim=1)
         weight = 1.0 if self.batches[row] == 0 else self.momentum
-        self.low[row].lerp_(lows.mean().to(self.low.dtype), weight)
-        self.high[row].lerp_(highs.mean().to(self.high.dtype), weight)
+        for bound, values in zip((self.low, self.high), x.detach().flatten(1).aminmax(dim=1), strict=True):
+            bound[row].lerp_(values.mean().to(bound.dtype), weight)
         self.batches[row] += 1
 
 
 GAUSSIAN_STEP = {1: 1.596, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
-"""Step, in standard deviations, of the uniform quantizer of 2**bits levels with the least error (Max 1960, table
-II)."""
+"""Step in standard deviations of the uniform 2**bits-level quantizer with the least error (Max 1960, table II)."""
 
 
 class OddWeights(nn.Module):
     """Statistics-aware weight clipping in the manner of SAWB (Choi et al. 2019, arXiv 1807.06964).
 
-    2**bits levels, symmetric about zero and without it (odd levels: -3, -1, 1, 3 at 2 bits). The step follows the
-    weights' standard deviation by the least-error rule for a Gaussian; above 8 bits the levels span the largest weight.
-    """
+    2**bits levels, symmetric about zero and without it (odd levels: -3, -1, 1, 3 at 2 bits)."""
 
     def forward(self, weight: Tensor, bits: int) -> Quantized:
         with torch.no_grad():
@@ -193,11 +187,13 @@ class OddWeights(nn.Module):
         return Quantized(straight_through(weight / half_step, levels), half_step)
 
 
-class StatisticalWeights(OddWeights):
-    """The same up to 4 bits, where a level at zero would cost accuracy; from 5 bits up, symmetric levels with zero.
+MOST_ODD_BITS = 4
+"""Bits up to which levels without zero are more accurate than one level fewer with it."""
 
-    These are -(2**(bits - 1) - 1) to 2**(bits - 1) - 1, so that 8 bits fit a signed byte, as integer kernels need.
-    """
+
+class StatisticalWeights(OddWeights):
+    """`OddWeights` up to `MOST_ODD_BITS`; above, the levels -(2**(bits - 1) - 1) to 2**(bits - 1) - 1, zero included,
+    so that 8 bits fit a signed byte, as integer kernels need."""
 
     def forward(self, weight: Tensor, bits: int) -> Quantized:
         if bits <= MOST_ODD_BITS:
@@ -209,13 +205,9 @@ class StatisticalWeights(OddWeights):
         return Quantized(straight_through(weight / step, levels), step)
 
 
-MOST_ODD_BITS = 4
-"""Bits up to which levels without zero are more accurate than one level fewer with it."""
-
-
 def _step(weight: Tensor, bits: int, highest: int, levels_per_step: int) -> Tensor:
-    """The distance between neighbouring quantized weights, a scalar: the least-error step of a Gaussian, or, above 8
-    bits, that at which the `highest` level is the largest weight."""
+    """The distance between neighbouring quantized weights, a scalar: the least-error step for a Gaussian of the
+    weights' standard deviation, or, above 8 bits, that at which the `highest` level is the largest weight."""
     if bits in GAUSSIAN_STEP:
         step = weight.square().mean().sqrt() * GAUSSIAN_STEP[bits]
     else:
@@ -230,8 +222,8 @@ LEAST_CLIP = 1e-6
 class LearnedActivations(nn.Module):
     """A learned upper bound per bitwidth (PACT, Choi et al. 2018) that follows LSQ's gradient (Esser et al. 2020).
 
-    The bound starts from the first training batch that passes at its bitwidth (LSQ, section 2.1). Signed activations
-    (the images) use a symmetric range.
+    It starts from the first training batch at its bitwidth (LSQ, section 2.1). Signed activations (the images) use a
+    symmetric range.
     """
 
     started: Tensor
@@ -261,7 +253,7 @@ class LearnedActivations(nn.Module):
         return Quantized(_LearnedClip.apply(x, scale, low, high), scale.detach())
 
     def gradient(self, grad: Tensor, x: Tensor, bits: int) -> Tensor:
-        """With respect to `x`, from that with respect to the levels times their scale; zero outside the range."""
+        """See `Quantizer`; zero outside the range."""
         low, high = (bound * float(self.scale(bits)) for bound in self.bounds(bits))
         inside: Tensor = torch.ops.aten.hardtanh_backward(grad, x, low, high)
         return inside
@@ -275,10 +267,13 @@ class Quantizer(NamedTuple):
     """A pair of modules: `weights()` and `activations(bitwidths, signed)` build one for each layer.
 
     Both are called with a tensor and a bitwidth and return its levels and their scale (`Quantized`); gradients go
-    through the levels. Activations also have `scale(bits)`, the scale in evaluation, which no input changes: it is
-    folded into the weights; for networks that start from others, `row`, from a bitwidth to its row in each entry of
-    their state; and, to run on integer kernels, `bounds(bits)`, the lowest and the highest level in evaluation. With
-    that, `gradient(grad, x, bits)` in evaluation lets gradients with respect to the input pass there, too.
+    through the levels. Activations have further methods, for evaluation:
+
+    - `scale(bits)`: the scale, which no input changes and which is folded into the weights.
+    - `bounds(bits)`, to run on integer kernels: the lowest and the highest level.
+    - `gradient(grad, x, bits)`, to differentiate these: with respect to the input, from that with respect to the levels
+      times their scale.
+    - `row`, for networks that start from others: from a bitwidth to its row in each entry of their state.
     """
 
     weights: type[nn.Module]
@@ -299,7 +294,7 @@ def pact_sawb() -> Quantizer:
 
 
 def pact_sawb_int8() -> Quantizer:
-    """`pact_sawb` whose weights fit a signed byte at up to 8 bits: what integer kernels run. The default."""
+    """`pact_sawb` whose weights fit a signed byte at up to 8 bits, as integer kernels need. The default."""
     return Quantizer(StatisticalWeights, LearnedActivations)
 
 

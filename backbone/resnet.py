@@ -14,7 +14,7 @@ from backbone.quantization import Quantizer, check_bitwidths, make_quantizer
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """Everything that decides the shape of a `ResNet`.
+    """The shape of a `ResNet`.
 
     Raises:
         ValueError: a depth that is not 6n + 2, an impossible bitwidth, a `widest` that is not among the bitwidths.
@@ -54,6 +54,15 @@ def block_shapes(depth: int, width: int) -> Iterator[tuple[int, int, int]]:
             previous = width * 2**stage
 
 
+def make_shortcut(
+    in_channels: int, channels: int, stride: int, bitwidths: tuple[int, ...], quantizer: Quantizer
+) -> QuantConvNorm | None:
+    """A 1x1 convolution where a block changes the shape of its features, else None: the identity."""
+    if stride == 1 and in_channels == channels:
+        return None
+    return QuantConvNorm(in_channels, channels, 1, stride, bitwidths, quantizer)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions at the chosen bitwidth, and an ungated shortcut."""
 
@@ -63,10 +72,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = QuantConvNorm(in_channels, channels, 3, stride, config.bitwidths, quantizer)
         self.conv2 = QuantConvNorm(channels, channels, 3, 1, config.bitwidths, quantizer)
-        changes_shape = stride != 1 or in_channels != channels
-        self.shortcut = (
-            QuantConvNorm(in_channels, channels, 1, stride, config.widest, quantizer) if changes_shape else None
-        )
+        self.shortcut = make_shortcut(in_channels, channels, stride, config.widest, quantizer)
 
     def forward(self, x: Tensor, bits: int, widest: int, in_place: bool = False) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']: the block at `bits`, its shortcut at `widest`.
@@ -104,7 +110,7 @@ class BasicBlock(nn.Module):
         return self.shortcut is None
 
     def skip(self, x: Tensor, widest: int) -> Tensor:
-        """What is left of the block when it is skipped: `x` itself, or its 1x1 shortcut where the shape changes."""
+        """The block, skipped: `x` itself, or its 1x1 shortcut where the shape changes."""
         return x if self.shortcut is None else self.shortcut(x, widest).relu_()
 
 
@@ -122,10 +128,9 @@ class ResNet(nn.Module):
     | `blocks[i].skip_is_identity` | whether `skip` returns `x` itself |
     | `head(x, widest)` | features after the last block [B, C, H, W] -> logits [B, K] |
 
-    A bitwidth is always an argument and never a state of the module; `widest` is the widest bitwidth in use. `blocks`
-    is an `nn.ModuleList`. The cost accountant runs `forward(images, bits, widest)` -> logits [B, K] and counts the
-    convolutions, linear and recurrent layers: what is decided must lie in `blocks`, a block's shortcut in its
-    `shortcut`.
+    `widest` is the widest bitwidth in use; `blocks` is an `nn.ModuleList`. The cost accountant runs
+    `forward(images, bits, widest)` -> logits [B, K] and counts the convolutions, linear and recurrent layers: what is
+    decided must lie in `blocks`, a block's shortcut in its `shortcut`.
     """
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -144,34 +149,28 @@ class ResNet(nn.Module):
 
         - Depth: each stage's blocks are spread evenly over the stage; a block in between begins as the identity, since
           the gain of its last norm is zero. Of a deeper network, evenly spaced blocks are taken.
-        - Classes: the weights of the classifier stay as they are.
+        - Classes: if their number differs, the classifier keeps its own weights.
         - Bitwidths: of one that `other` lacks, norms begin from those of its next wider one, and the range of
           activations from the first batch of training.
-        - Quantizer: another one that learns the same numbers.
+        - Quantizer: it must learn the same numbers.
 
         Raises:
             ValueError: another width, or a quantizer that learns other numbers.
         """
-        learned, known = (
-            self.stem_conv.activation_quantizer.state_dict(),
-            other.stem_conv.activation_quantizer.state_dict(),
-        )
-        if other.config.width != self.config.width or learned.keys() != known.keys():
-            raise ValueError(
-                f"a network of {self.config} cannot start from one of {other.config}: the width must be the same, and "
-                "quantizers must learn the same numbers"
-            )
+        learned, known = (each.stem_conv.activation_quantizer.state_dict().keys() for each in (self, other))
+        if other.config.width != self.config.width or learned != known:
+            why = "the width must be the same, and quantizers must learn the same numbers"
+            raise ValueError(f"a network of {self.config} cannot start from one of {other.config}: {why}")
         self.stem_conv.start_from(other.stem_conv)
         self.classifier.start_from(other.classifier, same_outputs=self.config.num_classes == other.config.num_classes)
         mine, theirs = len(self.blocks) // 3, len(other.blocks) // 3
-        deeper = mine > theirs
-        sources = (
-            {i * mine // theirs: i for i in range(theirs)} if deeper else {i: i * theirs // mine for i in range(mine)}
-        )
+        least = min(mine, theirs)
+        sources = {i * mine // least: i * theirs // least for i in range(least)}
         for index, block in enumerate(self.blocks):
             stage, place = divmod(index, mine)
             if place not in sources:
-                block.conv2.start_as_zero()  # type: ignore[operator, union-attr]
+                for norm in block.conv2.norms.values():  # type: ignore[union-attr, operator]
+                    nn.init.zeros_(norm.weight)
                 continue
             layers = dict(other.blocks[stage * theirs + sources[place]].named_modules())
             for name, layer in block.named_modules():

@@ -1,4 +1,4 @@
-"""Schedules by name: what a quantity is multiplied by as training goes on."""
+"""Schedules by name: the factor of a quantity in the course of training."""
 
 from __future__ import annotations
 

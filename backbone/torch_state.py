@@ -1,8 +1,8 @@
 """Torch's ambient state, on which results do not depend and which is left as it was found.
 
-Autocast, the default dtype, the default device and inference mode belong to the program that uses this project. So does
-the number of threads, but small networks on several threads mostly wait: on a busy machine they run many times slower.
-Entry points (environments, evaluation, training, loading) therefore run inside `default_torch_state`.
+Autocast, default dtype and device, inference mode and the number of threads belong to the program that uses this
+project. Entry points (environments, evaluation, training, loading) run inside `default_torch_state`: on one thread, as
+small networks on several threads mostly wait, many times longer on a busy machine.
 """
 
 from __future__ import annotations
@@ -24,24 +24,15 @@ class _Threads:
 
 
 def use_threads(count: int) -> None:
-    """Have torch, and everything here, run on `count` threads.
-
-    Raises:
-        ValueError: fewer than one.
-    """
+    """Have torch, and everything here, run on `count` threads. Raises ValueError for fewer than one."""
     if count < 1:
         raise ValueError(f"threads must be at least 1, got {count}")
     torch.set_num_threads(count)
     _Threads.asked = True
 
 
-def _one_thread_after_fork() -> None:
-    """A forked child has no threads but its own: what waits for torch's would wait for ever."""
-    torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_one_thread_after_fork)
+if hasattr(os, "register_at_fork"):  # a forked child has no threads but its own: it would wait for torch's for ever
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @contextmanager

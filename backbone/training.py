@@ -1,9 +1,8 @@
 """Training of backbones: plainly, or on any route, so that a frozen backbone can be gated.
 
-A network that is trained plainly collapses when its blocks are skipped or rounded. Any-route training shows it, next
-to full execution, a random route for every image (slimmable networks' sandwich rule, Yu & Huang 2019, with routes for
-widths), distilled from full execution if wished. Each batch draws one of the backbone's widest bitwidths for ungated
-layers.
+A plainly trained network collapses when its blocks are skipped or rounded. Any-route training runs every image at full
+execution and on a random route, distilled from full execution if wished: the sandwich rule of slimmable networks (Yu &
+Huang 2019), with routes for widths. Each batch draws one of the backbone's widest bitwidths for ungated layers.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from backbone.torch_state import default_torch_state
 Runner = Callable[[Tensor, Tensor], Tensor]
 """Normalised images [B, 3, H, W] and routes [B, L] of actions -> logits [B, num_classes]."""
 
-
 LARGEST_GRADIENT = 5.0
 """Norm to which the gradient of a batch is clipped."""
 
@@ -38,7 +36,7 @@ class TrainingDivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a backbone is trained.
+    """The hyper-parameters of backbone training.
 
     Raises:
         ValueError: an impossible number.
@@ -47,8 +45,8 @@ class TrainingConfig:
     any_route: bool = True
     """Train on random routes next to full execution; otherwise on full execution only."""
     bits: int | None = None
-    """Bitwidth of every block in what `any_route` calls full execution; by default the widest. A network for few bits
-    is trained with `any_route` off and these bits, its stem, shortcuts and head staying at the widest."""
+    """Bitwidth of every block at full execution; by default the widest. With `any_route` off, this trains a network for
+    these bits, whose stem, shortcuts and head stay at the widest."""
     epochs: int = 30
     """Epochs; 0 keeps the weights that are started from."""
     batch_size: int = 128
@@ -80,12 +78,11 @@ class TrainingConfig:
             raise ValueError(f"unknown schedule {self.schedule!r}: choose cosine or step")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"unknown precision {self.precision!r}: choose float32 or bfloat16")
-        if not 0 <= self.distill <= 1:
-            raise ValueError(f"distill {self.distill} is not in [0, 1]")
-        if not 0 < self.route_share <= 1:
-            raise ValueError(f"route_share {self.route_share} is not in (0, 1]")
-        if not 0 <= self.constant_share <= 1:
-            raise ValueError(f"constant_share {self.constant_share} is not in [0, 1]")
+        for name in ("distill", "route_share", "constant_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1]")
+        if not self.route_share:
+            raise ValueError("route_share must be above 0: any_route off trains on no random routes")
         if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0 or self.cutout < 0:
             raise ValueError("epochs and cutout must not be negative, batch_size at least 1, lr above 0")
 
@@ -105,9 +102,8 @@ def random_routes(
     """Routes [B, L] of actions: each image draws its own mixture of actions (uniform on the simplex), then every block
     from it.
 
-    Some routes are nearly constant, some wholly mixed. The first row always takes action 0 everywhere, the second
-    action 1, if there is one: the cheapest extremes are always present. A share `constant` of all images, but not these
-    two, takes one action everywhere, drawn from all but the first and the last.
+    The first row takes action 0 everywhere, the second action 1: the cheapest extremes are always present. A share
+    `constant` of all images takes one action everywhere, drawn from all but the first and the last.
     """
     exponentials = -torch.log(torch.rand(num_images, num_actions, generator=generator).clamp_min(1e-9))
     routes = torch.multinomial(exponentials, num_layers, replacement=True, generator=generator)
@@ -120,12 +116,10 @@ def random_routes(
 
 
 def make_optimizer(backbone: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD in which only the weights of convolutions and linear layers decay."""
-    decayed = [p for p in backbone.parameters() if p.ndim > 1]
-    others = [p for p in backbone.parameters() if p.ndim <= 1]
+    """SGD with weight decay of convolutions and linear layers only."""
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": [p for p in backbone.parameters() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in backbone.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
 
@@ -139,35 +133,33 @@ def route_loss(
     loss = F.cross_entropy(reference, labels)
     if routes is None:
         return loss
-    shown = len(routes)
-    logits = run(images[:shown], routes).float()
-    hard = F.cross_entropy(logits, labels[:shown])
-    soft = F.kl_div(logits.log_softmax(1), reference[:shown].detach().softmax(1), reduction="batchmean")
+    logits, targets = run(images[: len(routes)], routes).float(), reference[: len(routes)].detach().softmax(1)
+    hard = F.cross_entropy(logits, labels[: len(routes)])
+    soft = F.kl_div(logits.log_softmax(1), targets, reduction="batchmean")
     return loss + (1 - distill) * hard + distill * soft
 
 
 @default_torch_state(one_thread=False)
 def accuracy(run: Runner, dataset: Dataset, split: Split, routes: Tensor, device: torch.device | str = "cpu") -> float:
     """Share of `split` that is classified correctly on the routes [N, L] by what runs on `device`."""
-    right = 0
+    correct = 0
     with torch.no_grad():
         for rows in batches(split, 256):
             logits = run(dataset.normalize(split.images[rows].to(device)), routes[rows])
-            right += int((logits.argmax(1).cpu() == split.labels[rows]).sum())
-    return right / len(split)
+            correct += int((logits.argmax(1).cpu() == split.labels[rows]).sum())
+    return correct / len(split)
 
 
 class BackboneTrainer:
-    """Trains a backbone epoch by epoch on the device that it is on, and resumes exactly where it was stopped.
+    """Trains a backbone epoch by epoch on its device, and resumes exactly where it was stopped.
 
     Args:
         backbone: the network.
-        runners: for each tuple of bitwidths that ends in one of the backbone's widest, what runs the backbone on
-            routes.
+        runners: for each tuple of bitwidths that ends in one of the backbone's widest, its runner on routes.
         dataset: its training part is learned from.
-        config: how.
-        state_file: where the state after each epoch is kept; what lies there already is resumed, if it began from these
-            weights, on a data set of that name, under the same `config`.
+        config: the hyper-parameters.
+        state_file: where the state after each epoch is kept. A state of the same initial weights, name of the data set
+            and `config` that lies there is resumed.
 
     Raises:
         ValueError: `state_file` is damaged, or of another training.
@@ -193,7 +185,7 @@ class BackboneTrainer:
             self._restore()
 
     def epochs(self) -> Iterator[tuple[int, float]]:
-        """Train epoch by epoch, yielding the number of epochs done and the mean loss of the last.
+        """Train, yielding the number of epochs done and the mean loss of the last.
 
         Raises:
             TrainingDivergedError: the loss is no longer finite; the state of the last whole epoch is kept.
@@ -236,16 +228,15 @@ class BackboneTrainer:
         return total / steps
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        pick = int(torch.randint(len(self.runners), (), generator=self.generator))
-        bitwidths, run = self.runners[pick]
+        config = self.config
+        bitwidths, run = self.runners[int(torch.randint(len(self.runners), (), generator=self.generator))]
         count, layers, actions = len(images), len(self.backbone.blocks), len(bitwidths)
-        full = torch.full(
-            (count, layers), actions - 1 if self.config.bits is None else bitwidths.index(self.config.bits)
-        )
-        shown = math.ceil(count * self.config.route_share)
-        constant = self.config.constant_share
-        routes = random_routes(shown, layers, actions, self.generator, constant) if self.config.any_route else None
-        return route_loss(run, images, labels, routes, full, self.config.distill)
+        full = torch.full((count, layers), actions - 1 if config.bits is None else bitwidths.index(config.bits))
+        shown = math.ceil(count * config.route_share)
+        routes = None
+        if config.any_route:
+            routes = random_routes(shown, layers, actions, self.generator, config.constant_share)
+        return route_loss(run, images, labels, routes, full, config.distill)
 
     def _store(self) -> None:
         state = {
@@ -267,6 +258,5 @@ class BackboneTrainer:
             self.generator.set_state(state["generator"])
             self.epoch = state["epoch"]
         except (RuntimeError, KeyError, EOFError, OSError, TypeError, ValueError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{self.state_file} cannot be resumed by this configuration ({error}); delete it to start anew"
-            ) from error
+            mend = "delete it to start anew"
+            raise ValueError(f"{self.state_file} cannot be resumed by this configuration ({error}); {mend}") from error

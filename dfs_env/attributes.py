@@ -1,4 +1,4 @@
-"""What may be set on an environment that is made: `budget` and `cost_coef`, on every variant and through wrappers."""
+"""Attributes that may be set on an environment: `budget` and `cost_coef`, on every variant and through wrappers."""
 
 from __future__ import annotations
 
@@ -12,29 +12,19 @@ import gymnasium as gym
 from gymnasium.vector import SyncVectorEnv, VectorWrapper
 
 SETTABLE = ("budget", "cost_coef")
-"""What a user or a learner may set."""
+"""Attributes that a user or a learner may set."""
 
-OF_GYMNASIUM = (
-    "spec",
-    "metadata",
-    "render_mode",
-    "np_random",
-    "observation_space",
-    "action_space",
-    "single_observation_space",
-    "single_action_space",
-    "reward_space",
-    "closed",
-)
-"""What Gymnasium, MO-Gymnasium and programs around them set."""
+SPACES = ("observation_space", "action_space", "single_observation_space", "single_action_space", "reward_space")
+OF_GYMNASIUM = ("spec", "metadata", "render_mode", "np_random", "closed", *SPACES)
+"""Attributes that Gymnasium, MO-Gymnasium and programs around them set."""
 
-FIXED = ("reward", "split", "hard_budget", "task", "mdp", "augment", "bitwidths", "budgets")
-"""What nobody may set on a wrapper in the hope that it reaches the environment."""
+FIXED_ATTRIBUTES = ("reward", "split", "hard_budget", "task", "mdp", "augment", "bitwidths", "budgets")
+"""Attributes that are refused on a wrapper, too, which does not pass them on to the environment."""
 
 
 class Guarded:
-    """Of attributes without an underscore, code outside the environment may set those above, and put functions in
-    place of methods. The environment's own methods, those of subclasses included, may set all."""
+    """Code outside the environment may set the attributes above, those with an underscore, and methods. The
+    environment's own methods, those of subclasses included, may set all."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and sys._getframe(1).f_locals.get("self") is not self:
@@ -42,17 +32,12 @@ class Guarded:
         super().__setattr__(name, value)
 
     def check_settable(self, name: str) -> None:
-        """Make sure that the attribute may be set from outside.
-
-        Raises:
-            AttributeError: it may not.
-        """
-        if name in SETTABLE or name in OF_GYMNASIUM or callable(getattr(type(self), name, None)):
-            return
-        raise AttributeError(
-            f"{name!r} cannot be set on a {type(self).__name__} that is made, only {' and '.join(SETTABLE)} can: make "
-            f"an environment with another {name!r} if there is such an argument"
-        )
+        """Raise AttributeError unless the attribute may be set from outside."""
+        if name not in SETTABLE + OF_GYMNASIUM and not callable(getattr(type(self), name, None)):
+            raise AttributeError(
+                f"{name!r} cannot be set on a {type(self).__name__} that is made, only {' and '.join(SETTABLE)} can: "
+                f"make an environment with another {name!r} if there is such an argument"
+            )
 
     def take_from_wrappers(self) -> None:
         """Move here what was set on the wrappers that the call came through.
@@ -61,20 +46,20 @@ class Guarded:
         outermost wrapper, which does not pass it on.
 
         Raises:
-            AttributeError: one of `FIXED`, or what resembles `SETTABLE`, was set there.
+            AttributeError: one of `FIXED_ATTRIBUTES`, or what resembles `SETTABLE`, was set there.
         """
         for wrapper in callers():
             if isinstance(wrapper, Guarded) and wrapper is not self:
-                return  # whoever is further out wraps that environment
+                return  # wrappers further out wrap that environment
             if isinstance(wrapper, gym.Wrapper | VectorWrapper) and wrapper.unwrapped is self:
                 for name in [each for each in vars(wrapper) if not each.startswith("_")]:
-                    if name in FIXED or get_close_matches(name, SETTABLE, cutoff=0.8):
+                    if name in FIXED_ATTRIBUTES or get_close_matches(name, SETTABLE, cutoff=0.8):
                         self.check_settable(name)
                         setattr(self, name, vars(wrapper).pop(name))
 
 
 def callers() -> Iterator[Any]:
-    """What the caller was called in, the nearest first: of methods their object, of functions their code."""
+    """The call stack above the caller, the nearest first: of methods their object, of functions their code."""
     frame: FrameType | None = sys._getframe(2)
     while frame:
         method = frame.f_code.co_varnames[:1] == ("self",)
@@ -83,9 +68,9 @@ def callers() -> Iterator[Any]:
 
 
 def vectorizer(caller: Any) -> str | None:
-    """The name of what puts one-image environments side by side in Gymnasium or Stable-Baselines3, or of the latter's
-    wrapper, if the caller is one: they take a step for five results, and a reward for a number."""
+    """The caller's name, if it is a vectorizer of Gymnasium or anything of Stable-Baselines3: these expect five results
+    of a step, and a reward that is a number."""
     if isinstance(caller, CodeType):
         return {"_async_worker": "AsyncVectorEnv", "_worker": "SubprocVecEnv"}.get(caller.co_name)
-    ours = type(caller) is SyncVectorEnv or type(caller).__module__.startswith("stable_baselines3.")
-    return type(caller).__name__ if ours else None
+    kind = type(caller)
+    return kind.__name__ if kind is SyncVectorEnv or kind.__module__.startswith("stable_baselines3.") else None

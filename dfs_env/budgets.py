@@ -12,14 +12,10 @@ import numpy as np
 
 
 def check_budget(budget: float, highest: float = 1.0) -> float:
-    """The budget, if it is a fraction of full execution in (0, `highest`].
-
-    Raises:
-        ValueError: it is not.
-    """
+    """The budget as a float. Raises ValueError unless it is a fraction of full execution in (0, `highest`]."""
     if isinstance(budget, bool) or not isinstance(budget, Real) or not 0 < budget <= highest:
         raise ValueError(
-            f"budget {budget!r} is not a fraction of full execution in (0, {highest:g}]; 0.3 means 30 per cent"
+            f"budget {budget!r} is not a fraction of full execution in (0, {highest:g}]; 0.3 is 30 per cent"
         )
     return float(budget)
 
@@ -28,7 +24,7 @@ def check_budget(budget: float, highest: float = 1.0) -> float:
 class Budget:
     """The distribution of an episode's budget: log-uniform on [low, high], or uniform on some values.
 
-    Where both ends are one number, nothing is drawn: that number is the budget.
+    If low equals high, nothing is drawn.
     """
 
     low: float

@@ -1,4 +1,4 @@
-"""What callers pass to the environments: brought into one form, or refused with a ValueError that names the culprit."""
+"""Arguments of the environments: brought into one form, or refused with a ValueError that names the culprit."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Array = np.ndarray[Any, Any]
 
 
 def check_num_envs(num_envs: int) -> None:
-    """Make sure that it is an integer of at least 1."""
+    """Raise ValueError unless it is an integer of at least 1."""
     if isinstance(num_envs, bool) or not isinstance(num_envs, Integral) or num_envs < 1:
         raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}")
 
 
 def check_hard_budget(hard_budget: bool) -> None:
-    """Make sure that it is true or false."""
+    """Raise ValueError unless it is true or false."""
     if not isinstance(hard_budget, bool | np.bool_):
         raise ValueError(f"hard_budget must be True or False, got {hard_budget!r}")
 
 
 def check_evaluating(mdp: BlockMDP) -> None:
-    """Make sure that playing changes no norm, and that an image's answer depends on no other image."""
+    """Raise ValueError in training mode, in which playing changes norms and an image's result depends on others."""
     if mdp.backbone.training:
         raise ValueError("the backbone is in training mode: call its eval() before it is played")
 
 
 def check_render_mode(render_mode: str | None) -> None:
-    """Make sure that it is one, or None."""
+    """Raise ValueError unless it is one, or None."""
     if render_mode is not None and render_mode not in RENDER_MODES:
         raise ValueError(f"unknown render_mode {render_mode!r}: choose one of {', '.join(RENDER_MODES)}, or None")
 
@@ -52,7 +52,7 @@ def checked_autoreset_mode(autoreset_mode: str | AutoresetMode) -> AutoresetMode
 
 
 def check_reachable(budget: float, mdp: BlockMDP) -> None:
-    """Make sure that a hard budget leaves a route."""
+    """Raise ValueError unless a hard budget leaves a route."""
     cheapest = float(mdp.cost.cheapest[0])
     if cheapest > budget + TOLERANCE:
         raise ValueError(
@@ -62,7 +62,7 @@ def check_reachable(budget: float, mdp: BlockMDP) -> None:
 
 
 def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
-    """A seed for each of N sub-environments, None where it goes on: s, s + 1, ... of an integer s."""
+    """A seed for each of N sub-environments, None where its generator continues: s, s + 1, ... of an integer s."""
     seeds: list[int | None] = [None] * num_envs
     if seed is not None:
         seeds = [int(seed) + i for i in range(num_envs)] if isinstance(seed, Integral) else list(seed)  # type: ignore[arg-type]
@@ -71,15 +71,26 @@ def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> lis
     return seeds
 
 
+def checked_options(options: Mapping[str, Any], num_envs: int, num_images: int) -> tuple[Array | None, Array | None]:
+    """The indices [N] and the budgets [N] that are given as options of a reset, None for what is not."""
+    for name in options:
+        if name not in ("budget", "indices", "reset_mask"):
+            raise ValueError(f"unknown reset option {name!r}: there are 'budget', 'indices' and 'reset_mask'")
+    indices, budgets, mask = (options.get(name) for name in ("indices", "budget", "reset_mask"))
+    if mask is not None and not (np.shape(mask) == (num_envs,) and np.all(mask)):
+        raise ValueError(f"reset_mask must be true for all {num_envs} sub-environments: they run in lockstep")
+    return (
+        None if indices is None else checked_indices(indices, num_envs, num_images),
+        None if budgets is None else checked_budgets(budgets, num_envs),
+    )
+
+
 def checked_indices(indices: Any, num_envs: int, num_images: int) -> Array:
     """Indices [N] int64 into a split of so many images."""
-    array = np.asarray(indices)
-    if array.shape != (num_envs,) or array.dtype.kind not in "iu":
-        raise ValueError(f"indices must be {num_envs} integers, one for each sub-environment, got {indices!r}")
-    if array.min() < 0 or array.max() >= num_images:
-        wrong = array[(array < 0) | (array >= num_images)][0]
+    array = _checked_integers(indices, num_envs, "indices")
+    for wrong in array[(array < 0) | (array >= num_images)]:
         raise ValueError(f"index {wrong} is out of range: the split has images 0 to {num_images - 1}")
-    return array.astype(np.int64)
+    return array
 
 
 def checked_budgets(budgets: Any, num_envs: int) -> Array:
@@ -91,17 +102,21 @@ def checked_budgets(budgets: Any, num_envs: int) -> Array:
 
 def checked_actions(actions: Any, num_envs: int, bitwidths: tuple[int, ...]) -> Array:
     """Actions [N] int64, each the index of a bitwidth."""
-    array, count = np.asarray(actions), len(bitwidths)
-    if array.shape != (num_envs,) or array.dtype.kind not in "iu":
-        raise ValueError(f"actions must be {num_envs} integers, got {array.dtype} of shape {array.shape}")
-    if array.min() < 0 or array.max() >= count:
-        wrong = array[(array < 0) | (array >= count)][0]
+    array, count = _checked_integers(actions, num_envs, "actions"), len(bitwidths)
+    for wrong in array[(array < 0) | (array >= count)]:
         raise ValueError(f"action {wrong} is outside the space: 0 to {count - 1}, for bitwidths {bitwidths}")
+    return array
+
+
+def _checked_integers(values: Any, num_envs: int, what: str) -> Array:
+    array = np.asarray(values)
+    if array.shape != (num_envs,) or array.dtype.kind not in "iu":
+        raise ValueError(f"{what} must be {num_envs} integers, got {array.dtype} of shape {array.shape}")
     return array.astype(np.int64)
 
 
 def checked_components(components: Any, shape: torch.Size) -> Mapping[str, torch.Tensor]:
-    """What a reward, which may be a user's own, returned: by name, a tensor of this shape [N] each."""
+    """The components that a reward, which may be a user's own, returned: by name, a tensor of this shape [N] each."""
     if not isinstance(components, Mapping) or not components:
         raise ValueError(f'a reward must return components by name, such as {{"accuracy": ...}}, got {components!r}')
     for name, part in components.items():
@@ -114,7 +129,7 @@ def checked_components(components: Any, shape: torch.Size) -> Mapping[str, torch
 
 
 def check_fit(actions: Array, fits: Array, budgets: Array, state: State) -> None:
-    """Make sure that each image can take its action [N] under its hard budget [N], by the masks `fits` [N, A]."""
+    """Raise ValueError unless the actions [N] fit the hard budgets [N], by the masks `fits` [N, A]."""
     wrong = np.flatnonzero(~fits[np.arange(len(actions)), actions])
     if len(wrong):
         i = int(wrong[0])

@@ -16,8 +16,7 @@ from dfs_env.checks import Array, checked_seeds
 
 
 class Draws:
-    """N generators, one for each sub-environment, so that N of them seeded with s draw as N environments would that
-    are seeded with s, s + 1, ...
+    """N generators, one for each sub-environment: seeded with s, they draw as N environments with s, s + 1, ... do.
 
     An episode draws its image, the image's augmentation and its budget, in this order. Before the first, generators
     must be seeded or loaded.
@@ -39,7 +38,7 @@ class Draws:
         self.generators: list[np.random.Generator] = []
         """One for each sub-environment, once they are seeded."""
         self.seeds: list[int] = []
-        """What each was seeded with last; -1 where that is not known."""
+        """The last seed of each; -1 where that is not known."""
 
     @property
     def split(self) -> Split:
@@ -55,19 +54,13 @@ class Draws:
         """
         if seed is None and self.generators:
             return
+        seeds = checked_seeds(seed, self.num_envs)
         begun = list(zip(self.generators, self.seeds, strict=True))
-        seeded = [
-            begun[i] if begun and new is None else seeding.np_random(new)
-            for i, new in enumerate(checked_seeds(seed, self.num_envs))
-        ]
+        seeded = [begun[i] if begun and new is None else seeding.np_random(new) for i, new in enumerate(seeds)]
         self.generators, self.seeds = [each for each, _ in seeded], [number for _, number in seeded]
 
     def use(self, generators: Sequence[np.random.Generator]) -> None:
-        """Draw from these.
-
-        Raises:
-            ValueError: there are not N of them.
-        """
+        """Draw from these. Raises ValueError if there are not N of them."""
         if len(generators) != self.num_envs:
             raise ValueError(f"got {len(generators)} generators for {self.num_envs} sub-environments")
         self.generators, self.seeds = list(generators), [-1] * self.num_envs

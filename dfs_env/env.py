@@ -13,7 +13,6 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
-from torch.nn import functional as F
 
 from backbone.data import Split
 from backbone.torch_state import default_torch_state
@@ -29,9 +28,8 @@ from dfs_env.checks import (
     check_render_mode,
     checked_actions,
     checked_autoreset_mode,
-    checked_budgets,
     checked_components,
-    checked_indices,
+    checked_options,
 )
 from dfs_env.draws import Draws
 from dfs_env.mdp import State
@@ -40,9 +38,9 @@ from dfs_env.render import RENDER_MODES, Picture, draw, line
 from dfs_env.rewards import RewardSpec, Transition, begin, cost_coef_of, make_reward, prepare, set_cost_coef
 from dfs_env.task import Task
 
-BUDGET = 0.04
+DEFAULT_BUDGET = 0.04
 """The default budget: below 2 bits everywhere (1/16), so that some blocks must be skipped."""
-REWARD = "accuracy_minus_cost(cost_coef=1.0)"
+DEFAULT_REWARD = "accuracy_minus_cost(cost_coef=1.0)"
 """The default reward: on digits its best static allocation costs about the default budget."""
 
 
@@ -50,7 +48,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     """N images decided block by block, in lockstep.
 
     ## Description
-    Dynamic Fractional Skipping (Shen et al., AAAI 2020) as a MDP. Each sub-environment holds one image. At
+    Dynamic Fractional Skipping (Shen et al., AAAI 2020) as an MDP. Each sub-environment holds one image. At
     each residual block of a quantized ResNet the agent skips the block or runs it at one of the bitwidths; after the
     last block the network predicts the class. All N episodes have exactly L steps, one per block, and are computed
     together.
@@ -73,17 +71,16 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     `env.unwrapped.mdp.layout.split(observation)` returns the parts by these names, as views.
 
-    The summary is `observation`: "pooled" (channel means, S = 1), "confidence" (the same, and how sure a classifier
-    trained on them would be; D is 3 more), "confidence_alone" (without the means, S = 0), "statistics" (means and
-    standard deviations, S = 2), "position" (nothing of the image, S = 0), or "features" (everything: the C x H x W
-    numbers of the block's input as they are, clipped, channels last, zero-padded to those of the largest; D is then
-    thousands).
+    The summary is `observation`: "pooled" (channel means, S = 1), "confidence" (and how confident a classifier
+    trained on them is; D is 3 more), "confidence_alone" (without the means, S = 0), "statistics" (means and standard
+    deviations, S = 2), "position" (nothing of the image, S = 0), or "features" (the C x H x W numbers of the block's
+    input, clipped, channels last, zero-padded to the largest; D is then thousands).
 
     ## Rewards
     The sum of the components of `reward` (see `dfs_env.rewards`); `info` holds each as `reward_NAME`. By default 1 for
     a correct prediction, minus `cost_coef` (1) times the cost of each decision. On the digits' training images the best
-    static allocation for it costs 0.042, next to the default budget, and is worth 0.944 an image; 2 bits everywhere are
-    worth 0.931, 4 bits 0.749, random bitwidths at the budget 0.742, skipping everything 0.207 and 8 bits 0.000. A fixed
+    static allocation for it costs 0.042, close to the default budget, with a return of 0.944; 2 bits everywhere return
+    0.931, 4 bits 0.749, random bitwidths at the budget 0.742, skipping everything 0.207 and 8 bits 0.000. A fixed
     coefficient holds no budget by itself: dual ascent on `cost_coef` does (`examples/mean_budget.py`).
 
     ## Starting State
@@ -100,7 +97,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     ## Action Masks
     `action_masks()` [N, A] is true where an image can take the action and still end within the budget. Under
     `hard_budget` an action that does not fit is refused, and every info holds the masks as `action_mask`, int8, as
-    `action_space.sample(mask)` of one image takes it. Else they bind nobody.
+    `action_space.sample(mask)` of one image takes it.
 
     ## Arguments
     Objects, where `dfs_env.make_vec_env` and the registered ids take names:
@@ -136,9 +133,9 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         task: Task,
         num_envs: int = 1,
         *,
-        budget: float | Mapping[str, Any] = BUDGET,
+        budget: float | Mapping[str, Any] = DEFAULT_BUDGET,
         hard_budget: bool = False,
-        reward: RewardSpec = REWARD,
+        reward: RewardSpec = DEFAULT_REWARD,
         cost_coef: float | None = None,
         split: str = "train",
         augment: bool = False,
@@ -150,7 +147,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         check_render_mode(render_mode)
         self.autoreset_mode = checked_autoreset_mode(autoreset_mode)
         self.task, self.mdp, self.num_envs = task, task.mdp, num_envs
-        self.hard_budget = hard_budget
+        self.hard_budget, self.augment = hard_budget, augment
         self.budget = budget
         self.budgets = np.full(num_envs, self._budget.high)
         """[N] the budgets of the current episodes."""
@@ -160,15 +157,14 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self._draws = Draws(task.dataset, split, num_envs, augment)
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
-        self.single_observation_space = spaces.Box(
-            -OBSERVATION_BOUND, OBSERVATION_BOUND, (self.mdp.layout.dim,), np.float32
-        )
+        shape = (self.mdp.layout.dim,)
+        self.single_observation_space = spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, shape, np.float32)
         self.single_action_space = spaces.Discrete(self.mdp.num_actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.last_played: tuple[Tensor, Tensor] | None = None
         """Images [N, 3, H, W], normalised and augmented as they were played, and labels [N] of the episodes that ended
-        last: what a learner that trains the backbone too needs beside their routes."""
+        last, for learners that train the backbone, too."""
         self._state: State | None = None
         self._logits: Tensor | None = None
         self._playing: tuple[Tensor, Tensor] | None = None
@@ -176,8 +172,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @property
     def budget(self) -> float | Mapping[str, Any]:
-        """What the budgets of episodes are: a number, or a mapping from which they are drawn. It may be set, for the
-        episodes to come.
+        """The budgets of episodes: a number, or a mapping from which they are drawn. It may be set, for the episodes
+        to come.
 
         Raises:
             ValueError: it is no budget, or a hard one below the cheapest route.
@@ -193,8 +189,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @property
     def cost_coef(self) -> float | None:
-        """What a unit of cost takes from the reward, a number that may be set between steps, such as by dual ascent;
-        None where the reward has no such coefficient, and it cannot be set.
+        """The reward's cost coefficient, which may be set between steps, such as by dual ascent; None if it has none.
 
         Raises:
             ValueError: it is no finite number of at least 0, or the reward has none.
@@ -207,7 +202,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]  # as in Gymnasium's own vectors
-        """What each sub-environment was seeded with last; -1 where that is not known."""
+        """The last seed of each sub-environment; -1 where that is not known."""
         self._draws.seed(None)
         return tuple(self._draws.seeds)
 
@@ -227,11 +222,6 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         return self._draws.split
 
     @property
-    def augment(self) -> bool:
-        """Whether images are moved and mirrored at random."""
-        return self._draws.augment
-
-    @property
     def episode_over(self) -> bool:
         """Whether the current episodes have ended and none has begun since."""
         return self._logits is not None
@@ -243,7 +233,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         """Begin N episodes.
 
         Args:
-            seed: an integer s seeds the sub-environments with s, s + 1, ...; a list seeds each; None goes on.
+            seed: an integer s seeds the sub-environments with s, s + 1, ...; a list seeds each; None continues.
             options: "indices", N indices into the split: the images to play. "budget", N budgets or one: those of these
                 episodes only. "reset_mask" must be true everywhere, as episodes run in lockstep.
 
@@ -251,25 +241,14 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             ValueError: a list of seeds, indices or budgets of another length than N, an index out of range, or a budget
                 that is none.
         """
-        if self.closed:
-            raise ClosedEnvironmentError("this environment is closed; make a new one")
+        self._check_open()
         self.take_from_wrappers()
-        options = dict(options or {})
-        mask = options.pop("reset_mask", None)
-        if mask is not None and not (np.shape(mask) == (self.num_envs,) and np.all(mask)):
-            raise ValueError(f"reset_mask must be true for all {self.num_envs} sub-environments: they run in lockstep")
-        indices, budgets = options.pop("indices", None), options.pop("budget", None)
-        if indices is not None:
-            indices = checked_indices(indices, self.num_envs, len(self.images))
-        if budgets is not None:
-            budgets = checked_budgets(budgets, self.num_envs)
-            if self.hard_budget:
-                check_reachable(float(budgets.min()), self.mdp)
-        if options:
-            raise ValueError(f"unknown reset option {min(options)!r}: there are 'budget', 'indices' and 'reset_mask'")
+        indices, budgets = checked_options(options or {}, self.num_envs, len(self.images))
+        if budgets is not None and self.hard_budget:
+            check_reachable(float(budgets.min()), self.mdp)
         self._draws.seed(seed)
         self._begin(indices, budgets)
-        return self._observation(), self._with_masks(self._standing())
+        return self._observation(), self._with_masks(self._common_info())
 
     @default_torch_state()
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -284,12 +263,14 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             ClosedEnvironmentError: after `close`.
         """
         self.take_from_wrappers()
-        state = self._ready_state()
-        no, yes = np.zeros(self.num_envs, np.bool_), np.ones(self.num_envs, np.bool_)
-        if self.episode_over:  # only in mode NEXT_STEP: this step begins the next episodes, whatever the actions
-            self._begin(None)
+        self._check_open()
+        state, no = self._current_state("step"), np.zeros(self.num_envs, np.bool_)
+        if self.episode_over:
+            if self.autoreset_mode == AutoresetMode.DISABLED:
+                raise ResetNeeded("every episode is over; call reset() before step()")
+            self._begin(None)  # whatever the actions, as autoreset is in mode NEXT_STEP
             nothing: Array = np.zeros((self.num_envs, *self.reward_shape), self.reward_dtype)
-            return self._observation(), nothing, no, no.copy(), self._with_masks(self._standing())
+            return self._observation(), nothing, no, no.copy(), self._with_masks(self._common_info())
         actions = checked_actions(actions, self.num_envs, self.mdp.bitwidths)
         if self.hard_budget:
             check_fit(actions, self.action_masks(), self.budgets, state)
@@ -298,47 +279,41 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             action = torch.from_numpy(actions).to(self.mdp.device)
             self._state = self.mdp.transition(state, action, in_place=True)
             rewards, info = self._outcome(state, action, self._state)
-        observation = self._observation()
-        if not self.episode_over:
-            return observation, rewards, no, no.copy(), self._with_masks(info)
-        if self.autoreset_mode == AutoresetMode.SAME_STEP:
+        observation, ended = self._observation(), np.full(self.num_envs, self.episode_over)
+        if self.episode_over and self.autoreset_mode == AutoresetMode.SAME_STEP:
             final_obs = np.empty(self.num_envs, dtype=object)
             final_obs[:] = list(observation)
             final = {"final_obs": final_obs, "final_info": self._with_masks(info)}
             self._begin(None)
-            observation = self._observation()
-            info = {**self._standing(), **final}
-        return observation, rewards, yes, no, self._with_masks(info)
+            observation, info = self._observation(), {**self._common_info(), **final}
+        return observation, rewards, ended, no, self._with_masks(info)
 
     def action_masks(self) -> Array:
-        """[N, A] bool: the actions after which an image can still end within its budget. All are true at the end of
-        the episodes, where there is nothing to decide.
+        """[N, A] bool: the actions after which an image can still end within its budget; all at the end of episodes.
 
         Raises:
             ResetNeeded: before the first reset.
         """
-        if self._state is None:
-            raise ResetNeeded("call reset() before action_masks()")
-        state = self._state
+        state = self._current_state("action_masks")
         if self.mdp.terminal(state):
             return np.ones((self.num_envs, self.mdp.num_actions), np.bool_)
         return _numpy(self.mdp.cost.fits(state.layer, state.cost, state.budget))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the episodes, and the generators that the next ones are drawn from, are: what `load_state_dict` of an
-        environment that was made with the same arguments goes on from.
+        """The state of the episodes and of the generators, from which `load_state_dict` of an environment that was
+        made with the same arguments resumes.
 
         Raises:
             ResetNeeded: before the first reset.
         """
-        if self._state is None or self._playing is None:
-            raise ResetNeeded("call reset() before state_dict()")
+        state = self._current_state("state_dict")
+        assert self._playing is not None
         return {
             "generators": self._draws.state_dict(),
             "rows": self._rows.copy(),
             "route": self._route.copy(),
             "images": self._playing[0].clone(),
-            "state": {name: _copied(value) for name, value in vars(self._state).items()},
+            "state": {name: _copied(value) for name, value in vars(state).items()},
             "logits": _copied(self._logits),
             "cost_coef": self.cost_coef,
             "budget": self.budget,
@@ -347,15 +322,14 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @default_torch_state()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`. What was played before the episodes under way is forgotten, and so is what a
-        reward with a memory (a placement, cost by MACs) has seen of them: with such a one, go on where episodes
-        begin."""
+        """Resume from a `state_dict`. Rewards with a memory (a placement, cost by MACs) forget the current episodes:
+        with these, resume where episodes begin."""
         self._draws.load_state_dict(state["generators"])
         device = self.mdp.device
         self._rows, self._route = state["rows"].copy(), state["route"].copy()
         if state["cost_coef"] is not None:
             self.cost_coef = state["cost_coef"]
-        self.budget, self.budgets = state.get("budget", self.budget), state["budgets"].copy()
+        self.budget, self.budgets = state["budget"], state["budgets"].copy()
         self._labels = self.images.labels[torch.from_numpy(self._rows)].to(device)
         self._playing = state["images"].to(device), self._labels
         self._state = State(**{name: _copied(value, device) for name, value in state["state"].items()})
@@ -365,7 +339,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self._stem_features = self.last_played = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the memory that is kept to be written to again."""
+        """Without the memory that is reused."""
         return {**vars(self), "_stem_features": None}
 
     def render(self) -> tuple[Any, ...] | None:
@@ -374,22 +348,20 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             gym.logger.warn('render() needs a render_mode; give render_mode="rgb_array" or "ansi" to make')
             return None
         check_render_mode(self.render_mode)
-        if self._state is None:
-            raise ResetNeeded("call reset() before render()")
-        show = draw if self.render_mode == "rgb_array" else line
-        return tuple(show(self._picture(i)) for i in range(self.num_envs))
+        show, state = draw if self.render_mode == "rgb_array" else line, self._current_state("render")
+        return tuple(show(self._picture(state, i)) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Let go of the features."""
+        """Free the features."""
         self._state = self._logits = self._playing = self.last_played = self._stem_features = None
 
-    def _ready_state(self) -> State:
+    def _check_open(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("this environment is closed; make a new one")
+
+    def _current_state(self, method: str) -> State:
         if self._state is None:
-            raise ResetNeeded("call reset() before step()")
-        if self.episode_over and self.autoreset_mode == AutoresetMode.DISABLED:
-            raise ResetNeeded("every episode is over; call reset() before step()")
+            raise ResetNeeded(f"call reset() before {method}()")
         return self._state
 
     @torch.no_grad()
@@ -409,41 +381,17 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     def _outcome(self, before: State, action: Tensor, after: State) -> tuple[Array, dict[str, Any]]:
         """Rewards [N] and the info of the step that led by `action` from `before` to `after`."""
-        done = self.mdp.terminal(after)
-        if done:
-            self.last_played = self._playing
-            self._logits = self.mdp.logits(after)
-        transition = self._transition(before, action, after, self._labels, self._logits)
+        if self.mdp.terminal(after):
+            self.last_played, self._logits = self._playing, self.mdp.logits(after)
+        transition = Transition.between(before, action, after, self.mdp, self._labels, self._logits)
         parts = checked_components(self.reward(transition), after.cost.shape)
         components = {name: _numpy(part) for name, part in parts.items()}
-        info = {"cost": _numpy(transition.step_cost), **self._standing()}
+        info = {"cost": _numpy(transition.step_cost), **self._common_info()}
         info.update({f"reward_{name}": part for name, part in components.items()})
-        if done:
-            assert self._logits is not None
+        if self._logits is not None:
             info.update(correct=_numpy(transition.correct), loss=_numpy(transition.loss))
             info.update(prediction=_numpy(self._logits.argmax(1)), route=self._route.copy())
         return self._combined(components), info
-
-    def _transition(
-        self, before: State, action: Tensor, after: State, labels: Tensor, logits: Tensor | None
-    ) -> Transition:
-        """What a reward sees of B images whose action [B] led from `before` to `after`; with logits, the last."""
-        correct = loss = torch.zeros_like(after.cost)
-        if logits is not None:
-            loss = F.cross_entropy(logits, labels, reduction="none")
-            correct = (logits.argmax(1) == labels).to(loss.dtype)
-        return Transition(
-            step_cost=after.cost - before.cost,
-            cost=after.cost,
-            budget=after.budget,
-            done=logits is not None,
-            correct=correct,
-            loss=loss,
-            num_layers=self.mdp.num_layers,
-            action=action,
-            state=after,
-            mdp=self.mdp,
-        )
 
     def _combined(self, components: Mapping[str, Array]) -> Array:
         """Rewards [N] from their components, each [N]."""
@@ -453,28 +401,26 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         assert self._state is not None
         return _numpy(self.mdp.observe(self._state))
 
-    def _standing(self) -> dict[str, Any]:
-        """What every info holds."""
+    def _common_info(self) -> dict[str, Any]:
+        """The entries of every info."""
         assert self._state is not None
         info = {"spent": _numpy(self._state.cost), "index": self._rows.copy()}
         return info | {"action_mask": self.action_masks().astype(np.int8)} if self.hard_budget else info
 
     def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Gymnasium's form of a vector's infos: beside each key, who has it."""
+        """Gymnasium's form of a vector's infos: next to each key, who has it."""
         return info | {f"_{key}": np.ones(self.num_envs, np.bool_) for key in info}
 
-    def _picture(self, i: int) -> Picture:
-        assert self._state is not None
-        scores = None if self._logits is None else _numpy(self._logits[i].softmax(0))
+    def _picture(self, state: State, i: int) -> Picture:
         return Picture(
             image=_numpy(self.images.images[self._rows[i]].permute(1, 2, 0)),
             label=int(self._labels[i]),
-            route=tuple(self.mdp.bitwidths[a] for a in self._route[i, : self._state.layer]),
+            route=tuple(self.mdp.bitwidths[a] for a in self._route[i, : state.layer]),
             num_layers=self.mdp.num_layers,
             bitwidths=self.mdp.bitwidths,
-            cost=float(self._state.cost[i]),
+            cost=float(state.cost[i]),
             budget=float(self.budgets[i]),
-            scores=scores,
+            scores=None if self._logits is None else _numpy(self._logits[i].softmax(0)),
         )
 
 

@@ -1,7 +1,6 @@
 """Runs a block on images that each have their own bitwidth: images are grouped by bitwidth, each group runs once.
 
-Features lie in memory as [B, H, W, C] (channels last), the layout of the fastest convolutions; what moves them here
-keeps it so.
+Features stay in memory as [B, H, W, C] (channels last), the layout of the fastest convolutions.
 """
 
 from __future__ import annotations
@@ -22,17 +21,13 @@ CHUNK = 64
 
 
 def _chunks(images: Tensor) -> tuple[Tensor, ...]:
-    """Images [B, ...], or their rows [B], in equal parts of about `CHUNK`; on a GPU, where starting work is what takes
-    long, all at once."""
+    """Images [B, ...], or their rows [B], in equal parts of about `CHUNK`; on a GPU all at once."""
     parts = 1 if images.is_cuda else max(1, round(len(images) / CHUNK))
     return (images,) if parts == 1 else images.tensor_split(parts)
 
 
 def in_chunks(run: Callable[[Tensor], Tensor], images: Tensor, features: Tensor | None = None) -> Tensor:
-    """What `run` makes of images [B, ...], a few at a time; written into `features` [B, C, H, W] if these are given.
-
-    Not for where gradients are enabled.
-    """
+    """What `run` makes of images [B, ...] in chunks, without gradients; in `features` [B, C, H, W] if given."""
     start = 0
     for chunk in _chunks(images):
         outcome = run(chunk)
@@ -61,7 +56,7 @@ class GroupedBlock:
         widest = self.bitwidths[-1]
         if not bits:
             return self.block.skip(features, widest)
-        # New memory takes long to touch. A user's block need not know of it.
+        # New memory is slow. A user's block need not take `in_place`.
         allowed = {"in_place": True} if in_place and getattr(self.block, "runs_in_place", False) else {}
         return self.block(features, bits, widest, **allowed)
 
@@ -98,7 +93,7 @@ class GroupedBlock:
     def _grouped_differentiably(
         self, features: Tensor, chosen: list[int], groups: tuple[Tensor, ...], order: Tensor
     ) -> Tensor:
-        """Sort the images by action and back again: two permutations, cheaper to differentiate than many gathers."""
+        """Sort the images by action and back: two permutations, cheaper to differentiate than many gathers."""
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         parts = _Permute.apply(features, order, inverse).split([len(rows) for rows in groups])
         outcomes = [self.run(part, self.bitwidths[index]) for index, part in zip(chosen, parts, strict=True)]
@@ -145,7 +140,9 @@ class GroupedBlock:
             raise ValueError("weights are all zero")
         if len(where) == 1 and len(where[0]) == len(weights):
             return outcomes[0]
-        return _add_rows(_empty_like(outcomes[0], len(weights)).zero_(), torch.cat(where), torch.cat(outcomes))
+        nothing = _empty_like(outcomes[0], len(weights)).zero_().permute(0, 2, 3, 1)
+        mixture = nothing.index_add(0, torch.cat(where), torch.cat(outcomes).permute(0, 2, 3, 1))
+        return mixture.permute(0, 3, 1, 2)
 
 
 class _Permute(torch.autograd.Function):
@@ -168,8 +165,8 @@ class _Weighed(torch.autograd.Function):
     Args:
         features: the mixture.
         weights: of the outcomes.
-        action: [B] where the weights are one-hot, so that the mixture is the outcome of an action; else None, and the
-            gradient of weights that are not zero is none of this function's.
+        action: [B] where the weights are one-hot, so that the mixture is the outcome of an action; else None, and
+            autograd has the gradient of weights that are not zero.
         options: (action, rows [R], outcome) of weight zero; outcomes are of the rows, or of all images.
     """
 
@@ -207,7 +204,7 @@ def take(features: Tensor, rows: Tensor) -> Tensor:
 
 
 class _Taken(threading.local):
-    """Memory for the images of one group, used again by the next: new memory takes long to touch."""
+    """Memory for the images of one group, which the next reuses: new memory is slow."""
 
     memory: Tensor | None = None
 
@@ -232,11 +229,6 @@ def _put(features: Tensor, rows: Tensor, outcome: Tensor) -> None:
         to.numpy()[rows.numpy()] = written.numpy()
     else:
         to.index_copy_(0, rows, written)
-
-
-def _add_rows(features: Tensor, rows: Tensor, outcome: Tensor) -> Tensor:
-    added = features.permute(0, 2, 3, 1).index_add(0, rows, outcome.permute(0, 2, 3, 1))
-    return added.permute(0, 3, 1, 2)
 
 
 def _empty_like(outcome: Tensor, images: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Measured latency: how long each block takes at each bitwidth on this machine, as a table that costs can count in.
 
-`python -m scripts.bench latency` measures one. It is kept apart from modelled cost: a table holds for one machine, one
-engine, one number of threads and one shape of network, and is refused for any other.
+`python -m scripts.bench latency` measures one. A table is valid for one machine, engine, number of threads and shape of
+network, and refused for any other. Measured time is never mixed with modelled cost.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from backbone.checksums import checked_json, json_with_checksum
 from backbone.torch_state import default_torch_state
 from dfs_env.mdp import BlockMDP
 
-KIND = "dfs-env latency"
-COMMAND = "python -m scripts.bench latency"
+FILE_KIND = "dfs-env latency"
+MEASURE_COMMAND = "python -m scripts.bench latency"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class BatchTimings:
-    """What an image takes in batches of one size."""
+    """Time per image in batches of one size."""
 
     stem: Timing
     """Up to the first decision."""
@@ -61,19 +61,14 @@ class LatencyTable:
     """By batch size."""
 
     def save(self, path: Path | str) -> None:
-        """As JSON with a digest."""
-        content = asdict(self) | {"kind": KIND}
-        write_atomically(path, json_with_checksum(content) + "\n")
+        """As JSON with a checksum."""
+        write_atomically(path, json_with_checksum(asdict(self) | {"kind": FILE_KIND}) + "\n")
 
     def at(self, batch_size: int) -> BatchTimings:
-        """What an image takes in batches of this size.
-
-        Raises:
-            ValueError: that was not measured.
-        """
+        """Time per image in batches of this size. Raises ValueError if that was not measured."""
         if batch_size not in self.batches:
             sizes = ", ".join(map(str, self.batches))
-            raise ValueError(f"latency at batch size {batch_size} was not measured, only at {sizes}: {COMMAND}")
+            raise ValueError(f"latency at batch size {batch_size} was not measured, only at {sizes}: {MEASURE_COMMAND}")
         return self.batches[batch_size]
 
     def apply(
@@ -108,17 +103,12 @@ class LatencyTable:
         )
 
     def _check_fits(self, mdp: BlockMDP, place: object, here: bool) -> None:
-        mend = f"measure again: {COMMAND}"
-        parts = [("network", self.network, shape_of(mdp))]
-        if here:
-            parts.append(("machine", self.machine, this_machine()))
-        for what, measured, wanted in parts:
+        mend = f"measure again: {MEASURE_COMMAND}"
+        machine = this_machine() if here else {}
+        for what, measured, wanted in (("network", self.network, shape_of(mdp)), ("machine", self.machine, machine)):
             for name, value in wanted.items():
-                if measured.get(name) != value:
-                    raise ValueError(
-                        f"{place} is of another {what}: its {name} is {measured.get(name)!r}, here it is {value!r}; "
-                        f"{mend}"
-                    )
+                if (found := measured.get(name)) != value:
+                    raise ValueError(f"{place} is of another {what}: its {name} is {found!r}, not {value!r}; {mend}")
         missing = [bits for bits in mdp.bitwidths if bits not in self.bitwidths]
         if missing or mdp.widest != self.bitwidths[-1]:
             raise ValueError(f"{place} is of other bitwidths: {self.bitwidths}, here they are {mdp.bitwidths}; {mend}")
@@ -131,13 +121,13 @@ def load_latency(path: Path | str) -> LatencyTable:
         FileNotFoundError: there is none.
         ValueError: it is damaged, or no such table.
     """
-    path, mend = Path(path), f"measure it again: {COMMAND} --output {path}"
+    path, mend = Path(path), f"measure it again: {MEASURE_COMMAND} --output {path}"
     if not path.is_file():
         raise FileNotFoundError(f"there is no latency table at {path}: {mend}")
     content = checked_json(path.read_bytes(), path, mend)
     try:
-        if content.pop("kind") != KIND:
-            raise KeyError(KIND)
+        if content.pop("kind") != FILE_KIND:
+            raise KeyError(FILE_KIND)
         batches = {int(size): _batch(timings) for size, timings in content.pop("batches").items()}
         bitwidths = tuple(int(bits) for bits in content.pop("bitwidths"))
         return LatencyTable(bitwidths=bitwidths, batches=batches, **content)
@@ -146,7 +136,7 @@ def load_latency(path: Path | str) -> LatencyTable:
 
 
 def latency_file(dataset: str, depth: int, folder: Path) -> Path:
-    """Where the table of that network on this machine is kept: in the data folder."""
+    """The path of that network's table on this machine, in the data folder."""
     return folder / "latency" / own_checkpoint(dataset, depth, folder).with_suffix(".json").name
 
 
@@ -161,7 +151,7 @@ def find_latency(cost: str, latency: str | None, dataset: str, depth: int, folde
         return Path(latency) if latency else None
     file = latency_file(dataset, depth, folder)
     if not file.is_file():
-        command = f"{COMMAND} --dataset {dataset} --depth {depth}"
+        command = f"{MEASURE_COMMAND} --dataset {dataset} --depth {depth}"
         raise FileNotFoundError(f"there is no latency table at {file}: measure one with {command}, or name a file")
     return file
 
@@ -184,7 +174,7 @@ def _batch(timings: dict[str, Any]) -> BatchTimings:
 
 
 def shape_of(mdp: BlockMDP) -> dict[str, Any]:
-    """What decides how long a network takes, whatever its weights."""
+    """The properties of a network that decide its latency."""
     config = mdp.backbone.config
     known = {name: getattr(config, name, None) for name in ("depth", "width", "num_classes", "quantizer")}
     return {"backbone": type(mdp.backbone).__name__, **known, "ungated_blocks": mdp.ungated_blocks}
@@ -192,7 +182,7 @@ def shape_of(mdp: BlockMDP) -> dict[str, Any]:
 
 @default_torch_state()
 def this_machine() -> dict[str, Any]:
-    """What decides how long this machine takes: its processor, and how many threads run which engine."""
+    """The properties of this machine that decide latency: processor, threads, engine, torch."""
     engine, threads = "oneDNN int8" if integer.enabled() else "float", torch.get_num_threads()
     return {"processor": _processor(), "threads": threads, "engine": engine, "torch": torch.__version__}
 
@@ -200,12 +190,8 @@ def this_machine() -> dict[str, Any]:
 def _processor() -> str:
     """Its model name, on Linux with family and stepping, since cloud machines share names."""
     try:
-        lines = dict(
-            line.split(":", 1)
-            for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-            if ":" in line
-        )
-        found = {key.strip(): value.strip() for key, value in lines.items()}
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         parts = [found[key] for key in ("model name", "cpu family", "model", "stepping") if key in found]
         return " ".join(parts) or platform.machine()
     except OSError:

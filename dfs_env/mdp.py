@@ -1,20 +1,19 @@
-"""The MDP: the blocks of B images are decided one after the other. Nothing else runs blocks on decisions."""
+"""The MDP: the blocks of B images are decided one after the other. Only here are blocks run on decisions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbone.confidence import MEASURES, LinearHeads, confidence
+from backbone.confidence import NUM_MEASURES, LinearHeads, confidence
 from backbone.cost import cost_table
-from backbone.data import IMAGE_SIZE
+from backbone.data_checks import IMAGE_SIZE, checked_integer
 from backbone.quantization import check_bitwidths
 from backbone.torch_state import default_torch_state, evaluation_mode
 from dfs_env.execution import GroupedBlock, in_chunks, take
@@ -43,18 +42,16 @@ class BlockMDP:
     """For each image and each residual block: skip it, or run it at one of the bitwidths.
 
     Batched and in lockstep, with no notion of reward or episode. An image's results do not depend on its batch mates,
-    up to the rounding of floats where something runs at more than 8 bits.
-    All methods are differentiable wherever gradients are enabled; the caller says where they are not needed.
+    up to the rounding of floats above 8 bits. All methods are differentiable where gradients are enabled.
 
     Args:
         backbone: a network that keeps the contract of `backbone.resnet.ResNet`.
         bitwidths: ascending bitwidths to choose from, a subset of the backbone's; action i is bitwidth i. All of them
             by default.
         observation: a name in `OBSERVATIONS`, or "module:function".
-        ungated_blocks: how many leading blocks are not decided but always run at the widest bitwidth (in DFS the first,
-            Shen et al. 2020, section 4.1); they are no layers of the MDP and have no block cost.
-        statistics: by which observations are normalised. If None, `dfs_env.Task` measures them; until then, summaries
-            of the features are observed as they are.
+        ungated_blocks: how many leading blocks run at the widest bitwidth without a decision (in DFS the first, Shen et
+            al. 2020, section 4.1); they are no layers of the MDP and have no block cost.
+        statistics: by which observations are normalised; without them, features are summarised as they are.
 
     Raises:
         ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation, or no
@@ -84,12 +81,9 @@ class BlockMDP:
                 f"at {backbone.config.widest} only; add one of these, or pretrain with `--widest {self.widest}`"
             )
         blocks = len(backbone.blocks)
-        whole: Any = ungated_blocks  # numpy's integers count, which are none to the type checker
-        if isinstance(whole, bool) or not isinstance(whole, Integral) or not 0 <= ungated_blocks < blocks:
-            raise ValueError(f"ungated_blocks must be an integer from 0 to {blocks - 1}, got {ungated_blocks!r}")
-        self.ungated_blocks = int(ungated_blocks)
+        self.ungated_blocks = checked_integer(ungated_blocks, "ungated_blocks", 0, blocks - 1, "MDP")
         self.cost = cost_table(backbone, self.bitwidths, ungated_blocks)
-        self.num_layers: int = blocks - ungated_blocks
+        self.num_layers: int = blocks - self.ungated_blocks
         self.num_actions = len(self.bitwidths)
         self.device = next(backbone.parameters()).device
         self.heads: LinearHeads | None = None
@@ -99,10 +93,9 @@ class BlockMDP:
 
     def _set_observation(self, observation: str) -> None:
         self.observation = observation
-        widths = [
-            self._summary(torch.zeros(1, *shape, device=self.device), 0).shape[1] for shape in self.feature_shapes
-        ]
-        self.layout = ObservationLayout(max(widths), self.num_layers, MEASURES if observation in CONFIDENT else 0)
+        features = [torch.zeros(1, *shape, device=self.device) for shape in self.feature_shapes]
+        widths = [self._summary(each, 0).shape[1] for each in features]
+        self.layout = ObservationLayout(max(widths), self.num_layers, NUM_MEASURES if observation in CONFIDENT else 0)
 
     def with_observation(self, observation: str) -> BlockMDP:
         """The same MDP on the same backbone with another observation."""
@@ -122,8 +115,7 @@ class BlockMDP:
     def initial(self, images: Tensor, budget: float | Tensor = 1.0, reuse: Tensor | None = None) -> State:
         """Run the stem on normalised images [B, 3, H, W]; `budget` is one number or [B].
 
-        `reuse` may be the features of an earlier initial state, which are overwritten: touching new memory is slow. It
-        has no effect while gradients are enabled.
+        Features in `reuse`, of an earlier initial state, are overwritten unless gradients are enabled, which is faster.
         """
         images = images.to(next(self.backbone.parameters()).dtype)
         if torch.is_grad_enabled():
@@ -146,17 +138,15 @@ class BlockMDP:
     def transition(self, state: State, action: Tensor, in_place: bool = False) -> State:
         """Run the current block on each image at its own bitwidth.
 
-        Images are grouped by action [B] (int64, in [0, A)) and each group is run once; images that skip are untouched.
-        `in_place` may overwrite the features of `state` and of earlier states, which must not be used again; it saves
-        copies and memory. It has no effect while gradients are enabled.
+        Images are grouped by action [B] (integers in [0, A)) and each group is run once; images that skip are
+        untouched. `in_place` may overwrite the features of `state` and of earlier states, which must not be used again,
+        unless gradients are enabled; it saves copies and memory.
 
         Raises:
             ValueError: the state is terminal.
         """
-        if self.terminal(state):
-            raise ValueError("every block is decided already: this state is terminal")
         action = action.long()  # bytes would select as a mask
-        features = self._block(state.layer).grouped(state.features, action, in_place)
+        features = self._undecided(state).grouped(state.features, action, in_place)
         cost = state.cost + self.cost.charged[state.layer, action]
         return replace(state, features=features, layer=state.layer + 1, cost=cost)
 
@@ -165,17 +155,16 @@ class BlockMDP:
 
         Differentiable in the features and in the weights. An outcome is computed for the images whose weight on it is
         not zero, and for those that need the gradient with respect to that weight: all if the weights require one, or
-        those in `needed` [B, A]. Outcomes of weight zero have no gradient of their own, which would be zero.
+        those in `needed` [B, A].
 
         Raises:
             ValueError: the state is terminal, or all weights are zero.
         """
-        if self.terminal(state):
-            raise ValueError("every block is decided already: this state is terminal")
+        block = self._undecided(state)
         if needed is None:
             everywhere = torch.is_grad_enabled() and weights.requires_grad
             needed = torch.ones_like(weights, dtype=torch.bool) if everywhere else weights != 0
-        features = self._block(state.layer).mixed(state.features, weights, needed)
+        features = block.mixed(state.features, weights, needed)
         cost = state.cost + weights @ self.cost.charged[state.layer]
         return replace(state, features=features, layer=state.layer + 1, cost=cost)
 
@@ -194,8 +183,8 @@ class BlockMDP:
         return self.layout.join(ObservationParts(features, confidence, block, state.cost, state.budget))
 
     def confidence(self, state: State) -> Tensor:
-        """[B, 3]: how confident a linear classifier of the current features' channel means is: its largest probability,
-        the margin over the second, and its entropy as a share of log K.
+        """[B, 3] of a linear classifier of the current features' channel means: its largest probability, the margin
+        over the second, and its entropy as a share of log K.
 
         Raises:
             ValueError: there are no such classifiers yet.
@@ -251,6 +240,12 @@ class BlockMDP:
             action = torch.randint(self.num_actions, (len(images),), generator=generator)
             state = self.transition(state, action.to(self.device))
             yield state
+
+    def _undecided(self, state: State) -> GroupedBlock:
+        """The block that is decided next."""
+        if self.terminal(state):
+            raise ValueError("every block is decided already: this state is terminal")
+        return self._block(state.layer)
 
     def _block(self, layer: int) -> GroupedBlock:
         return GroupedBlock(self.backbone.blocks[self.ungated_blocks + layer], self.bitwidths)

@@ -22,17 +22,17 @@ from dfs_env.attributes import callers, vectorizer
 from dfs_env.checks import Array, check_evaluating
 from dfs_env.env import DFSVectorEnv
 from dfs_env.rewards import Components, Transition
-from dfs_env.rewards.wrappers import seen
-from dfs_env.single_env import DFSEnv
+from dfs_env.rewards.wrappers import mdp_and_state
+from dfs_env.single_env import DFSEnv, OfVector
 from dfs_env.task import Task
 
 ROUTES, POINTS = 20_000, 50_000
-"""Routes of an image that `pareto_front` enumerates at most, and points that it compares at once."""
+"""The most routes of an image that `pareto_front` enumerates, and points that it compares at once."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What one entry of a vector reward is; more is better."""
+    """One entry of a vector reward; more is better."""
 
     function: Callable[[Transition], Tensor]
     """[B] from a transition."""
@@ -59,7 +59,7 @@ def cross_entropy(t: Transition) -> Tensor:
 
 def total_cost(t: Transition) -> Tensor:
     """Minus what the decision cost by multiply-accumulates and bits, of the gated blocks alone."""
-    mdp, state = seen(t)
+    mdp, state = mdp_and_state(t)
     return -mdp.cost.total[state.layer - 1, t.action]
 
 
@@ -114,11 +114,11 @@ class MODFSVectorEnv(DFSVectorEnv):
         return np.stack([part.astype(self.reward_dtype) for part in components.values()], 1)
 
     def pareto_front(self, gamma: float = 1.0) -> list[Array]:
-        """The discounted mean returns over the split's images of all policies that none dominates, each [K].
+        """The discounted mean returns [K] over the split's images of all non-dominated policies, as MO-Gymnasium's
+        environments with known fronts have it.
 
-        Of policies that see which image they decide, so a bound for those that see the observation: all routes of every
-        image are played, under a hard budget those that fit it. The way of MO-Gymnasium's environments with known
-        fronts. Progress is shown, and a warning says so if it will take longer than an hour.
+        All routes of every image are played, under a hard budget those that fit it. So the policies know the image,
+        and are a bound for those that see the observation. A warning tells if this will take longer than an hour.
 
         Raises:
             ValueError: too many routes, too many points, or budgets that are drawn.
@@ -128,9 +128,8 @@ class MODFSVectorEnv(DFSVectorEnv):
             raise ValueError(f"the front depends on the budget, and {self.budget!r} draws it: give a number")
         count = mdp.num_actions**mdp.num_layers
         if count > ROUTES:
-            raise ValueError(
-                f"each image has {count:,} routes, and at most {ROUTES:,} are enumerated: use fewer bitwidths"
-            )
+            found = f"each image has {count:,} routes, and at most {ROUTES:,} are enumerated"
+            raise ValueError(f"{found}: use fewer bitwidths")
         check_evaluating(mdp)
         front, started, warned = np.zeros((1, self.reward_dim)), time.monotonic(), False
         with tqdm(desc="pareto_front", total=len(self.images), unit="image", delay=PATIENCE) as bar:
@@ -150,9 +149,8 @@ class MODFSVectorEnv(DFSVectorEnv):
     def _extended(self, front: Array, choices: Array) -> Array:
         """The front [P, K] of sums of returns, with the choices [Q, K] that one more image adds."""
         if len(front) * len(choices) > POINTS:
-            raise ValueError(
-                f"there are more than {POINTS:,} points to compare: use a split of fewer images, or fewer bitwidths"
-            )
+            mend = "use a split of fewer images, or fewer bitwidths"
+            raise ValueError(f"there are more than {POINTS:,} points to compare: {mend}")
         return non_dominated((front[:, None] + choices).reshape(-1, self.reward_dim))
 
     @default_torch_state()
@@ -160,7 +158,7 @@ class MODFSVectorEnv(DFSVectorEnv):
     def _returns_of_all_routes(self, rows: Tensor, gamma: float) -> Array:
         """[B, R, K] for the images at `rows` [B] of the split on all routes; under a hard budget only those that fit.
 
-        Routes share the blocks that they begin with: they are a tree, each level of which runs once.
+        Routes are a tree that is run level by level, so that they share the blocks that they begin with.
         """
         mdp, device = self.mdp, self.mdp.device
         images = self.task.dataset.normalize(self.images.images[rows].to(device))
@@ -175,14 +173,14 @@ class MODFSVectorEnv(DFSVectorEnv):
             before, labels = state.take(parents), labels[parents]
             state = mdp.transition(before, action, in_place=True)
             logits = mdp.logits(state) if mdp.terminal(state) else None
-            components = self._components(self._transition(before, action, state, labels, logits))
+            components = self._components(Transition.between(before, action, state, mdp, labels, logits))
             rewards = self._combined({name: part.cpu().numpy() for name, part in components.items()})
             returns = returns[parents.cpu().numpy()] + gamma**layer * rewards.astype(np.float64)
         return returns.reshape(len(rows), -1, self.reward_dim)
 
 
 def non_dominated(points: Array) -> Array:
-    """Those of the points [P, K] that no other equals or exceeds in everything; of equal ones, one."""
+    """The non-dominated points among [P, K]; of equal ones, one."""
     points = np.unique(np.round(points, 9), axis=0)[::-1]  # what dominates a point comes before it
     index = 0
     while index < len(points):
@@ -194,7 +192,7 @@ def non_dominated(points: Array) -> Array:
 
 
 class MODFSEnv(DFSEnv):
-    """One image at a time with a reward [K], as in MO-Gymnasium: `MODFSVectorEnv` with one sub-environment.
+    """One image at a time with a reward [K] float32, as in MO-Gymnasium: `MODFSVectorEnv` with one sub-environment.
 
     `reward_space`, `reward_dim` and `pareto_front` are there for its wrappers and for algorithms such as those of
     MORL-Baselines.
@@ -202,10 +200,7 @@ class MODFSEnv(DFSEnv):
 
     vector_class = MODFSVectorEnv
     vector: MODFSVectorEnv
-
-    def __init__(self, task: Task, **kwargs: Any) -> None:
-        super().__init__(task, **kwargs)
-        self.reward_space, self.reward_dim = self.vector.reward_space, self.vector.reward_dim
+    reward_space, reward_dim = OfVector(), OfVector()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """As `DFSEnv.reset`.
@@ -226,11 +221,6 @@ class MODFSEnv(DFSEnv):
             if isinstance(caller, gym.Wrapper) and module != "gymnasium.wrappers.common":
                 break  # it may have made a number of the reward
         return super().reset(seed=seed, options=options)
-
-    def step(self, action: int) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
-        """As `DFSEnv.step`, with a reward [K] float32."""
-        observation, reward, terminated, truncated, info = self._step(action)
-        return observation, reward, terminated, truncated, info
 
     def pareto_front(self, gamma: float = 1.0) -> list[Array]:
         """As `MODFSVectorEnv.pareto_front`."""

@@ -1,4 +1,4 @@
-"""What an agent observes before a decision: a flat vector of named parts, and how it is made from the features."""
+"""The observation before a decision: a flat vector of named parts, made from the features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from backbone.names import resolve
 
 OBSERVATION_BOUND = 10.0
-"""What is observed of the features is clipped to plus or minus this."""
+"""Bound to which observed features are clipped, plus or minus."""
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray[Any, Any], Tensor)
 
@@ -37,7 +37,7 @@ class ObservationParts(Generic[ArrayOrTensor]):
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """Where the parts of a flat observation [..., D] lie: features, confidence, block index, spent cost, budget."""
+    """The layout of a flat observation [..., D]: features, confidence, block index, spent cost, budget."""
 
     num_features: int
     """F."""
@@ -48,7 +48,7 @@ class ObservationLayout:
 
     @classmethod
     def of_dim(cls, dim: int, num_layers: int = 0) -> ObservationLayout:
-        """The layout of D entries for code that does not know the MDP: all before the last L + 2 count as features."""
+        """The layout of D entries for code that does not know the MDP: all but the last L + 2 count as features."""
         return cls(dim - cls(0, num_layers).dim, num_layers)
 
     @property
@@ -81,7 +81,7 @@ class ObservationLayout:
         return torch.cat((parts.features, parts.confidence, parts.block, *last), -1)
 
     def layer(self, observation: np.ndarray[Any, Any] | Tensor) -> int:
-        """The block index that observations [B, D] share: all images of a batch are in front of the same block."""
+        """The block index that observations [B, D] share."""
         return int(self.split(observation).block[0].argmax())  # type: ignore[type-var]
 
 
@@ -120,8 +120,8 @@ OBSERVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """Summaries of the features by name: [B, C, H, W] -> [B, K, C]. K <= 2 numbers for each channel, namely its mean, then
 its standard deviation, are normalised; "features" are all K = H * W positions, as they are. "position" includes nothing
-of the image, so a policy on it assigns the same bits to every image. "confidence" adds to the means the three numbers
-of `BlockMDP.confidence`; "confidence_alone" has these and no means."""
+of the image, so a policy on it chooses the same bits for every image. "confidence" and "confidence_alone" add the three
+numbers of `BlockMDP.confidence`."""
 
 NORMALISED = tuple(name for name in OBSERVATIONS if name != "features")
 """Observations to which `ObservationStatistics` apply. A user's own are clipped, but not normalised."""
@@ -134,8 +134,8 @@ CONFIDENT = ("confidence", "confidence_alone")
 class ObservationStatistics:
     """Mean and standard deviation over training images of each block's channel summaries, which normalise observations.
 
-    Both tensors are [blocks + 1, 2, C]: in front of each block of the backbone and after the last, of channel means and
-    of channel standard deviations, for C channels at most.
+    Both are [blocks + 1, 2, C]: in front of each block of the backbone and after the last, of the channels' means and
+    standard deviations, for at most C channels.
     """
 
     mean: Tensor
@@ -143,7 +143,7 @@ class ObservationStatistics:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ObservationStatistics | None:
-        """Those among the tensors of a backbone's file, see `tensors`; None if it has none."""
+        """The statistics among the tensors of a backbone's file, see `tensors`; None if it has none."""
         found = tensors.get("feature_mean"), tensors.get("feature_std")
         return None if found[0] is None or found[1] is None else cls(found[0], found[1])
 
@@ -173,10 +173,8 @@ def summarise(
     summary = resolve("observation", observation, OBSERVATIONS)(features)
     if not isinstance(summary, Tensor) or summary.ndim < 2 or len(summary) != len(features):
         found = f"shape {list(summary.shape)}" if isinstance(summary, Tensor) else repr(summary)
-        raise ValueError(
-            f"observation {observation!r} must return [B, ...], a summary of each of {len(features)} images, got "
-            f"{found}"
-        )
+        wanted = f"[B, ...], a summary of each of {len(features)} images"
+        raise ValueError(f"observation {observation!r} must return {wanted}, got {found}")
     if observation not in NORMALISED:
         return summary.flatten(1).clamp(-OBSERVATION_BOUND, OBSERVATION_BOUND)
     if statistics is not None:

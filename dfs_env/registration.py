@@ -24,36 +24,29 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "DFS/CIFAR100-ResNet74-v0": {"dataset": "cifar100", "depth": 74},
 }
 """The registered ids and the task that each stands for; every other argument can be given to `gymnasium.make`. Each
-also exists with vector rewards, as DFS/MO-NAME, and with costs beside rewards, as DFS/Safe-NAME."""
+also exists with vector rewards, as DFS/MO-NAME, and with separate costs, as DFS/Safe-NAME."""
 
 TASK_ARGUMENTS = tuple(inspect.signature(make_task).parameters)
-Env = TypeVar("Env", bound=DFSEnv)
-Vector = TypeVar("Vector", bound=DFSVectorEnv)
+Single = TypeVar("Single", bound=DFSEnv)
+Env = TypeVar("Env", bound=DFSEnv | DFSVectorEnv)
 
 
-def _split_arguments(
-    kind: type[DFSEnv | DFSVectorEnv], kwargs: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Those of `make_task`, and the others.
+def _make(kind: type[Env], kwargs: dict[str, Any], *num_envs: int) -> Env:
+    """The environment, from the arguments of its task and its own.
 
     Raises:
         ValueError: an argument that neither `make_task` nor the environment has.
     """
-    check_names(kwargs, [*_own_arguments(kind), *TASK_ARGUMENTS], kind.__name__)
-    task = {name: kwargs[name] for name in TASK_ARGUMENTS if name in kwargs}
-    return task, {name: value for name, value in kwargs.items() if name not in task}
+    vector: type = kind.vector_class if issubclass(kind, DFSEnv) else kind
+    fixed = {"task", "num_envs", "kwargs"} | ({"autoreset_mode"} if vector is not kind else set())
+    bases = [base for base in vector.__mro__ if issubclass(base, DFSVectorEnv)]
+    own = dict.fromkeys(name for base in bases for name in inspect.signature(base).parameters if name not in fixed)
+    check_names(kwargs, [*own, *TASK_ARGUMENTS], kind.__name__)
+    task = make_task(**{name: kwargs.pop(name) for name in TASK_ARGUMENTS if name in kwargs})
+    return kind(task, *num_envs, **kwargs)
 
 
-def _own_arguments(kind: type[DFSEnv | DFSVectorEnv]) -> list[str]:
-    fixed = {"task", "num_envs", "kwargs"}
-    if issubclass(kind, DFSEnv):
-        kind, fixed = kind.vector_class, fixed | {"autoreset_mode"}
-    kinds = [base for base in kind.__mro__ if issubclass(base, DFSVectorEnv)]
-    names = dict.fromkeys(name for base in kinds for name in inspect.signature(base).parameters)
-    return [name for name in names if name not in fixed]
-
-
-def _single(kind: type[Env], kwargs: dict[str, Any]) -> Env:
+def _single(kind: type[Single], kwargs: dict[str, Any]) -> Single:
     if "num_envs" in kwargs:
         raise ValueError("num_envs is for many images at once: use gymnasium.make_vec, not gymnasium.make")
     if "autoreset_mode" in kwargs:
@@ -61,13 +54,7 @@ def _single(kind: type[Env], kwargs: dict[str, Any]) -> Env:
             "autoreset_mode is no argument of an environment of one image: use gymnasium.make_vec without a "
             'vectorization_mode, or with "sync" or "async" give vector_kwargs={"autoreset_mode": ...}'
         )
-    task, rest = _split_arguments(kind, kwargs)
-    return kind(make_task(**task), **rest)
-
-
-def _vector(kind: type[Vector], num_envs: int, kwargs: dict[str, Any]) -> Vector:
-    task, rest = _split_arguments(kind, kwargs)
-    return kind(make_task(**task), num_envs, **rest)
+    return _make(kind, kwargs)
 
 
 def make_env(**kwargs: Any) -> DFSEnv:
@@ -78,7 +65,7 @@ def make_env(**kwargs: Any) -> DFSEnv:
 
 def make_vec_env(num_envs: int = 1, **kwargs: Any) -> DFSVectorEnv:
     """A `DFSVectorEnv` from names and plain numbers: the arguments of `make_task` and of `DFSVectorEnv`."""
-    return _vector(DFSVectorEnv, num_envs, kwargs)
+    return _make(DFSVectorEnv, kwargs, num_envs)
 
 
 def make_mo_env(**kwargs: Any) -> MODFSEnv:
@@ -88,17 +75,17 @@ def make_mo_env(**kwargs: Any) -> MODFSEnv:
 
 def make_mo_vec_env(num_envs: int = 1, **kwargs: Any) -> MODFSVectorEnv:
     """As `make_vec_env`, with vector rewards: `objectives` in place of `reward`."""
-    return _vector(MODFSVectorEnv, num_envs, kwargs)
+    return _make(MODFSVectorEnv, kwargs, num_envs)
 
 
 def make_safe_env(**kwargs: Any) -> SafeDFSEnv:
-    """As `make_env`, with costs beside rewards."""
+    """As `make_env`, with costs separate from rewards."""
     return _single(SafeDFSEnv, kwargs)
 
 
 def make_safe_vec_env(num_envs: int = 1, **kwargs: Any) -> SafeDFSVectorEnv:
-    """As `make_vec_env`, with costs beside rewards."""
-    return _vector(SafeDFSVectorEnv, num_envs, kwargs)
+    """As `make_vec_env`, with costs separate from rewards."""
+    return _make(SafeDFSVectorEnv, kwargs, num_envs)
 
 
 for _maker in (make_env, make_mo_env, make_safe_env):  # where Gymnasium looks whether it can show and collect frames
@@ -108,7 +95,7 @@ for _maker in (make_env, make_mo_env, make_safe_env):  # where Gymnasium looks w
 def register() -> None:
     """Register every id of `ENVIRONMENTS`, and its two variants, with Gymnasium.
 
-    Gymnasium's own checker, which knows neither vector rewards nor six results of a step, is off for the variants.
+    Gymnasium's checker knows neither vector rewards nor six results of a step, and is off for the variants.
     """
     for name, kwargs in ENVIRONMENTS.items():
         for prefix, maker in (("", ""), ("MO-", "mo_"), ("Safe-", "safe_")):

@@ -29,11 +29,11 @@ class Picture:
     num_layers: int
     """L."""
     bitwidths: tuple[int, ...]
-    """What could be chosen."""
+    """The choices at each block."""
     cost: float
     """Spent so far, a fraction of full execution."""
     budget: float
-    """What should not be exceeded, likewise."""
+    """The budget, likewise."""
     scores: np.ndarray[Any, Any] | None
     """[num_classes] probabilities, or None before the last block is decided."""
 

@@ -1,4 +1,4 @@
-"""Rewards and costs apart, as in Safety-Gymnasium (Ji et al. 2023): `step` returns six things, the cost third."""
+"""Separate rewards and costs, as in Safety-Gymnasium (Ji et al. 2023): `step` returns six results, the cost third."""
 
 from __future__ import annotations
 
@@ -18,24 +18,16 @@ from dfs_env.rewards import RewardSpec
 from dfs_env.single_env import DFSEnv
 from dfs_env.task import Task
 
-REWARD = "accuracy"
-"""By default 1 for a correct prediction: cost is no part of the reward, but a result of its own."""
-
-
-PASS_ON = (OrderEnforcing, gym.ActionWrapper, VectorActionWrapper)
-"""Gymnasium's wrappers that return what a step returns, however many results that are."""
+TRANSPARENT_WRAPPERS = (OrderEnforcing, gym.ActionWrapper, VectorActionWrapper)
+"""Gymnasium's wrappers that return a step's results, however many they are."""
 
 
 def check_wrapper() -> None:
-    """Make sure that the step that calls this is not called by something of Gymnasium's that unpacks five results.
-
-    Raises:
-        ValueError: it is.
-    """
+    """Raise ValueError if the step that calls this was called by something of Gymnasium's that unpacks five results."""
     for caller in callers():
         name = vectorizer(caller)
         if name is None:
-            if not isinstance(caller, gym.Wrapper | VectorWrapper) or isinstance(caller, PASS_ON):
+            if not isinstance(caller, gym.Wrapper | VectorWrapper) or isinstance(caller, TRANSPARENT_WRAPPERS):
                 continue
             if not type(caller).__module__.startswith("gymnasium."):
                 return  # one that knows of six, such as Safety-Gymnasium's converter
@@ -51,12 +43,12 @@ class SafeDFSVectorEnv(DFSVectorEnv):
     """`DFSVectorEnv` for constrained learning: `step` returns (observations, rewards, costs, terminated, truncated,
     info).
 
-    `costs` [N] is what each image's decision cost: an episode's sum is its block cost, and the limit that algorithms
-    hold its mean to (`cost_limit` in OmniSafe) is the `budget`. There is no `cost` in `info`, which Safety-Gymnasium's
-    converter to Gymnasium fills with it. Wrappers of Gymnasium that unpack five results raise an error.
+    `costs` [N] are those of the images' decisions: an episode's sum is its block cost, and the limit of its mean
+    (`cost_limit` in OmniSafe) is the `budget`. `info` has no `cost`, which Safety-Gymnasium's converter to Gymnasium
+    adds. Wrappers of Gymnasium that unpack five results raise an error.
     """
 
-    def __init__(self, task: Task, num_envs: int = 1, *, reward: RewardSpec = REWARD, **kwargs: Any) -> None:
+    def __init__(self, task: Task, num_envs: int = 1, *, reward: RewardSpec = "accuracy", **kwargs: Any) -> None:
         super().__init__(task, num_envs, reward=reward, **kwargs)
         self._costs = np.zeros(num_envs, np.float32)
 
@@ -78,9 +70,3 @@ class SafeDFSEnv(DFSEnv):
     """One image at a time: `SafeDFSVectorEnv` with one sub-environment."""
 
     vector_class = SafeDFSVectorEnv
-    vector: SafeDFSVectorEnv
-
-    def step(self, action: int) -> Any:
-        """(observation, reward, cost, terminated, truncated, info), cost being the decision's."""
-        observation, reward, cost, terminated, truncated, info = self._step(action)
-        return observation, float(reward), float(cost), terminated, truncated, info

@@ -45,18 +45,14 @@ class DFSEnv(Guarded, gym.Env[Array, int]):
         self.action_space = self.vector.single_action_space
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
-        """Set an attribute that may be set; no wrapper has it, or it would not come to this.
-
-        Raises:
-            AttributeError: it may not.
-        """
+        """Set an attribute that no wrapper has. Raises AttributeError if it may not be set."""
         self.check_settable(name)
         setattr(self, name, value)
         return True
 
     @property
     def np_random_seed(self) -> int:
-        """What the generator was seeded with last; -1 if that is not known."""
+        """The last seed of the generator; -1 if that is not known."""
         return self.vector.np_random_seed[0]
 
     @property
@@ -77,16 +73,11 @@ class DFSEnv(Guarded, gym.Env[Array, int]):
         observation, info = self.vector.reset(seed=seed, options=options)
         return observation[0], first_of(info)
 
-    def step(self, action: int) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> Any:
         """As `DFSVectorEnv.step`, for one image."""
-        observation, reward, terminated, truncated, info = self._step(action)
-        return observation, float(reward), terminated, truncated, info
-
-    def _step(self, action: int) -> tuple[Any, ...]:
-        """What the vector's step returns of its one image."""
         self.take_from_wrappers()
-        *results, terminated, truncated, info = self.vector.step(np.reshape(action, -1))
-        return *(part[0] for part in results), bool(terminated[0]), bool(truncated[0]), first_of(info)
+        observation, *results, info = self.vector.step(np.reshape(action, -1))
+        return observation[0], *(part[0] if part.ndim > 1 else part[0].item() for part in results), first_of(info)
 
     def action_masks(self) -> Array:
         """[A] bool, as `DFSVectorEnv.action_masks`."""

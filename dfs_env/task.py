@@ -29,9 +29,8 @@ HEAD_IMAGES = 2048
 class Task:
     """What environments, methods and evaluation share.
 
-    If the MDP has no statistics to normalise observations by, which is so for a backbone of one's own, the task
-    measures them when it is made: `calibrate`, on the first `CALIBRATION_IMAGES` training images with seed 0. Call
-    `calibrate` again if the backbone is trained further.
+    An MDP without statistics to normalise observations, as on a backbone of one's own, is given some by `calibrate`.
+    Call it again if the backbone is trained further.
 
     Raises:
         ValueError: statistics must be measured, and there are no training images.
@@ -47,16 +46,15 @@ class Task:
             calibrate(self.mdp, self.dataset)
 
     def ensure_confidence(self) -> None:
-        """Train the MDP's confidence heads, if it has none. They stay as they are when the backbone is trained
-        further."""
+        """Train the MDP's confidence heads, if it has none. Further training of the backbone does not change them."""
         if self.mdp.heads is None:
             self.mdp.heads = train_heads(self.mdp, self.dataset)
 
 
 @default_torch_state()
 def calibrate(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> ObservationStatistics:
-    """Measure the statistics by which observations of `mdp` are normalised from now on: over the first training images,
-    each on one uniformly random route.
+    """Measure the statistics by which observations of `mdp` are normalised from now on: over the first
+    `CALIBRATION_IMAGES` training images, each on one uniformly random route.
 
     The result depends on backbone, bitwidths, images and seed alone. Other MDPs on the same backbone are not changed.
 
@@ -78,15 +76,16 @@ def calibrate(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> ObservationStat
 
 @default_torch_state()
 def train_heads(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> LinearHeads:
-    """Classifiers of the features before each decision and after the last, for `BlockMDP.confidence`, trained on
-    the first training images, each on one uniformly random route of this MDP's bitwidths.
+    """Linear classifiers of the features before each decision and after the last, for `BlockMDP.confidence`.
 
-    The result depends on backbone, bitwidths, images and seed alone.
+    They are trained on the first `HEAD_IMAGES` training images, each on one uniformly random route. The
+    result depends on backbone, bitwidths, images and seed alone.
 
     Raises:
         ValueError: a class is only among the others, as in a data set that is sorted by class.
     """
-    missing = set(dataset.train.labels[HEAD_IMAGES:].tolist()) - set(dataset.train.labels[:HEAD_IMAGES].tolist())
+    labels, others = (dataset.train.labels[part] for part in (slice(HEAD_IMAGES), slice(HEAD_IMAGES, None)))
+    missing = set(others.tolist()) - set(labels.tolist())
     if missing:
         raise ValueError(
             f"{dataset.name}: none of the first {HEAD_IMAGES} training images is of class {min(missing)}, so that "
@@ -101,8 +100,7 @@ def train_heads(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> LinearHeads:
             for state in mdp.random_walk(dataset.normalize(part.to(mdp.device)), generator):
                 places[state.layer].append(state.features.mean((2, 3)))
                 bar.update()
-    labels = dataset.train.labels[:HEAD_IMAGES].to(mdp.device)
-    return fit_heads([torch.cat(pooled) for pooled in places], labels, dataset.num_classes)
+    return fit_heads([torch.cat(pooled) for pooled in places], labels.to(mdp.device), dataset.num_classes)
 
 
 @default_torch_state()
@@ -126,15 +124,14 @@ def make_task(
         depth: layers of the ResNet, 6n + 2.
         width: channels of an untrained ResNet's first stage; a checkpoint has its own.
         checkpoint: a file; None for the trained backbone of that shape; "random" for an untrained one.
-        bitwidths: what to choose from; by default (0, 2, 4, 8) if the backbone has these, else all that it has.
-        observation: what is observed of the features, see `dfs_env.observations.OBSERVATIONS`.
+        bitwidths: the choices; by default (0, 2, 4, 8) if the backbone has these, else all that it has.
+        observation: the summary of the features, see `dfs_env.observations.OBSERVATIONS`.
         ungated_blocks: how many leading blocks always run at the widest bitwidth and are not decided.
         device: a torch device.
         data: the data folder; by default $DFS_DATA, else the user's cache folder.
-        cost: what budgets and rewards count: "blocks" (block cost), or "latency", measured time of single images on
+        cost: the unit of budgets and rewards: "blocks" (block cost), or "latency", measured time of single images on
             this machine ("latency@64": in batches of 64).
-        latency: a file of `python -m scripts.bench latency`; by default, where cost is latency, the one in the data
-            folder.
+        latency: a file of `python -m scripts.bench latency`; for cost "latency", by default that in the data folder.
 
     Raises:
         FileNotFoundError: no such checkpoint or latency table (the message says which command makes it), or data files
@@ -150,9 +147,7 @@ def make_task(
     images = load_dataset(dataset, data)
     statistics = None
     if checkpoint == "random":
-        config = ResNetConfig(
-            depth, images.num_classes, width, ResNetConfig.bitwidths if bitwidths is None else bitwidths
-        )
+        config = ResNetConfig(depth, images.num_classes, width, bitwidths or ResNetConfig.bitwidths)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             backbone = ResNet(config).eval().requires_grad_(False)
@@ -175,11 +170,7 @@ def _default(config: ResNetConfig) -> tuple[int, ...]:
 
 
 def check_device(device: str) -> None:
-    """Make sure that the torch device is there.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Raise ValueError unless the torch device is there."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

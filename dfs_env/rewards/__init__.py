@@ -6,19 +6,19 @@ reward is their sum. The environment shows every component in `info` as `reward_
 `reward="skipnet(alpha=0.01)"`), as "module:function", with parameters or without, or pass the function itself.
 
 Rewards that charge cost have a parameter `cost_coef`: their component `cost` is proportional to it. An environment
-takes it as an argument, in the reward's own parameters, or later (`env.unwrapped.cost_coef = 3.0`); one that needs it
-and is given none is refused. A Lagrangian learner gives 1, and multiplies the component by its multiplier
-(`agents.lagrangian`). A reward of one's own that reads the budget can say so by the decorator `budgeted`: what learns
-from it is then selected within its budget.
+takes it as an argument, in the reward's own parameters, or later (`env.unwrapped.cost_coef = 3.0`), and refuses a
+reward that needs it and is given none. A Lagrangian learner (`agents.lagrangian`) gives 1, and multiplies the component
+by its multiplier. The decorator `budgeted` declares that a reward of one's own reads the budget: policies that learn
+from it are then selected within their budget.
 
-Next to its own parameters every reward that is chosen by name has these, unless it has one of that name itself:
+A reward that is chosen by name also has these parameters, unless it has one of that name itself:
 
 - `placement`: when the components are paid; their sum over an episode is the same. "step" (default): as the reward
-  itself has it. "terminal": with the last decision, so that every decision's return is the whole total, what was spent
-  before it included. "reward_to_go": what the end will charge, such as an exceeded budget, is charged to the decision
-  that causes it, so that what was charged for earlier decisions is no part of a decision's return.
-- `normalize`: in which units cost is counted. "blocks" (default): every block weighs the same, the block cost. "macs":
-  blocks weigh as their multiply-accumulates do.
+  itself has it. "terminal": with the last decision, so that every decision's return is the whole total.
+  "reward_to_go": what the end will charge, such as an exceeded budget, is charged to the decision that causes it, so
+  that a decision's return is free of what earlier decisions were charged.
+- `normalize`: "blocks" (default): every block has the same weight, the block cost. "macs": blocks weigh as their
+  multiply-accumulates do.
 - `potential`, `shaping_weight`, `shaping_gamma`: potential-based shaping (see `dfs_env.rewards.shaping`), as the
   component `shaping`. The potential is "position", "spent", "confidence", or "module:function".
 
@@ -34,11 +34,10 @@ from dfs_env.rewards.specification import (
     cost_coef_of,
     is_budgeted,
     make_reward,
-    nested,
     set_cost_coef,
 )
 from dfs_env.rewards.transition import Components, Reward, Transition
-from dfs_env.rewards.wrappers import NORMALIZATIONS, PLACEMENTS, begin, prepare
+from dfs_env.rewards.wrappers import NORMALIZATIONS, PLACEMENTS, begin, nested, prepare
 
 __all__ = [
     "NORMALIZATIONS",

@@ -14,7 +14,7 @@ BUDGETED = "budgeted"
 
 
 def budgeted(reward: Callable[..., Components]) -> Callable[..., Components]:
-    """Declare that a reward reads the budget, so that what learns from it is selected within its budget."""
+    """Declare that a reward reads the budget: policies that learn from it are selected within their budget."""
     setattr(reward, BUDGETED, True)
     return reward
 
@@ -30,10 +30,9 @@ def cross_entropy(t: Transition) -> Components:
 
 
 def probability(t: Transition) -> Components:
-    """The probability that the network gives to the true class; cost is not charged.
+    """The probability of the true class; cost is not charged.
 
-    Accuracy, if the class were drawn: smoother than that of the likeliest class, and bounded, where a few confident
-    errors decide the mean of cross-entropy.
+    Smoother than accuracy, and bounded, whereas a few confident errors dominate the mean of cross-entropy.
     """
     return {"probability": (-t.loss).exp() * t.done}
 
@@ -55,7 +54,7 @@ def probability_minus_cost(t: Transition, cost_coef: float) -> Components:
 
 @budgeted
 def accuracy_within_budget(t: Transition, penalty: float = 10.0) -> Components:
-    """1 for a correct prediction, minus `penalty` times what the image's own cost exceeds its budget by.
+    """1 for a correct prediction, minus `penalty` times the excess of the image's own cost over its budget.
 
     It binds every image, so a policy that learns from it spends less than the budget on average.
     """
@@ -77,10 +76,9 @@ def skipnet(t: Transition, alpha: float = 0.1) -> Components:
 def dfs(t: Transition, cost_coef: float = 0.045) -> Components:
     """DFS's budget loss (Shen et al. 2020, section 3.4) as a terminal reward: -cross-entropy - s * cost_coef * cost.
 
-    s is -1 while the image's cost is within its budget, so that spending is rewarded, else +1. The authors' code has
-    alpha = 1e-5 by default (their paper half of it), which multiplies a sum over a batch of 128 images and 35 blocks;
-    per image and fraction of full execution that is 128 * 35 * 1e-5 = 0.045. The original takes the sign from the
-    batch; here each image has its own.
+    s is -1 while the image's cost is within its budget, so that spending is rewarded, else +1. The original takes the
+    sign from the batch. Its alpha is 1e-5 in the authors' code (half of it in the paper), times a sum over 128 images
+    and 35 blocks: per image and fraction of full execution, 128 * 35 * 1e-5 = 0.045.
     """
     sign = (t.cost > t.budget + TOLERANCE).to(t.cost.dtype) * 2 - 1
     return {"loss": -t.loss, "cost": -cost_coef * sign * t.cost * t.done}
@@ -97,11 +95,10 @@ def blockdrop(t: Transition, gamma: float = 1.0, cost_coef: float = 1.0) -> Comp
 
 
 def haq(t: Transition, acc0: float = 0.9, scale: float = 0.1) -> Components:
-    """HAQ's reward (Wang et al. 2019, section 3.4) for each image: scale * (correct - acc0) at the end; the mean over
-    images is 0.1 * (accuracy - accuracy of full execution).
+    """HAQ's reward (Wang et al. 2019, section 3.4) for each image: scale * (correct - acc0) at the end.
 
-    `acc0` is that accuracy, a share: it makes no difference to which policy is best, but centres the rewards. Nothing
-    is charged for cost: HAQ bounds it by taking bits away, which here is `hard_budget`.
+    `acc0` is the accuracy of full execution, which centres the rewards. Cost is not charged: HAQ bounds it by taking
+    bits away, which here is `hard_budget`.
     """
     return {"accuracy": scale * t.correct, "reference": -scale * acc0 * t.done * torch.ones_like(t.correct)}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfs_env.mdp import BlockMDP, State
 from dfs_env.rewards.transition import Components, Reward, Transition
-from dfs_env.rewards.wrappers import RewardWrapper, seen
+from dfs_env.rewards.wrappers import RewardWrapper, mdp_and_state
 
 if TYPE_CHECKING:
     from dfs_env.task import Task
@@ -41,9 +41,8 @@ POTENTIALS: dict[str, Potential] = {function.__name__: function for function in 
 class Shaped(RewardWrapper):
     """Adds weight * (gamma * potential(next state) - potential(state)) as the component `shaping`.
 
-    The potential of the end is 0, as it must be where episodes are finite (Grzes 2017), so the component sums, with
-    discount gamma, to minus the potential of the first state: no decision changes it, and the best policy is the same.
-    Without a discount of its own (`gamma` of 1) that is so for undiscounted returns.
+    The potential of the end is 0, as it must be where episodes are finite (Grzes 2017). So the component's return with
+    discount `gamma` is minus the potential of the first state: no decision changes it, and the best policy is the same.
     """
 
     def __init__(self, inner: Reward, potential: Potential, weight: float = 1.0, gamma: float = 1.0) -> None:
@@ -52,18 +51,16 @@ class Shaped(RewardWrapper):
 
     def prepare(self, task: Task) -> None:
         """Train the confidence heads, if they are needed and there are none."""
-        super().prepare(task)
         if self.potential is confidence:
             task.ensure_confidence()
 
     def begin(self, mdp: BlockMDP, state: State) -> None:
         """Look at the first state."""
-        super().begin(mdp, state)
         self._before = self.potential(mdp, state)  # now, for the features may be overwritten by the next decision
 
     def __call__(self, t: Transition) -> Components:
         """The inner components, and the shaping."""
-        mdp, state = seen(t)
+        mdp, state = mdp_and_state(t)
         after = torch.zeros_like(t.cost) if t.done else self.potential(mdp, state)
         shaping = self.weight * (self.gamma * after - self._before)
         self._before = after

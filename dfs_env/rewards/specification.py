@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from numbers import Real
@@ -21,16 +21,17 @@ from dfs_env.rewards.wrappers import (
     PaidAtTheEnd,
     PaidWhenKnown,
     RewardWrapper,
+    nested,
 )
 
 RewardSpec = str | Mapping[str, Any] | Reward
-"""What describes a reward: "name", "name(parameter=value, ...)", a mapping with "name" and parameters, each with
+"""A description of a reward: "name", "name(parameter=value, ...)", a mapping with "name" and parameters, each with
 "module:function" in place of the name, or the function itself."""
 
 COST_COEF = "cost_coef"
 """The parameter by which a reward charges cost: its component `cost` is proportional to it."""
 
-COMMON: dict[str, Any] = {
+COMMON_PARAMETERS: dict[str, Any] = {
     "placement": "step",
     "normalize": "blocks",
     "potential": None,
@@ -51,16 +52,12 @@ def make_reward(spec: RewardSpec, cost_coef: float | None = None) -> Reward:
         ValueError: an unknown name, a parameter that the reward does not have, an impossible value, or a reward that
             needs a cost coefficient and has none.
     """
-    if isinstance(spec, RewardWrapper):
-        reward: Reward = deepcopy(spec)  # it remembers the episodes of one environment
+    name, function, given, common = _described(spec)
+    if isinstance(function, RewardWrapper):
+        reward: Reward = deepcopy(function)  # it remembers the episodes of one environment
         if cost_coef is not None:
             set_cost_coef(reward, cost_coef)
         return reward
-    if callable(spec):
-        return _bound(getattr(spec, "__name__", repr(spec)), spec, {}, cost_coef)
-    name, function, given, common = _described(spec)
-    if isinstance(function, RewardWrapper):
-        return make_reward(function, cost_coef)
     reward = _bound(name, function, given, cost_coef)
     if common["placement"] != "step":
         reward = (PaidAtTheEnd if common["placement"] == "terminal" else PaidWhenKnown)(reward)
@@ -72,61 +69,43 @@ def make_reward(spec: RewardSpec, cost_coef: float | None = None) -> Reward:
     return reward
 
 
-def nested(reward: Reward) -> Iterator[Reward]:
-    """The reward, what it is a wrapper around, and so on to the innermost."""
-    yield reward
-    while isinstance(reward, RewardWrapper):
-        reward = reward.inner
-        yield reward
+def _coefficients(reward: Reward) -> dict[str, Any]:
+    """The keywords that hold the cost coefficient of a reward that was made, if it has one."""
+    *_, innermost = nested(reward)
+    return innermost.keywords if isinstance(innermost, partial) else {}
 
 
 def cost_coef_of(reward: Reward) -> float | None:
     """The cost coefficient of a reward that was made; None if it has none."""
-    *_, innermost = nested(reward)
-    return innermost.keywords.get(COST_COEF) if isinstance(innermost, partial) else None
+    return _coefficients(reward).get(COST_COEF)
 
 
 def set_cost_coef(reward: Reward, cost_coef: float) -> None:
-    """Change the cost coefficient of a reward that was made.
-
-    Raises:
-        ValueError: it has none, or it is no finite number of at least 0.
-    """
-    *_, innermost = nested(reward)
-    if not isinstance(innermost, partial) or COST_COEF not in innermost.keywords:
+    """Change the cost coefficient of a reward that was made. Raises ValueError if it has none, or the number is not
+    finite and at least 0."""
+    coefficients = _coefficients(reward)
+    if COST_COEF not in coefficients:
         raise ValueError("this reward has no cost_coef: use one that charges cost, such as 'accuracy_minus_cost'")
-    innermost.keywords[COST_COEF] = _checked(cost_coef)
+    coefficients[COST_COEF] = _checked(cost_coef)
 
 
 def cost_coef_is_open(spec: RewardSpec) -> bool:
     """Whether the reward has a cost coefficient that `spec` does not give: one that a learner may find.
 
-    Raises:
-        ValueError: as `make_reward`, but for the coefficient.
+    Raises as `make_reward`, except for a missing coefficient.
     """
-    if callable(spec):
-        return COST_COEF in _parameters(spec)
     _, function, given, _ = _described(spec)
     return COST_COEF in _parameters(function) and COST_COEF not in given
 
 
 def is_budgeted(spec: RewardSpec) -> bool:
-    """Whether the reward's function is declared to read the budget (`dfs_env.rewards.budgeted`).
-
-    Raises:
-        ValueError: as `cost_coef_is_open`.
-    """
-    function: Any = spec if callable(spec) else _described(spec)[1]
-    *_, innermost = nested(function)
+    """Whether the reward's function is declared to read the budget by `budgeted`. Raises as `cost_coef_is_open`."""
+    *_, innermost = nested(_described(spec)[1])
     return bool(getattr(getattr(innermost, "func", innermost), BUDGETED, False))
 
 
 def _bound(name: str, function: Callable[..., Components], given: Mapping[str, Any], cost_coef: float | None) -> Reward:
-    """The function with its parameters, among them its cost coefficient if it has one.
-
-    Raises:
-        ValueError: it needs one and is given none, or the other way round.
-    """
+    """The function with its parameters, among them its cost coefficient if it has one."""
     own = _parameters(function)
     if COST_COEF not in own:
         if cost_coef is not None:
@@ -142,16 +121,15 @@ def _bound(name: str, function: Callable[..., Components], given: Mapping[str, A
 
 
 def _checked(cost_coef: Any) -> float:
-    number = isinstance(cost_coef, Real) and not isinstance(cost_coef, bool)
-    if not number or not 0 <= float(cost_coef) < math.inf:
+    if not _is_number(cost_coef) or cost_coef < 0:
         raise ValueError(f"cost_coef {cost_coef!r} must be a finite number of at least 0")
     return float(cost_coef)
 
 
-def _described(
-    spec: str | Mapping[str, Any],
-) -> tuple[str, Callable[..., Components], dict[str, Any], dict[str, Any]]:
-    """Name, function, its own parameters as far as they are given, and those of `COMMON`."""
+def _described(spec: RewardSpec) -> tuple[str, Callable[..., Components], dict[str, Any], dict[str, Any]]:
+    """Name, function, its own parameters as far as they are given, and those of `COMMON_PARAMETERS`."""
+    if callable(spec):
+        return getattr(spec, "__name__", repr(spec)), spec, {}, COMMON_PARAMETERS
     if isinstance(spec, str):
         name, parameters = parse_call("reward", spec)
     else:
@@ -163,8 +141,9 @@ def _described(
     own = _parameters(function)
     _check_names(name, parameters, own)
     for parameter, value in parameters.items():
-        _check_value(name, parameter, value, own.get(parameter, COMMON.get(parameter)))
-    common = {**COMMON, **{key: value for key, value in parameters.items() if key not in own}}
+        if _is_number(own.get(parameter, COMMON_PARAMETERS.get(parameter))) and not _is_number(value):
+            raise ValueError(f"parameter {parameter!r} of reward {name!r} must be a number; got {value!r}")
+    common = {**COMMON_PARAMETERS, **{key: value for key, value in parameters.items() if key not in own}}
     for parameter, choices in (("placement", PLACEMENTS), ("normalize", NORMALIZATIONS)):
         value = common[parameter]
         if value not in choices:
@@ -177,21 +156,17 @@ def _described(
 def _check_shaping(name: str, common: Mapping[str, Any]) -> None:
     if common["potential"] is None:
         for parameter in ("shaping_weight", "shaping_gamma"):
-            if common[parameter] != COMMON[parameter]:
-                raise ValueError(
-                    f"{parameter} of reward {name!r} does nothing without a potential: give one, or drop it"
-                )
-    elif not 0 <= common["shaping_gamma"] <= 1:
-        raise ValueError(
-            f"shaping_gamma of reward {name!r} must be a discount in [0, 1], got {common['shaping_gamma']}"
-        )
+            if common[parameter] != COMMON_PARAMETERS[parameter]:
+                raise ValueError(f"{parameter} of reward {name!r} does nothing without a potential: give one")
+    elif not 0 <= (gamma := common["shaping_gamma"]) <= 1:
+        raise ValueError(f"shaping_gamma of reward {name!r} must be a discount in [0, 1], got {gamma}")
 
 
 def _check_names(name: str, parameters: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    allowed = [*own, *(key for key in COMMON if key not in own)]
+    allowed = [*own, *(key for key in COMMON_PARAMETERS if key not in own)]
     for parameter in parameters:
         if parameter not in allowed:
-            choices = f"{', '.join(own)}{' and ' if own else ''}what every reward has: {', '.join(COMMON)}"
+            choices = f"{', '.join(own)}{' and ' if own else ''}what every reward has: {', '.join(COMMON_PARAMETERS)}"
             message = f"reward {name!r} has no parameter {parameter!r}; it has {choices}"
             raise ValueError(message + nearest(parameter, allowed))
     for parameter, default in own.items():
@@ -202,16 +177,11 @@ def _check_names(name: str, parameters: Mapping[str, Any], own: Mapping[str, Any
 def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
     """The defaults of the function's parameters after the transition; none of a builtin, whose are not known."""
     try:
-        entries = list(inspect.signature(function).parameters.items())[1:]
+        entries = list(inspect.signature(function).parameters.values())[1:]
     except ValueError:
         return {}
-    return {
-        name: entry.default for name, entry in entries if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)
-    }
+    return {one.name: one.default for one in entries if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
 
 
-def _check_value(name: str, parameter: str, value: Any, default: Any) -> None:
-    numeric = isinstance(default, Real) and not isinstance(default, bool)
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if numeric and not number:
-        raise ValueError(f"parameter {parameter!r} of reward {name!r} must be a number; got {value!r}")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,11 +1,13 @@
-"""What a reward sees: one decision on each of B images."""
+"""The input of a reward: one decision on each of B images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dfs_env.mdp import BlockMDP, State
 
@@ -30,7 +32,7 @@ class Transition:
     num_layers: int
     """L, the number of decisions in an episode."""
     full_step_cost: float | None = None
-    """What the block costs at the widest bitwidth; by default 1 / L."""
+    """The block's cost at the widest bitwidth; by default 1 / L."""
     action: Tensor | None = None
     """[B] int64, the actions taken; the environment sets it, as it does what follows."""
     state: State | None = None
@@ -41,6 +43,19 @@ class Transition:
     def __post_init__(self) -> None:
         if self.full_step_cost is None:
             object.__setattr__(self, "full_step_cost", 1 / self.num_layers)
+
+    @classmethod
+    def between(
+        cls, before: State, action: Tensor, after: State, mdp: BlockMDP, labels: Tensor, logits: Tensor | None
+    ) -> Transition:
+        """The decisions [B] that led from `before` to `after`: the last ones where there are logits [B, K]."""
+        correct = loss = torch.zeros_like(after.cost)
+        if logits is not None:
+            loss = F.cross_entropy(logits, labels, reduction="none")
+            correct = (logits.argmax(1) == labels).to(loss.dtype)
+        costs = after.cost - before.cost, after.cost, after.budget
+        done = logits is not None
+        return cls(*costs, done, correct, loss, mdp.num_layers, action=action, state=after, mdp=mdp)
 
 
 Components = Mapping[str, Tensor]

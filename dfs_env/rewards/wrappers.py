@@ -1,7 +1,8 @@
-"""What can be put around any reward: in which units cost is counted, and when the components are paid."""
+"""Wrappers around any reward: the unit of cost, and when the components are paid."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,38 +20,46 @@ PLACEMENTS = ("step", "terminal", "reward_to_go")
 
 
 class RewardWrapper:
-    """A reward around another one. It remembers what the current episodes have had so far, so every environment needs
-    one of its own (`make_reward` copies it), and is told when episodes begin."""
+    """A reward around another one. It remembers the current episodes, so every environment needs one of its own, which
+    `make_reward` copies."""
 
     def __init__(self, inner: Reward) -> None:
         self.inner = inner
 
     def prepare(self, task: Task) -> None:
-        """Get ready for a task, once."""
-        prepare(self.inner, task)
+        """Get ready for a task, once; the inner reward is told, too."""
 
     def begin(self, mdp: BlockMDP, state: State) -> None:
-        """New episodes begin in `state`."""
-        begin(self.inner, mdp, state)
+        """New episodes begin in `state`; the inner reward is told, too."""
 
     def __call__(self, t: Transition) -> Components:
         """The components of one decision."""
         raise NotImplementedError
 
 
+def nested(reward: Reward) -> Iterator[Reward]:
+    """The reward, what it is a wrapper around, and so on to the innermost."""
+    yield reward
+    while isinstance(reward, RewardWrapper):
+        reward = reward.inner
+        yield reward
+
+
 def prepare(reward: Reward, task: Task) -> None:
-    """Tell a reward its task, where it wants to know."""
-    if isinstance(reward, RewardWrapper):
-        reward.prepare(task)
+    """Tell a reward's wrappers its task."""
+    for each in nested(reward):
+        if isinstance(each, RewardWrapper):
+            each.prepare(task)
 
 
 def begin(reward: Reward, mdp: BlockMDP, state: State) -> None:
-    """Tell a reward, where it wants to know, that new episodes begin in `state`."""
-    if isinstance(reward, RewardWrapper):
-        reward.begin(mdp, state)
+    """Tell a reward's wrappers that new episodes begin in `state`."""
+    for each in nested(reward):
+        if isinstance(each, RewardWrapper):
+            each.begin(mdp, state)
 
 
-def seen(t: Transition) -> tuple[BlockMDP, State]:
+def mdp_and_state(t: Transition) -> tuple[BlockMDP, State]:
     """The MDP, and the images after the decision.
 
     Raises:
@@ -62,20 +71,18 @@ def seen(t: Transition) -> tuple[BlockMDP, State]:
 
 
 class CostByMacs(RewardWrapper):
-    """`normalize="macs"`: blocks weigh as their multiply-accumulates do, and not all the same.
+    """`normalize="macs"`: blocks weigh as their multiply-accumulates do; cost is still 1 at full execution.
 
-    Cost is still 1 at full execution. What the observation holds, what a hard budget binds, and what a learner's
-    dual ascent compares with the budget, stays the block cost.
+    Observations, hard budgets and a learner's dual ascent keep the block cost.
     """
 
     def begin(self, mdp: BlockMDP, state: State) -> None:
         """Nothing is spent yet."""
-        super().begin(mdp, state)
         self._spent = torch.zeros_like(state.cost)
 
     def __call__(self, t: Transition) -> Components:
         """The inner reward at these costs."""
-        mdp, state = seen(t)
+        mdp, state = mdp_and_state(t)
         check_modelled(mdp.cost, 'normalize="macs"')
         costs = mdp.cost.by_macs[state.layer - 1]
         step_cost = costs[t.action]
@@ -84,14 +91,11 @@ class CostByMacs(RewardWrapper):
 
 
 class PaidAtTheEnd(RewardWrapper):
-    """`placement="terminal"`: every component is held back and paid with the last decision.
-
-    So the return from every decision on is the whole total, what was spent before it included.
-    """
+    """`placement="terminal"`: every component is held back and paid with the last decision, so that the return from
+    every decision on is the whole total."""
 
     def begin(self, mdp: BlockMDP, state: State) -> None:
         """Nothing is held back yet."""
-        super().begin(mdp, state)
         self._held: Components = {}
 
     def __call__(self, t: Transition) -> Components:
@@ -105,14 +109,13 @@ class PaidWhenKnown(RewardWrapper):
     """`placement="reward_to_go"`: what the end will charge is charged to the decision that causes it.
 
     After each decision, the reward is asked what it would still pay if the episode ended there with a correct and
-    certain prediction; by how much the decision changed that is paid with it, and taken off the last payment. So the
-    return from a decision on is SkipNet's reward-to-go r_i (Wang et al. 2018, section 3.3): what was charged for the
-    decisions before is no part of it. Rewards that charge all costs step by step are left as they are.
+    certain prediction. The change of that by the decision is paid with it, and taken off the last payment. So the
+    return from a decision on is SkipNet's reward-to-go r_i (Wang et al. 2018, section 3.3), without what earlier
+    decisions were charged. Rewards that charge all costs step by step are left as they are.
     """
 
     def begin(self, mdp: BlockMDP, state: State) -> None:
         """Nothing is known yet."""
-        super().begin(mdp, state)
         self._first: Components = {}
         self._known: Components = {}
 
@@ -127,7 +130,7 @@ class PaidWhenKnown(RewardWrapper):
         return parts
 
     def _at_end(self, t: Transition) -> Components:
-        """What the end would add to the reward of this decision."""
+        """The components that an end after this decision would add."""
         zero, one = torch.zeros_like(t.cost), torch.ones_like(t.cost)
         on_the_way = self.inner(replace(t, done=False, correct=zero, loss=zero))
         at_the_end = self.inner(replace(t, done=True, correct=one, loss=zero))
