@@ -22,7 +22,6 @@ bench: .venv/installed
 	$(BIN)/python -m scripts.bench env
 	$(BIN)/python -m scripts.bench ppo
 	$(BIN)/python -m scripts.bench recurrent
-	$(BIN)/python -m scripts.bench sweep
 
 install: .venv/installed
 

@@ -5,7 +5,6 @@
     python -m scripts.bench ppo --depth 38
     python -m scripts.bench latency --dataset cifar10 --depth 38
     python -m scripts.bench recurrent
-    python -m scripts.bench sweep
 
 A case's figure is the median of several repeats. The cases take turns, because a machine's speed drifts; the ratios
 between them are the figures to trust.
@@ -21,16 +20,9 @@ import tyro
 from scripts.benchmarks.environment import Env
 from scripts.benchmarks.latency import Latency
 from scripts.benchmarks.learners import Ppo, Recurrent
-from scripts.benchmarks.sweep import SweepSpeed
 from scripts.cli import clear_errors
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "env": Env,
-    "latency": Latency,
-    "ppo": Ppo,
-    "recurrent": Recurrent,
-    "sweep": SweepSpeed,
-}
+COMMANDS: dict[str, Callable[..., Any]] = {"env": Env, "latency": Latency, "ppo": Ppo, "recurrent": Recurrent}
 """Each measurement is a dataclass of its options with a method `run`."""
 
 

@@ -11,8 +11,8 @@ killed comparison resumes where it was, and a file may be changed and run again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -30,7 +30,7 @@ from agents.runs.planning import plan
 from agents.runs.ray_engine import Ray
 from agents.runs.results import EXPERIMENT, RESULT, RESULTS
 from agents.runs.run import resumable, resumes_from
-from agents.runs.sweep import SET_ASIDE, Sweep, finished, sole_writer, sweep
+from agents.runs.sweep import Sweep, finished, sole_writer, sweep
 from backbone.checkpoint import write_atomically
 from backbone.names import nearest
 from dfs_env.task import make_task
@@ -38,7 +38,7 @@ from scripts.cli import clear_errors, keeping
 from scripts.reporting import tables
 from scripts.reporting.comparison import Comparison
 from scripts.reporting.figures import fronts, save_figure
-from scripts.reporting.progress import Progress
+from scripts.reporting.progress import progress
 
 MANY = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""
@@ -58,15 +58,6 @@ class Flags:
     """Images shown to each learner; by default what the methods say."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What to learn on."""
-
-    def experiment(self) -> Experiment:
-        """What they describe.
-
-        Raises:
-            ValueError: a method or value that there is not, or that is there twice.
-        """
-        variants = tuple(map(Variant, self.methods))
-        return Experiment(variants, budgets=self.budgets, seeds=self.seeds, num_images=self.num_images, task=self.task)
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,8 @@ class Compare:
             FileNotFoundError, ValueError: see `read_experiment`; or a file and flags.
         """
         if self.file is None:
-            return self.flags.experiment()
+            options = {name: value for name, value in vars(self.flags).items() if name != "methods"}
+            return Experiment(tuple(map(Variant, self.flags.methods)), **options)
         here: dict[str, Any] = {"data": self.flags.task.data, "device": self.flags.task.device}
         if replace(self.flags, task=replace(self.flags.task, data=None, device="cpu")) != Flags():
             raise ValueError(f"give what is compared in {self.file} or by flags, not both")
@@ -107,7 +99,7 @@ class Compare:
         found = read_experiment(self.file)
         return replace(found, task=replace(found.task, **given))
 
-    def wanted(self, runs: Sequence[RunConfig], known: Mapping[str, Any]) -> set[str]:
+    def wanted(self, runs: Sequence[RunConfig], known: Collection[str]) -> set[str]:
         """The names of the runs that are to be done.
 
         Raises:
@@ -115,20 +107,18 @@ class Compare:
         """
         if self.collect and self.only:
             raise ValueError("--collect runs nothing, --only some runs: leave one of them out")
+        if self.collect and not known:
+            raise ValueError(
+                f"nothing to collect: {self.folder()} has no finished run of this experiment; leave out --collect"
+            )
         if self.collect:
-            if not known:
-                raise ValueError(
-                    f"nothing to collect: {self.folder()} has no finished run of this experiment; leave out --collect"
-                )
             return set()
-        found = {run.name for run in runs if self._fits(run)}
+        patterns = self.only or ("*",)
+        found = {r.name for r in runs if any(fnmatchcase(n, each) for n in (r.readable, r.name) for each in patterns)}
         if not found:
-            names, patterns = sorted({run.readable for run in runs}), " --only ".join(self.only)
-            raise ValueError(f"no run of this experiment fits --only {patterns}{nearest(self.only[0], names, 0)}")
+            close = nearest(patterns[0], sorted({run.readable for run in runs}), 0)
+            raise ValueError(f"no run of this experiment fits --only {' --only '.join(patterns)}{close}")
         return found
-
-    def _fits(self, run: RunConfig) -> bool:
-        return not self.only or any(fnmatchcase(name, each) for name in (run.readable, run.name) for each in self.only)
 
     def folder(self) -> Path:
         """Where the results go."""
@@ -151,33 +141,26 @@ def main(args: Compare) -> int:
     """Run what is missing, print the tables, write result lines, tables and figure. Returns the exit status."""
     experiment, folder, engine = args.experiment(), args.folder(), args.runner()
     runs = plan(experiment)
-    # what is wrong with what is there, or with the engine, is said before anything is written
-    known = finished(runs, folder)
-    engine.check()
+    known = finished(runs, folder)  # an error in what is there comes before anything is written
     wanted = args.wanted(runs, known)
-    with ExitStack() as stack:
-        stack.enter_context(keeping(lambda: _kept(runs, folder)))
-        if not args.collect:  # that may look on while another comparison is running
-            stack.enter_context(sole_writer(folder))
-            for task in dict.fromkeys(run.task for run in runs):
-                make_task(**vars(task))  # before any worker starts, so that what is wrong with it is said once
+    # collecting is possible while another comparison is running
+    with keeping(lambda: _kept(runs, folder)), nullcontext() if args.collect else sole_writer(folder):
+        for task in dict.fromkeys(run.task for run in runs if wanted):
+            make_task(**vars(task))  # before any worker starts, so that an error in it comes once
         write_atomically(folder / EXPERIMENT, as_toml(experiment))
         _say_what_is_there(runs, known, wanted, folder)
-        with Progress([run for run in runs if run.name in {*wanted, *known}], known) as progress:
-            outcome = sweep(runs, folder, engine, progress, wanted)
-        if (folder / SET_ASIDE).is_file():
-            print(f"lines of runs that the experiment does not have are in {folder / SET_ASIDE}")
+        with progress([run for run in runs if run.name in {*wanted, *known}], known) as report:
+            outcome = sweep(runs, folder, engine, report, wanted)
         return _shown(outcome, folder)
 
 
 def _say_what_is_there(
-    runs: Sequence[RunConfig], known: Mapping[str, Mapping[str, Any]], wanted: Container[str], folder: Path
+    runs: Sequence[RunConfig], known: Mapping[str, Mapping[str, Any]], wanted: Collection[str], folder: Path
 ) -> None:
     """Say which runs are reused or resumed."""
     if known:
         print(f"reused: {len(known)} of {len(runs)} runs, which were finished earlier, in {folder}")
-    missing = [run for run in runs if run.name not in known and run.name in wanted]
-    for run in missing:
+    for run in (run for run in runs if run.name in wanted and run.name not in known):
         with suppress(ValueError):  # a damaged checkpoint, which fails its own run
             if point := resumes_from(run, folder):
                 print(f"resuming {run.readable}: {point}")

@@ -1,7 +1,7 @@
 """Where runs are done: by worker processes on this machine, or by Ray (`agents.runs.ray_engine`).
 
-An engine does the same pure `agents.runs.run.run(config, root)` wherever it does it, and yields each configuration as
-it ends, with whether it succeeded. Meanwhile it reports "started" runs, and "image"s that learners were shown.
+An engine does the same pure `agents.runs.run.run(config, root)` wherever it does it. Meanwhile it reports "started"
+runs, and "image"s that learners were shown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from agents.runs.config import RunConfig
 from agents.runs.folders import ERROR
@@ -32,34 +32,24 @@ Report = Callable[[str, int], None]
 """Called with what there is more of, and how many."""
 Ended = Generator[tuple[RunConfig, bool], None, None]
 """Each configuration as its run ends, with whether it succeeded. Closing it ends what runs, and begins no more."""
+Engine = Callable[[Sequence[RunConfig], Path, Report], Ended]
+"""Does runs in a folder of runs, several at a time, in the order given. A run that fails leaves its traceback in
+`ERROR` in its own folder. An OSError says that nothing can be written any more: what runs then is ended."""
 
 
-class Engine(Protocol):
-    """Does runs, several at a time, in the order given."""
+def check_workers(workers: int) -> None:
+    """Make sure that there is at least one worker.
 
-    def check(self) -> None:
-        """Make sure that runs can be done, before anything is written.
-
-        Raises:
-            ValueError, OSError: they cannot.
-        """
-
-    def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
-        """Each configuration as it ends, with whether it succeeded; if not, its traceback is in `error_file`.
-
-        Raises:
-            OSError: nothing can be written any more. What runs then is ended, the rest is not begun.
-        """
-
-
-def error_file(config: RunConfig, root: Path) -> Path:
-    """Where the traceback of a run that failed is."""
-    return root / config.name / ERROR
+    Raises:
+        ValueError: there is none.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
 
 
 def write_error(config: RunConfig, root: Path, text: str) -> None:
     """Leave the traceback of a run that failed in its own folder."""
-    write_atomically(error_file(config, root), text + "\n")
+    write_atomically(root / config.name / ERROR, text + "\n")
 
 
 def work(config: RunConfig) -> int:
@@ -125,25 +115,21 @@ class Processes:
     """Runs at a time."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}")
-
-    def check(self) -> None:
-        """See `Engine`."""
+        check_workers(self.workers)
 
     def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
         """See `Engine`."""
-        alone = min(self.workers, len(configs)) == 1
-        died: list[RunConfig] = []
+        alone, died = min(self.workers, len(configs)) == 1, list[RunConfig]()
         with closing(_team(configs, root, self.workers, report)) as ended:
             for config, ok in ended:
-                if ok is None and not alone:
+                if ok is not None:
+                    yield config, ok
+                elif alone:
+                    write_error(config, root, DIED)
+                    yield config, False
+                else:
                     report("started", -1)
                     died.append(config)
-                    continue
-                if ok is None:
-                    write_error(config, root, DIED)
-                yield config, bool(ok)
         if died:
             yield from Processes(1)(died, root, report)
 
@@ -171,7 +157,8 @@ def _team(
                         worker.begin(waiting.popleft())
                     else:
                         team.remove(worker)
-                        worker.leave()
+                        worker.pipe.close()  # it has no more to do, and ends
+                        worker.process.join()
                     yield ended, value
     finally:
         for worker in team:
@@ -181,7 +168,7 @@ def _team(
 
 
 class _Worker:
-    """A process that does one run after the other. What it tells comes through a pipe of its own, which nothing but its
+    """A process that does one run after the other. Its messages come through a pipe of its own, which nothing but its
     own death can break."""
 
     def __init__(self, root: Path, config: RunConfig) -> None:
@@ -205,16 +192,11 @@ class _Worker:
         alive = self.process.is_alive()  # before its messages are looked for, so that the last is not missed
         try:
             if self.pipe.poll():
-                message: tuple[str, Any] = self.pipe.recv()
-                return message
+                kind, value = self.pipe.recv()
+                return kind, value
         except (EOFError, OSError):
             alive = False
         return ("nothing" if alive else "died"), None
-
-    def leave(self) -> None:
-        """Let it end, having no more to do."""
-        self.pipe.close()
-        self.process.join()
 
 
 def _serve(pipe: Connection, root: Path) -> None:

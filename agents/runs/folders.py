@@ -28,11 +28,6 @@ def finished_folders(root: Path) -> dict[str, Path]:
     return {identity: folder for identity, folder in _folders(root) if (folder / RESULT).is_file()}
 
 
-def failed_folders(root: Path) -> list[Path]:
-    """The folders of the runs in `root` that left a traceback."""
-    return [folder for _, folder in _folders(root) if (folder / ERROR).is_file() and not (folder / RESULT).is_file()]
-
-
 def unfinished_folder(root: Path, name: str, identity: str) -> Path:
     """Where the run of that name is resumed from: the folder of that name, or, if there is none, the one in which the
     run was killed under another label."""

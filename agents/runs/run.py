@@ -8,7 +8,6 @@ bit for bit on one thread, as if it had never stopped.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -64,29 +63,26 @@ def run(
         raise ValueError(
             f"code or a backbone that {config.readable} names has changed since the run was planned: start again"
         )
-    found = finished_folders(root).get(config.identity)
-    if found:
+    if found := finished_folders(root).get(config.identity):
         with suppress(OSError):  # reading needs no right to write there
             clear(found)  # its process may have been killed before it did
         return result_line(config, found)
     error = f"another process is at {config.name} in {root}: wait for its end, or choose another folder"
-    with locked(root / f".{config.identity}.lock", error):
-        found = finished_folders(root).get(config.identity)
-        with seeded(config.config.seed):
-            return result_line(config, found or _done(config, root, progress, resume))
+    with locked(root / f".{config.identity}.lock", error), seeded(config.config.seed):
+        found = finished_folders(root).get(config.identity)  # which may have come before the lock did
+        return result_line(config, found or _done(config, root, progress, resume))
 
 
 def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None, resume: bool) -> Path:
     """The folder of the run, once it is done."""
     folder, found = root / config.name, unfinished_folder(root, config.name, config.identity)
     if found != folder:
-        os.replace(found, folder)
+        found.rename(folder)
     _prepare(folder, config, resume)
     if latency := config.task.latency_table():
         latency.save(folder / LATENCY)  # the run's costs are those of this table, on whatever machine it is evaluated
         config = replace(config, task=replace(config.task, latency=str(folder / LATENCY)))
-    task = make_task(**asdict(config.task))
-    settings = config.config
+    task, settings = make_task(**asdict(config.task)), config.config
     check_reachable(settings, task)
     recorder = Recorder(
         task,
@@ -99,8 +95,8 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
         budgets=settings.validation_budgets,
     )
     try:
-        policy = method(config.method).train(config.config, task, recorder)
-        result = _result(config, task, recorder, policy, recorder.seconds, folder, progress)
+        policy = method(config.method).train(settings, task, recorder)
+        result = _result(config, task, recorder, policy, folder, progress)
         recorder.summarise(*_hyper_parameters(result))
     finally:
         recorder.close()
@@ -131,7 +127,8 @@ def _prepare(folder: Path, config: RunConfig, resume: bool) -> None:
 
 def resumable(folder: Path, config: RunConfig) -> bool:
     """Whether the folder of an unfinished run holds a checkpoint of this very configuration and version."""
-    return (folder / CHECKPOINT).is_file() and _is_of(folder, config)
+    files = (folder / CHECKPOINT, folder / CONFIG)
+    return all(file.is_file() for file in files) and (folder / CONFIG).read_text() == _config_text(config)
 
 
 def resumes_from(config: RunConfig, root: Path) -> str:
@@ -148,16 +145,12 @@ def resumes_from(config: RunConfig, root: Path) -> str:
     return f"{seen:,} of {config.config.num_images:,} images are done, in {folder / CHECKPOINT}"
 
 
-def _is_of(folder: Path, config: RunConfig) -> bool:
-    return (folder / CONFIG).is_file() and (folder / CONFIG).read_text() == _config_text(config)
-
-
 def _config_text(config: RunConfig) -> str:
     return json.dumps(config.resolved(), indent=1) + "\n"
 
 
 def _hyper_parameters(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
-    """Settings, and the scalars they led to, of a result line."""
+    """Settings, and the scalars they led to, of a result line: for TensorBoard."""
     config = result["config"]
     settings = {"method": config["method"], **config["options"]}
     settings |= {f"task/{name}": value for name, value in config["task"].items()}
@@ -199,17 +192,14 @@ def _result(
     task: Task,
     recorder: Recorder,
     policy: Policy | SelfMeasured,
-    seconds: float,
     folder: Path,
     progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-    settings, start = config.config, time.perf_counter()
-    bound = settings.role == "bound"  # its work is its measurement
+    settings, best, images, seconds = config.config, recorder.best, recorder.images_seen, recorder.seconds
+    bound, start = settings.role == "bound", time.perf_counter()  # whose work is its measurement
     test = evaluate(policy, task, "test", settings.budget, progress=progress if bound else None)
-    if bound:
-        seconds += time.perf_counter() - start
+    seconds += time.perf_counter() - start if bound else 0
     write_outcomes(folder, test)
-    best = recorder.best
     several = [
         {"budget": budget, **(test if budget == settings.budget else evaluate(policy, task, "test", budget)).line()}
         for budget in settings.reported_budgets(task.mdp.cost)
@@ -230,11 +220,9 @@ def _result(
         **({"at_budgets": several} if several else {}),
         "validation_accuracy": best.accuracy if best else None,
         "validation_cost": best.cost if best else None,
-        "num_images": recorder.images_seen,
+        "num_images": images,
         "seconds": round(seconds, 2),
-        "seconds_per_thousand_images": round(1000 * seconds / recorder.images_seen, 3)
-        if recorder.images_seen
-        else None,
+        "seconds_per_thousand_images": round(1000 * seconds / images, 3) if images else None,
         "checkpoint": config.task.checkpoint,
         "config": config.resolved(),
     }

@@ -85,10 +85,10 @@ def load_run(
 
 def _shipped(identity: str, folder: Path) -> str:
     """The shipped backbone that a run in `folder` was made with, which may be one of an earlier version."""
-    for file in sorted(SHIPPED.rglob("*.safetensors")):
-        if identity_of(file) == identity:
-            return str(file)
-    raise ValueError(f"{folder} was made with another backbone than the one that is found now; name it again")
+    found = next((file for file in sorted(SHIPPED.rglob("*.safetensors")) if identity_of(file) == identity), None)
+    if not found:
+        raise ValueError(f"{folder} was made with another backbone than the one that is found now; name it again")
+    return str(found)
 
 
 def load_policy(

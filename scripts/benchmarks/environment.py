@@ -58,7 +58,7 @@ class Env:
 
     def run(self) -> None:
         """Measure and print."""
-        # first: a child's peak starts at its parent's size
+        # memory first: a child's peak starts at its parent's size
         memory = {name: memory_of(self, name) for name in tqdm(cases(self), "memory", leave=False)}
         setting = Setting(self)
         runs = {name: lambda _, case=case: case(setting) for name, case in cases(self).items()}
@@ -128,16 +128,6 @@ def openvino(s: Setting) -> None:
         s.openvino[len(images)](images)
 
 
-def on_float_path(run: Callable[[Setting], object]) -> Callable[[Setting], None]:
-    """The same on the float path."""
-
-    def case(s: Setting) -> None:
-        with on_engine("float"):
-            run(s)
-
-    return case
-
-
 def everywhere(bits: int) -> str:
     """The name of the case in which every block runs at `bits`."""
     return f"env {bits} bits"
@@ -145,13 +135,13 @@ def everywhere(bits: int) -> str:
 
 def cases(args: Env) -> dict[str, Callable[[Setting], object]]:
     """Every case by its name, without that of a package that is not there."""
-    last = len(args.bitwidths) - 1
-    full = partial(constant, action=last)
     found: dict[str, Callable[[Setting], object]] = {BARE_NETWORK: bare}
-    found |= {everywhere(args.bitwidths[action]): partial(constant, action=action) for action in range(last, 0, -1)}
+    for action, bits in reversed([*enumerate(args.bitwidths)][1:]):
+        found[everywhere(bits)] = partial(constant, action=action)
     found |= {HALF_SKIPPED: lambda s: play(s, s.half_skipped), RANDOM: lambda s: play(s, s.random)}
-    found[f"{everywhere(args.bitwidths[-1])}, {FLOAT_PATH}"] = on_float_path(full)
-    found |= {FLOAT_RANDOM: on_float_path(lambda s: play(s, s.random)), MASKED: on_float_path(masked)}
+    full, float_path = everywhere(args.bitwidths[-1]), on_engine("float")  # which decorates
+    found[f"{full}, {FLOAT_PATH}"] = float_path(found[full])
+    found |= {FLOAT_RANDOM: float_path(found[RANDOM]), MASKED: float_path(masked)}
     return found | ({OPENVINO: openvino} if args.runs_on_integers and not missing("openvino") else {})
 
 
@@ -165,16 +155,16 @@ def comparisons(args: Env) -> list[tuple[str, str]]:
     return pairs
 
 
-def peak_memory() -> float:
+def _peak_memory() -> float:
     """Most memory that this process ever held, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _child_memory(args: Env, name: str) -> tuple[float, float]:
     setting = Setting(args)
-    before = peak_memory()
+    before = _peak_memory()
     cases(args)[name](setting)
-    return before, peak_memory()
+    return before, _peak_memory()
 
 
 def memory_of(args: Env, name: str) -> tuple[float, float]:
@@ -192,9 +182,8 @@ def report(args: Env, seconds: dict[str, list[float]], memory: dict[str, tuple[f
         table.add_column(heading, justify="right")
     for name, values in seconds.items():
         taken, (before, after) = statistics.median(values) / args.batch_size, memory[name]
-        table.add_row(
-            name, f"{1e3 * taken:.3f}", f"{decisions / taken:,.0f}", f"{after:,.0f}", f"{after - before:,.0f}"
-        )
+        numbers = (decisions / taken, after, after - before)
+        table.add_row(name, f"{1e3 * taken:.3f}", *(f"{number:,.0f}" for number in numbers))
     console.print(table)
     kernels = "Integer kernels run" if enabled() else "This processor has no integer kernels: the float path runs"
     console.print(

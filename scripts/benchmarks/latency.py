@@ -28,7 +28,7 @@ from dfs_env.mdp import BlockMDP
 from dfs_env.observations import ObservationStatistics
 from dfs_env.task import Task
 from scripts.benchmarks.rounds import check_counts, take_turns, timed
-from scripts.benchmarks.runtimes import build
+from scripts.benchmarks.runtimes import Network, build
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,8 @@ def parts_table(latencies: LatencyTable) -> Table:
     return table
 
 
-Player = Callable[[Tensor], Any]
-"""What takes normalised images [B, 3, H, W] all the way to classes."""
-
-
-def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any]) -> Player:
-    """A run's policy at its budget, gate included; an allocation needs none.
+def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any]) -> Network:
+    """A run's policy at its budget, gate included; an allocation needs none. It may return anything.
 
     Raises:
         ValueError: it does not decide block by block.
@@ -129,7 +125,7 @@ def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any])
     return lambda images: play(policy, mdp, images, result["budget"])
 
 
-def whole_table(args: Latency, mdp: BlockMDP, players: dict[str, Player], images: Tensor) -> Table:
+def whole_table(args: Latency, mdp: BlockMDP, players: dict[str, Network], images: Tensor) -> Table:
     """Milliseconds from image to class in every runtime and of every player, taking turns on the images [N, 3, H, W];
     and, under the table, why a runtime is not there."""
     full = torch.full((1, mdp.num_layers), mdp.num_actions - 1)
@@ -151,7 +147,7 @@ def whole_table(args: Latency, mdp: BlockMDP, players: dict[str, Player], images
 
 
 @torch.no_grad()
-def played(players: dict[str, Player], images: Tensor, size: int, repeats: int) -> dict[str, list[float]]:
+def played(players: dict[str, Network], images: Tensor, size: int, repeats: int) -> dict[str, list[float]]:
     """Milliseconds an image of each round of each player. Every round is of the next `size` images, as a policy's
     routes depend on them."""
     batches = [images[(torch.arange(size) + number * size) % len(images)] for number in range(repeats + 1)]

@@ -33,7 +33,11 @@ from scripts.benchmarks.rounds import (
 )
 
 UPDATES = "policy, updates"
+MDP_PARTS = {"initial": "stem", "transition": "blocks", "logits": "head", "observe": "observations"}
+"""What tables call the methods of `BlockMDP`."""
 SB3_CONTRIB, WHOLE_EPISODES = "sb3-contrib", "whole episodes"
+WIDTH, LSTM_UNITS = 4, 32
+"""Of `Recurrent`: channels of the ResNet's first stage, as a small network leaves the time to the policy; and units."""
 
 
 class Clock:
@@ -70,6 +74,12 @@ def environment(depth: int, width: int, num_envs: int) -> DFSVectorEnv:
     torch.manual_seed(0)
     mdp = BlockMDP(ResNet(ResNetConfig(depth, width=width)).eval().requires_grad_(False))
     return DFSVectorEnv(noise_task(mdp, num_envs), num_envs, autoreset_mode="SameStep")
+
+
+def learner(algorithm: Callable[..., Any], policy: Any, env: DFSVectorEnv, args: Ppo | Recurrent, **more: Any) -> Any:
+    """A model that learns from rollouts of one episode of each image."""
+    sizes: dict[str, Any] = {"batch_size": args.batch_size, "n_epochs": args.n_epochs}
+    return algorithm(policy, SB3VecEnv(env), n_steps=env.task.mdp.num_layers, device="cpu", **sizes, **more)
 
 
 def one_rollout(model: Any) -> None:
@@ -122,16 +132,9 @@ class Ppo:
         """Seconds of each rollout, and in all of each part, on both engines, which take turns on one learner."""
         use_threads(self.threads)
         env, clock = environment(self.depth, ResNetConfig.width, self.num_envs), Clock()
-        mdp = env.task.mdp
-        sizes: dict[str, Any] = {"batch_size": self.batch_size, "n_epochs": self.n_epochs}
-        model = PPO("MlpPolicy", SB3VecEnv(env), n_steps=mdp.num_layers, device="cpu", **sizes)
-        for method, label in {
-            "initial": "stem",
-            "transition": "blocks",
-            "logits": "head",
-            "observe": "observations",
-        }.items():
-            clock.watch(mdp, method, label)
+        model = learner(PPO, "MlpPolicy", env, self)
+        for method, label in MDP_PARTS.items():
+            clock.watch(env.task.mdp, method, label)
         clock.watch(env, "step", "environment, the rest")
         clock.watch(model.policy, "forward", "policy, forward passes")
         clock.watch(model, "train", UPDATES)
@@ -157,23 +160,19 @@ class Recurrent:
 
     depth: int = 14
     """Layers of the ResNet, 6n + 2."""
-    width: int = 4
-    """Channels of the ResNet's first stage; a small network leaves the time to the policy."""
     num_envs: int = 256
     """Images that are decided together."""
     batch_size: int = 216
     """Decisions per minibatch."""
     n_epochs: int = 4
     """Epochs over each rollout."""
-    lstm_hidden_size: int = 32
-    """Units of the LSTM."""
     repeats: int = 5
     """Rollouts of each path, after one that is not counted."""
     threads: int = 1
     """Processor threads."""
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_envs", "batch_size", "n_epochs", "lstm_hidden_size", "repeats", "threads")
+        check_counts(self, "num_envs", "batch_size", "n_epochs", "repeats", "threads")
         check_aligned(self.batch_size, (self.depth - 2) // 2)
 
     def run(self) -> None:
@@ -182,8 +181,8 @@ class Recurrent:
         clock = Clock()
         updates: dict[str, list[float]] = {SB3_CONTRIB: [], WHOLE_EPISODES: []}
         models = {
-            SB3_CONTRIB: self.learner(RecurrentPPO, "MlpLstmPolicy"),
-            WHOLE_EPISODES: self.learner(AlignedRecurrentPPO, AlignedLstmPolicy),
+            SB3_CONTRIB: self.model(RecurrentPPO, "MlpLstmPolicy"),
+            WHOLE_EPISODES: self.model(AlignedRecurrentPPO, AlignedLstmPolicy),
         }
         for model in models.values():
             clock.watch(model, "train", UPDATES)
@@ -195,14 +194,11 @@ class Recurrent:
         cases = {name: partial(rollout, name) for name in models}
         seconds = take_turns(cases, self.repeats, "rollouts")
         decisions = self.num_envs * (self.depth - 2) // 2
-        print(f"RecurrentPPO, LSTM of {self.lstm_hidden_size}, on ResNet-{self.depth}, {self.num_envs} images")
+        print(f"RecurrentPPO, LSTM of {LSTM_UNITS}, on ResNet-{self.depth}, {self.num_envs} images")
         print_speeds(updates, decisions, "updates")
         print_speeds(seconds, decisions, "end to end, environment and backbone included")
 
-    def learner(self, algorithm: Callable[..., Any], policy: Any) -> Any:
+    def model(self, algorithm: Callable[..., Any], policy: Any) -> Any:
         """A model on its own network and images; the same weights for both paths."""
-        env = environment(self.depth, self.width, self.num_envs)
-        sizes: dict[str, Any] = {"batch_size": self.batch_size, "n_epochs": self.n_epochs}
-        network = {"lstm_hidden_size": self.lstm_hidden_size, "net_arch": []}
-        length = env.task.mdp.num_layers
-        return algorithm(policy, SB3VecEnv(env), n_steps=length, policy_kwargs=network, seed=0, device="cpu", **sizes)
+        env, network = environment(self.depth, WIDTH, self.num_envs), {"lstm_hidden_size": LSTM_UNITS, "net_arch": []}
+        return learner(algorithm, policy, env, self, policy_kwargs=network, seed=0)

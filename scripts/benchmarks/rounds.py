@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
@@ -59,15 +60,8 @@ def speedup(seconds: Mapping[str, list[float]], name: str, reference: str) -> fl
 @contextmanager
 def on_engine(name: str) -> Iterator[None]:
     """Run this project's networks on the float path ("float"), or on integer kernels where these serve ("auto")."""
-    before = os.environ.get("DFS_ENGINE")
-    os.environ["DFS_ENGINE"] = name
-    try:
+    with patch.dict(os.environ, DFS_ENGINE=name):
         yield
-    finally:
-        if before is None:
-            del os.environ["DFS_ENGINE"]
-        else:
-            os.environ["DFS_ENGINE"] = before
 
 
 def noise_task(mdp: BlockMDP, count: int) -> Task:

@@ -123,23 +123,16 @@ def integer_bits(backbone: Any) -> int:
     Raises:
         UnavailableError: all are wider than that.
     """
-    narrow = [bits for bits in backbone.config.bitwidths if 0 < bits <= EXACT_BITS]
-    if not narrow:
+    widest = max((bits for bits in backbone.config.bitwidths if bits <= EXACT_BITS), default=0)
+    if not widest:
         raise UnavailableError(f"none of the bitwidths {backbone.config.bitwidths} is from 2 to {EXACT_BITS}")
-    return max(narrow)
+    return int(widest)
 
 
 def this_project(backbone: Any, shape: tuple[int, ...], engine: str) -> Network:
     """The network itself, see `on_engine`."""
     bits = integer_bits(backbone)
-
-    @torch.no_grad()
-    def run(images: Tensor) -> Tensor:
-        with on_engine(engine):
-            logits: Tensor = backbone(images, bits)
-            return logits
-
-    return run
+    return on_engine(engine)(torch.no_grad()(lambda images: backbone(images, bits)))
 
 
 def eager(backbone: Any, shape: tuple[int, ...]) -> Network:
