@@ -21,7 +21,6 @@ check: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m scripts.bench env
 	$(BIN)/python -m scripts.bench ppo
-	$(BIN)/python -m scripts.bench recurrent
 
 install: .venv/installed
 

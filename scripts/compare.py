@@ -45,9 +45,11 @@ MANY = 100
 
 
 @dataclass(frozen=True)
-class Flags:
-    """An experiment without a file: see `agents.runs.experiment.Experiment`."""
+class Compare:
+    """What to compare, and where."""
 
+    file: Annotated[Path | None, tyro.conf.Positional] = None
+    """Experiment file (TOML); then of the flags that describe an experiment only --data and --device may be given."""
     methods: tuple[str, ...] = tuple(method_names())
     """Names of methods, or METHOD-PRESET."""
     budgets: tuple[float, ...] = Experiment.budgets
@@ -55,19 +57,9 @@ class Flags:
     seeds: tuple[int, ...] = Experiment.seeds
     """Seeds."""
     num_images: int | None = None
-    """Images shown to each learner; by default what the methods say."""
+    """Training images seen by each learner; by default what the methods say."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What to learn on."""
-
-
-@dataclass(frozen=True)
-class Compare:
-    """What to compare, and where."""
-
-    file: Annotated[Path | None, tyro.conf.Positional] = None
-    """Experiment file (TOML); then of the flags that describe an experiment only --data and --device may be given."""
-    flags: Flags = field(default_factory=Flags)
-    """What to compare without a file."""
     output: Path | None = None
     """Folder of the runs, the result lines, the table and the figure; by default runs/NAME for NAME.toml, else
     runs/compare."""
@@ -90,12 +82,12 @@ class Compare:
             FileNotFoundError, ValueError: see `read_experiment`; or a file and flags.
         """
         if self.file is None:
-            options = {name: value for name, value in vars(self.flags).items() if name != "methods"}
-            return Experiment(tuple(map(Variant, self.flags.methods)), **options)
-        here: dict[str, Any] = {"data": self.flags.task.data, "device": self.flags.task.device}
-        if replace(self.flags, task=replace(self.flags.task, data=None, device="cpu")) != Flags():
+            flags = {name: getattr(self, name) for name in ("budgets", "seeds", "num_images", "task")}
+            return Experiment(tuple(map(Variant, self.methods)), **flags)
+        given = {name: value for name, value in vars(self.task).items() if value != getattr(TaskConfig(), name)}
+        names = ("methods", "budgets", "seeds", "num_images")
+        if given.keys() - {"data", "device"} or any(getattr(self, name) != getattr(Compare, name) for name in names):
             raise ValueError(f"give what is compared in {self.file} or by flags, not both")
-        given = {name: value for name, value in here.items() if value != getattr(TaskConfig(), name)}
         found = read_experiment(self.file)
         return replace(found, task=replace(found.task, **given))
 

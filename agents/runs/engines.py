@@ -13,7 +13,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
@@ -26,7 +26,7 @@ from agents.runs.run import run
 from agents.workers import start_worker, without_interrupts
 from backbone.checkpoint import write_atomically
 
-DIED = "the worker process died, perhaps for want of memory"
+DIED = "the worker process died, perhaps for want of memory: run the same command again, with fewer --workers"
 
 Report = Callable[[str, int], None]
 """Called with what there is more of, and how many."""
@@ -55,11 +55,6 @@ def write_error(config: RunConfig, root: Path, text: str) -> None:
 def work(config: RunConfig) -> int:
     """Images that a run is shown, for progress; a baseline's or a bound's work does not depend on `num_images`."""
     return 1000 if config.config.role in ("baseline", "bound") else config.config.num_images
-
-
-def expected_length(config: RunConfig) -> tuple[bool, int]:
-    """Key that orders runs by how long they may take: a bound's search of all test images is the longest."""
-    return config.config.role == "bound", work(config)
 
 
 def attempt(config: RunConfig, root: Path, report: Report) -> bool:
@@ -102,10 +97,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 @dataclass(frozen=True)
 class Processes:
-    """Worker processes on this machine, each with one thread.
-
-    A run whose worker dies next to others is tried again when these are done, alone, as they may have taken its memory;
-    if its worker dies again, or was alone, it has failed.
+    """Worker processes on this machine, each with one thread. A run whose worker dies has failed; others continue.
 
     Raises:
         ValueError: no workers.
@@ -118,53 +110,34 @@ class Processes:
         check_workers(self.workers)
 
     def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
-        """See `Engine`."""
-        alone, died = min(self.workers, len(configs)) == 1, list[RunConfig]()
-        with closing(_team(configs, root, self.workers, report)) as ended:
-            for config, ok in ended:
-                if ok is not None:
-                    yield config, ok
-                elif alone:
-                    write_error(config, root, DIED)
-                    yield config, False
-                else:
-                    report("started", -1)
-                    died.append(config)
-        if died:
-            yield from Processes(1)(died, root, report)
-
-
-def _team(
-    configs: Sequence[RunConfig], root: Path, size: int, report: Report
-) -> Generator[tuple[RunConfig, bool | None], None, None]:
-    """Each configuration with whether it succeeded, or None if its worker died. Closing it kills the workers: what they
-    were doing is resumed another time."""
-    waiting, team = deque(configs), list[_Worker]()
-    try:
-        while waiting or team:
-            while waiting and len(team) < size:
-                team.append(_Worker(root, waiting.popleft()))
-            wait_for_any([each for worker in team for each in (worker.pipe, worker.process.sentinel)])
-            for worker in list(team):
-                kind, value = worker.told()
-                if kind in ("started", "image"):
-                    report(kind, value)
-                elif kind == "raised":
-                    raise value
-                elif kind in ("ended", "died"):
-                    ended = worker.config
-                    if kind == "ended" and waiting:
-                        worker.begin(waiting.popleft())
-                    else:
-                        team.remove(worker)
-                        worker.pipe.close()  # it has no more to do, and ends
-                        worker.process.join()
-                    yield ended, value
-    finally:
-        for worker in team:
-            worker.process.kill()
-        for worker in team:
-            worker.process.join()
+        """See `Engine`. Closing it kills the workers: what they were doing is resumed another time."""
+        waiting, team = deque(configs), list[_Worker]()
+        try:
+            while waiting or team:
+                while waiting and len(team) < self.workers:
+                    team.append(_Worker(root, waiting.popleft()))
+                wait_for_any([each for worker in team for each in (worker.pipe, worker.process.sentinel)])
+                for worker in list(team):
+                    kind, value = worker.told()
+                    if kind in ("started", "image"):
+                        report(kind, value)
+                    elif kind == "raised":
+                        raise value
+                    elif kind in ("ended", "died"):
+                        ended = worker.config
+                        if kind == "died":
+                            write_error(ended, root, DIED)
+                        if kind == "ended" and waiting:
+                            worker.begin(waiting.popleft())
+                        else:
+                            team.remove(worker)
+                            worker.pipe.close()  # it has no more to do, and ends
+                            worker.process.join()
+                        yield ended, bool(value)
+        finally:
+            for worker in team:
+                worker.process.kill()
+                worker.process.join()
 
 
 class _Worker:

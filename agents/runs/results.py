@@ -18,8 +18,8 @@ EXPERIMENT = "experiment.toml"
 RESULTS, RESULT = "results.jsonl", "result.json"
 """All result lines of a folder of runs, and the one in a run's own folder."""
 
-KEYS = ("method", "preset", "label", "role", "cotrained", "dataset", "depth", "bitwidths", "budget", "seed")
-KEYS += ("accuracy", "cost", "total_cost", "bitops", "histogram")  # type: ignore[assignment]
+KEYS = ["method", "preset", "label", "role", "cotrained", "dataset", "depth", "bitwidths", "budget", "seed"]
+KEYS += ["accuracy", "cost", "total_cost", "bitops", "histogram"]
 """What a result line must have for tables and figures."""
 
 

@@ -83,7 +83,7 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
         latency.save(folder / LATENCY)  # the run's costs are those of this table, on whatever machine it is evaluated
         config = replace(config, task=replace(config.task, latency=str(folder / LATENCY)))
     task, settings = make_task(**asdict(config.task)), config.config
-    check_reachable(settings, task)
+    _check_reachable(settings, task)
     recorder = Recorder(
         task,
         settings.budget,
@@ -158,7 +158,7 @@ def _hyper_parameters(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     return settings, {f"test/{name}": float(result[name]) for name in names}
 
 
-def check_reachable(config: MethodConfig, task: Task) -> None:
+def _check_reachable(config: MethodConfig, task: Task) -> None:
     """Make sure that a method that aims at its budget can meet it.
 
     Raises:

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.config import VERSION, RunConfig
-from agents.runs.engines import Engine, Report, expected_length
+from agents.runs.engines import Engine, Report, work
 from agents.runs.folders import ERROR, finished_folders, locked
 from agents.runs.results import RESULT, RESULTS, Line, line_text, read_lines
 from agents.runs.run import result_line
 from backbone.checkpoint import write_atomically
-
-LOCK = ".lock"
-"""In a folder of runs: held by whoever writes to it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,8 @@ def sweep(
 
     results = write_results()
     missing = (each for each in configs if each.name not in lines and (wanted is None or each.name in wanted))
-    waiting = sorted(missing, key=expected_length, reverse=True)
+    # a bound's search of all test images is the longest
+    waiting = sorted(missing, key=lambda each: (each.config.role == "bound", work(each)), reverse=True)
     with closing(engine(waiting, root, report)) as ended:  # if this fails, no more are begun
         for config, ok in ended:
             report("done" if ok else "failed", 1)
@@ -76,13 +74,9 @@ def sweep(
 
 
 def sole_writer(root: Path) -> AbstractContextManager[None]:
-    """Keep other comparisons from writing to the same folder of runs.
-
-    Raises:
-        ValueError: another process is at it.
-    """
+    """Keep other comparisons from writing to the same folder of runs, see `locked`."""
     error = f"another comparison is writing to {root}: wait for its end, or choose another folder with --output"
-    return locked(root / LOCK, error)
+    return locked(root / ".lock", error)
 
 
 def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, Any]]:
@@ -100,13 +94,10 @@ def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, An
             f"{root / RESULTS} has the only record of {len(stray)} runs that this experiment does not have: choose "
             "another --output, or move that file away"
         )
-    found = {}
-    for config in configs:
-        if config.identity in folders:
-            found[config.name] = result_line(config, folders[config.identity])
-        elif config.identity in alone:
-            found[config.name] = {**alone[config.identity], **config.names}
-    return found
+    lines = {each.name: {**alone[each.identity], **each.names} for each in configs if each.identity in alone}
+    return lines | {
+        each.name: result_line(each, folders[each.identity]) for each in configs if each.identity in folders
+    }
 
 
 def _lines_by_identity(root: Path) -> dict[str, Line]:

@@ -111,7 +111,7 @@ def parts_table(latencies: LatencyTable) -> Table:
 
 
 def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any]) -> Network:
-    """A run's policy at its budget, gate included; an allocation needs none. It may return anything.
+    """A run's policy at its budget, gate included; an allocation needs none.
 
     Raises:
         ValueError: it does not decide block by block.
@@ -122,7 +122,7 @@ def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any])
         allocation = policy.at(result["budget"])
         return lambda images: task.mdp.run(images, allocation.expand(len(images), -1))
     mdp = seen_by(policy, task)
-    return lambda images: play(policy, mdp, images, result["budget"])
+    return lambda images: play(policy, mdp, images, result["budget"])[1]
 
 
 def whole_table(args: Latency, mdp: BlockMDP, players: dict[str, Network], images: Tensor) -> Table:

@@ -13,12 +13,14 @@ from unittest.mock import patch
 import torch
 from tqdm import tqdm
 
-from backbone.data import Dataset, Split
+from backbone.data import IMAGE_SIZE, Dataset, Split
+from backbone.resnet import ResNet, ResNetConfig
+from dfs_env.env import DFSVectorEnv
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 INTEGER_KERNELS, FLOAT_PATH = "integer kernels", "float path"
-ENGINES = {INTEGER_KERNELS: "auto", FLOAT_PATH: "float"}
+ENGINES = {FLOAT_PATH: "float", INTEGER_KERNELS: "auto"}
 """How the command line calls an engine -> its value of DFS_ENGINE."""
 
 
@@ -64,8 +66,11 @@ def on_engine(name: str) -> Iterator[None]:
         yield
 
 
-def noise_task(mdp: BlockMDP, count: int) -> Task:
-    """A task of `count` random images, for a network that need not know anything."""
-    pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
-    split = Split(pixels, torch.arange(count) % 10)
-    return Task(mdp, Dataset("noise", 10, (0.5,) * 3, (0.25,) * 3, split, split, split, flip=True, pad=4))
+def noise_env(config: ResNetConfig, num_envs: int) -> DFSVectorEnv:
+    """The environment of an untrained network on random images, the same for the same arguments."""
+    torch.manual_seed(0)
+    mdp = BlockMDP(ResNet(config).eval().requires_grad_(False))
+    pixels = torch.randint(256, (num_envs, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+    split = Split(pixels, torch.arange(num_envs) % 10)
+    task = Task(mdp, Dataset("noise", 10, (0.5,) * 3, (0.25,) * 3, split, split, split, flip=True, pad=4))
+    return DFSVectorEnv(task, num_envs, autoreset_mode="SameStep")

@@ -65,12 +65,6 @@ def decided(comparison: Comparison, row: Summary, images: int) -> list[Outcomes]
     return [each for each in found if each is not None and len(each.loss) == images]
 
 
-def entropy(histogram: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy in bits of the actions at each block [L], from shares [L, A]: 0 if all images get the same."""
-    shares = np.where(histogram > 0, histogram, 1.0)
-    return -(shares * np.log2(shares)).sum(-1)
-
-
 def adaptivity_table(comparison: Comparison, hard: Hardness) -> Table | None:
     """How much each learned method's decisions depend on the image; None if none recorded any."""
     easy, difficult = hard.quarters
@@ -85,25 +79,21 @@ def adaptivity_table(comparison: Comparison, hard: Hardness) -> Table | None:
             means = [f"{interquartile_mean(each):.4f}" for each in costs]
             given = ", ".join(filter(None, (f"{budget:g}", row.missed)))
             means += [with_interval(spread, True)]
-            rows.append([marked_label(row), given, str(len(found)), *_of_routes(found), *means])
-    heads = ["method", "budget", "runs", "entropy per block (bits)", "off the most common route %"]
+            rows.append([marked_label(row), given, str(len(found)), _off_route(found), *means])
+    heads = ["method", "budget", "runs", "off the most common route %"]
     heads += ["cost, easy quarter", "cost, hard quarter", "hard minus easy (% of full execution)"]
     caption = (
-        "Input-dependent decisions: interquartile means over the runs that recorded decisions. Entropy is 0 if all "
-        f"images get the same. Easy and hard quarters of the test images by the {hard.source}."
+        "Input-dependent decisions: interquartile means over the runs that recorded decisions. "
+        f"Easy and hard quarters of the test images by the {hard.source}."
     )
     return Table(heads, rows, caption) if rows else None
 
 
-def _of_routes(found: Sequence[Outcomes]) -> tuple[str, str]:
-    """Entropy per block, and the share of images off the most common route: interquartile means over runs."""
-    entropies, off = [], []
-    for routes in (each.routes for each in found if each.routes.shape[1]):
-        shares = np.stack([(routes == action).mean(0) for action in range(int(routes.max()) + 1)], -1)
-        _, sizes = np.unique(routes, axis=0, return_counts=True)
-        entropies.append(float(entropy(shares).mean()))
-        off.append(1 - sizes.max() / len(routes))
-    return (f"{interquartile_mean(entropies):.2f}", percent(interquartile_mean(off))) if off else ("-", "-")
+def _off_route(found: Sequence[Outcomes]) -> str:
+    """Share of images off the most common route: interquartile mean over runs."""
+    routes = [each.routes for each in found if each.routes.shape[1]]
+    most = [np.unique(each, axis=0, return_counts=True)[1].max() / len(each) for each in routes]
+    return percent(1 - interquartile_mean(most)) if most else "-"
 
 
 @matplotlib.rc_context(MATPLOTLIB_OPTIONS)

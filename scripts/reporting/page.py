@@ -89,13 +89,12 @@ class Page:
         """The same in Markdown."""
         return "\n\n".join([f"# {escaped(self.title)}", *(markdown for _, markdown in self.parts)]) + "\n"
 
-    def write(self, folder: Path, page: bool = True) -> list[Path]:
-        """Write report.md, its PNG files and, unless `page` is false, report.html, each atomically; returns the
-        files."""
+    def write(self, folder: Path) -> list[Path]:
+        """Write report.md, its PNG files and report.html, each atomically; returns the files."""
         files = {folder / name: figure for name, figure in self.figures.items()}
         for file, figure in files.items():
             save_figure(figure, file)
-        texts = {folder / "report.md": self.markdown()} | ({folder / "report.html": self.html()} if page else {})
+        texts = {folder / "report.md": self.markdown(), folder / "report.html": self.html()}
         for file, text in texts.items():
             write_atomically(file, text)
         return [*texts, *files]

@@ -17,7 +17,7 @@ from agents.runs.planning import plan
 from agents.runs.results import EXPERIMENT, RESULT, RESULTS, read_lines
 from agents.runs.sweep import sole_writer
 from scripts import compare
-from scripts.compare import Compare, Flags
+from scripts.compare import Compare
 
 FILE = """
 description = "gates"
@@ -245,11 +245,10 @@ def test_a_table_is_read_as_it_was_written(values, tmp_path):
 
 
 def test_the_file_that_is_written_plans_the_same(file, tmp_path):
-    flags = Flags(
-        ("ppo", "skipnet-tuned"), (0.02, 0.5), (0, 1), 2000, TaskConfig(checkpoint="random", bitwidths=(0, 8))
-    )
+    task = TaskConfig(checkpoint="random", bitwidths=(0, 8))
+    flags = Compare(None, ("ppo", "skipnet-tuned"), (0.02, 0.5), (0, 1), 2000, task)
     path = tmp_path / "same.toml"
-    by_flags = Compare(flags=flags).experiment()
+    by_flags = flags.experiment()
     for experiment in (by_flags, read_experiment(file)):
         path.write_text(as_toml(experiment))
         assert plan(read_experiment(path)) == plan(experiment)
@@ -259,8 +258,8 @@ def test_the_file_that_is_written_plans_the_same(file, tmp_path):
 
 def test_a_file_and_flags_that_describe_an_experiment_are_refused(file):
     with pytest.raises(ValueError, match="gates"):
-        Compare(file, Flags(seeds=(0,))).experiment()
-    task = Compare(file, Flags(task=TaskConfig(data="here"))).experiment().task
+        Compare(file, seeds=(0,)).experiment()
+    task = Compare(file, task=TaskConfig(data="here")).experiment().task
     assert task == TaskConfig(checkpoint="random", depth=8, bitwidths=(0, 8), data="here")
 
 
