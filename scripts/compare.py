@@ -25,7 +25,6 @@ from agents.methods import method_names
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Engine, Processes
 from agents.runs.experiment import Experiment, Variant, as_toml, read_experiment
-from agents.runs.folders import unfinished_folder
 from agents.runs.planning import plan
 from agents.runs.ray_engine import Ray
 from agents.runs.results import EXPERIMENT, RESULT, RESULTS
@@ -76,11 +75,7 @@ class Compare:
     """Ray cluster, HOST:PORT; its machines must see this folder under the same path. By default Ray is started here."""
 
     def experiment(self) -> Experiment:
-        """What the file or the flags describe.
-
-        Raises:
-            FileNotFoundError, ValueError: see `read_experiment`; or a file and flags.
-        """
+        """What the file or the flags describe."""
         if self.file is None:
             flags = {name: getattr(self, name) for name in ("budgets", "seeds", "num_images", "task")}
             return Experiment(tuple(map(Variant, self.methods)), **flags)
@@ -92,11 +87,7 @@ class Compare:
         return replace(found, task=replace(found.task, **given))
 
     def wanted(self, runs: Sequence[RunConfig], known: Collection[str]) -> set[str]:
-        """The names of the runs that are to be done.
-
-        Raises:
-            ValueError: there is nothing to do, or it is to be chosen in two ways.
-        """
+        """The names of the runs that are to be done."""
         if self.collect and self.only:
             raise ValueError("--collect runs nothing, --only some runs: leave one of them out")
         if self.collect and not known:
@@ -117,11 +108,7 @@ class Compare:
         return self.output or Path("runs") / (self.file.stem if self.file else "compare")
 
     def runner(self) -> Engine:
-        """Where runs are done.
-
-        Raises:
-            ValueError: an engine that there is not here, or cannot be as asked for.
-        """
+        """Where runs are done."""
         if self.engine == "ray":
             return Ray(self.workers, self.address)
         if self.address is not None:
@@ -156,14 +143,13 @@ def _say_what_is_there(
         with suppress(ValueError):  # a damaged checkpoint, which fails its own run
             if point := resumes_from(run, folder):
                 print(f"resuming {run.readable}: {point}")
-    alone = sum(not (folder / line["run"] / RESULT).is_file() for line in known.values())
-    if alone:
+    if alone := sum(not (folder / line["run"] / RESULT).is_file() for line in known.values()):
         print(f"{alone} finished runs have only a line in {folder / RESULTS}; to do one again, delete its line")
 
 
 def _kept(runs: Sequence[RunConfig], folder: Path) -> str:
     """What an interrupted comparison leaves."""
-    begun = sum(resumable(unfinished_folder(folder, run.name, run.identity), run) for run in runs)
+    begun = sum(resumable(run, folder) is not None for run in runs)
     done = f"{len(finished(runs, folder))} of {len(runs)} runs are finished"
     return f"{done} and {begun} have a checkpoint, in {folder}; the same command resumes there"
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,26 +70,20 @@ class Convert:
     """Unpickle policies (policy.ALGORITHM.zip), which can run any code: only for runs that you made."""
 
 
-def convert(args: Convert) -> Counter[str]:
-    """Rewrite, and count the files of each ending.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: a damaged file, a pickled policy that is not to be trusted, or an experiment that this version
-            cannot express; the file is named.
-    """
-    done: Counter[str] = Counter()
+def convert(args: Convert) -> int:
+    """Rewrite, and count the files that were not as this version writes them."""
+    done = 0
     for file in (file for path in args.paths for file in _files(path)):
         if file.match(ARCHIVE):
             if not args.trust_pickle:
                 raise ValueError(f"{file} is pickled, and can run any code: give --trust-pickle if you made that run")
             save_model(file.parent, read_archive(file))
             file.unlink()
-            done[file.suffix] += 1
+            done += 1
         elif file.suffix == ".safetensors":
-            done[file.suffix] += add_checksum(file) | _rename_kind(file)
+            done += add_checksum(file) | _rename_kind(file)
         else:
-            done[file.suffix] += _rewrite(file)
+            done += _rewrite(file)
     return done
 
 
@@ -156,11 +149,7 @@ def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed_experiment(text: str, file: Path) -> str:
-    """An experiment file with the names of this version; its comments stay.
-
-    Raises:
-        ValueError: it has what this version does not know, such as [[parts]].
-    """
+    """An experiment file with the names of this version; its comments stay."""
     text = re.sub(r"^baseline_budgets\s*=\s*\[[^\]]*\].*\n", "", text, flags=re.M)
     key = re.compile(r"^(\s*(?:\[\[)?)(\w+)(?=\]\]|\s*=)", re.M)
     text = key.sub(lambda found: found[1] + RENAMED.get(found[2], found[2]), text)
@@ -188,5 +177,4 @@ def _rename_kind(file: Path) -> bool:
 
 if __name__ == "__main__":
     with clear_errors():
-        rewritten = convert(tyro.cli(Convert, description=__doc__))
-        print(", ".join(f"{count} {end}" for end, count in rewritten.items() if count) or "nothing to rewrite")
+        print(f"files rewritten: {convert(tyro.cli(Convert, description=__doc__))}")

@@ -58,10 +58,6 @@ class Report:
 def read_comparisons(sources: Iterable[Path], baseline: str = "") -> list[Comparison]:
     """One comparison for each source (a folder of runs, a folder of such folders, or a file of result lines) and each
     network in it.
-
-    Raises:
-        FileNotFoundError: a source that does not exist or has no result lines.
-        ValueError: a damaged line, lines that cannot be compared, or a baseline that was not run.
     """
     found: dict[str, Comparison] = {}
     for source in (each for given in sources for each in _folders(given)):
@@ -87,11 +83,7 @@ def _folders(source: Path) -> list[Path]:
 
 
 def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
-    """The whole report.
-
-    Raises:
-        ValueError: a damaged file.
-    """
+    """The whole report."""
     page = Page(f"Report: {', '.join(each.name for each in comparisons)}")
     page.heading("Summary")
     for each in comparisons:
@@ -173,12 +165,7 @@ def _add_adaptivity(page: Page, comparison: Comparison, suffix: str, data: str |
 
 
 def main(args: Report) -> None:
-    """Read, write, and say where.
-
-    Raises:
-        FileNotFoundError: a source that does not exist or has no result lines.
-        ValueError: lines that cannot be compared, or a damaged file.
-    """
+    """Read, write, and say where."""
     if not args.sources:
         raise ValueError("give a folder of runs or a file of result lines")
     page = report(read_comparisons(args.sources, args.baseline), args.data)

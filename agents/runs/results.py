@@ -32,9 +32,8 @@ def read_lines(source: Path) -> list[Line]:
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a comparison's folder or a file of result lines")
-    files = [source]
+    combined, files = source / RESULTS, [source]
     if source.is_dir():
-        combined = source / RESULTS
         whole = combined.is_file() and combined.read_bytes().strip()
         files = [combined] if whole else sorted(source.rglob(RESULT))
     lines = [_parsed(text, f"{file}:{number}") for file in files for number, text in _numbered(file)]

@@ -78,7 +78,12 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
     folder, found = root / config.name, unfinished_folder(root, config.name, config.identity)
     if found != folder:
         found.rename(folder)
-    _prepare(folder, config, resume)
+    if not (resume and resumable(config, root)):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for left in (folder / ERROR, folder / RESULT, *folder.glob(".*")):
+        left.unlink(missing_ok=True)
+    write_atomically(folder / CONFIG, _config_text(config))
     if latency := config.task.latency_table():
         latency.save(folder / LATENCY)  # the run's costs are those of this table, on whatever machine it is evaluated
         config = replace(config, task=replace(config.task, latency=str(folder / LATENCY)))
@@ -115,20 +120,12 @@ def result_line(config: RunConfig, folder: Path) -> dict[str, Any]:
     return {**read_line(folder / RESULT), "run": folder.name, **config.names}
 
 
-def _prepare(folder: Path, config: RunConfig, resume: bool) -> None:
-    """Clear the folder, or, where a run resumes, what its last process left unfinished."""
-    if not (resume and resumable(folder, config)):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    for left in (folder / ERROR, folder / RESULT, *folder.glob(".*")):
-        left.unlink(missing_ok=True)
-    write_atomically(folder / CONFIG, _config_text(config))
-
-
-def resumable(folder: Path, config: RunConfig) -> bool:
-    """Whether the folder of an unfinished run holds a checkpoint of this very configuration and version."""
+def resumable(config: RunConfig, root: Path) -> Path | None:
+    """The checkpoint of this very configuration and version that an unfinished run in `root` left, or None."""
+    folder = unfinished_folder(root, config.name, config.identity)
     files = (folder / CHECKPOINT, folder / CONFIG)
-    return all(file.is_file() for file in files) and (folder / CONFIG).read_text() == _config_text(config)
+    whole = all(file.is_file() for file in files) and (folder / CONFIG).read_text() == _config_text(config)
+    return files[0] if whole else None
 
 
 def resumes_from(config: RunConfig, root: Path) -> str:
@@ -138,11 +135,10 @@ def resumes_from(config: RunConfig, root: Path) -> str:
     Raises:
         ValueError: the checkpoint is damaged.
     """
-    folder = unfinished_folder(root, config.name, config.identity)
-    if not resumable(folder, config):
+    file = resumable(config, root)
+    if file is None:
         return ""
-    seen = read_checkpoint(folder / CHECKPOINT)["recorder"]["seen"]
-    return f"{seen:,} of {config.config.num_images:,} images are done, in {folder / CHECKPOINT}"
+    return f"{read_checkpoint(file)['recorder']['seen']:,} of {config.config.num_images:,} images are done, in {file}"
 
 
 def _config_text(config: RunConfig) -> str:

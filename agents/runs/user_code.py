@@ -54,10 +54,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _digest(sources: Mapping[str, bytes]) -> str:
-    found = hashlib.sha256()
-    for name, source in sorted(sources.items()):
-        found.update(f"{name}:{len(source)}:".encode() + source)
-    return found.hexdigest()[:16]
+    texts = (f"{name}:{len(source)}:".encode() + source for name, source in sorted(sources.items()))
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
 
 
 def _checked(module: str, digest: str) -> str:
@@ -102,9 +100,8 @@ def _spec(module: str) -> ModuleSpec | None:
     first, *others = module.split(".")
     spec = next((found for finder in sys.meta_path if (found := finder.find_spec(first, None))), None)
     for name in others:
-        if spec is None or spec.submodule_search_locations is None:
-            return None
-        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+        where = spec.submodule_search_locations if spec else None
+        spec = PathFinder.find_spec(name, list(where)) if where is not None else None
     return spec
 
 

@@ -18,7 +18,8 @@ from backbone.resnet import ResNetConfig
 from backbone.torch_state import use_threads
 from dfs_env.execution import CHUNK
 from scripts.benchmarks.rounds import FLOAT_PATH, check_counts, noise_env, on_engine, speedup, take_turns
-from scripts.benchmarks.runtimes import Network, missing, openvino_int8
+from scripts.benchmarks.runtimes import Network, missing
+from scripts.benchmarks.runtimes import openvino as build_openvino
 
 BARE_NETWORK, MASKED, OPENVINO = "bare network", f"masked, {FLOAT_PATH}", "OpenVINO static int8"
 HALF_SKIPPED, RANDOM, FLOAT_RANDOM = "env half skipped", "env random", f"env random, {FLOAT_PATH}"
@@ -75,7 +76,7 @@ class Setting:
     def openvino(self) -> dict[int, Network]:
         """The static int8 network for each size of batch that the images are split into."""
         sizes = {len(images) for images in self.images.split(CHUNK)}
-        return {size: openvino_int8(self.mdp.backbone, (size, *self.images.shape[1:])) for size in sizes}
+        return {n: build_openvino(self.mdp.backbone, (n, *self.images.shape[1:]), int8=True) for n in sizes}
 
 
 @torch.no_grad()

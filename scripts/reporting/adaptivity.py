@@ -48,8 +48,8 @@ class Hardness:
 
 
 def hardness(comparison: Comparison) -> Hardness | None:
-    """By the loss of the most expensive allocation that is the same for all images, so that no image is hard because a
-    method skips on it; else by the mean loss of all runs. None without recorded decisions."""
+    """By the loss of the most expensive static allocation, so that no image is hard because a method skips on it; else
+    by the mean loss of all runs. None without recorded decisions."""
     lines = [line for line in comparison.lines if line["role"] != "bound"]
     found = [(line, each.loss) for line in lines if (each := comparison.decisions(line)) is not None]
     if fixed := [pair for pair in found if pair[0]["method"] in BASELINES]:

@@ -177,4 +177,4 @@ def test_a_missing_package_is_a_row_that_says_how_to_install_it(network, monkeyp
 def test_what_no_integer_kernel_runs_is_refused(config, culprit):
     backbone = ResNet(ResNetConfig(8, width=4, **config)).eval()
     with pytest.raises(runtimes.UnavailableError, match=culprit):
-        runtimes.openvino_int8(backbone, (2, 3, 32, 32))
+        runtimes.openvino(backbone, (2, 3, 32, 32), int8=True)
