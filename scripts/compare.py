@@ -39,7 +39,7 @@ from scripts.reporting.comparison import Comparison
 from scripts.reporting.figures import fronts, save_figure
 from scripts.reporting.progress import progress
 
-MANY = 100
+MAX_ROWS = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""
 
 
@@ -158,7 +158,7 @@ def _shown(outcome: Sweep, folder: Path) -> int:
     """Print and write what the runs led to. Returns the exit status."""
     if outcome.results:
         comparison, console = Comparison(folder.name, outcome.results, folder), Console(record=True, width=150)
-        if len(outcome.results) <= MANY:
+        if len(outcome.results) <= MAX_ROWS:
             console.print(tables.runs(comparison).rich())
         console.print(tables.methods(comparison).rich())
         write_atomically(folder / "table.txt", console.export_text())

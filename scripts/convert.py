@@ -101,7 +101,7 @@ def _rewrite(file: Path) -> bool:
     """Whether the file was not as this version writes it."""
     before, to = file.read_bytes(), file.with_name(RENAMED.get(file.name, file.name))
     if file.suffix == ".npz":
-        after = outcomes.commented(before)
+        after = outcomes.with_comment(before)
     elif file.name == CONFIG:
         after = (json.dumps(renamed_config(json.loads(before)), indent=1) + "\n").encode()
     elif file.suffix in (".json", ".jsonl"):

@@ -68,7 +68,7 @@ def main(args: Evaluate) -> None:
             )
     if set(args.budgets) - {result["budget"]} and not (trained or default.serves_many):
         alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
-        print(f"{alone}: shown another, it need not spend that", file=sys.stderr)
+        print(f"{alone}: at another budget it need not spend that", file=sys.stderr)
     reported = {line["budget"]: line["accuracy"] for line in (result, *expanded([result]))}
     total = len(task.dataset.split(args.split)) * (1 + args.shuffles)
     for budget in budgets:

@@ -33,7 +33,7 @@ from backbone.torch_state import use_threads
 from backbone.training import BackboneTrainer, TrainingConfig, accuracy, random_routes
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import calibrate, check_device
-from scripts.cli import NOTHING, clear_errors, keeping
+from scripts.cli import NOTHING_KEPT, clear_errors, keeping
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Pretrain:
     def kept(self) -> str:
         """What an interrupted training leaves."""
         if not self.state_file().is_file():
-            return f"no epoch was finished: {NOTHING}"
+            return f"no epoch was finished: {NOTHING_KEPT}"
         epoch = load_state(self.state_file(), weights_only=True)["epoch"]
         done = f"{epoch} of {self.training.epochs} epochs are done, in {self.state_file()}"
         return f"{done}; the same command resumes there"

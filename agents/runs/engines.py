@@ -1,7 +1,7 @@
 """Where runs are done: by worker processes on this machine, or by Ray (`agents.runs.ray_engine`).
 
 An engine does the same pure `agents.runs.run.run(config, root)` wherever it does it. Meanwhile it reports "started"
-runs, and "image"s that learners were shown.
+runs, and training "image"s that learners have seen.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agents.runs.run import run
 from agents.workers import start_worker, without_interrupts
 from backbone.checkpoint import write_atomically
 
-DIED = "the worker process died, perhaps for want of memory: run the same command again, with fewer --workers"
+WORKER_DIED = "the worker process died, perhaps for want of memory: run the same command again, with fewer --workers"
 
 Report = Callable[[str, int], None]
 """Called with what there is more of, and how many."""
@@ -53,7 +53,7 @@ def write_error(config: RunConfig, root: Path, text: str) -> None:
 
 
 def work(config: RunConfig) -> int:
-    """Images that a run is shown, for progress; a baseline's or a bound's work does not depend on `num_images`."""
+    """Training images that a run sees, for progress; a baseline's or a bound's work does not depend on `num_images`."""
     return 1000 if config.config.role in ("baseline", "bound") else config.config.num_images
 
 
@@ -63,12 +63,12 @@ def attempt(config: RunConfig, root: Path, report: Report) -> bool:
     Raises:
         OSError: the disk is full, or the traceback cannot be written.
     """
-    count, last, shown = 0, time.monotonic(), 0
+    count, last, seen = 0, time.monotonic(), 0
 
     def progress(more: int) -> None:
-        nonlocal count, last, shown
-        more = min(more, work(config) - shown)  # some runs are shown more than was planned
-        count, shown = count + more, shown + more
+        nonlocal count, last, seen
+        more = min(more, work(config) - seen)  # some runs see more than was planned
+        count, seen = count + more, seen + more
         if time.monotonic() - last > 0.5:  # each message crosses two processes
             report("image", count)
             count, last = 0, time.monotonic()
@@ -82,7 +82,7 @@ def attempt(config: RunConfig, root: Path, report: Report) -> bool:
         write_error(config, root, traceback.format_exc())
         return False
     finally:
-        report("image", work(config) - shown + count)  # whatever a run did, it is done
+        report("image", work(config) - seen + count)  # whatever a run did, it is done
     return True
 
 
@@ -118,7 +118,7 @@ class Processes:
                     team.append(_Worker(root, waiting.popleft()))
                 wait_for_any([each for worker in team for each in (worker.pipe, worker.process.sentinel)])
                 for worker in list(team):
-                    kind, value = worker.told()
+                    kind, value = worker.next_message()
                     if kind in ("started", "image"):
                         report(kind, value)
                     elif kind == "raised":
@@ -126,7 +126,7 @@ class Processes:
                     elif kind in ("ended", "died"):
                         ended = worker.config
                         if kind == "died":
-                            write_error(ended, root, DIED)
+                            write_error(ended, root, WORKER_DIED)
                         if kind == "ended" and waiting:
                             worker.begin(waiting.popleft())
                         else:
@@ -159,7 +159,7 @@ class _Worker:
         with suppress(OSError):  # it died, which it is found to have
             self.pipe.send(config)
 
-    def told(self) -> tuple[str, Any]:
+    def next_message(self) -> tuple[str, Any]:
         """The next of its messages: "started" or "image" and a count, "ended" and whether the run succeeded, "raised"
         and an error, "died", or "nothing"."""
         alive = self.process.is_alive()  # before its messages are looked for, so that the last is not missed

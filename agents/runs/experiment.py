@@ -108,7 +108,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
     num_images: int | None = None
-    """Images shown to each learner, unless a variant says otherwise; by default what the methods say."""
+    """Training images seen by each learner, unless a variant says otherwise; by default what the methods say."""
     num_evals: int | None = None
     """How often each learner is validated, likewise."""
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -41,11 +41,11 @@ def write_outcomes(folder: Path, test: Evaluation) -> None:
     buffer = BytesIO()
     routes, correct = test.routes.numpy().astype(np.uint8), test.correct.numpy()
     np.savez_compressed(buffer, allow_pickle=False, routes=routes, correct=correct, **arrays)
-    write_atomically(folder / FILE, commented(buffer.getvalue()))
+    write_atomically(folder / FILE, with_comment(buffer.getvalue()))
 
 
-def commented(content: bytes) -> bytes:
-    """An npz file with a digest as the comment of its zip archive; as it is, if it has one."""
+def with_comment(content: bytes) -> bytes:
+    """An npz file with a checksum as the comment of its zip archive; as it is, if it has one."""
     buffer = BytesIO(content)
     with zipfile.ZipFile(buffer, "a") as archive:
         if not archive.comment:

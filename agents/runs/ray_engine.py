@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from agents.runs.config import RunConfig
-from agents.runs.engines import DIED, Ended, Report, attempt, check_workers, write_error
+from agents.runs.engines import WORKER_DIED, Ended, Report, attempt, check_workers, write_error
 from agents.runs.results import RESULT
 
-OBJECT_STORE = 100 * 2**20
-"""Bytes of shared memory for Ray's objects on this machine: runs pass files, not objects."""
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Shared memory for Ray's objects on this machine: runs pass files, not objects."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,6 @@ class Ray:
                 for reference in done:
                     config = running.pop(reference)
                     yield config, _outcome(reference, config, root)
-            for _ in range(messages.qsize()):
-                report(*messages.get())
 
 
 def _attempt(config: RunConfig, root: Path, folder: str, messages: Any) -> bool:
@@ -83,7 +81,7 @@ def _outcome(reference: Any, config: RunConfig, root: Path) -> bool:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        write_error(config, root, f"{error}\n{DIED}")
+        write_error(config, root, f"{error}\n{WORKER_DIED}")
         return False
     if ok and not (root / config.name / RESULT).is_file():
         raise FileNotFoundError(
@@ -107,7 +105,7 @@ def _connected(engine: Ray) -> Iterator[None]:
     code = {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path), "OMP_NUM_THREADS": "1"}
     how: dict[str, Any] = {"address": engine.address, "log_to_driver": False, "logging_level": logging.ERROR}
     if engine.address is None:
-        how |= {"num_cpus": engine.workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        how |= {"num_cpus": engine.workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         ray.init(runtime_env={"env_vars": code}, **how)
     except Exception as error:  # Ray has no class for it: among them ConnectionError, RuntimeError and Exception itself

@@ -18,8 +18,8 @@ EXPERIMENT = "experiment.toml"
 RESULTS, RESULT = "results.jsonl", "result.json"
 """All result lines of a folder of runs, and the one in a run's own folder."""
 
-KEYS = ["method", "preset", "label", "role", "cotrained", "dataset", "depth", "bitwidths", "budget", "seed"]
-KEYS += ["accuracy", "cost", "total_cost", "bitops", "histogram"]
+REQUIRED_KEYS = ["method", "preset", "label", "role", "cotrained", "dataset", "depth", "bitwidths", "budget", "seed"]
+REQUIRED_KEYS += ["accuracy", "cost", "total_cost", "bitops", "histogram"]
 """What a result line must have for tables and figures."""
 
 
@@ -54,7 +54,7 @@ def read_line(file: Path) -> dict[str, Any]:
 
 
 def line_text(line: Line) -> str:
-    """A result line as it is kept: JSON with a digest, and the end of the line."""
+    """A result line as it is kept: JSON with a checksum, and the end of the line."""
     return json_with_checksum(line) + "\n"
 
 
@@ -78,7 +78,7 @@ def _numbered(file: Path) -> list[tuple[int, bytes]]:
 
 def _parsed(text: bytes, place: str) -> Line:
     line: Line = checked_json(text, place, "delete this result and run it again")
-    missing = [key for key in KEYS if key not in line] if isinstance(line, dict) else list(KEYS)
+    missing = [key for key in REQUIRED_KEYS if key not in line] if isinstance(line, dict) else list(REQUIRED_KEYS)
     if missing:
         raise ValueError(
             f"{place} is not a whole result line: it lacks {', '.join(missing)}; if an earlier version wrote it, "

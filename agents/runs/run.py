@@ -47,7 +47,7 @@ def run(
     Args:
         config: what to run.
         root: folder of runs.
-        progress: called with the number of images shown since the last call; first, if a killed run resumes, with those
+        progress: called with the training images seen since the last call; first, if a killed run resumes, with those
             before its checkpoint.
         resume: whether to resume from the checkpoint of a killed run of the same configuration, or start anew.
 

@@ -123,7 +123,7 @@ class Comparison:
 
     @property
     def bitwidths(self) -> tuple[int, ...]:
-        """What blocks run at."""
+        """Those of the network."""
         return tuple(self.lines[0]["bitwidths"])
 
     @property

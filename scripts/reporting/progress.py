@@ -15,22 +15,15 @@ from agents.runs.engines import Report, work
 
 @contextmanager
 def progress(runs: Sequence[RunConfig], known: Container[str]) -> Iterator[Report]:
-    """A bar of the images that are still to be shown, with the time left, and how many runs are in which state.
-
-    Args:
-        runs: all runs.
-        known: the names of those that are finished already.
-
-    Yields:
-        What a sweep reports to.
-    """
+    """A bar of the training images that runs have still to see, with the time left, and how many runs are in which
+    state; yields what a sweep reports to. The names of finished runs are in `known`."""
     missing = [run for run in runs if run.name not in known]
     counts: Counter[str] = Counter()
     with tqdm(
         total=sum(map(work, missing)),
         unit="image",
         unit_scale=True,
-        smoothing=0,  # the time left is told by the whole sweep's speed: runs differ
+        smoothing=0,  # the time left follows from the mean speed so far: runs differ
         mininterval=2 if sys.stderr.isatty() else 30,
     ) as bar:
 

@@ -13,12 +13,12 @@ from agents.evaluation import evaluate
 from agents.policies import AllocationPolicy
 from agents.runs.config import TaskConfig
 from agents.runs.outcomes import read_outcomes, write_outcomes
-from agents.runs.results import KEYS, RESULT, RESULTS, line_text, read_line, read_lines
+from agents.runs.results import REQUIRED_KEYS, RESULT, RESULTS, line_text, read_line, read_lines
 from backbone.checkpoint import SHIPPED, load_backbone, load_tensors, save_backbone, save_tensors
 from backbone.checksums import verify_checksum
 from scripts.convert import Convert, convert
 
-LINE = dict.fromkeys(KEYS, 0.12345678901234566) | {"label": "é", "config": {"version": 3}}
+LINE = dict.fromkeys(REQUIRED_KEYS, 0.12345678901234566) | {"label": "é", "config": {"version": 3}}
 
 
 def tensors(file, task):

@@ -205,7 +205,8 @@ def test_networks_are_compared_in_absolute_bitops(tmp_path):
     np.testing.assert_allclose(static["static on b"], 2 * static["static on a"])
     np.testing.assert_allclose(static["static on a"], [190, 550])
     assert panel.get_xscale() == "log"
-    assert "SkipNet HRL" in page.markdown()
+    assert any("SkipNet HRL" in str(drawn.get_label()) for drawn in panel.lines)
+    assert "arXiv 1711.09485" in page.markdown()
 
 
 def test_published_costs_are_of_the_networks_that_papers_name():
