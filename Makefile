@@ -21,8 +21,6 @@ check: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m scripts.bench env
 	$(BIN)/python -m scripts.bench ppo
-	$(BIN)/python -m scripts.bench recurrent
-	$(BIN)/python -m scripts.bench sweep
 
 install: .venv/installed
 

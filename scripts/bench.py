@@ -4,8 +4,6 @@
     python -m scripts.bench env --bitwidths 0 8 10 12 14 16 32
     python -m scripts.bench ppo --depth 38
     python -m scripts.bench latency --dataset cifar10 --depth 38
-    python -m scripts.bench recurrent
-    python -m scripts.bench sweep
 
 A case's figure is the median of several repeats. The cases take turns, because a machine's speed drifts; the ratios
 between them are the figures to trust.
@@ -20,17 +18,10 @@ import tyro
 
 from scripts.benchmarks.environment import Env
 from scripts.benchmarks.latency import Latency
-from scripts.benchmarks.learners import Ppo, Recurrent
-from scripts.benchmarks.sweep import SweepSpeed
+from scripts.benchmarks.ppo import Ppo
 from scripts.cli import clear_errors
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "env": Env,
-    "latency": Latency,
-    "ppo": Ppo,
-    "recurrent": Recurrent,
-    "sweep": SweepSpeed,
-}
+COMMANDS: dict[str, Callable[..., Any]] = {"env": Env, "latency": Latency, "ppo": Ppo}
 """Each measurement is a dataclass of its options with a method `run`."""
 
 

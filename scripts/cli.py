@@ -12,9 +12,9 @@ from agents.runs.engines import disk_is_full
 from backbone.training import TrainingDivergedError
 from scripts import leave
 
-INTERRUPTED = 130
+INTERRUPTED_STATUS = 130
 """Exit status of a command that was ended by Ctrl-C, as shells have it."""
-NOTHING = "nothing is kept; the same command starts anew"
+NOTHING_KEPT = "nothing is kept; the same command starts anew"
 """What an interrupt says unless a command is `keeping` something."""
 
 
@@ -28,7 +28,7 @@ def clear_errors() -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of the process is not interrupted again
-        _end(f"interrupted: {interrupt}" if interrupt.args else f"interrupted: {NOTHING}", INTERRUPTED)
+        _end(f"interrupted: {interrupt}" if interrupt.args else f"interrupted: {NOTHING_KEPT}", INTERRUPTED_STATUS)
     except (ValueError, TrainingDivergedError) as error:
         _end(f"error: {error}")
     except OSError as error:

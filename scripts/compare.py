@@ -11,8 +11,8 @@ killed comparison resumes where it was, and a file may be changed and run again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Container, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,12 +25,11 @@ from agents.methods import method_names
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Engine, Processes
 from agents.runs.experiment import Experiment, Variant, as_toml, read_experiment
-from agents.runs.folders import unfinished_folder
 from agents.runs.planning import plan
 from agents.runs.ray_engine import Ray
 from agents.runs.results import EXPERIMENT, RESULT, RESULTS
 from agents.runs.run import resumable, resumes_from
-from agents.runs.sweep import SET_ASIDE, Sweep, finished, sole_writer, sweep
+from agents.runs.sweep import Sweep, finished, sole_writer, sweep
 from backbone.checkpoint import write_atomically
 from backbone.names import nearest
 from dfs_env.task import make_task
@@ -38,35 +37,10 @@ from scripts.cli import clear_errors, keeping
 from scripts.reporting import tables
 from scripts.reporting.comparison import Comparison
 from scripts.reporting.figures import fronts, save_figure
-from scripts.reporting.progress import Progress
+from scripts.reporting.progress import progress
 
-MANY = 100
+MAX_ROWS = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""
-
-
-@dataclass(frozen=True)
-class Flags:
-    """An experiment without a file: see `agents.runs.experiment.Experiment`."""
-
-    methods: tuple[str, ...] = tuple(method_names())
-    """Names of methods, or METHOD-PRESET."""
-    budgets: tuple[float, ...] = Experiment.budgets
-    """Budgets, as fractions of full execution. Those above 1 are left out for methods that run each image once."""
-    seeds: tuple[int, ...] = Experiment.seeds
-    """Seeds."""
-    num_images: int | None = None
-    """Images shown to each learner; by default what the methods say."""
-    task: TaskConfig = field(default_factory=TaskConfig)
-    """What to learn on."""
-
-    def experiment(self) -> Experiment:
-        """What they describe.
-
-        Raises:
-            ValueError: a method or value that there is not, or that is there twice.
-        """
-        variants = tuple(map(Variant, self.methods))
-        return Experiment(variants, budgets=self.budgets, seeds=self.seeds, num_images=self.num_images, task=self.task)
 
 
 @dataclass(frozen=True)
@@ -75,8 +49,16 @@ class Compare:
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
     """Experiment file (TOML); then of the flags that describe an experiment only --data and --device may be given."""
-    flags: Flags = field(default_factory=Flags)
-    """What to compare without a file."""
+    methods: tuple[str, ...] = tuple(method_names())
+    """Names of methods, or METHOD-PRESET."""
+    budgets: tuple[float, ...] = Experiment.budgets
+    """Budgets, as fractions of full execution. Those above 1 are left out for methods that run each image once."""
+    seeds: tuple[int, ...] = Experiment.seeds
+    """Seeds."""
+    num_images: int | None = None
+    """Training images seen by each learner; by default what the methods say."""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    """What to learn on."""
     output: Path | None = None
     """Folder of the runs, the result lines, the table and the figure; by default runs/NAME for NAME.toml, else
     runs/compare."""
@@ -93,53 +75,40 @@ class Compare:
     """Ray cluster, HOST:PORT; its machines must see this folder under the same path. By default Ray is started here."""
 
     def experiment(self) -> Experiment:
-        """What the file or the flags describe.
-
-        Raises:
-            FileNotFoundError, ValueError: see `read_experiment`; or a file and flags.
-        """
+        """What the file or the flags describe."""
         if self.file is None:
-            return self.flags.experiment()
-        here: dict[str, Any] = {"data": self.flags.task.data, "device": self.flags.task.device}
-        if replace(self.flags, task=replace(self.flags.task, data=None, device="cpu")) != Flags():
+            flags = {name: getattr(self, name) for name in ("budgets", "seeds", "num_images", "task")}
+            return Experiment(tuple(map(Variant, self.methods)), **flags)
+        given = {name: value for name, value in vars(self.task).items() if value != getattr(TaskConfig(), name)}
+        names = ("methods", "budgets", "seeds", "num_images")
+        if given.keys() - {"data", "device"} or any(getattr(self, name) != getattr(Compare, name) for name in names):
             raise ValueError(f"give what is compared in {self.file} or by flags, not both")
-        given = {name: value for name, value in here.items() if value != getattr(TaskConfig(), name)}
         found = read_experiment(self.file)
         return replace(found, task=replace(found.task, **given))
 
-    def wanted(self, runs: Sequence[RunConfig], known: Mapping[str, Any]) -> set[str]:
-        """The names of the runs that are to be done.
-
-        Raises:
-            ValueError: there is nothing to do, or it is to be chosen in two ways.
-        """
+    def wanted(self, runs: Sequence[RunConfig], known: Collection[str]) -> set[str]:
+        """The names of the runs that are to be done."""
         if self.collect and self.only:
             raise ValueError("--collect runs nothing, --only some runs: leave one of them out")
+        if self.collect and not known:
+            raise ValueError(
+                f"nothing to collect: {self.folder()} has no finished run of this experiment; leave out --collect"
+            )
         if self.collect:
-            if not known:
-                raise ValueError(
-                    f"nothing to collect: {self.folder()} has no finished run of this experiment; leave out --collect"
-                )
             return set()
-        found = {run.name for run in runs if self._fits(run)}
+        patterns = self.only or ("*",)
+        found = {r.name for r in runs if any(fnmatchcase(n, each) for n in (r.readable, r.name) for each in patterns)}
         if not found:
-            names, patterns = sorted({run.readable for run in runs}), " --only ".join(self.only)
-            raise ValueError(f"no run of this experiment fits --only {patterns}{nearest(self.only[0], names, 0)}")
+            close = nearest(patterns[0], sorted({run.readable for run in runs}), 0)
+            raise ValueError(f"no run of this experiment fits --only {' --only '.join(patterns)}{close}")
         return found
-
-    def _fits(self, run: RunConfig) -> bool:
-        return not self.only or any(fnmatchcase(name, each) for name in (run.readable, run.name) for each in self.only)
 
     def folder(self) -> Path:
         """Where the results go."""
         return self.output or Path("runs") / (self.file.stem if self.file else "compare")
 
     def runner(self) -> Engine:
-        """Where runs are done.
-
-        Raises:
-            ValueError: an engine that there is not here, or cannot be as asked for.
-        """
+        """Where runs are done."""
         if self.engine == "ray":
             return Ray(self.workers, self.address)
         if self.address is not None:
@@ -151,44 +120,36 @@ def main(args: Compare) -> int:
     """Run what is missing, print the tables, write result lines, tables and figure. Returns the exit status."""
     experiment, folder, engine = args.experiment(), args.folder(), args.runner()
     runs = plan(experiment)
-    # what is wrong with what is there, or with the engine, is said before anything is written
-    known = finished(runs, folder)
-    engine.check()
+    known = finished(runs, folder)  # an error in what is there comes before anything is written
     wanted = args.wanted(runs, known)
-    with ExitStack() as stack:
-        stack.enter_context(keeping(lambda: _kept(runs, folder)))
-        if not args.collect:  # that may look on while another comparison is running
-            stack.enter_context(sole_writer(folder))
-            for task in dict.fromkeys(run.task for run in runs):
-                make_task(**vars(task))  # before any worker starts, so that what is wrong with it is said once
+    # collecting is possible while another comparison is running
+    with keeping(lambda: _kept(runs, folder)), nullcontext() if args.collect else sole_writer(folder):
+        for task in dict.fromkeys(run.task for run in runs if wanted):
+            make_task(**vars(task))  # before any worker starts, so that an error in it comes once
         write_atomically(folder / EXPERIMENT, as_toml(experiment))
         _say_what_is_there(runs, known, wanted, folder)
-        with Progress([run for run in runs if run.name in {*wanted, *known}], known) as progress:
-            outcome = sweep(runs, folder, engine, progress, wanted)
-        if (folder / SET_ASIDE).is_file():
-            print(f"lines of runs that the experiment does not have are in {folder / SET_ASIDE}")
+        with progress([run for run in runs if run.name in {*wanted, *known}], known) as report:
+            outcome = sweep(runs, folder, engine, report, wanted)
         return _shown(outcome, folder)
 
 
 def _say_what_is_there(
-    runs: Sequence[RunConfig], known: Mapping[str, Mapping[str, Any]], wanted: Container[str], folder: Path
+    runs: Sequence[RunConfig], known: Mapping[str, Mapping[str, Any]], wanted: Collection[str], folder: Path
 ) -> None:
     """Say which runs are reused or resumed."""
     if known:
         print(f"reused: {len(known)} of {len(runs)} runs, which were finished earlier, in {folder}")
-    missing = [run for run in runs if run.name not in known and run.name in wanted]
-    for run in missing:
+    for run in (run for run in runs if run.name in wanted and run.name not in known):
         with suppress(ValueError):  # a damaged checkpoint, which fails its own run
             if point := resumes_from(run, folder):
                 print(f"resuming {run.readable}: {point}")
-    alone = sum(not (folder / line["run"] / RESULT).is_file() for line in known.values())
-    if alone:
+    if alone := sum(not (folder / line["run"] / RESULT).is_file() for line in known.values()):
         print(f"{alone} finished runs have only a line in {folder / RESULTS}; to do one again, delete its line")
 
 
 def _kept(runs: Sequence[RunConfig], folder: Path) -> str:
     """What an interrupted comparison leaves."""
-    begun = sum(resumable(unfinished_folder(folder, run.name, run.identity), run) for run in runs)
+    begun = sum(resumable(run, folder) is not None for run in runs)
     done = f"{len(finished(runs, folder))} of {len(runs)} runs are finished"
     return f"{done} and {begun} have a checkpoint, in {folder}; the same command resumes there"
 
@@ -197,7 +158,7 @@ def _shown(outcome: Sweep, folder: Path) -> int:
     """Print and write what the runs led to. Returns the exit status."""
     if outcome.results:
         comparison, console = Comparison(folder.name, outcome.results, folder), Console(record=True, width=150)
-        if len(outcome.results) <= MANY:
+        if len(outcome.results) <= MAX_ROWS:
             console.print(tables.runs(comparison).rich())
         console.print(tables.methods(comparison).rich())
         write_atomically(folder / "table.txt", console.export_text())

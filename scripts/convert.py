@@ -4,7 +4,7 @@
     python -m scripts.convert runs/compare --trust-pickle
     python -m scripts.convert ablation.toml
 
-Options and keys get their present names, files get digests, which show damage, and policies lose their pickles.
+Options and keys get their present names, files get checksums, which show damage, and policies lose their pickles.
 Numbers, routes, and the identities of runs and backbones stay as they are.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,7 @@ from agents.policies import FILE
 from agents.runs import outcomes
 from agents.runs.experiment import experiment_of
 from agents.runs.folders import CONFIG
-from agents.runs.results import EXPERIMENT, RESULT, RESULTS, line_text
-from agents.runs.sweep import SET_ASIDE
+from agents.runs.results import EXPERIMENT, RESULT, line_text
 from agents.sb3.policy import ARCHIVE, read_archive, save_model
 from backbone.checkpoint import add_checksum, load_tensors, save_tensors, write_atomically
 from backbone.checksums import checked_json
@@ -58,6 +56,8 @@ SECOND_INFERENCE = "cascade_finetuned"
 """The method whose role earlier versions gave as "cotrained", and which is no policy."""
 UNSEEDED = ("constant", "early_layers", "oracle")
 """Methods that no seed changes; lines of version 2 do not say so themselves."""
+PATTERNS = (ARCHIVE, "*.safetensors", "decisions.npz", outcomes.FILE, RESULT, "results*.jsonl", CONFIG, EXPERIMENT)
+"""Files that are rewritten in folders."""
 
 
 @dataclass(frozen=True)
@@ -70,24 +70,20 @@ class Convert:
     """Unpickle policies (policy.ALGORITHM.zip), which can run any code: only for runs that you made."""
 
 
-def convert(args: Convert) -> Counter[str]:
-    """Rewrite, and count the files of each ending.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: a damaged file, a pickled policy that is not to be trusted, or an experiment that this version
-            cannot express; the file is named.
-    """
-    done: Counter[str] = Counter()
+def convert(args: Convert) -> int:
+    """Rewrite, and count the files that were not as this version writes them."""
+    done = 0
     for file in (file for path in args.paths for file in _files(path)):
         if file.match(ARCHIVE):
             if not args.trust_pickle:
                 raise ValueError(f"{file} is pickled, and can run any code: give --trust-pickle if you made that run")
             save_model(file.parent, read_archive(file))
             file.unlink()
-            done[file.suffix] += 1
+            done += 1
+        elif file.suffix == ".safetensors":
+            done += add_checksum(file) | _rename_kind(file)
         else:
-            done[file.suffix] += _rewritten(file)
+            done += _rewrite(file)
     return done
 
 
@@ -97,22 +93,19 @@ def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    names = ("decisions.npz", outcomes.FILE, RESULT, RESULTS, SET_ASIDE, CONFIG, EXPERIMENT)
-    for pattern in (ARCHIVE, "*.safetensors", *names):
+    for pattern in PATTERNS:
         yield from sorted(path.rglob(pattern))
 
 
-def _rewritten(file: Path) -> bool:
+def _rewrite(file: Path) -> bool:
     """Whether the file was not as this version writes it."""
-    if file.suffix == ".safetensors":
-        return add_checksum(file) | _rename_kind(file)
     before, to = file.read_bytes(), file.with_name(RENAMED.get(file.name, file.name))
     if file.suffix == ".npz":
-        after = outcomes.commented(before)
+        after = outcomes.with_comment(before)
     elif file.name == CONFIG:
         after = (json.dumps(renamed_config(json.loads(before)), indent=1) + "\n").encode()
     elif file.suffix in (".json", ".jsonl"):
-        texts = [before] if file.suffix == ".json" else [text for text in before.splitlines() if text.strip()]
+        texts = [before] if file.suffix == ".json" else filter(bytes.strip, before.splitlines())
         after = "".join(line_text(renamed_line(_parsed(text, file))) for text in texts).encode()
     elif file.suffix == ".toml":
         after = renamed_experiment(before.decode(), file).encode()
@@ -156,21 +149,13 @@ def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed_experiment(text: str, file: Path) -> str:
-    """An experiment file with the names of this version; its comments stay.
-
-    Raises:
-        ValueError: it has [[parts]], or what this version does not know.
-    """
-    if re.search(r"^\s*\[\[parts\]\]", text, re.MULTILINE):
-        raise ValueError(
-            f"{file} has [[parts]]: write each part as a file of its own that begins with extends = ..., see "
-            "agents/runs/experiment.py"
-        )
-    text = re.sub(r"^baseline_budgets\s*=\s*\[[^\]]*\].*\n", "", text, flags=re.MULTILINE)
-    text = re.sub(
-        r"^(\s*(?:\[\[)?)(\w+)(?=\]\]|\s*=)", lambda found: found[1] + RENAMED.get(found[2], found[2]), text, flags=re.M
-    )
+    """An experiment file with the names of this version; its comments stay."""
+    text = re.sub(r"^baseline_budgets\s*=\s*\[[^\]]*\].*\n", "", text, flags=re.M)
+    key = re.compile(r"^(\s*(?:\[\[)?)(\w+)(?=\]\]|\s*=)", re.M)
+    text = key.sub(lambda found: found[1] + RENAMED.get(found[2], found[2]), text)
     content = read_toml(file, text)
+    if "parts" in content:
+        raise ValueError(f"{file} has [[parts]]: make each a file of its own, which may begin with extends = ...")
     if "extends" not in content:
         try:
             experiment_of(content)
@@ -184,19 +169,12 @@ def _rename_kind(file: Path) -> bool:
     if file.name != FILE:
         return False
     tensors, about = load_tensors(file)
-    kind = RENAMED.get(about["kind"], about["kind"])
-    if kind == about["kind"]:
+    if about["kind"] not in RENAMED:
         return False
-    save_tensors(file, tensors, {**about, "kind": kind})
+    save_tensors(file, tensors, {**about, "kind": RENAMED[about["kind"]]})
     return True
-
-
-def main(args: Convert) -> None:
-    """Rewrite, and say how many files."""
-    done = convert(args)
-    print(", ".join(f"{count} {suffix}" for suffix, count in done.items() if count) or "nothing to rewrite")
 
 
 if __name__ == "__main__":
     with clear_errors():
-        main(tyro.cli(Convert, description=__doc__))
+        print(f"files rewritten: {convert(tyro.cli(Convert, description=__doc__))}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -38,18 +37,16 @@ class Evaluate:
     split: str = "test"
     """"train", "validation" or "test"."""
     budgets: tuple[float, ...] = ()
-    """Budgets that the policy is shown, one after the other: the front of a policy that was trained for a range. By
+    """Budgets that the policy observes, one after the other: the front of a policy that was trained for a range. By
     default the run's own."""
     shuffles: int = 0
-    """How often the routes are given to the images at random; the accuracy is the mean of all. 0: not at all."""
+    """How often the routes are assigned to the images at random; the accuracy is the mean of all. 0: not at all."""
     data: str | None = None
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
     threads: int = 1
     """Processor threads."""
     device: str = "cpu"
     """Torch device."""
-    trust_pickle: bool = False
-    """Read a policy that an earlier version pickled, which can run any code: only for runs that you made."""
     trust_code: bool = False
     """Import what the run names from installed packages: only for runs that you made."""
 
@@ -59,29 +56,32 @@ def main(args: Evaluate) -> None:
     if args.shuffles < 0:
         raise ValueError(f"shuffles must not be negative, got {args.shuffles}")
     use_threads(args.threads)
-    policy, task, result = load_run(args.folder, args.device, args.data, args.trust_pickle, args.trust_code)
+    policy, task, result = load_run(args.folder, args.device, args.data, args.trust_code)
     trained = result["config"]["options"].get("budget_range")
     default = default_config(result["method"])
     budgets = [check_budget(budget, default.highest_budget) for budget in args.budgets] or [result["budget"]]
-    _check_range(args.budgets, trained)
+    for budget in args.budgets:
+        if trained and not trained[0] <= budget <= trained[1]:
+            raise ValueError(
+                f"budget {budget:g} is outside budget_range {trained[0]:g} to {trained[1]:g}, which the policy was "
+                "trained for: choose one within it"
+            )
     if set(args.budgets) - {result["budget"]} and not (trained or default.serves_many):
         alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
-        print(f"{alone}: shown another, it need not spend that", file=sys.stderr)
+        print(f"{alone}: at another budget it need not spend that", file=sys.stderr)
     reported = {line["budget"]: line["accuracy"] for line in (result, *expanded([result]))}
-    images = task.dataset.split(args.split)
-    found, shuffled = [], []
-    with tqdm(total=len(images) * len(budgets) * (1 + args.shuffles), unit="image") as bar:
-        for budget in budgets:
-            found.append(evaluate(policy, task, args.split, budget, progress=bar.update))
-            routes = found[-1].routes
-            if args.shuffles and not routes.numel():
-                print("images take no single route each: there is nothing to shuffle", file=sys.stderr)
+    total = len(task.dataset.split(args.split)) * (1 + args.shuffles)
+    for budget in budgets:
+        with tqdm(total=total, unit="image") as bar:
+            evaluation = evaluate(policy, task, args.split, budget, progress=bar.update)
+            routes = evaluation.routes
             orders = range(args.shuffles if routes.numel() else 0)
-            shuffled.append([shuffled_accuracy(task, args.split, routes, seed, progress=bar.update) for seed in orders])
-    for budget, evaluation, others in zip(budgets, found, shuffled, strict=True):
+            shuffled = [shuffled_accuracy(task, args.split, routes, seed, progress=bar.update) for seed in orders]
         line = {"run": result["run"], "split": args.split, "budget": budget, **evaluation.line()}
-        if others:
-            line["shuffled_accuracy"] = sum(others) / len(others)
+        if shuffled:
+            line["shuffled_accuracy"] = sum(shuffled) / len(shuffled)
+        elif args.shuffles:
+            print("images take no single route each: there is nothing to shuffle", file=sys.stderr)
         histogram = line.pop("histogram")
         print(json.dumps(line, indent=1))
         if args.split == "test" and budget in reported:
@@ -91,16 +91,6 @@ def main(args: Evaluate) -> None:
             print("share of the images at each bitwidth", task.mdp.bitwidths, file=sys.stderr)
         for block, shares in enumerate(histogram):
             print(f"  block {block:2d}  " + "  ".join(f"{share:6.1%}" for share in shares), file=sys.stderr)
-
-
-def _check_range(budgets: tuple[float, ...], trained: Sequence[float] | None) -> None:
-    """Refuse budgets that a policy was not trained for, if it was for a range."""
-    for budget in budgets:
-        if trained and not trained[0] <= budget <= trained[1]:
-            raise ValueError(
-                f"budget {budget:g} is outside budget_range {trained[0]:g} to {trained[1]:g}, which the policy was "
-                "trained for: choose one within it"
-            )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from backbone.torch_state import use_threads
 from backbone.training import BackboneTrainer, TrainingConfig, accuracy, random_routes
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import calibrate, check_device
-from scripts.cli import NOTHING, clear_errors, keeping
+from scripts.cli import NOTHING_KEPT, clear_errors, keeping
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,15 @@ class Pretrain:
     def kept(self) -> str:
         """What an interrupted training leaves."""
         if not self.state_file().is_file():
-            return f"no epoch was finished: {NOTHING}"
+            return f"no epoch was finished: {NOTHING_KEPT}"
         epoch = load_state(self.state_file(), weights_only=True)["epoch"]
-        return (
-            f"{epoch} of {self.training.epochs} epochs are done, in {self.state_file()}; the same command resumes there"
-        )
+        done = f"{epoch} of {self.training.epochs} epochs are done, in {self.state_file()}"
+        return f"{done}; the same command resumes there"
 
 
-def processes(backbone: ResNet) -> dict[tuple[int, ...], BlockMDP]:
+def mdps(backbone: ResNet) -> dict[tuple[int, ...], BlockMDP]:
     """The backbone under each tuple of bitwidths that ends in one of its widest."""
-    config = backbone.config
-    tuples = [tuple(b for b in config.bitwidths if b <= widest) for widest in config.widest]
+    tuples = [tuple(b for b in backbone.config.bitwidths if b <= widest) for widest in backbone.config.widest]
     return {bitwidths: BlockMDP(backbone, bitwidths) for bitwidths in tuples}
 
 
@@ -122,8 +120,7 @@ def main(args: Pretrain) -> None:
     check_device(args.device)
     use_threads(args.threads)
     torch.manual_seed(args.training.seed)
-    dataset = load_dataset(args.dataset, args.data)
-    output = args.output_file()
+    dataset, output = load_dataset(args.dataset, args.data), args.output_file()
     width = usual_width(args.dataset, args.depth) if args.width is None else args.width
     config = ResNetConfig(args.depth, dataset.num_classes, width, args.bitwidths, args.widest, args.quantizer)
     if args.training.bits not in (None, *args.bitwidths[1:]):
@@ -131,21 +128,20 @@ def main(args: Pretrain) -> None:
     backbone = ResNet(config)
     if args.start is not None:
         backbone.start_from(load_backbone(args.start))
-    runs = processes(backbone.to(args.device))
-    runners = {bitwidths: mdp.run for bitwidths, mdp in runs.items()}
+    trained = mdps(backbone.to(args.device))
+    runners = {bitwidths: mdp.run for bitwidths, mdp in trained.items()}
     trainer = BackboneTrainer(backbone, runners, dataset, args.training, args.state_file())
-    widest = runs[max(runs, key=len)]
-    glance = Split(dataset.validation.images[:1000], dataset.validation.labels[:1000])
+    widest = trained[max(trained, key=len)]
+    validation = Split(dataset.validation.images[:1000], dataset.validation.labels[:1000])
     if trainer.epoch:
         print(f"resuming: {trainer.epoch} of {args.training.epochs} epochs are done, in {trainer.state_file}")
-    progress = tqdm(total=args.training.epochs, initial=trainer.epoch, desc=f"{args.dataset} ResNet-{args.depth}")
     start, first = time.perf_counter(), trainer.epoch
-    for epoch, loss in trainer.epochs():
-        line = {"epoch": epoch, "loss": round(loss, 4), "validation": report(widest, dataset, glance)}
-        log(output.with_suffix(".log"), line)
-        progress.update(1)
-        progress.write(json.dumps(line))
-    progress.close()
+    with tqdm(total=args.training.epochs, initial=first, desc=f"{args.dataset} ResNet-{args.depth}") as progress:
+        for epoch, loss in trainer.epochs():
+            line = {"epoch": epoch, "loss": round(loss, 4), "validation": report(widest, dataset, validation)}
+            log(output.with_suffix(".log"), line)
+            progress.update(1)
+            progress.write(json.dumps(line))
     seconds = time.perf_counter() - start
     statistics = calibrate(widest, dataset, args.training.seed).tensors()
     about = {
@@ -155,8 +151,8 @@ def main(args: Pretrain) -> None:
         "images_per_second": round((trainer.epoch - first) * len(dataset.train) / seconds, 1),
     }
     save_backbone(output, backbone, about, args.half, statistics)
-    shipped = processes(load_backbone(output).to(args.device)).values()  # rounded, if it is in half precision
-    about["test"] = {str(mdp.bitwidths): report(mdp, dataset, dataset.test) for mdp in shipped}
+    saved = mdps(load_backbone(output).to(args.device)).values()  # rounded, if it is in half precision
+    about["test"] = {str(mdp.bitwidths): report(mdp, dataset, dataset.test) for mdp in saved}
     save_backbone(output, backbone, about, args.half, statistics)
     write_atomically(output.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     trainer.state_file.unlink(missing_ok=True)

@@ -24,7 +24,6 @@ from scripts.reporting import adaptivity, figures, tables
 from scripts.reporting.checks import NETWORK
 from scripts.reporting.comparison import Comparison, Ranking
 from scripts.reporting.page import Page
-from scripts.reporting.published import DATASET
 
 METHOD_OF_COMPARISON = (
     "Accuracy at matched cost: each run is compared with the baseline's mean accuracy at the run's own cost, "
@@ -42,8 +41,6 @@ class Report:
     """Folders of runs, folders of such folders, or files of result lines."""
     output: Path | None = None
     """Folder to write to; by default that of the only source, or runs/report for several."""
-    page: bool = True
-    """Write report.html, not only report.md and its PNG files."""
     baseline: str = ""
     """Method that all others are compared with; by default static, else constant, and for methods that train the
     backbone static_finetuned if it was run."""
@@ -61,10 +58,6 @@ class Report:
 def read_comparisons(sources: Iterable[Path], baseline: str = "") -> list[Comparison]:
     """One comparison for each source (a folder of runs, a folder of such folders, or a file of result lines) and each
     network in it.
-
-    Raises:
-        FileNotFoundError: a source that does not exist or has no result lines.
-        ValueError: a damaged line, lines that cannot be compared, or a baseline that was not run.
     """
     found: dict[str, Comparison] = {}
     for source in (each for given in sources for each in _folders(given)):
@@ -90,11 +83,7 @@ def _folders(source: Path) -> list[Path]:
 
 
 def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
-    """The whole report.
-
-    Raises:
-        ValueError: a damaged file.
-    """
+    """The whole report."""
     page = Page(f"Report: {', '.join(each.name for each in comparisons)}")
     page.heading("Summary")
     for each in comparisons:
@@ -107,9 +96,6 @@ def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
     for each in tqdm(comparisons, desc="report", unit="comparison", leave=False):
         suffix = f"-{each.name}" if len(comparisons) > 1 else ""
         _add_comparison(page, each, suffix, data)
-    if any(each.lines[0]["dataset"] == DATASET for each in comparisons):
-        page.heading("Published results")
-        page.table(tables.published())
     return page
 
 
@@ -179,16 +165,11 @@ def _add_adaptivity(page: Page, comparison: Comparison, suffix: str, data: str |
 
 
 def main(args: Report) -> None:
-    """Read, write, and say where.
-
-    Raises:
-        FileNotFoundError: a source that does not exist or has no result lines.
-        ValueError: lines that cannot be compared, or a damaged file.
-    """
+    """Read, write, and say where."""
     if not args.sources:
         raise ValueError("give a folder of runs or a file of result lines")
     page = report(read_comparisons(args.sources, args.baseline), args.data)
-    for file in page.write(args.folder, args.page):
+    for file in page.write(args.folder):
         print(f"wrote {file}")
 
 

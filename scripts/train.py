@@ -29,11 +29,11 @@ from agents.runs.folders import finished_folders
 from agents.runs.results import RESULT
 from agents.runs.run import resumes_from, run
 from backbone.torch_state import use_threads
-from scripts.cli import NOTHING, clear_errors, keeping
+from scripts.cli import NOTHING_KEPT, clear_errors, keeping
 
 
 def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threads: int, resume: bool) -> None:
-    """Run, with a progress bar over the images that the learner is shown."""
+    """Run, with a progress bar over the training images seen."""
     use_threads(threads)
     request = RunConfig(name, config, task)
     _say_what_is_there(request, output, resume)
@@ -64,7 +64,7 @@ def _kept(request: RunConfig, output: Path) -> str:
     if request.identity in finished_folders(output):
         return f"the run is finished; the same command reads it from {output}"
     point = resumes_from(request, output)
-    return f"{point}; the same command resumes there" if point else f"no checkpoint was written yet: {NOTHING}"
+    return f"{point}; the same command resumes there" if point else f"no checkpoint was written yet: {NOTHING_KEPT}"
 
 
 def command(name: str) -> Callable[..., None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.method_config import MethodConfig
-from agents.runs.folders import DIGITS
+from agents.runs.folders import IDENTITY_DIGITS
 from agents.runs.user_code import code_digests
 from backbone.checkpoint import find_checkpoint, identity_and_about, identity_of
 from backbone.data import data_folder
@@ -126,7 +126,7 @@ class RunConfig:
     def identity(self) -> str:
         """Hexadecimal digits that distinguish the run from those of every other configuration."""
         text = json.dumps(self.resolved(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+        return hashlib.sha256(text.encode()).hexdigest()[:IDENTITY_DIGITS]
 
     @property
     def readable(self) -> str:

@@ -1,7 +1,7 @@
 """Where runs are done: by worker processes on this machine, or by Ray (`agents.runs.ray_engine`).
 
-An engine does the same pure `agents.runs.run.run(config, root)` wherever it does it, and yields each configuration as
-it ends, with whether it succeeded. Meanwhile it reports "started" runs, and "image"s that learners were shown.
+An engine does the same pure `agents.runs.run.run(config, root)` wherever it does it. Meanwhile it reports "started"
+runs, and training "image"s that learners have seen.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from agents.runs.config import RunConfig
 from agents.runs.folders import ERROR
@@ -26,50 +26,35 @@ from agents.runs.run import run
 from agents.workers import start_worker, without_interrupts
 from backbone.checkpoint import write_atomically
 
-DIED = "the worker process died, perhaps for want of memory"
+WORKER_DIED = "the worker process died, perhaps for want of memory: run the same command again, with fewer --workers"
 
 Report = Callable[[str, int], None]
 """Called with what there is more of, and how many."""
 Ended = Generator[tuple[RunConfig, bool], None, None]
 """Each configuration as its run ends, with whether it succeeded. Closing it ends what runs, and begins no more."""
+Engine = Callable[[Sequence[RunConfig], Path, Report], Ended]
+"""Does runs in a folder of runs, several at a time, in the order given. A run that fails leaves its traceback in
+`ERROR` in its own folder. An OSError says that nothing can be written any more: what runs then is ended."""
 
 
-class Engine(Protocol):
-    """Does runs, several at a time, in the order given."""
+def check_workers(workers: int) -> None:
+    """Make sure that there is at least one worker.
 
-    def check(self) -> None:
-        """Make sure that runs can be done, before anything is written.
-
-        Raises:
-            ValueError, OSError: they cannot.
-        """
-
-    def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
-        """Each configuration as it ends, with whether it succeeded; if not, its traceback is in `error_file`.
-
-        Raises:
-            OSError: nothing can be written any more. What runs then is ended, the rest is not begun.
-        """
-
-
-def error_file(config: RunConfig, root: Path) -> Path:
-    """Where the traceback of a run that failed is."""
-    return root / config.name / ERROR
+    Raises:
+        ValueError: there is none.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
 
 
 def write_error(config: RunConfig, root: Path, text: str) -> None:
     """Leave the traceback of a run that failed in its own folder."""
-    write_atomically(error_file(config, root), text + "\n")
+    write_atomically(root / config.name / ERROR, text + "\n")
 
 
 def work(config: RunConfig) -> int:
-    """Images that a run is shown, for progress; a baseline's or a bound's work does not depend on `num_images`."""
+    """Training images that a run sees, for progress; a baseline's or a bound's work does not depend on `num_images`."""
     return 1000 if config.config.role in ("baseline", "bound") else config.config.num_images
-
-
-def expected_length(config: RunConfig) -> tuple[bool, int]:
-    """Key that orders runs by how long they may take: a bound's search of all test images is the longest."""
-    return config.config.role == "bound", work(config)
 
 
 def attempt(config: RunConfig, root: Path, report: Report) -> bool:
@@ -78,12 +63,12 @@ def attempt(config: RunConfig, root: Path, report: Report) -> bool:
     Raises:
         OSError: the disk is full, or the traceback cannot be written.
     """
-    count, last, shown = 0, time.monotonic(), 0
+    count, last, seen = 0, time.monotonic(), 0
 
     def progress(more: int) -> None:
-        nonlocal count, last, shown
-        more = min(more, work(config) - shown)  # some runs are shown more than was planned
-        count, shown = count + more, shown + more
+        nonlocal count, last, seen
+        more = min(more, work(config) - seen)  # some runs see more than was planned
+        count, seen = count + more, seen + more
         if time.monotonic() - last > 0.5:  # each message crosses two processes
             report("image", count)
             count, last = 0, time.monotonic()
@@ -97,7 +82,7 @@ def attempt(config: RunConfig, root: Path, report: Report) -> bool:
         write_error(config, root, traceback.format_exc())
         return False
     finally:
-        report("image", work(config) - shown + count)  # whatever a run did, it is done
+        report("image", work(config) - seen + count)  # whatever a run did, it is done
     return True
 
 
@@ -112,10 +97,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 @dataclass(frozen=True)
 class Processes:
-    """Worker processes on this machine, each with one thread.
-
-    A run whose worker dies next to others is tried again when these are done, alone, as they may have taken its memory;
-    if its worker dies again, or was alone, it has failed.
+    """Worker processes on this machine, each with one thread. A run whose worker dies has failed; others continue.
 
     Raises:
         ValueError: no workers.
@@ -125,63 +107,41 @@ class Processes:
     """Runs at a time."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}")
-
-    def check(self) -> None:
-        """See `Engine`."""
+        check_workers(self.workers)
 
     def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
-        """See `Engine`."""
-        alone = min(self.workers, len(configs)) == 1
-        died: list[RunConfig] = []
-        with closing(_team(configs, root, self.workers, report)) as ended:
-            for config, ok in ended:
-                if ok is None and not alone:
-                    report("started", -1)
-                    died.append(config)
-                    continue
-                if ok is None:
-                    write_error(config, root, DIED)
-                yield config, bool(ok)
-        if died:
-            yield from Processes(1)(died, root, report)
-
-
-def _team(
-    configs: Sequence[RunConfig], root: Path, size: int, report: Report
-) -> Generator[tuple[RunConfig, bool | None], None, None]:
-    """Each configuration with whether it succeeded, or None if its worker died. Closing it kills the workers: what they
-    were doing is resumed another time."""
-    waiting, team = deque(configs), list[_Worker]()
-    try:
-        while waiting or team:
-            while waiting and len(team) < size:
-                team.append(_Worker(root, waiting.popleft()))
-            wait_for_any([each for worker in team for each in (worker.pipe, worker.process.sentinel)])
-            for worker in list(team):
-                kind, value = worker.told()
-                if kind in ("started", "image"):
-                    report(kind, value)
-                elif kind == "raised":
-                    raise value
-                elif kind in ("ended", "died"):
-                    ended = worker.config
-                    if kind == "ended" and waiting:
-                        worker.begin(waiting.popleft())
-                    else:
-                        team.remove(worker)
-                        worker.leave()
-                    yield ended, value
-    finally:
-        for worker in team:
-            worker.process.kill()
-        for worker in team:
-            worker.process.join()
+        """See `Engine`. Closing it kills the workers: what they were doing is resumed another time."""
+        waiting, team = deque(configs), list[_Worker]()
+        try:
+            while waiting or team:
+                while waiting and len(team) < self.workers:
+                    team.append(_Worker(root, waiting.popleft()))
+                wait_for_any([each for worker in team for each in (worker.pipe, worker.process.sentinel)])
+                for worker in list(team):
+                    kind, value = worker.next_message()
+                    if kind in ("started", "image"):
+                        report(kind, value)
+                    elif kind == "raised":
+                        raise value
+                    elif kind in ("ended", "died"):
+                        ended = worker.config
+                        if kind == "died":
+                            write_error(ended, root, WORKER_DIED)
+                        if kind == "ended" and waiting:
+                            worker.begin(waiting.popleft())
+                        else:
+                            team.remove(worker)
+                            worker.pipe.close()  # it has no more to do, and ends
+                            worker.process.join()
+                        yield ended, bool(value)
+        finally:
+            for worker in team:
+                worker.process.kill()
+                worker.process.join()
 
 
 class _Worker:
-    """A process that does one run after the other. What it tells comes through a pipe of its own, which nothing but its
+    """A process that does one run after the other. Its messages come through a pipe of its own, which nothing but its
     own death can break."""
 
     def __init__(self, root: Path, config: RunConfig) -> None:
@@ -199,22 +159,17 @@ class _Worker:
         with suppress(OSError):  # it died, which it is found to have
             self.pipe.send(config)
 
-    def told(self) -> tuple[str, Any]:
+    def next_message(self) -> tuple[str, Any]:
         """The next of its messages: "started" or "image" and a count, "ended" and whether the run succeeded, "raised"
         and an error, "died", or "nothing"."""
         alive = self.process.is_alive()  # before its messages are looked for, so that the last is not missed
         try:
             if self.pipe.poll():
-                message: tuple[str, Any] = self.pipe.recv()
-                return message
+                kind, value = self.pipe.recv()
+                return kind, value
         except (EOFError, OSError):
             alive = False
         return ("nothing" if alive else "died"), None
-
-    def leave(self) -> None:
-        """Let it end, having no more to do."""
-        self.pipe.close()
-        self.process.join()
 
 
 def _serve(pipe: Connection, root: Path) -> None:

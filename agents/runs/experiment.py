@@ -108,16 +108,11 @@ class Experiment:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
     num_images: int | None = None
-    """Images shown to each learner, unless a variant says otherwise; by default what the methods say."""
+    """Training images seen by each learner, unless a variant says otherwise; by default what the methods say."""
     num_evals: int | None = None
     """How often each learner is validated, likewise."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What is learned on."""
-
-    @property
-    def all_budgets(self) -> tuple[float, ...]:
-        """The budgets at which any variant is compared, in ascending order."""
-        return tuple(sorted({budget for variant in self.variants for budget in self.budgets_of(variant)}))
 
     def budgets_of(self, variant: Variant) -> tuple[float, ...]:
         """The variant's own budgets, or those of the experiment's that its method can be given."""
@@ -153,9 +148,7 @@ def _extended(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if "extends" not in content:
         return content
     name, above = content.pop("extends"), (*above, path.resolve())
-    if not isinstance(name, str):
-        raise ValueError(f'{path}: extends must be the name of a file, such as extends = "base.toml", got {name!r}')
-    base = path.parent / name
+    base = path.parent / fitting(name, str, f"{path}: extends")
     if base.resolve() in above:
         raise ValueError(f"{path}: it extends {name}, which extends it: leave one of these out")
     below = _extended(base, above)
@@ -218,7 +211,7 @@ def _with_seeds(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_values(
-    who: str, budgets: Sequence[float] | None, seeds: Sequence[int] | None, highest_budget: float = 1.0
+    who: str, budgets: Sequence[float] | None, seeds: Sequence[int] | None, highest_budget: float
 ) -> None:
     for what, values in (("budget", budgets), ("seed", seeds)):
         if values is not None and not values:
@@ -241,15 +234,12 @@ def _repeated(values: Sequence[Any]) -> list[Any]:
 
 def as_toml(experiment: Experiment) -> str:
     """A file that `read_experiment` reads as this experiment."""
-    top = {entry.name: getattr(experiment, entry.name) for entry in fields(experiment)}
+    top = {name: value for name, value in vars(experiment).items() if value is not None}
     del top["variants"], top["task"]
-    top = {name: value for name, value in top.items() if value is not None}
     task = {name: value for name, value in asdict(experiment.task).items() if value != getattr(TaskConfig(), name)}
     tables = [toml_table(top), "[task]\n" + toml_table(task) if task else ""]
     for variant in experiment.variants:
-        entries = {entry.name: getattr(variant, entry.name) for entry in fields(variant) if entry.name != "options"}
-        if variant.label == variant.method:
-            del entries["label"]
-        given = {name: value for name, value in entries.items() if value} | dict(variant.options)
-        tables.append("[[variants]]\n" + toml_table(given))
+        entries = {**vars(variant), "options": None, "label": variant.label * (variant.label != variant.method)}
+        given = {name: value for name, value in entries.items() if value}
+        tables.append("[[variants]]\n" + toml_table({**given, **variant.options}))
     return "\n".join(table for table in tables if table)

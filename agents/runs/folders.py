@@ -19,18 +19,13 @@ from agents.runs.results import RESULT
 CONFIG, ERROR = "config.json", "error.txt"
 LATENCY = "latency.json"
 """The latency table that the run's milliseconds, and perhaps its costs, are of."""
-DIGITS = 8
-"""Of a run's identity."""
+IDENTITY_DIGITS = 8
+"""Hexadecimal digits of a run's identity."""
 
 
 def finished_folders(root: Path) -> dict[str, Path]:
     """The folders of the finished runs in `root`, by their identities."""
     return {identity: folder for identity, folder in _folders(root) if (folder / RESULT).is_file()}
-
-
-def failed_folders(root: Path) -> list[Path]:
-    """The folders of the runs in `root` that left a traceback."""
-    return [folder for _, folder in _folders(root) if (folder / ERROR).is_file() and not (folder / RESULT).is_file()]
 
 
 def unfinished_folder(root: Path, name: str, identity: str) -> Path:
@@ -69,6 +64,6 @@ def clear(folder: Path) -> None:
 
 def _folders(root: Path) -> list[tuple[str, Path]]:
     """Identities and folders of the runs in `root`."""
-    name = re.compile(rf".*-([0-9a-f]{{{DIGITS}}})", re.DOTALL)
+    name = re.compile(rf".*-([0-9a-f]{{{IDENTITY_DIGITS}}})", re.DOTALL)
     paths = sorted(root.iterdir()) if root.is_dir() else []
     return [(match[1], path) for path in paths if (match := name.fullmatch(path.name))]

@@ -36,20 +36,16 @@ class Outcomes:
 
 def write_outcomes(folder: Path, test: Evaluation) -> None:
     """Write `folder`/outcomes.npz from the evaluation on the test split, atomically."""
-    arrays = {
-        "routes": test.routes.numpy().astype(np.uint8),
-        "correct": test.correct.numpy(),
-        "loss": test.losses.numpy().astype(np.float32),
-        "confidence": test.confidence.numpy().astype(np.float32),
-        "cost": test.costs.numpy().astype(np.float32),
-    }
+    numbers = {"loss": test.losses, "confidence": test.confidence, "cost": test.costs}
+    arrays = {name: tensor.numpy().astype(np.float32) for name, tensor in numbers.items()}
     buffer = BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write_atomically(folder / FILE, commented(buffer.getvalue()))
+    routes, correct = test.routes.numpy().astype(np.uint8), test.correct.numpy()
+    np.savez_compressed(buffer, allow_pickle=False, routes=routes, correct=correct, **arrays)
+    write_atomically(folder / FILE, with_comment(buffer.getvalue()))
 
 
-def commented(content: bytes) -> bytes:
-    """An npz file with a digest as the comment of its zip archive; as it is, if it has one."""
+def with_comment(content: bytes) -> bytes:
+    """An npz file with a checksum as the comment of its zip archive; as it is, if it has one."""
     buffer = BytesIO(content)
     with zipfile.ZipFile(buffer, "a") as archive:
         if not archive.comment:
@@ -68,8 +64,7 @@ def read_outcomes(folder: Path) -> Outcomes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: delete this run's folder and run it again to record them")
     content, mend = path.read_bytes(), "delete this run's folder and run it again"
-    undigested = verify_checksum(content, path, mend) is None
-    if undigested and not content.endswith(b"\0\0"):  # the length of an empty comment
+    if verify_checksum(content, path, mend) is None and not content.endswith(b"\0\0"):  # the length of no comment
         raise ValueError(f"{path} is damaged: it is cut short; {mend}")
     try:
         with np.load(BytesIO(content), allow_pickle=False) as arrays:

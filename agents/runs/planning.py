@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from agents.method_config import MethodConfig
 from agents.options import with_options
 from agents.runs.config import RunConfig
 from agents.runs.experiment import Experiment, Variant
@@ -36,21 +34,16 @@ def _runs(variant: Variant, experiment: Experiment) -> list[RunConfig]:
     changes: dict[str, Any] = {k: v for k, v in shared.items() if v is not None and k not in variant.options}
     base = replace(base, **changes)
     task = with_options(experiment.task, variant.task, f"task of variant {variant.label!r}")
-    seeds, budgets = variant.seeds or experiment.seeds, experiment.budgets_of(variant)
+    seeds, budgets = variant.seeds or experiment.seeds, sorted(experiment.budgets_of(variant))
     if not budgets:
         raise ValueError(f"variant {variant.label!r} has no budget: it can be given none above {base.highest_budget:g}")
-    return [
-        RunConfig(variant.method, replace(config, seed=seed), task, variant.label)
-        for config in _at_budgets(base, sorted(budgets))
-        for seed in (seeds if base.seeded else seeds[:1])
-    ]
-
-
-def _at_budgets(base: MethodConfig, budgets: Sequence[float]) -> list[MethodConfig]:
-    """The configuration at each of the ascending budgets at which it is to be trained."""
     if base.serves_many:
         at_all: dict[str, Any] = {"eval_budgets": tuple(budgets)}
-        return [replace(base, budget=budgets[len(budgets) // 2], **at_all)]
-    if not base.holds_budget:
+        base, budgets = replace(base, **at_all), [budgets[len(budgets) // 2]]
+    elif not base.holds_budget:
         budgets = budgets[:1]  # the others would repeat it
-    return [replace(base, budget=budget) for budget in budgets]
+    return [
+        RunConfig(variant.method, replace(base, budget=budget, seed=seed), task, variant.label)
+        for budget in budgets
+        for seed in (seeds if base.seeded else seeds[:1])
+    ]

@@ -5,6 +5,7 @@ Ray is an optional extra: pip install -e '.[ray]'.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import socket
@@ -18,11 +19,11 @@ from typing import Any
 import torch
 
 from agents.runs.config import RunConfig
-from agents.runs.engines import DIED, Ended, Report, attempt, write_error
+from agents.runs.engines import WORKER_DIED, Ended, Report, attempt, check_workers, write_error
 from agents.runs.results import RESULT
 
-OBJECT_STORE = 100 * 2**20
-"""Bytes of shared memory for Ray's objects on this machine: runs pass files, not objects."""
+OBJECT_STORE_BYTES = 100 * 2**20
+"""Shared memory for Ray's objects on this machine: runs pass files, not objects."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Ray:
     every machine.
 
     Raises:
-        ValueError: no workers, or Ray is not installed.
+        ValueError: no workers, not an address, or Ray is not installed.
+        ConnectionError: no cluster responds at the address.
     """
 
     workers: int = 2
@@ -40,30 +42,14 @@ class Ray:
     """The cluster, as HOST:PORT or ray://HOST:PORT, or "auto" for one that runs here; None starts Ray here."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, got {self.workers}")
-        try:
-            import ray  # noqa: F401
-        except ImportError:
-            raise ValueError("Ray is not installed: pip install -e '.[ray]'") from None
-
-    def check(self) -> None:
-        """See `agents.runs.engines.Engine`: connect to the cluster, if one is given, and leave it.
-
-        Raises:
-            ConnectionError: no cluster responds at the address.
-            ValueError: not an address.
-        """
-        if self.address is not None:
-            with _connected(self):
-                pass
+        check_workers(self.workers)
+        if importlib.util.find_spec("ray") is None:
+            raise ValueError("Ray is not installed: pip install -e '.[ray]'")
+        if self.address not in (None, "auto"):
+            _check_address(str(self.address))
 
     def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
-        """See `agents.runs.engines.Engine`.
-
-        Raises:
-            ConnectionError: no cluster responds at the address.
-        """
+        """See `agents.runs.engines.Engine`."""
         import ray
         from ray.util.queue import Queue
 
@@ -78,8 +64,6 @@ class Ray:
                 for reference in done:
                     config = running.pop(reference)
                     yield config, _outcome(reference, config, root)
-            for _ in range(messages.qsize()):
-                report(*messages.get())
 
 
 def _attempt(config: RunConfig, root: Path, folder: str, messages: Any) -> bool:
@@ -97,7 +81,7 @@ def _outcome(reference: Any, config: RunConfig, root: Path) -> bool:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        write_error(config, root, f"{error}\n{DIED}")
+        write_error(config, root, f"{error}\n{WORKER_DIED}")
         return False
     if ok and not (root / config.name / RESULT).is_file():
         raise FileNotFoundError(
@@ -112,7 +96,7 @@ def _connected(engine: Ray) -> Iterator[None]:
     """Ray, quiet, with the code of this process; ended with the block.
 
     Raises:
-        ConnectionError, ValueError: see `Ray.check`.
+        ConnectionError: no cluster responds at the address.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # a run's device is its own choice
@@ -120,37 +104,34 @@ def _connected(engine: Ray) -> Iterator[None]:
 
     code = {"PYTHONPATH": os.pathsep.join(os.path.abspath(entry) for entry in sys.path), "OMP_NUM_THREADS": "1"}
     how: dict[str, Any] = {"address": engine.address, "log_to_driver": False, "logging_level": logging.ERROR}
-    how["runtime_env"] = {"env_vars": code}
     if engine.address is None:
-        how |= {"num_cpus": engine.workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    nobody = (
-        f"no Ray cluster responds at {engine.address}: start one with `ray start --head`, or leave out --address"
-        if engine.address
-        else "Ray could not be started here"
-    )
+        how |= {"num_cpus": engine.workers, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        _check_address(engine.address)
-        ray.init(**how)
-    except ValueError:
-        raise
+        ray.init(runtime_env={"env_vars": code}, **how)
     except Exception as error:  # Ray has no class for it: among them ConnectionError, RuntimeError and Exception itself
-        raise ConnectionError(f"{nobody} ({error})") from error
+        where = "could not be started here" if engine.address is None else _no_cluster(engine.address)
+        raise ConnectionError(f"Ray: {where} ({error})") from error
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _check_address(address: str | None) -> None:
+def _check_address(address: str) -> None:
     """Make sure that somebody listens there: Ray itself waits for long, and may end the process.
 
     Raises:
-        OSError: nobody does.
+        ConnectionError: nobody does.
         ValueError: not an address.
     """
-    if address in (None, "auto"):
-        return
-    host, colon, port = str(address).removeprefix("ray://").rpartition(":")
-    if not (colon and host and port.isdigit() and int(port) < 2**16):
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit() and int(port) < 2**16):
         raise ValueError(f'Ray address {address!r} is not of the form HOST:PORT, ray://HOST:PORT or "auto"')
-    socket.create_connection((host, int(port)), timeout=10).close()
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"{_no_cluster(address)} ({error})") from error
+
+
+def _no_cluster(address: str) -> str:
+    return f"no Ray cluster responds at {address}: start one with `ray start --head`, or leave out --address"

@@ -18,23 +18,8 @@ EXPERIMENT = "experiment.toml"
 RESULTS, RESULT = "results.jsonl", "result.json"
 """All result lines of a folder of runs, and the one in a run's own folder."""
 
-KEYS = (
-    "method",
-    "preset",
-    "label",
-    "role",
-    "cotrained",
-    "dataset",
-    "depth",
-    "bitwidths",
-    "budget",
-    "seed",
-    "accuracy",
-    "cost",
-    "total_cost",
-    "bitops",
-    "histogram",
-)
+REQUIRED_KEYS = ["method", "preset", "label", "role", "cotrained", "dataset", "depth", "bitwidths", "budget", "seed"]
+REQUIRED_KEYS += ["accuracy", "cost", "total_cost", "bitops", "histogram"]
 """What a result line must have for tables and figures."""
 
 
@@ -47,9 +32,8 @@ def read_lines(source: Path) -> list[Line]:
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist: give a comparison's folder or a file of result lines")
-    files = [source]
+    combined, files = source / RESULTS, [source]
     if source.is_dir():
-        combined = source / RESULTS
         whole = combined.is_file() and combined.read_bytes().strip()
         files = [combined] if whole else sorted(source.rglob(RESULT))
     lines = [_parsed(text, f"{file}:{number}") for file in files for number, text in _numbered(file)]
@@ -70,7 +54,7 @@ def read_line(file: Path) -> dict[str, Any]:
 
 
 def line_text(line: Line) -> str:
-    """A result line as it is kept: JSON with a digest, and the end of the line."""
+    """A result line as it is kept: JSON with a checksum, and the end of the line."""
     return json_with_checksum(line) + "\n"
 
 
@@ -84,24 +68,6 @@ def expanded(lines: Iterable[Line]) -> list[Line]:
     ]
 
 
-def cost_name(lines: Iterable[Line]) -> str:
-    """What the lines' "cost" and their budgets are."""
-    units = {line.get("config", {}).get("task", {}).get("cost", "blocks") for line in lines}
-    return "block cost" if units <= {"blocks"} else "measured time"
-
-
-def registered(line: Line) -> str:
-    """METHOD or METHOD-PRESET of a line, whatever its label."""
-    return f"{line['method']}-{line['preset']}" if line["preset"] else str(line["method"])
-
-
-def labelled(lines: Iterable[Line], method: str) -> str | None:
-    """What the lines call a method; of several variants of it, the one that is called so, else the first in
-    alphabetical order, of presets only if no other is there. None if there is none."""
-    called = {(bool(line["preset"]), str(line["label"])) for line in lines if line["method"] == method}
-    return method if (False, method) in called else min(called, default=(False, None))[1]
-
-
 def _numbered(file: Path) -> list[tuple[int, bytes]]:
     """Lines that are not blank, numbered from 1. A result.json may be spread over several lines."""
     text = file.read_bytes()
@@ -111,12 +77,11 @@ def _numbered(file: Path) -> list[tuple[int, bytes]]:
 
 
 def _parsed(text: bytes, place: str) -> Line:
-    line = checked_json(text, place, "delete this result and run it again")
-    missing = [key for key in KEYS if key not in line] if isinstance(line, dict) else list(KEYS)
+    line: Line = checked_json(text, place, "delete this result and run it again")
+    missing = [key for key in REQUIRED_KEYS if key not in line] if isinstance(line, dict) else list(REQUIRED_KEYS)
     if missing:
         raise ValueError(
             f"{place} is not a whole result line: it lacks {', '.join(missing)}; if an earlier version wrote it, "
             "rewrite it by python -m scripts.convert"
         )
-    checked: Line = line
-    return checked
+    return line

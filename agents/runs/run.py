@@ -8,7 +8,6 @@ bit for bit on one thread, as if it had never stopped.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -48,7 +47,7 @@ def run(
     Args:
         config: what to run.
         root: folder of runs.
-        progress: called with the number of images shown since the last call; first, if a killed run resumes, with those
+        progress: called with the training images seen since the last call; first, if a killed run resumes, with those
             before its checkpoint.
         resume: whether to resume from the checkpoint of a killed run of the same configuration, or start anew.
 
@@ -64,30 +63,32 @@ def run(
         raise ValueError(
             f"code or a backbone that {config.readable} names has changed since the run was planned: start again"
         )
-    found = finished_folders(root).get(config.identity)
-    if found:
+    if found := finished_folders(root).get(config.identity):
         with suppress(OSError):  # reading needs no right to write there
             clear(found)  # its process may have been killed before it did
         return result_line(config, found)
     error = f"another process is at {config.name} in {root}: wait for its end, or choose another folder"
-    with locked(root / f".{config.identity}.lock", error):
-        found = finished_folders(root).get(config.identity)
-        with seeded(config.config.seed):
-            return result_line(config, found or _done(config, root, progress, resume))
+    with locked(root / f".{config.identity}.lock", error), seeded(config.config.seed):
+        found = finished_folders(root).get(config.identity)  # which may have come before the lock did
+        return result_line(config, found or _done(config, root, progress, resume))
 
 
 def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None, resume: bool) -> Path:
     """The folder of the run, once it is done."""
     folder, found = root / config.name, unfinished_folder(root, config.name, config.identity)
     if found != folder:
-        os.replace(found, folder)
-    _prepare(folder, config, resume)
+        found.rename(folder)
+    if not (resume and resumable(config, root)):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for left in (folder / ERROR, folder / RESULT, *folder.glob(".*")):
+        left.unlink(missing_ok=True)
+    write_atomically(folder / CONFIG, _config_text(config))
     if latency := config.task.latency_table():
         latency.save(folder / LATENCY)  # the run's costs are those of this table, on whatever machine it is evaluated
         config = replace(config, task=replace(config.task, latency=str(folder / LATENCY)))
-    task = make_task(**asdict(config.task))
-    settings = config.config
-    check_reachable(settings, task)
+    task, settings = make_task(**asdict(config.task)), config.config
+    _check_reachable(settings, task)
     recorder = Recorder(
         task,
         settings.budget,
@@ -99,8 +100,8 @@ def _done(config: RunConfig, root: Path, progress: Callable[[int], None] | None,
         budgets=settings.validation_budgets,
     )
     try:
-        policy = method(config.method).train(config.config, task, recorder)
-        result = _result(config, task, recorder, policy, recorder.seconds, folder, progress)
+        policy = method(config.method).train(settings, task, recorder)
+        result = _result(config, task, recorder, policy, folder, progress)
         recorder.summarise(*_hyper_parameters(result))
     finally:
         recorder.close()
@@ -119,19 +120,12 @@ def result_line(config: RunConfig, folder: Path) -> dict[str, Any]:
     return {**read_line(folder / RESULT), "run": folder.name, **config.names}
 
 
-def _prepare(folder: Path, config: RunConfig, resume: bool) -> None:
-    """Clear the folder, or, where a run resumes, what its last process left unfinished."""
-    if not (resume and resumable(folder, config)):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    for left in (folder / ERROR, folder / RESULT, *folder.glob(".*")):
-        left.unlink(missing_ok=True)
-    write_atomically(folder / CONFIG, _config_text(config))
-
-
-def resumable(folder: Path, config: RunConfig) -> bool:
-    """Whether the folder of an unfinished run holds a checkpoint of this very configuration and version."""
-    return (folder / CHECKPOINT).is_file() and _is_of(folder, config)
+def resumable(config: RunConfig, root: Path) -> Path | None:
+    """The checkpoint of this very configuration and version that an unfinished run in `root` left, or None."""
+    folder = unfinished_folder(root, config.name, config.identity)
+    files = (folder / CHECKPOINT, folder / CONFIG)
+    whole = all(file.is_file() for file in files) and (folder / CONFIG).read_text() == _config_text(config)
+    return files[0] if whole else None
 
 
 def resumes_from(config: RunConfig, root: Path) -> str:
@@ -141,15 +135,10 @@ def resumes_from(config: RunConfig, root: Path) -> str:
     Raises:
         ValueError: the checkpoint is damaged.
     """
-    folder = unfinished_folder(root, config.name, config.identity)
-    if not resumable(folder, config):
+    file = resumable(config, root)
+    if file is None:
         return ""
-    seen = read_checkpoint(folder / CHECKPOINT)["recorder"]["seen"]
-    return f"{seen:,} of {config.config.num_images:,} images are done, in {folder / CHECKPOINT}"
-
-
-def _is_of(folder: Path, config: RunConfig) -> bool:
-    return (folder / CONFIG).is_file() and (folder / CONFIG).read_text() == _config_text(config)
+    return f"{read_checkpoint(file)['recorder']['seen']:,} of {config.config.num_images:,} images are done, in {file}"
 
 
 def _config_text(config: RunConfig) -> str:
@@ -157,7 +146,7 @@ def _config_text(config: RunConfig) -> str:
 
 
 def _hyper_parameters(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
-    """Settings, and the scalars they led to, of a result line."""
+    """Settings, and the scalars they led to, of a result line: for TensorBoard."""
     config = result["config"]
     settings = {"method": config["method"], **config["options"]}
     settings |= {f"task/{name}": value for name, value in config["task"].items()}
@@ -165,7 +154,7 @@ def _hyper_parameters(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     return settings, {f"test/{name}": float(result[name]) for name in names}
 
 
-def check_reachable(config: MethodConfig, task: Task) -> None:
+def _check_reachable(config: MethodConfig, task: Task) -> None:
     """Make sure that a method that aims at its budget can meet it.
 
     Raises:
@@ -199,17 +188,14 @@ def _result(
     task: Task,
     recorder: Recorder,
     policy: Policy | SelfMeasured,
-    seconds: float,
     folder: Path,
     progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
-    settings, start = config.config, time.perf_counter()
-    bound = settings.role == "bound"  # its work is its measurement
+    settings, best, images, seconds = config.config, recorder.best, recorder.images_seen, recorder.seconds
+    bound, start = settings.role == "bound", time.perf_counter()  # whose work is its measurement
     test = evaluate(policy, task, "test", settings.budget, progress=progress if bound else None)
-    if bound:
-        seconds += time.perf_counter() - start
+    seconds += time.perf_counter() - start if bound else 0
     write_outcomes(folder, test)
-    best = recorder.best
     several = [
         {"budget": budget, **(test if budget == settings.budget else evaluate(policy, task, "test", budget)).line()}
         for budget in settings.reported_budgets(task.mdp.cost)
@@ -230,11 +216,9 @@ def _result(
         **({"at_budgets": several} if several else {}),
         "validation_accuracy": best.accuracy if best else None,
         "validation_cost": best.cost if best else None,
-        "num_images": recorder.images_seen,
+        "num_images": images,
         "seconds": round(seconds, 2),
-        "seconds_per_thousand_images": round(1000 * seconds / recorder.images_seen, 3)
-        if recorder.images_seen
-        else None,
+        "seconds_per_thousand_images": round(1000 * seconds / images, 3) if images else None,
         "checkpoint": config.task.checkpoint,
         "config": config.resolved(),
     }

@@ -6,9 +6,8 @@ code is imported only from source files of the user's own, and only called as wh
 of installed packages and of this project are refused, except this project's loaders and the modules of torch and
 Stable-Baselines3; with `trust_code` any code is imported.
 
-Policies that earlier versions kept as zip files of Stable-Baselines3 hold pickles, which can run anything: they are
-read with `trust_pickle` alone. The resume checkpoints of unfinished runs (`agents.checkpoints`) are pickled, too: they
-are neither shipped nor read here.
+Policies that earlier versions kept as zip files of Stable-Baselines3 hold pickles, which can run anything, and so do
+the resume checkpoints of unfinished runs (`agents.checkpoints`): neither is read here.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from agents.recorder import BACKBONE
 from agents.runs.config import TaskConfig
 from agents.runs.folders import LATENCY
 from agents.runs.results import RESULT, read_line
-from agents.sb3.policy import ARCHIVE, KIND, SB3Policy, read_archive
+from agents.sb3.policy import ARCHIVE, KIND, SB3Policy
 from backbone.checkpoint import SHIPPED, identity_of, load_tensors
 from backbone.names import check_own, resolve
 from dfs_env.latency import load_latency, parse_cost
@@ -34,11 +33,7 @@ from dfs_env.task import Task, make_task
 
 
 def load_run(
-    folder: Path | str,
-    device: str = "cpu",
-    data: str | None = None,
-    trust_pickle: bool = False,
-    trust_code: bool = False,
+    folder: Path | str, device: str = "cpu", data: str | None = None, trust_code: bool = False
 ) -> tuple[Policy | SelfMeasured, Task, dict[str, Any]]:
     """The policy of a finished run, the task that it was trained on (with its co-trained backbone), and its result
     line.
@@ -47,7 +42,6 @@ def load_run(
         folder: of the run.
         device: where it is played.
         data: data folder.
-        trust_pickle: whether a policy that an earlier version pickled is read: from your own runs only.
         trust_code: whether the run may name code of installed packages: for your own runs only.
 
     Raises:
@@ -80,37 +74,33 @@ def load_run(
         task.mdp.heads = heads
     if (folder / LATENCY).is_file():
         load_latency(folder / LATENCY).apply(task.mdp, batch_size, charged, folder / LATENCY, here=False)
-    return load_policy(folder, task.mdp, trust_pickle, trust_code), task, result
+    return load_policy(folder, task.mdp, trust_code), task, result
 
 
 def _shipped(identity: str, folder: Path) -> str:
     """The shipped backbone that a run in `folder` was made with, which may be one of an earlier version."""
-    for file in sorted(SHIPPED.rglob("*.safetensors")):
-        if identity_of(file) == identity:
-            return str(file)
-    raise ValueError(f"{folder} was made with another backbone than the one that is found now; name it again")
+    found = next((file for file in sorted(SHIPPED.rglob("*.safetensors")) if identity_of(file) == identity), None)
+    if not found:
+        raise ValueError(f"{folder} was made with another backbone than the one that is found now; name it again")
+    return str(found)
 
 
-def load_policy(
-    folder: Path, mdp: BlockMDP, trust_pickle: bool = False, trust_code: bool = False
-) -> Policy | SelfMeasured:
+def load_policy(folder: Path, mdp: BlockMDP, trust_code: bool = False) -> Policy | SelfMeasured:
     """The policy that was saved in `folder`, for use on `mdp`.
 
     A file of another kind than those of `agents.policies` names its loader as its "kind": a "module:function" of the
-    tensors, of what else was saved, and of the process. This project's own are called "load".
+    tensors, of what else was saved, and of the MDP. This project's own are called "load".
 
     Raises:
-        FileNotFoundError, ValueError: there is none, it is damaged, it does not fit the process, or it needs more trust
+        FileNotFoundError, ValueError: there is none, it is damaged, it does not fit the MDP, or it needs more trust
             than it is given (see `load_run`).
     """
     file, archive = folder / FILE, next(folder.glob(ARCHIVE), None)
     if archive and not file.is_file():
-        if not trust_pickle:
-            raise ValueError(
-                f"{archive} is pickled, and reading a stranger's can run any code; if you made that run, give "
-                f"--trust-pickle (trust_pickle=True), or convert it: python -m scripts.convert {folder} --trust-pickle"
-            )
-        return SB3Policy.fitting(read_archive(archive), mdp, archive)
+        raise ValueError(
+            f"{archive} is pickled, and reading a stranger's can run any code; if you made that run, convert it: "
+            f"python -m scripts.convert {folder} --trust-pickle"
+        )
     tensors, about = load_tensors(file)
     kind = str(about.get("kind"))
     check_own("gate", about.get("gate"), file, trust_code)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agents.runs.config import VERSION, RunConfig
-from agents.runs.engines import Engine, Report, error_file, expected_length
-from agents.runs.folders import finished_folders, locked
+from agents.runs.engines import Engine, Report, work
+from agents.runs.folders import ERROR, finished_folders, locked
 from agents.runs.results import RESULT, RESULTS, Line, line_text, read_lines
 from agents.runs.run import result_line
 from backbone.checkpoint import write_atomically
-
-SET_ASIDE = "results.old.jsonl"
-"""In a folder of runs: lines of runs that were not kept, and that its experiment no longer has."""
-LOCK = ".lock"
-"""In a folder of runs: held by whoever writes to it."""
 
 
 @dataclass(frozen=True)
@@ -52,35 +47,36 @@ def sweep(
         wanted: the names of the runs that are done if they are not there; by default all.
 
     Raises:
-        ValueError: `root` holds results of another version.
+        ValueError: see `finished`.
         OSError: `root` cannot be written, or the disk is full; finished runs are kept.
     """
     report = report or (lambda kind, count: None)
-    order = [config.name for config in configs]
-    lines = finished(configs, root)
-    _set_aside(configs, root)
-    results, failed = _write_results(order, lines, root), []
+    lines, failed = finished(configs, root), list[Path]()
+
+    def write_results() -> list[dict[str, Any]]:
+        results = [lines[config.name] for config in configs if config.name in lines]
+        write_atomically(root / RESULTS, "".join(map(line_text, results)))
+        return results
+
+    results = write_results()
     missing = (each for each in configs if each.name not in lines and (wanted is None or each.name in wanted))
-    waiting = sorted(missing, key=expected_length, reverse=True)
+    # a bound's search of all test images is the longest
+    waiting = sorted(missing, key=lambda each: (each.config.role == "bound", work(each)), reverse=True)
     with closing(engine(waiting, root, report)) as ended:  # if this fails, no more are begun
         for config, ok in ended:
             report("done" if ok else "failed", 1)
             if ok:
                 lines[config.name] = result_line(config, root / config.name)
-                results = _write_results(order, lines, root)
+                results = write_results()
             else:
-                failed.append(error_file(config, root))
+                failed.append(root / config.name / ERROR)
     return Sweep(results, failed)
 
 
 def sole_writer(root: Path) -> AbstractContextManager[None]:
-    """Keep other comparisons from writing to the same folder of runs.
-
-    Raises:
-        ValueError: another process is at it.
-    """
+    """Keep other comparisons from writing to the same folder of runs, see `locked`."""
     error = f"another comparison is writing to {root}: wait for its end, or choose another folder with --output"
-    return locked(root / LOCK, error)
+    return locked(root / ".lock", error)
 
 
 def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, Any]]:
@@ -88,30 +84,20 @@ def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, An
     not kept, those in `root`/results.jsonl.
 
     Raises:
-        ValueError: `root` holds results of another version, or a damaged one.
+        ValueError: `root` holds results of another version, a damaged one, or lines that would be lost: their runs are
+            not among `configs`, and have no folder.
     """
     _check_version(root)
-    folders = finished_folders(root)
-    alone = {} if all(config.identity in folders for config in configs) else _lines_by_identity(root)
-    found = {}
-    for config in configs:
-        if config.identity in folders:
-            found[config.name] = result_line(config, folders[config.identity])
-        elif config.identity in alone:
-            found[config.name] = {**alone[config.identity], **config.names}
-    return found
-
-
-def _set_aside(configs: Sequence[RunConfig], root: Path) -> None:
-    """Move lines that are all that is left of a run, and whose run is not planned, to `SET_ASIDE`: no other place has
-    them."""
-    known = {config.identity for config in configs} | set(finished_folders(root))
-    stray = [line for identity, line in _lines_by_identity(root).items() if identity not in known]
-    if stray:
-        file = root / SET_ASIDE
-        before = file.read_text() if file.is_file() else ""
-        texts = map(line_text, stray)
-        write_atomically(file, before + "".join(text for text in texts if text not in before))
+    folders, alone = finished_folders(root), _lines_by_identity(root)
+    if stray := alone.keys() - folders.keys() - {config.identity for config in configs}:
+        raise ValueError(
+            f"{root / RESULTS} has the only record of {len(stray)} runs that this experiment does not have: choose "
+            "another --output, or move that file away"
+        )
+    lines = {each.name: {**alone[each.identity], **each.names} for each in configs if each.identity in alone}
+    return lines | {
+        each.name: result_line(each, folders[each.identity]) for each in configs if each.identity in folders
+    }
 
 
 def _lines_by_identity(root: Path) -> dict[str, Line]:
@@ -135,9 +121,3 @@ def _check_version(root: Path) -> None:
                 "other numbers: choose another folder with --output, or delete that one; to report or evaluate what it "
                 f"holds, python -m scripts.convert {root}"
             )
-
-
-def _write_results(order: Iterable[str], lines: Mapping[str, dict[str, Any]], root: Path) -> list[dict[str, Any]]:
-    results = [lines[name] for name in order if name in lines]
-    write_atomically(root / RESULTS, "".join(map(line_text, results)))
-    return results

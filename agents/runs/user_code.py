@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import resolve_name
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,7 @@ def code_digests(value: Any) -> dict[str, str]:
     """
     digests: dict[str, str] = {}
     for module, function in sorted({name for text in _texts(value) for name in NAME.findall(text)}):
-        sources = _sources(module)
-        if sources:
+        if sources := _sources(module):
             digests[module] = _checked(module, _digest(sources))
         elif module in sys.modules and not hasattr(sys.modules[module], "__file__") and is_own(module):
             digests[f"{module}:{function}"] = _digest({function: _source_of(module, function)})
@@ -54,10 +54,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _digest(sources: Mapping[str, bytes]) -> str:
-    found = hashlib.sha256()
-    for name, source in sorted(sources.items()):
-        found.update(f"{name}:{len(source)}:".encode() + source)
-    return found.hexdigest()[:16]
+    texts = (f"{name}:{len(source)}:".encode() + source for name, source in sorted(sources.items()))
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
 
 
 def _checked(module: str, digest: str) -> str:
@@ -66,12 +64,12 @@ def _checked(module: str, digest: str) -> str:
     Raises:
         ValueError: it is not, so that what would run is not what the file says.
     """
-    loaded = sys.modules.get(module)
-    if loaded:
-        spec, before = _loaded.setdefault(module, (loaded.__spec__ or loaded, digest))
-        if spec is not (loaded.__spec__ or loaded):
-            _loaded[module] = loaded.__spec__ or loaded, digest
-        elif before != digest:
+    if loaded := sys.modules.get(module):
+        spec = loaded.__spec__ or loaded
+        before = _loaded.setdefault(module, (spec, digest))
+        if before[0] is not spec:
+            _loaded[module] = spec, digest
+        elif before[1] != digest:
             raise ValueError(f"the source of {module!r} has changed since this process imported it: start again")
     return digest
 
@@ -102,15 +100,13 @@ def _spec(module: str) -> ModuleSpec | None:
     first, *others = module.split(".")
     spec = next((found for finder in sys.meta_path if (found := finder.find_spec(first, None))), None)
     for name in others:
-        if spec is None or spec.submodule_search_locations is None:
-            return None
-        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+        where = spec.submodule_search_locations if spec else None
+        spec = PathFinder.find_spec(name, list(where)) if where is not None else None
     return spec
 
 
-def _with_parents(module: str) -> list[str]:
-    parts = module.split(".")
-    return [".".join(parts[: end + 1]) for end in range(len(parts))]
+def _with_parents(module: str) -> Iterator[str]:
+    return accumulate(module.split("."), "{}.{}".format)
 
 
 @lru_cache(maxsize=1024)

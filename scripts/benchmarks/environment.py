@@ -1,11 +1,8 @@
-"""The measurement behind `python -m scripts.bench env`: decisions per second and memory of the environment."""
+"""The measurement behind `python -m scripts.bench env`: decisions per second of the environment."""
 
 from __future__ import annotations
 
-import multiprocessing
-import resource
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,17 +11,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from tqdm import tqdm
 
 from backbone.integer import enabled
 from backbone.quantization import EXACT_BITS, check_bitwidths
-from backbone.resnet import ResNet, ResNetConfig
+from backbone.resnet import ResNetConfig
 from backbone.torch_state import use_threads
-from dfs_env.env import DFSVectorEnv
 from dfs_env.execution import CHUNK
-from dfs_env.mdp import BlockMDP
-from scripts.benchmarks.rounds import FLOAT_PATH, check_counts, noise_task, on_engine, speedup, take_turns
-from scripts.benchmarks.runtimes import Network, missing, openvino_int8
+from scripts.benchmarks.rounds import FLOAT_PATH, check_counts, noise_env, on_engine, speedup, take_turns
+from scripts.benchmarks.runtimes import Network, missing
+from scripts.benchmarks.runtimes import openvino as build_openvino
 
 BARE_NETWORK, MASKED, OPENVINO = "bare network", f"masked, {FLOAT_PATH}", "OpenVINO static int8"
 HALF_SKIPPED, RANDOM, FLOAT_RANDOM = "env half skipped", "env random", f"env random, {FLOAT_PATH}"
@@ -32,8 +27,8 @@ HALF_SKIPPED, RANDOM, FLOAT_RANDOM = "env half skipped", "env random", f"env ran
 
 @dataclass(frozen=True)
 class Env:
-    """Decisions per second and memory of the environment: on integer kernels, on the float path, and, for comparison,
-    of the bare network, of all options masked, and of OpenVINO."""
+    """Decisions per second of the environment: on integer kernels, on the float path, and, for comparison, of the bare
+    network, of all options masked, and of OpenVINO."""
 
     depth: int = 38
     """Layers of the ResNet, 6n + 2."""
@@ -58,24 +53,20 @@ class Env:
 
     def run(self) -> None:
         """Measure and print."""
-        # first: a child's peak starts at its parent's size
-        memory = {name: memory_of(self, name) for name in tqdm(cases(self), "memory", leave=False)}
         setting = Setting(self)
         runs = {name: lambda _, case=case: case(setting) for name, case in cases(self).items()}
-        report(self, take_turns(runs, self.repeats, "speed"), memory)
+        report(self, take_turns(runs, self.repeats, "speed"))
 
 
 class Setting:
-    """What all cases run on: an untrained network, random images and random routes, the same for the same arguments."""
+    """What all cases run on: `noise_env` and random routes, the same for the same arguments."""
 
     def __init__(self, args: Env) -> None:
         use_threads(args.threads)
-        torch.manual_seed(0)
-        backbone = ResNet(ResNetConfig(args.depth, bitwidths=args.bitwidths)).eval().requires_grad_(False)
-        self.mdp = BlockMDP(backbone)
-        task = noise_task(self.mdp, args.batch_size)
-        self.env = DFSVectorEnv(task, args.batch_size, autoreset_mode="SameStep")
+        self.env = noise_env(ResNetConfig(args.depth, bitwidths=args.bitwidths), args.batch_size)
         self.env.reset(seed=0)
+        task = self.env.task
+        self.mdp = task.mdp
         self.images = task.dataset.normalize(task.dataset.train.images)
         shape = args.batch_size, self.mdp.num_layers
         self.half_skipped = torch.where(torch.rand(shape) < 0.5, 0, self.mdp.num_actions - 1)
@@ -85,7 +76,7 @@ class Setting:
     def openvino(self) -> dict[int, Network]:
         """The static int8 network for each size of batch that the images are split into."""
         sizes = {len(images) for images in self.images.split(CHUNK)}
-        return {size: openvino_int8(self.mdp.backbone, (size, *self.images.shape[1:])) for size in sizes}
+        return {n: build_openvino(self.mdp.backbone, (n, *self.images.shape[1:]), int8=True) for n in sizes}
 
 
 @torch.no_grad()
@@ -128,16 +119,6 @@ def openvino(s: Setting) -> None:
         s.openvino[len(images)](images)
 
 
-def on_float_path(run: Callable[[Setting], object]) -> Callable[[Setting], None]:
-    """The same on the float path."""
-
-    def case(s: Setting) -> None:
-        with on_engine("float"):
-            run(s)
-
-    return case
-
-
 def everywhere(bits: int) -> str:
     """The name of the case in which every block runs at `bits`."""
     return f"env {bits} bits"
@@ -145,13 +126,13 @@ def everywhere(bits: int) -> str:
 
 def cases(args: Env) -> dict[str, Callable[[Setting], object]]:
     """Every case by its name, without that of a package that is not there."""
-    last = len(args.bitwidths) - 1
-    full = partial(constant, action=last)
     found: dict[str, Callable[[Setting], object]] = {BARE_NETWORK: bare}
-    found |= {everywhere(args.bitwidths[action]): partial(constant, action=action) for action in range(last, 0, -1)}
+    for action, bits in reversed([*enumerate(args.bitwidths)][1:]):
+        found[everywhere(bits)] = partial(constant, action=action)
     found |= {HALF_SKIPPED: lambda s: play(s, s.half_skipped), RANDOM: lambda s: play(s, s.random)}
-    found[f"{everywhere(args.bitwidths[-1])}, {FLOAT_PATH}"] = on_float_path(full)
-    found |= {FLOAT_RANDOM: on_float_path(lambda s: play(s, s.random)), MASKED: on_float_path(masked)}
+    full, float_path = everywhere(args.bitwidths[-1]), on_engine("float")  # which decorates
+    found[f"{full}, {FLOAT_PATH}"] = float_path(found[full])
+    found |= {FLOAT_RANDOM: float_path(found[RANDOM]), MASKED: float_path(masked)}
     return found | ({OPENVINO: openvino} if args.runs_on_integers and not missing("openvino") else {})
 
 
@@ -165,42 +146,21 @@ def comparisons(args: Env) -> list[tuple[str, str]]:
     return pairs
 
 
-def peak_memory() -> float:
-    """Most memory that this process ever held, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _child_memory(args: Env, name: str) -> tuple[float, float]:
-    setting = Setting(args)
-    before = peak_memory()
-    cases(args)[name](setting)
-    return before, peak_memory()
-
-
-def memory_of(args: Env, name: str) -> tuple[float, float]:
-    """Peak memory in MiB of a fresh process, before and after one run of a case."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_child_memory, (args, name))
-
-
-def report(args: Env, seconds: dict[str, list[float]], memory: dict[str, tuple[float, float]]) -> None:
+def report(args: Env, seconds: dict[str, list[float]]) -> None:
     """Print the table, and under it the ratios."""
     decisions, console = (args.depth - 2) // 2, Console()
     title = f"ResNet-{args.depth}, {args.batch_size} images, bitwidths {args.bitwidths}, {args.threads} thread(s)"
     table = Table("case", title=title)
-    for heading in ("ms/image", "decisions/s", "peak MiB", "adds"):
+    for heading in ("ms/image", "decisions/s"):
         table.add_column(heading, justify="right")
     for name, values in seconds.items():
-        taken, (before, after) = statistics.median(values) / args.batch_size, memory[name]
-        table.add_row(
-            name, f"{1e3 * taken:.3f}", f"{decisions / taken:,.0f}", f"{after:,.0f}", f"{after - before:,.0f}"
-        )
+        taken = statistics.median(values) / args.batch_size
+        table.add_row(name, f"{1e3 * taken:.3f}", f"{decisions / taken:,.0f}")
     console.print(table)
     kernels = "Integer kernels run" if enabled() else "This processor has no integer kernels: the float path runs"
     console.print(
         f"Medians of {args.repeats} rounds. Bare: the network alone. Random: of all options. "
         "Masked: all options computed for all images, one of them used.\n"
-        "Peak memory: of a fresh process that runs the case once, and what the case adds to it.\n"
         f"{kernels} what has up to {EXACT_BITS} bits, except where the float path is named."
     )
     for name, other in comparisons(args):

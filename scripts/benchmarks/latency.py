@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import trange
 
 from agents.evaluation import SelfMeasured, play, seen_by
 from agents.gates import make_gate
@@ -28,7 +28,7 @@ from dfs_env.mdp import BlockMDP
 from dfs_env.observations import ObservationStatistics
 from dfs_env.task import Task
 from scripts.benchmarks.rounds import check_counts, take_turns, timed
-from scripts.benchmarks.runtimes import build
+from scripts.benchmarks.runtimes import Network, build
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ class Latency:
             backbone, self.bitwidths, "pooled", self.ungated_blocks, ObservationStatistics.from_tensors(tensors)
         )
         gate = make_gate("recurrent", mdp).requires_grad_(False)
-        with tqdm(total=(self.repeats + 1) * len(self.batch_sizes), desc="latency", unit="round") as bar:
-            table = measure(mdp, gate, self.batch_sizes, self.repeats, bar.update)
+        table = measure(mdp, gate, self.batch_sizes, self.repeats)
         output = self.output or latency_file(self.dataset, self.depth, folder)
         table.save(output)
         console = Console()
@@ -101,35 +100,31 @@ def parts_table(latencies: LatencyTable) -> Table:
     for size in latencies.batches:
         table.add_column(f"batch {size}", justify="right")
     batches = latencies.batches.values()
-    table.add_row("stem", *(f"{each.stem.median:.4f}" for each in batches))
+    rows = {"stem": [each.stem.median for each in batches]}
     for action, bits in enumerate(latencies.bitwidths):
-        sums = (sum(row[action].median for row in each.blocks) for each in batches)
-        table.add_row(f"all blocks at {bits} bits" if bits else "all blocks skipped", *(f"{x:.4f}" for x in sums))
-    table.add_row("head", *(f"{each.head.median:.4f}" for each in batches))
-    table.add_row("gate, one decision", *(f"{each.gate.median:.4f}" for each in batches))
+        name = f"all blocks at {bits} bits" if bits else "all blocks skipped"
+        rows[name] = [sum(block[action].median for block in each.blocks) for each in batches]
+    rows |= {
+        "head": [each.head.median for each in batches],
+        "gate, one decision": [each.gate.median for each in batches],
+    }
+    for name, values in rows.items():
+        table.add_row(name, *(f"{value:.4f}" for value in values))
     return table
 
 
-Player = Callable[[Tensor], Any]
-"""What takes normalised images [B, 3, H, W] all the way to classes."""
-
-
-def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any]) -> Player:
-    """A run's policy at its budget, gate included; an allocation needs none.
-
-    Raises:
-        ValueError: it does not decide block by block.
-    """
+def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any]) -> Network:
+    """A run's policy at its budget, gate included; an allocation needs none."""
     if isinstance(policy, SelfMeasured):
         raise ValueError(f"{result['run']} does not decide block by block: its latency is not measured")
     if isinstance(policy, AllocationPolicy):
         allocation = policy.at(result["budget"])
         return lambda images: task.mdp.run(images, allocation.expand(len(images), -1))
     mdp = seen_by(policy, task)
-    return lambda images: play(policy, mdp, images, result["budget"])
+    return lambda images: play(policy, mdp, images, result["budget"])[1]
 
 
-def whole_table(args: Latency, mdp: BlockMDP, players: dict[str, Player], images: Tensor) -> Table:
+def whole_table(args: Latency, mdp: BlockMDP, players: dict[str, Network], images: Tensor) -> Table:
     """Milliseconds from image to class in every runtime and of every player, taking turns on the images [N, 3, H, W];
     and, under the table, why a runtime is not there."""
     full = torch.full((1, mdp.num_layers), mdp.num_actions - 1)
@@ -151,7 +146,7 @@ def whole_table(args: Latency, mdp: BlockMDP, players: dict[str, Player], images
 
 
 @torch.no_grad()
-def played(players: dict[str, Player], images: Tensor, size: int, repeats: int) -> dict[str, list[float]]:
+def played(players: dict[str, Network], images: Tensor, size: int, repeats: int) -> dict[str, list[float]]:
     """Milliseconds an image of each round of each player. Every round is of the next `size` images, as a policy's
     routes depend on them."""
     batches = [images[(torch.arange(size) + number * size) % len(images)] for number in range(repeats + 1)]
@@ -160,13 +155,7 @@ def played(players: dict[str, Player], images: Tensor, size: int, repeats: int) 
     return {name: [1000 * taken / size for taken in values] for name, values in seconds.items()}
 
 
-def measure(
-    mdp: BlockMDP,
-    decide: Callable[[Tensor], Any],
-    batch_sizes: tuple[int, ...],
-    repeats: int,
-    progress: Callable[[], None] = lambda: None,
-) -> LatencyTable:
+def measure(mdp: BlockMDP, decide: Callable[[Tensor], Any], batch_sizes: tuple[int, ...], repeats: int) -> LatencyTable:
     """Time every part in turn, `repeats` rounds of each batch size, after one that is not counted.
 
     Args:
@@ -174,15 +163,13 @@ def measure(
         decide: a gate: observations [B, D] -> anything.
         batch_sizes: images at once.
         repeats: rounds.
-        progress: called after each round.
     """
     batches = {}
     for size in batch_sizes:
         rounds: dict[Any, list[float]] = {}
-        for number in range(repeats + 1):
+        for number in trange(repeats + 1, desc=f"parts, batch {size}", leave=False):
             for part, seconds in _round(mdp, decide, size):
                 rounds.setdefault(part, []).extend([1000 * seconds / size] if number else [])
-            progress()
         batches[size] = _summary(rounds, mdp.num_layers, mdp.num_actions)
     return LatencyTable(shape_of(mdp), mdp.bitwidths, this_machine(), batches)
 

@@ -8,25 +8,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
 
-from backbone.data import Dataset, Split
+from backbone.data import IMAGE_SIZE, Dataset, Split
+from backbone.resnet import ResNet, ResNetConfig
+from dfs_env.env import DFSVectorEnv
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 INTEGER_KERNELS, FLOAT_PATH = "integer kernels", "float path"
-ENGINES = {INTEGER_KERNELS: "auto", FLOAT_PATH: "float"}
+ENGINES = {FLOAT_PATH: "float", INTEGER_KERNELS: "auto"}
 """How the command line calls an engine -> its value of DFS_ENGINE."""
 
 
 def check_counts(options: object, *names: str) -> None:
-    """Make sure that these options are at least 1.
-
-    Raises:
-        ValueError: names the one that is not.
-    """
+    """Make sure that these options are at least 1."""
     for name in names:
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
@@ -59,19 +58,15 @@ def speedup(seconds: Mapping[str, list[float]], name: str, reference: str) -> fl
 @contextmanager
 def on_engine(name: str) -> Iterator[None]:
     """Run this project's networks on the float path ("float"), or on integer kernels where these serve ("auto")."""
-    before = os.environ.get("DFS_ENGINE")
-    os.environ["DFS_ENGINE"] = name
-    try:
+    with patch.dict(os.environ, DFS_ENGINE=name):
         yield
-    finally:
-        if before is None:
-            del os.environ["DFS_ENGINE"]
-        else:
-            os.environ["DFS_ENGINE"] = before
 
 
-def noise_task(mdp: BlockMDP, count: int) -> Task:
-    """A task of `count` random images, for a network that need not know anything."""
-    pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
-    split = Split(pixels, torch.arange(count) % 10)
-    return Task(mdp, Dataset("noise", 10, (0.5,) * 3, (0.25,) * 3, split, split, split, flip=True, pad=4))
+def noise_env(config: ResNetConfig, num_envs: int) -> DFSVectorEnv:
+    """The environment of an untrained network on random images, the same for the same arguments."""
+    torch.manual_seed(0)
+    mdp = BlockMDP(ResNet(config).eval().requires_grad_(False))
+    pixels = torch.randint(256, (num_envs, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
+    split = Split(pixels, torch.arange(num_envs) % 10)
+    task = Task(mdp, Dataset("noise", 10, (0.5,) * 3, (0.25,) * 3, split, split, split, flip=True, pad=4))
+    return DFSVectorEnv(task, num_envs, autoreset_mode="SameStep")

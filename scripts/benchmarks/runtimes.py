@@ -37,9 +37,6 @@ class PlainLayer(nn.Module):
     Args:
         layer: what it computes, in evaluation.
         bits: its bitwidth.
-
-    Raises:
-        UnavailableError: its quantizer has no fixed levels, or they do not fit a byte.
     """
 
     weight: Tensor
@@ -79,11 +76,7 @@ class PlainLayer(nn.Module):
 
 
 class PlainResNet(nn.Module):
-    """A `ResNet` in evaluation with every block at `bits`, ungated layers at the next wider bitwidth that they have.
-
-    Raises:
-        UnavailableError: it is no `ResNet`, or see `PlainLayer`.
-    """
+    """A `ResNet` in evaluation with every block at `bits`, ungated layers at the next wider bitwidth that they have."""
 
     def __init__(self, backbone: Any, bits: int) -> None:
         super().__init__()
@@ -118,28 +111,17 @@ def float_network(backbone: Any) -> PlainResNet:
 
 
 def integer_bits(backbone: Any) -> int:
-    """The widest bitwidth at which integer kernels can run the network.
-
-    Raises:
-        UnavailableError: all are wider than that.
-    """
-    narrow = [bits for bits in backbone.config.bitwidths if 0 < bits <= EXACT_BITS]
-    if not narrow:
+    """The widest bitwidth at which integer kernels can run the network."""
+    widest = max((bits for bits in backbone.config.bitwidths if bits <= EXACT_BITS), default=0)
+    if not widest:
         raise UnavailableError(f"none of the bitwidths {backbone.config.bitwidths} is from 2 to {EXACT_BITS}")
-    return max(narrow)
+    return int(widest)
 
 
 def this_project(backbone: Any, shape: tuple[int, ...], engine: str) -> Network:
     """The network itself, see `on_engine`."""
     bits = integer_bits(backbone)
-
-    @torch.no_grad()
-    def run(images: Tensor) -> Tensor:
-        with on_engine(engine):
-            logits: Tensor = backbone(images, bits)
-            return logits
-
-    return run
+    return on_engine(engine)(torch.no_grad()(lambda images: backbone(images, bits)))
 
 
 def eager(backbone: Any, shape: tuple[int, ...]) -> Network:
@@ -173,16 +155,18 @@ def onnx_runtime(backbone: Any, shape: tuple[int, ...]) -> Network:
 
 def compiled_by_openvino(network: PlainResNet, shape: tuple[int, ...]) -> Any:
     """OpenVINO's model of the network for images of this shape [B, 3, H, W]."""
-    openvino = _import("openvino")
+    runtime = _import("openvino")
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     options["INFERENCE_PRECISION_HINT"] = "f32"  # else bfloat16 where the processor has it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # OpenVINO traces the network, which torch deprecates
-        model = openvino.convert_model(network, example_input=torch.zeros(shape), input=list(shape))
-    return openvino.Core().compile_model(model, "CPU", options)
+        model = runtime.convert_model(network, example_input=torch.zeros(shape), input=list(shape))
+    return runtime.Core().compile_model(model, "CPU", options)
 
 
-def _openvino(network: PlainResNet, shape: tuple[int, ...]) -> Network:
+def openvino(backbone: Any, shape: tuple[int, ...], int8: bool) -> Network:
+    """The network in OpenVINO: in float, or quantized statically to the same levels as in this project."""
+    network = PlainResNet(backbone, integer_bits(backbone)) if int8 else float_network(backbone)
     request = compiled_by_openvino(network, shape).create_infer_request()
 
     def run(images: Tensor) -> Tensor:
@@ -190,16 +174,6 @@ def _openvino(network: PlainResNet, shape: tuple[int, ...]) -> Network:
         return torch.from_numpy(request.get_output_tensor().data.copy())
 
     return run
-
-
-def openvino_float(backbone: Any, shape: tuple[int, ...]) -> Network:
-    """The float network in OpenVINO."""
-    return _openvino(float_network(backbone), shape)
-
-
-def openvino_int8(backbone: Any, shape: tuple[int, ...]) -> Network:
-    """The network in OpenVINO, quantized statically to the same levels as in this project."""
-    return _openvino(PlainResNet(backbone, integer_bits(backbone)), shape)
 
 
 def _import(name: str) -> Any:
@@ -222,8 +196,8 @@ RUNTIMES: dict[str, Callable[[Any, tuple[int, ...]], Network]] = {
     "torch, eager, float32": eager,
     "torch.compile, float32": compiled,
     "ONNX Runtime, float32": onnx_runtime,
-    "OpenVINO, float32": openvino_float,
-    "OpenVINO, static int8": openvino_int8,
+    "OpenVINO, float32": partial(openvino, int8=False),
+    "OpenVINO, static int8": partial(openvino, int8=True),
     "this project, float path": partial(this_project, engine="float"),
     "this project": partial(this_project, engine="auto"),
 }

@@ -36,7 +36,7 @@ class Hardness:
     """Whose loss it is."""
 
     @property
-    def easiest_first(self) -> NDArray[np.int64]:
+    def order(self) -> NDArray[np.int64]:
         """Images by ascending loss [N]."""
         return np.argsort(self.loss, kind="stable")
 
@@ -44,34 +44,25 @@ class Hardness:
     def quarters(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The easiest and the hardest quarter of the images."""
         size = max(len(self.loss) // 4, 1)
-        return self.easiest_first[:size], self.easiest_first[-size:]
+        return self.order[:size], self.order[-size:]
 
 
 def hardness(comparison: Comparison) -> Hardness | None:
-    """By the loss of the most expensive allocation that is the same for all images, so that no image is hard because a
-    method skips on it; else by the mean loss of all runs. None without recorded decisions."""
+    """By the loss of the most expensive static allocation, so that no image is hard because a method skips on it; else
+    by the mean loss of all runs. None without recorded decisions."""
     lines = [line for line in comparison.lines if line["role"] != "bound"]
-    found = [(line, each) for line in lines if (each := comparison.decisions(line)) is not None]
-    if not found:
-        return None
-    fixed = [pair for pair in found if pair[0]["method"] in BASELINES]
-    if fixed:
-        line, decided = max(fixed, key=lambda pair: float(pair[0]["cost"]))
-        return Hardness(decided.loss.astype(float), f"loss of {line['label']} at cost {line['cost']:.4g}")
-    found = [pair for pair in found if len(pair[1].loss) == len(found[0][1].loss)]
-    return Hardness(np.mean([each.loss for _, each in found], 0), f"mean loss of all {len(found)} runs")
+    found = [(line, each.loss) for line in lines if (each := comparison.decisions(line)) is not None]
+    if fixed := [pair for pair in found if pair[0]["method"] in BASELINES]:
+        line, loss = max(fixed, key=lambda pair: float(pair[0]["cost"]))
+        return Hardness(loss.astype(float), f"loss of {line['label']} at cost {line['cost']:.4g}")
+    losses = [loss for _, loss in found if len(loss) == len(found[0][1])]
+    return Hardness(np.mean(losses, 0), f"mean loss of all {len(losses)} runs") if losses else None
 
 
 def decided(comparison: Comparison, row: Summary, images: int) -> list[Outcomes]:
     """The recorded decisions of a row's runs, on that many images."""
     found = (comparison.decisions(line) for line in row.lines)
     return [each for each in found if each is not None and len(each.loss) == images]
-
-
-def entropy(histogram: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy in bits of the actions at each block [L], from shares [L, A]: 0 if all images get the same."""
-    shares = np.where(histogram > 0, histogram, 1.0)
-    return -(shares * np.log2(shares)).sum(-1)
 
 
 def adaptivity_table(comparison: Comparison, hard: Hardness) -> Table | None:
@@ -85,40 +76,27 @@ def adaptivity_table(comparison: Comparison, hard: Hardness) -> Table | None:
                 continue
             costs = [[float(each.cost[quarter].mean()) for each in found] for quarter in (easy, difficult)]
             spread = sample(np.subtract(costs[1], costs[0]), row.label).estimate
-            rows.append(
-                [
-                    marked_label(row),
-                    ", ".join(filter(None, (f"{budget:g}", row.missed))),
-                    str(len(found)),
-                    *_of_routes(found),
-                    *(f"{interquartile_mean(each):.4f}" for each in costs),
-                    with_interval(spread, True),
-                ]
-            )
-    heads = ("method", "budget", "runs", "entropy per block (bits)", "off the most common route %")
-    return (
-        Table(
-            (*heads, "cost, easy quarter", "cost, hard quarter", "hard minus easy (% of full execution)"),
-            rows,
-            "Input-dependent decisions: interquartile means over the runs that recorded decisions. Entropy is 0 if all "
-            f"images get the same. Easy and hard quarters of the test images by the {hard.source}.",
-        )
-        if rows
-        else None
+            means = [f"{interquartile_mean(each):.4f}" for each in costs]
+            given = ", ".join(filter(None, (f"{budget:g}", row.missed)))
+            means += [with_interval(spread, True)]
+            rows.append([marked_label(row), given, str(len(found)), _off_route(found), *means])
+    heads = ["method", "budget", "runs", "off the most common route %"]
+    heads += ["cost, easy quarter", "cost, hard quarter", "hard minus easy (% of full execution)"]
+    caption = (
+        "Input-dependent decisions: interquartile means over the runs that recorded decisions. "
+        f"Easy and hard quarters of the test images by the {hard.source}."
     )
+    return Table(heads, rows, caption) if rows else None
 
 
-def _of_routes(found: Sequence[Outcomes]) -> tuple[str, str]:
-    """Entropy per block, and the share of images off the most common route: interquartile means over runs."""
-    entropies, off = [], []
-    for routes in (each.routes for each in found if each.routes.shape[1]):
-        shares = np.stack([(routes == action).mean(0) for action in range(int(routes.max()) + 1)], -1)
-        _, sizes = np.unique(routes, axis=0, return_counts=True)
-        entropies.append(float(entropy(shares).mean()))
-        off.append(1 - sizes.max() / len(routes))
-    return (f"{interquartile_mean(entropies):.2f}", percent(interquartile_mean(off))) if off else ("-", "-")
+def _off_route(found: Sequence[Outcomes]) -> str:
+    """Share of images off the most common route: interquartile mean over runs."""
+    routes = [each.routes for each in found if each.routes.shape[1]]
+    most = [np.unique(each, axis=0, return_counts=True)[1].max() / len(each) for each in routes]
+    return percent(1 - interquartile_mean(most)) if most else "-"
 
 
+@matplotlib.rc_context(MATPLOTLIB_OPTIONS)
 def tiles(comparison: Comparison, hard: Hardness, data: str | None) -> Figure | None:
     """The easiest and the hardest images with the routes that some methods take at the middle budget; None if no method
     recorded routes there.
@@ -135,14 +113,12 @@ def tiles(comparison: Comparison, hard: Hardness, data: str | None) -> Figure | 
     if not routes:
         return None
     test = _test_images(comparison, len(hard.loss), data)
-    with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
-        figure = Figure((WIDTH, 4.0 + 0.34 * len(routes)), layout="constrained")
-        order = hard.easiest_first
-        halves = figure.subfigures(2, 1, squeeze=False)[:, 0]
-        for half, title, images in zip(halves, ("easiest", "hardest"), (order, order[::-1]), strict=True):
-            _draw_tiles(half, comparison, test, images[:TILES], routes)
-            half.suptitle(f"{title} images, budget {budget:g}")
-        figure.legend(handles=bitwidth_legend(comparison.bitwidths), loc="outside right center", frameon=False)
+    figure = Figure((WIDTH, 4.0 + 0.34 * len(routes)), layout="constrained")
+    halves = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    for half, title, step in zip(halves, ("easiest", "hardest"), (1, -1), strict=True):
+        _draw_tiles(half, comparison, test, hard.order[::step][:TILES], routes)
+        half.suptitle(f"{title} images, budget {budget:g}")
+    figure.legend(handles=bitwidth_legend(comparison.bitwidths), loc="outside right center", frameon=False)
     return figure
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from agents.logs import TABLE
 from agents.runs.outcomes import Outcomes, read_outcomes
-from agents.runs.results import Line, cost_name, expanded
+from agents.runs.results import Line, expanded
 from scripts.reporting.checks import check_comparable
 from scripts.reporting.stats import BETTER, UNKNOWN, BaselineCurve, Estimate, Sample, difference, sample
 
@@ -67,10 +67,10 @@ class Summary:
     def missed(self) -> str:
         """By how much runs missed the budget: "5.2 x budget" if they did on average, "1 of 2 over budget" if some
         did."""
-        over = self.values("cost") > BUDGET_TOLERANCE * self.budget + 1e-4
-        if self.mean("cost") > BUDGET_TOLERANCE * self.budget + 1e-4:
-            return f"{self.mean('cost') / self.budget:.1f} x budget"
-        return f"{over.sum()} of {len(over)} over budget" if over.any() else ""
+        limit, costs = BUDGET_TOLERANCE * self.budget + 1e-4, self.values("cost")
+        if costs.mean() > limit:
+            return f"{costs.mean() / self.budget:.1f} x budget"
+        return f"{(costs > limit).sum()} of {len(costs)} over budget" if (costs > limit).any() else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,6 @@ class Comparison:
     baseline: str = ""
     """Method or label to compare with, instead of `BASELINES` and `FINETUNED`."""
     _curves: dict[tuple[str, str], BaselineCurve] = field(default_factory=dict)
-    _differences: dict[tuple[str, float, str, str], Sample] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.lines:
@@ -124,13 +123,14 @@ class Comparison:
 
     @property
     def bitwidths(self) -> tuple[int, ...]:
-        """What blocks run at."""
+        """Those of the network."""
         return tuple(self.lines[0]["bitwidths"])
 
     @property
     def cost_name(self) -> str:
-        """What the lines' "cost" is."""
-        return cost_name(self.lines)
+        """What the lines' "cost" and their budgets are."""
+        units = {line.get("config", {}).get("task", {}).get("cost", "blocks") for line in self.lines}
+        return "block cost" if units <= {"blocks"} else "measured time"
 
     @cached_property
     def labels(self) -> dict[str, Line]:
@@ -148,12 +148,12 @@ class Comparison:
             for (label, budget), lines in sorted(groups.items())
         ]
 
-    @cached_property
+    @property
     def learned(self) -> list[str]:
         """Labels of methods that learn decisions."""
         return sorted({each.label for each in self.summaries if each.learned})
 
-    @cached_property
+    @property
     def budgets(self) -> list[float]:
         """Budgets that learned methods were given; all budgets if nothing is learned."""
         rows = [each for each in self.summaries if each.learned] or self.summaries
@@ -164,8 +164,7 @@ class Comparison:
         return [each for each in self.summaries if each.budget == budget and (labels is None or each.label in labels)]
 
     def _label_of(self, method: str) -> str | None:
-        """The label of a method: of several variants the one that is called so, else one without preset, else the
-        first."""
+        """Of several variants of a method the one that is called so, else one without preset, else the first."""
         if method in self.labels:
             return method
         found = [(bool(line["preset"]), label) for label, line in self.labels.items() if line["method"] == method]
@@ -174,14 +173,12 @@ class Comparison:
     def baseline_of(self, row: Summary | None = None) -> str | None:
         """Label of what a row is compared with; of what most are compared with by default. None if that was not run, or
         is the row itself."""
-        own = FINETUNED if row is not None and row.lines[0]["cotrained"] else ""
-        for method in (self.baseline,) if self.baseline else (own, *BASELINES):
-            label = self._label_of(method) if method else None
-            if label is not None and (row is None or row.label != label):
-                return label
-            if label is not None and method != FINETUNED:
-                return None
-        return None
+        methods = (self.baseline,) if self.baseline else BASELINES
+        found = [label for method in methods if (label := self._label_of(method)) is not None][:1]
+        if row is not None and row.lines[0]["cotrained"] and not self.baseline:
+            finetuned = self._label_of(FINETUNED)
+            found = [label for label in (finetuned, *found) if label not in (None, row.label)]
+        return found[0] if found and (row is None or row.label != found[0]) else None
 
     def difference(self, row: Summary, baseline: str | None, unit: str = "cost") -> Sample:
         """Accuracy of a row minus that of a baseline at matched cost; `unit` is "cost" or "total_cost"."""
@@ -191,11 +188,8 @@ class Comparison:
             own = [line for line in self.lines if line["label"] == baseline]
             points = [(float(line["budget"]), line["seed"], line[unit], line["accuracy"]) for line in own]
             self._curves[baseline, unit] = BaselineCurve.of(baseline, points, any(line["seeded"] for line in own))
-        key = (row.label, row.budget, baseline, unit)
-        if key not in self._differences:
-            runs, curve = (row.values(unit), row.values("accuracy")), self._curves[baseline, unit]
-            self._differences[key] = difference(*runs, curve, row.label, row.seeded)
-        return self._differences[key]
+        curve = self._curves[baseline, unit]
+        return difference(row.values(unit), row.values("accuracy"), curve, row.label, row.seeded)
 
     @cached_property
     def rankings(self) -> list[Ranking]:

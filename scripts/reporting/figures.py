@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from agents.runs.results import Line
 from backbone.checkpoint import replacing
 from scripts.reporting.comparison import BUDGET_TOLERANCE, Comparison, Summary
-from scripts.reporting.published import DATASET, PUBLISHED
+from scripts.reporting.published import DATASET, PUBLISHED, SOURCES
 from scripts.reporting.stats import pareto_front
 from scripts.reporting.styles import (
     BASELINE_DASHES,
@@ -46,7 +46,8 @@ FRONTS_CAPTION = (
 )
 NETWORKS_CAPTION = (
     "All networks on one axis of absolute BitOps. Lines: the best static allocations, a line style for each network. "
-    "Markers: the other methods' points on each network's Pareto front."
+    "Markers: the other methods' points on each network's Pareto front. On CIFAR-10 also, with the depths of their "
+    f"networks, published results in full precision. {SOURCES}"
 )
 
 
@@ -63,53 +64,53 @@ def save_figure(figure: Figure, file: Path) -> None:
         figure.savefig(temporary, dpi=150)
 
 
+@matplotlib.rc_context(MATPLOTLIB_OPTIONS)
 def fronts(comparison: Comparison) -> Figure:
     """Accuracy over block cost, over total cost and over absolute BitOps."""
-    with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
-        figure = Figure((WIDTH, 4.8), layout="constrained")
-        panels = figure.subplots(1, len(UNITS), sharey=True, width_ratios=[1.5, 1, 1])
-        marker_of = markers([comparison])
-        for panel, (unit, (label, scale)) in zip(panels, UNITS.items(), strict=True):
-            for name in comparison.labels:
-                rows = [each for each in comparison.summaries if each.label == name]
-                if unit == "cost" or rows[0].role != "bound":  # bounds are searched for block cost
-                    _draw_method(panel, rows, unit, marker_of[name])
-            _limit_axes(panel, comparison.summaries, unit)
-            panel.set_xlabel(label.format(cost_name=comparison.cost_name) + ", log" * (scale != 1))
-        _percent_axis(panels[0])
-        figure.suptitle(comparison.network)
-        finish(figure, panels)
+    figure = Figure((WIDTH, 4.8), layout="constrained")
+    panels = figure.subplots(1, len(UNITS), sharey=True, width_ratios=[1.5, 1, 1])
+    marker_of = markers([comparison])
+    for panel, (unit, (label, scale)) in zip(panels, UNITS.items(), strict=True):
+        for name in comparison.labels:
+            rows = [each for each in comparison.summaries if each.label == name]
+            if unit == "cost" or rows[0].role != "bound":  # bounds are searched for block cost
+                _draw_method(panel, rows, unit, marker_of[name])
+        _limit_axes(panel, comparison.summaries, unit)
+        panel.set_xlabel(label.format(cost_name=comparison.cost_name) + ", log" * (scale != 1))
+    _percent_axis(panels[0])
+    figure.suptitle(comparison.network)
+    finish(figure, panels)
     return figure
 
 
+@matplotlib.rc_context(MATPLOTLIB_OPTIONS)
 def networks(comparisons: Sequence[Comparison]) -> Figure:
     """Several networks on one axis of absolute BitOps: static allocations and each network's Pareto front."""
-    with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
-        figure = Figure((WIDTH, 5.6), layout="constrained")
-        panel, marker_of = figure.subplots(), markers(comparisons)
-        drawn: list[Summary] = []
-        for number, each in enumerate(comparisons):
-            baseline = each.baseline_of()
-            rows = [row for row in each.summaries if row.label == baseline]
-            x, table = _columns(sorted(rows, key=lambda row: row.mean("bitops")), "bitops")
-            style: dict[str, Any] = {"linestyle": ("-", "--", ":", "-.")[number % 4], "linewidth": 1 + number // 4 / 2}
-            panel.plot(x, table[0], marker=".", color=colour_of("static"), label=f"{baseline} on {each.name}", **style)
-            others = [row for row in each.summaries if row.role != "bound"]
-            best = pareto_front([row.mean("bitops") for row in others], [row.accuracy.value for row in others])
-            drawn += rows + [others[i] for i in best]
-            for row in (others[i] for i in best if others[i].label != baseline):
-                _draw_points(panel, [row], "bitops", marker_of[row.label], "")
-        points = _draw_published(panel) if any(each.lines[0]["dataset"] == DATASET for each in comparisons) else []
-        _limit_axes(panel, drawn, "bitops", points)
-        panel.set_xlabel("MBitOps for an image, log")
-        _percent_axis(panel)
-        finish(figure, [panel])
+    figure = Figure((WIDTH, 5.6), layout="constrained")
+    panel, marker_of = figure.subplots(), markers(comparisons)
+    drawn: list[Summary] = []
+    for number, each in enumerate(comparisons):
+        baseline = each.baseline_of()
+        rows = [row for row in each.summaries if row.label == baseline]
+        x, table = _columns(sorted(rows, key=lambda row: row.mean("bitops")), "bitops")
+        style: dict[str, Any] = {"linestyle": ("-", "--", ":", "-.")[number % 4], "linewidth": 1 + number // 4 / 2}
+        panel.plot(x, table[0], marker=".", color=colour_of("static"), label=f"{baseline} on {each.name}", **style)
+        others = [row for row in each.summaries if row.role != "bound"]
+        best = pareto_front([row.mean("bitops") for row in others], [row.accuracy.value for row in others])
+        drawn += rows + [others[i] for i in best]
+        for row in (others[i] for i in best if others[i].label != baseline):
+            _draw_points(panel, [row], "bitops", marker_of[row.label], "")
+    points = _draw_published(panel) if any(each.lines[0]["dataset"] == DATASET for each in comparisons) else []
+    _limit_axes(panel, drawn, "bitops", points)
+    panel.set_xlabel("MBitOps for an image, log")
+    _percent_axis(panel)
+    finish(figure, [panel])
     return figure
 
 
 def _draw_published(panel: Axes) -> list[tuple[float, float]]:
     """Markers with the depths of the networks; returns the points."""
-    points = [(1e-6 * each.bitops, each.accuracy) for each in PUBLISHED]
+    points = [(each.mbitops, each.accuracy) for each in PUBLISHED]
     systems = list(dict.fromkeys(each.system for each in PUBLISHED))
     for each, point in zip(PUBLISHED, points, strict=True):
         marker = "*PX"[systems.index(each.system) % 3]
@@ -175,6 +176,7 @@ def _percent_axis(panel: Axes) -> None:
     panel.set_ylabel("test accuracy (%)")
 
 
+@matplotlib.rc_context(MATPLOTLIB_OPTIONS)
 def learning_curves(comparison: Comparison) -> Figure | None:
     """Validation accuracy and cost over training images, a column for each budget: mean over seeds, shaded from the
     least to the greatest. None if no run left a learning curve."""
@@ -186,21 +188,20 @@ def learning_curves(comparison: Comparison) -> Figure | None:
     budgets = sorted({budget for _, budget in curves})
     if not budgets:
         return None
-    with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
-        figure = Figure((WIDTH, 5.2), layout="constrained")
-        axes = figure.subplots(2, len(budgets), sharex="col", sharey="row", squeeze=False)
-        marker_of = markers([comparison])
-        for (label, budget), found in curves.items():
-            style = {"color": colour_of(str(comparison.labels[label]["method"])), "marker": marker_of[label]}
-            for panel, column in zip(axes[:, budgets.index(budget)], (1, 2), strict=True):
-                _draw_band(panel, found, column, label, style)
-        for (top, bottom), budget in zip(axes.T, budgets, strict=True):
-            top.set_title(f"budget {budget:g}")
-            bottom.axhline(budget, color="black", linewidth=0.8, linestyle=":")
-            bottom.set_xlabel("training images")
-        axes[0, 0].set_ylabel("validation accuracy (%)")
-        axes[1, 0].set_ylabel("validation cost")
-        finish(figure, list(axes.ravel()))
+    figure = Figure((WIDTH, 5.2), layout="constrained")
+    axes = figure.subplots(2, len(budgets), sharex="col", sharey="row", squeeze=False)
+    marker_of = markers([comparison])
+    for (label, budget), found in curves.items():
+        style = {"color": colour_of(str(comparison.labels[label]["method"])), "marker": marker_of[label]}
+        for panel, column in zip(axes[:, budgets.index(budget)], (1, 2), strict=True):
+            _draw_band(panel, found, column, label, style)
+    for (top, bottom), budget in zip(axes.T, budgets, strict=True):
+        top.set_title(f"budget {budget:g}")
+        bottom.axhline(budget, color="black", linewidth=0.8, linestyle=":")
+        bottom.set_xlabel("training images")
+    axes[0, 0].set_ylabel("validation accuracy (%)")
+    axes[1, 0].set_ylabel("validation cost")
+    finish(figure, list(axes.ravel()))
     return figure
 
 
@@ -214,29 +215,29 @@ def _draw_band(
     panel.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.12, linewidth=0)
 
 
+@matplotlib.rc_context(MATPLOTLIB_OPTIONS)
 def block_histograms(comparison: Comparison) -> Figure | None:
     """Share of the test images at each bitwidth, block by block: a row for each learned method, a column for each
     budget. None if no learned method decides block by block."""
     labels = [label for label in comparison.learned if comparison.labels[label]["histogram"]]
     if not labels:
         return None
-    with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
-        figure = Figure((WIDTH, 1.1 + 0.75 * len(labels)), layout="constrained")
-        panels = figure.subplots(len(labels), len(comparison.budgets), sharex=True, sharey=True, squeeze=False)
-        for label, strip in zip(labels, panels, strict=True):
-            for budget, panel in zip(comparison.budgets, strip, strict=True):
-                row = next(iter(comparison.at(budget, [label])), None)
-                _draw_shares(panel, row.lines if row else (), comparison.bitwidths)
-                if row and row.missed:
-                    place: dict[str, Any] = {"transform": panel.transAxes, "ha": "right", "va": "top"}
-                    box = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1}
-                    panel.text(0.99, 0.94, row.missed, fontsize=7, color=WARNING_COLOUR, bbox=box, **place)
-            strip[0].set_ylabel(label, rotation=0, ha="right", va="center")
-        for budget, panel in zip(comparison.budgets, panels[0], strict=True):
-            panel.set_title(f"budget {budget:g}")
-        figure.supxlabel("block")
-        figure.supylabel("share of the images")
-        figure.legend(handles=bitwidth_legend(comparison.bitwidths), loc="outside right center", frameon=False)
+    figure = Figure((WIDTH, 1.1 + 0.75 * len(labels)), layout="constrained")
+    panels = figure.subplots(len(labels), len(comparison.budgets), sharex=True, sharey=True, squeeze=False)
+    for label, strip in zip(labels, panels, strict=True):
+        for budget, panel in zip(comparison.budgets, strip, strict=True):
+            row = next(iter(comparison.at(budget, [label])), None)
+            _draw_shares(panel, row.lines if row else (), comparison.bitwidths)
+            if row and row.missed:
+                place: dict[str, Any] = {"transform": panel.transAxes, "ha": "right", "va": "top"}
+                box = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1}
+                panel.text(0.99, 0.94, row.missed, fontsize=7, color=WARNING_COLOUR, bbox=box, **place)
+        strip[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for budget, panel in zip(comparison.budgets, panels[0], strict=True):
+        panel.set_title(f"budget {budget:g}")
+    figure.supxlabel("block")
+    figure.supylabel("share of the images")
+    figure.legend(handles=bitwidth_legend(comparison.bitwidths), loc="outside right center", frameon=False)
     return figure
 
 

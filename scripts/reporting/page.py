@@ -19,7 +19,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: #1f2328; background: #fff;
   max-width: 1080px; margin: 0 auto; padding: 2rem 1.5rem 5rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; } h2 { font-size: 1.35rem; margin: 3rem 0 .6rem; padding-top: .8rem;
-  border-top: 1px solid #d8dee4; } h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; } p, li { max-width: 74ch; }
+  border-top: 1px solid #d8dee4; } p, li { max-width: 74ch; }
 nav ol { columns: 2; font-size: .95rem; } a { color: #0072b2; }
 figure { margin: 1.2rem 0 2rem; } figure img { width: 100%; height: auto; }
 figcaption, caption { color: #59636e; font-size: .88rem; line-height: 1.45; }
@@ -45,12 +45,10 @@ class Page:
     figures: dict[str, Figure] = field(default_factory=dict)
     """By the names of their PNG files."""
 
-    def heading(self, words: str, level: int = 2) -> None:
-        """Begin a section; those of level 2 are in the table of contents."""
-        if level == 2:
-            self.headings.append(words)
-        anchor = f' id="s{len(self.headings)}"' if level == 2 else ""
-        self.parts.append((f"<h{level}{anchor}>{escape(words)}</h{level}>", f"{'#' * level} {escaped(words)}"))
+    def heading(self, words: str) -> None:
+        """Begin a section, which is in the table of contents."""
+        self.headings.append(words)
+        self.parts.append((f'<h2 id="s{len(self.headings)}">{escape(words)}</h2>', f"## {escaped(words)}"))
 
     def text(self, words: str) -> None:
         """Add a paragraph."""
@@ -91,21 +89,20 @@ class Page:
         """The same in Markdown."""
         return "\n\n".join([f"# {escaped(self.title)}", *(markdown for _, markdown in self.parts)]) + "\n"
 
-    def write(self, folder: Path, page: bool = True) -> list[Path]:
-        """Write report.md, its PNG files and, unless `page` is false, report.html, each atomically; returns the
-        files."""
+    def write(self, folder: Path) -> list[Path]:
+        """Write report.md, its PNG files and report.html, each atomically; returns the files."""
         files = {folder / name: figure for name, figure in self.figures.items()}
         for file, figure in files.items():
             save_figure(figure, file)
-        texts = {folder / "report.md": self.markdown()} | ({folder / "report.html": self.html()} if page else {})
+        texts = {folder / "report.md": self.markdown(), folder / "report.html": self.html()}
         for file, text in texts.items():
             write_atomically(file, text)
         return [*texts, *files]
 
 
+@matplotlib.rc_context(MATPLOTLIB_OPTIONS)
 def _data_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
-    with matplotlib.rc_context(MATPLOTLIB_OPTIONS):
-        figure.savefig(buffer, format="svg")
+    figure.savefig(buffer, format="svg")
     figure.set_layout_engine("none")  # which is slow, and is done
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -3,51 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from agents.runs.config import RunConfig
-from agents.runs.engines import work
+from agents.runs.engines import Report, work
 
 
-class Progress:
-    """A bar of the images that are still to be shown, with the time left, and how many runs are in which state.
+@contextmanager
+def progress(runs: Sequence[RunConfig], known: Container[str]) -> Iterator[Report]:
+    """A bar of the training images that runs have still to see, with the time left, and how many runs are in which
+    state; yields what a sweep reports to. The names of finished runs are in `known`."""
+    missing = [run for run in runs if run.name not in known]
+    counts: Counter[str] = Counter()
+    with tqdm(
+        total=sum(map(work, missing)),
+        unit="image",
+        unit_scale=True,
+        smoothing=0,  # the time left follows from the mean speed so far: runs differ
+        mininterval=2 if sys.stderr.isatty() else 30,
+    ) as bar:
 
-    Args:
-        runs: all runs.
-        known: the names of those that are finished already.
-    """
+        def report(kind: str, count: int) -> None:
+            if kind == "image":
+                bar.update(count)
+                return
+            counts[kind] += count
+            running = max(counts["started"] - counts["done"] - counts["failed"], 0)
+            done = f"{len(runs) - len(missing) + counts['done']} of {len(runs)} runs done"
+            bar.set_description_str(f"{done}, {running} running, {counts['failed']} failed")
 
-    def __init__(self, runs: list[RunConfig], known: Mapping[str, Any]) -> None:
-        self._total, self._counts = len(runs), {"started": 0, "done": len(known), "failed": 0}
-        self._found = len(known)
-        self._bar = tqdm(
-            total=sum(work(run) for run in runs if run.name not in known),
-            unit="image",
-            unit_scale=True,
-            smoothing=0,  # the time left is told by the whole sweep's speed: runs differ
-            mininterval=2 if sys.stderr.isatty() else 30,
-        )
-        self("started", 0)
-
-    def __call__(self, kind: str, count: int) -> None:
-        """What a sweep reports."""
-        if kind == "image":
-            self._bar.update(count)
-            return
-        self._counts[kind] += count
-        self._bar.set_description_str(str(self))
-
-    def __str__(self) -> str:
-        done, failed = self._counts["done"], self._counts["failed"]
-        running = max(self._counts["started"] - (done - self._found) - failed, 0)
-        return f"{done} of {self._total} runs done, {running} running, {failed} failed"
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._bar.close()
+        report("started", 0)
+        yield report

@@ -1,4 +1,4 @@
-"""What the literature reports on CIFAR-10: accuracy and cost, with their sources.
+"""What the literature reports on CIFAR-10: accuracy and cost, in full precision.
 
 Dynamic Fractional Skipping's own values (Shen et al., AAAI 2020) are published as figures only, so they are not here.
 """
@@ -7,46 +7,34 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from backbone.data import IMAGE_SIZE
-from backbone.resnet import block_shapes
-
 DATASET = "cifar10"
 """What all points were measured on."""
-SKIPNET = "Wang et al., SkipNet, ECCV 2018 (arXiv 1711.09485)"
-BLOCKDROP = "Wu et al., BlockDrop, CVPR 2018 (arXiv 1711.08393)"
-WIDTH, FLOAT_BITS = 16, 32
 
 
 class Published(NamedTuple):
-    """A trained network of the literature, in full precision."""
+    """A trained network of the literature."""
 
     system: str
     depth: int
     """Layers of the ResNet."""
     accuracy: float
     """Fraction of the test images."""
-    cost: float
-    """Fraction of full execution, as its source counts it."""
-    source: str
-
-    @property
-    def bitops(self) -> float:
-        """BitOps for an image: that fraction of the blocks' multiply-accumulates, at 32 x 32 bits."""
-        macs, side = 0, IMAGE_SIZE
-        for inputs, outputs, stride in block_shapes(self.depth, WIDTH):
-            side //= stride
-            macs += 9 * outputs * (inputs + outputs) * side**2
-        return self.cost * macs * FLOAT_BITS**2
+    mbitops: float
+    """Millions of BitOps for an image: multiply-accumulates of the blocks, times the share that the source says is
+    executed, times 32 x 32 bits."""
 
 
 PUBLISHED = (
-    Published("plain", 38, 0.9250, 1.0, SKIPNET),
-    Published("plain", 74, 0.9295, 1.0, SKIPNET),
-    Published("plain", 110, 0.9360, 1.0, SKIPNET),
-    Published("SkipNet HRL", 38, 0.9275, 0.703, SKIPNET),
-    Published("SkipNet HRL", 74, 0.9277, 0.523, SKIPNET),
-    Published("SkipNet HRL", 110, 0.9330, 0.495, SKIPNET),
-    Published("BlockDrop", 110, 0.936, 0.36, BLOCKDROP),
+    Published("plain", 38, 0.9250, 84_557),
+    Published("plain", 74, 0.9295, 171_530),
+    Published("plain", 110, 0.9360, 258_503),
+    Published("SkipNet HRL", 38, 0.9275, 59_444),
+    Published("SkipNet HRL", 74, 0.9277, 89_710),
+    Published("SkipNet HRL", 110, 0.9330, 127_959),
+    Published("BlockDrop", 110, 0.9360, 93_061),
 )
-"""SkipNet counts the share of the blocks' computation that is executed, BlockDrop floating-point operations of the
-whole network."""
+SOURCES = (
+    "Published points: SkipNet and plain networks of Wang et al. (ECCV 2018, arXiv 1711.09485), which counts the share "
+    "of the blocks' computation that is executed; BlockDrop of Wu et al. (CVPR 2018, arXiv 1711.08393), which counts "
+    "floating-point operations of the whole network."
+)

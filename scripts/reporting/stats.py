@@ -92,16 +92,10 @@ def resampled_seeds(count: int, name: str) -> NDArray[np.int64]:
 
 
 def sample(values: ArrayLike, name: str, seeded: bool = True, drawn: Array | None = None) -> Sample:
-    """Interquartile mean of some runs and its bootstrap.
+    """Interquartile mean of `values`, one for each seed [n], and its bootstrap.
 
-    Args:
-        values: one for each seed [n].
-        name: of the method, see `resampled_seeds`.
-        seeded: whether another seed gives another value, so that a single run has no interval.
-        drawn: values [RESAMPLES, n] on each resample of a baseline; by default `values` on all.
-
-    Raises:
-        ValueError: no values.
+    Resamples depend on `name`, see `resampled_seeds`. A single run has no interval if it is `seeded`, that is, if
+    another seed gives another value. `drawn` are the values [RESAMPLES, n] on each resample of a baseline.
     """
     runs = np.asarray(values, float)
     value = interquartile_mean(runs)
@@ -146,7 +140,7 @@ class BaselineCurve:
 
     @property
     def certain(self) -> bool:
-        """Whether resampling its seeds tells its uncertainty."""
+        """Whether its uncertainty is known from resampling its seeds."""
         return len(self.costs) > 1 or not self.seeded
 
     @cached_property
@@ -174,16 +168,9 @@ def difference(costs: ArrayLike, accuracies: ArrayLike, curve: BaselineCurve, na
     """Accuracy of a method's runs minus that of a baseline at matched cost: each run is paired with the baseline's
     curve at the run's own cost.
 
-    Args:
-        costs: one for each seed [n].
-        accuracies: likewise [n].
-        curve: of the baseline.
-        name: of the method, see `resampled_seeds`.
-        seeded: whether another seed gives other runs.
-
-    Returns:
-        The interquartile mean; its draws resample the method's seeds and the baseline's. `UNKNOWN` if the baseline was
-        not measured around the cost of every run: which runs count must not depend on their results.
+    `costs` and `accuracies` have an entry for each seed [n]; `name` and `seeded` are those of the method, see `sample`.
+    The draws resample the method's seeds and the baseline's. `UNKNOWN` if the baseline was not measured around the cost
+    of every run: which runs count must not depend on their results.
     """
     at, own = np.asarray(costs, float), np.asarray(accuracies, float)
     differences = own - curve.accuracy_at(at)
@@ -194,16 +181,8 @@ def difference(costs: ArrayLike, accuracies: ArrayLike, curve: BaselineCurve, na
 
 
 def interpolate(x: Array, y: Array, at: Array) -> Array:
-    """Many curves at once, linear between their points, constant beyond their ends.
-
-    Args:
-        x: [R, n], ascending in each row.
-        y: [R, n].
-        at: [Q].
-
-    Returns:
-        [R, Q].
-    """
+    """Many curves (x and y [R, n], x ascending in each row) at the same places [Q] -> [R, Q]: linear between their
+    points, constant beyond their ends."""
     if x.shape[1] == 1:
         return np.repeat(y, len(at), axis=1)
     right = np.clip((x[:, None, :] <= at[:, None]).sum(-1), 1, x.shape[1] - 1)

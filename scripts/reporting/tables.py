@@ -12,7 +12,6 @@ import rich.markup
 import rich.table
 
 from scripts.reporting.comparison import BUDGET_TOLERANCE, Comparison, Summary
-from scripts.reporting.published import PUBLISHED
 from scripts.reporting.stats import BETTER, NO_DIFFERENCE, NO_INTERVAL, WORSE, Estimate
 
 MARKS = {BETTER: "▲", WORSE: "▼", NO_DIFFERENCE: "=", NO_INTERVAL: "?"}
@@ -159,17 +158,4 @@ def runs(comparison: Comparison) -> Table:
         rows,
         "Every run on test images. Choose among options by the accuracy on validation images; it is missing for a run "
         "that serves several budgets, and too high for methods that search on these images.",
-    )
-
-
-def published() -> Table:
-    """Every published point."""
-    return Table(
-        ("system", "depth", "accuracy %", "% of full execution in float", "MBitOps", "source"),
-        [
-            [p.system, str(p.depth), percent(p.accuracy), f"{100 * p.cost:g}", f"{1e-6 * p.bitops:.0f}", p.source]
-            for p in PUBLISHED
-        ],
-        "Published results on CIFAR-10, in full precision; nothing of it was run here. MBitOps are that share of the "
-        "blocks' multiply-accumulates at 32 x 32 bits. DFS's own values are published as figures only.",
     )

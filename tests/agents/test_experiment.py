@@ -15,9 +15,9 @@ from agents.runs.engines import attempt
 from agents.runs.experiment import Experiment, Variant, as_toml, experiment_of, read_experiment
 from agents.runs.planning import plan
 from agents.runs.results import EXPERIMENT, RESULT, RESULTS, read_lines
-from agents.runs.sweep import SET_ASIDE, sole_writer
+from agents.runs.sweep import sole_writer
 from scripts import compare
-from scripts.compare import Compare, Flags
+from scripts.compare import Compare
 
 FILE = """
 description = "gates"
@@ -82,7 +82,6 @@ def test_every_variant_is_run_at_every_budget_with_every_seed(file):
     ]
     assert [run.config.seed for run in of(runs, "constant")] == [0]
     assert {run.task.bitwidths for run in runs} == {(0, 8)}
-    assert experiment.all_budgets == (0.02, 0.1, 0.5)
 
 
 def test_a_variant_overrides_options_budgets_seeds_images_and_observation(file):
@@ -246,21 +245,21 @@ def test_a_table_is_read_as_it_was_written(values, tmp_path):
 
 
 def test_the_file_that_is_written_plans_the_same(file, tmp_path):
-    flags = Flags(
-        ("ppo", "skipnet-tuned"), (0.02, 0.5), (0, 1), 2000, TaskConfig(checkpoint="random", bitwidths=(0, 8))
-    )
+    task = TaskConfig(checkpoint="random", bitwidths=(0, 8))
+    flags = Compare(None, ("ppo", "skipnet-tuned"), (0.02, 0.5), (0, 1), 2000, task)
     path = tmp_path / "same.toml"
-    for experiment in (flags.experiment(), read_experiment(file)):
+    by_flags = flags.experiment()
+    for experiment in (by_flags, read_experiment(file)):
         path.write_text(as_toml(experiment))
         assert plan(read_experiment(path)) == plan(experiment)
-    assert len(plan(flags.experiment())) == 8
-    assert {variant.method for variant in Flags().experiment().variants} == set(method_names())
+    assert len(plan(by_flags)) == 8
+    assert {variant.method for variant in Compare().experiment().variants} == set(method_names())
 
 
 def test_a_file_and_flags_that_describe_an_experiment_are_refused(file):
     with pytest.raises(ValueError, match="gates"):
-        Compare(file, Flags(seeds=(0,))).experiment()
-    task = Compare(file, Flags(task=TaskConfig(data="here"))).experiment().task
+        Compare(file, seeds=(0,)).experiment()
+    task = Compare(file, task=TaskConfig(data="here")).experiment().task
     assert task == TaskConfig(checkpoint="random", depth=8, bitwidths=(0, 8), data="here")
 
 
@@ -303,21 +302,16 @@ def test_a_folder_that_another_comparison_writes_to_is_refused(file, tmp_path):
     assert not entries(tmp_path / "results")
 
 
-class Here:
+def here(configs, root, report):
     """The engine without workers."""
-
-    def check(self):
-        """Nothing can be wrong."""
-
-    def __call__(self, configs, root, report):
-        for config in configs:
-            yield config, attempt(config, root, report)
+    for config in configs:
+        yield config, attempt(config, root, report)
 
 
 @pytest.fixture
 def quick(tmp_path, tiny_data, monkeypatch):
     """A file of three quick runs, of which the first fails: its budget is below the cheapest route."""
-    monkeypatch.setattr(Compare, "runner", lambda self: Here())
+    monkeypatch.setattr(Compare, "runner", lambda self: here)
     path = tmp_path / "quick.toml"
     path.write_text(
         f'budgets = [0.1, 0.3, 0.5]\nseeds = 1\nnum_images = 24\n[task]\ndataset = "{tiny_data}"\ndepth = 8\n'
@@ -362,10 +356,9 @@ def test_what_is_finished_can_be_collected_without_running_the_rest(quick, tmp_p
         assert compare.main(Compare(quick, output=folder, collect=True)) == 0
     assert untimed(folder) == whole, "a line counts where the folder was not kept"
     quick.write_text(quick.read_text().replace("[0.1, 0.3, 0.5]", "[0.5]"))
-    assert compare.main(Compare(quick, output=folder, collect=True)) == 0
-    assert untimed(folder) == whole[1:]
-    (aside,) = (folder / SET_ASIDE).read_text().splitlines()
-    assert json.loads(aside)["run"] == lost.name, "what is planned no more is not lost"
+    with pytest.raises(ValueError, match=rf"{RESULTS}.*1 run"):
+        compare.main(Compare(quick, output=folder, collect=True))
+    assert untimed(folder) == whole, "the only record of a run is not lost when it is no longer planned"
 
 
 def test_some_runs_can_be_done_alone(quick, tmp_path):

@@ -200,7 +200,7 @@ class Evil:
 
 @pytest.mark.parametrize("content", ["evil", "own"])
 def test_a_pickled_policy_is_not_read_unless_it_is_trusted(content, old, monkeypatch, tmp_path):
-    folder, routes = old
+    folder, _ = old
     monkeypatch.chdir(tmp_path)
     if content == "evil":
         with zipfile.ZipFile(folder / "policy.PPO.zip", "w") as archive:
@@ -210,9 +210,6 @@ def test_a_pickled_policy_is_not_read_unless_it_is_trusted(content, old, monkeyp
     with pytest.raises(ValueError, match=r"policy\.PPO\.zip"):
         convert(Convert((folder,)))
     assert not (tmp_path / "ran").exists()
-    if content == "own":
-        policy, task, _ = load_run(folder, trust_pickle=True)
-        assert torch.equal(evaluate(policy, task, "test", 0.3).routes, routes)
 
 
 def test_a_pickled_policy_is_converted_once(old, request):

@@ -14,12 +14,12 @@ from agents.evaluation import evaluate
 from agents.policies import AllocationPolicy
 from agents.runs.config import TaskConfig
 from agents.runs.outcomes import read_outcomes, write_outcomes
-from agents.runs.results import KEYS, RESULT, RESULTS, line_text, read_line, read_lines
+from agents.runs.results import REQUIRED_KEYS, RESULT, RESULTS, line_text, read_line, read_lines
 from backbone.checkpoint import SHIPPED, load_backbone, load_tensors, save_backbone, save_tensors
 from backbone.checksums import verify_checksum
 from scripts.convert import Convert, convert
 
-LINE = dict.fromkeys(KEYS, 0.12345678901234566) | {"label": "é", "config": {"version": 3}}
+LINE = dict.fromkeys(REQUIRED_KEYS, 0.12345678901234566) | {"label": "é", "config": {"version": 3}}
 
 
 def tensors(file, task):
@@ -112,12 +112,12 @@ def test_weights_without_a_checksum_load_with_a_warning_and_keep_their_identity_
     assert TaskConfig(checkpoint=str(file)).backbone_identity() == old
     with pytest.warns(UserWarning, match=r"old\.safetensors.*scripts\.convert"):
         before, about = load_tensors(file)
-    assert convert(Convert((tmp_path,))) == {".safetensors": 1}
+    assert convert(Convert((tmp_path,))) == 1
     after, same = load_tensors(file)
     assert same == about
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
     assert TaskConfig(checkpoint=str(file)).backbone_identity() == old
-    assert not convert(Convert((tmp_path,)))[".safetensors"]
+    assert not convert(Convert((tmp_path,)))
     save_backbone(tmp_path / "new.safetensors", backbone, same)
     assert TaskConfig(checkpoint=str(tmp_path / "new.safetensors")).backbone_identity() != old
 

@@ -8,7 +8,7 @@ import torch
 
 from backbone import integer
 from backbone.resnet import ResNet, ResNetConfig
-from scripts.benchmarks import environment, learners, rounds, runtimes
+from scripts.benchmarks import environment, ppo, rounds, runtimes
 from tests.helpers import negate_some_gains, settle
 
 SMALL = environment.Env(depth=8, batch_size=6, repeats=2)
@@ -87,17 +87,12 @@ def test_playing_decides_every_block_and_resets(setting):
         setting.mdp.logits(setting.env._state)
 
 
-def test_memory_is_that_of_a_process_that_runs_the_case():
-    before, after = environment.memory_of(SMALL, environment.RANDOM)
-    assert 0 < before <= after
-
-
 @pytest.mark.parametrize("package", ["openvino", None])
 def test_the_report_names_every_case_and_what_is_missing(capsys, monkeypatch, package):
     if package:
         monkeypatch.setitem(sys.modules, package, None)
     names = environment.cases(SMALL)
-    environment.report(SMALL, {name: [1.0, 1.0] for name in names}, dict.fromkeys(names, (100.0, 150.0)))
+    environment.report(SMALL, {name: [1.0, 1.0] for name in names})
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
     assert ("make extras" in printed) == (environment.OPENVINO not in names)
@@ -112,24 +107,17 @@ def test_impossible_options_are_refused(options, culprit):
         environment.Env(**options)
 
 
-# --- ppo, recurrent
+# --- ppo
 
 
 def test_the_time_of_ppo_is_that_of_its_parts_on_both_engines():
-    args = learners.Ppo(depth=8, num_envs=4, rollouts=2, batch_size=12, n_epochs=1)
+    args = ppo.Ppo(depth=8, num_envs=4, rollouts=2, batch_size=12, n_epochs=1)
     seconds, parts = args.measured()
     assert set(seconds) == set(rounds.ENGINES)
     for path, taken in seconds.items():
         assert len(taken) == 2
         assert sum(parts[path].values()) == pytest.approx(sum(taken))
         assert min(parts[path].values()) > 0
-
-
-def test_both_paths_of_recurrent_ppo_are_compared(capsys):
-    learners.Recurrent(depth=8, num_envs=4, batch_size=12, n_epochs=1, repeats=1).run()
-    assert capsys.readouterr().out.count(f"times as fast with {learners.WHOLE_EPISODES}") == 2
-    with pytest.raises(ValueError, match="9"):  # episodes of three decisions
-        learners.Recurrent(depth=8, batch_size=10)
 
 
 # --- runtimes
@@ -189,4 +177,4 @@ def test_a_missing_package_is_a_row_that_says_how_to_install_it(network, monkeyp
 def test_what_no_integer_kernel_runs_is_refused(config, culprit):
     backbone = ResNet(ResNetConfig(8, width=4, **config)).eval()
     with pytest.raises(runtimes.UnavailableError, match=culprit):
-        runtimes.openvino_int8(backbone, (2, 3, 32, 32))
+        runtimes.openvino(backbone, (2, 3, 32, 32), int8=True)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from agents.runs.planning import plan
 from agents.runs.run import run
 from scripts import compare, pretrain
-from scripts.cli import NOTHING, clear_errors, keeping
+from scripts.cli import NOTHING_KEPT, clear_errors, keeping
 from scripts.train import train
 from tests.agents.test_resume import small_run
 
@@ -47,7 +47,7 @@ def interrupted_at(images, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("raised", "said"), [(KeyboardInterrupt(), NOTHING), (KeyboardInterrupt("all is kept"), "all")]
+    ("raised", "said"), [(KeyboardInterrupt(), NOTHING_KEPT), (KeyboardInterrupt("all is kept"), "all")]
 )
 def test_an_interrupt_is_one_line_and_status_130(raised, said, capsys, monkeypatch):
     monkeypatch.setattr("signal.signal", lambda *_: None)
@@ -61,7 +61,7 @@ def test_an_interrupt_is_one_line_and_status_130(raised, said, capsys, monkeypat
 def test_training_says_what_is_kept_where_it_resumes_and_that_it_is_only_read(tiny_data, tmp_path, monkeypatch, capsys):
     config = small_run("gumbel", tiny_data)
     arguments = "gumbel", config.config, config.task, tmp_path, 1, True
-    for images, kept in ((12, NOTHING), (60, "of 144 images are done, in ")):
+    for images, kept in ((12, NOTHING_KEPT), (60, "of 144 images are done, in ")):
         interrupted_at(images, monkeypatch)
         with pytest.raises(KeyboardInterrupt, match=kept):
             train(*arguments)
@@ -103,7 +103,7 @@ def test_pretraining_says_what_is_kept_and_where_it_resumes(tiny_data, tmp_path,
     args = pretrain.Pretrain(
         tiny_data, depth=8, width=4, bitwidths=(0, 8), output=tmp_path / "b.safetensors", threads=1
     )
-    assert args.kept() == f"no epoch was finished: {NOTHING}"
+    assert args.kept() == f"no epoch was finished: {NOTHING_KEPT}"
     log = pretrain.log
     monkeypatch.setattr(pretrain, "log", lambda file, line: interrupt() if line["epoch"] == 2 else log(file, line))
     kept = f"2 of {args.training.epochs} epochs are done, in .*b.state; the same command"
