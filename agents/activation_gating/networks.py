@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from agents.evaluation import Evaluation, answered
+from agents.evaluation import Evaluation, evaluate_predictions
 from agents.method_config import MethodConfig, limited
 from agents.policies import FILE
 from backbone import schedules
@@ -71,7 +71,7 @@ class ActivationGatedNetwork:
 
         was_training = self.network.training
         self.network.eval()
-        found = answered(task, split, classify, progress, batch_size=128)
+        found = evaluate_predictions(task, split, classify, progress, batch_size=128)
         self.network.train(was_training)
         return found
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agents.evaluation import Evaluation, answered
+from agents.evaluation import Evaluation, evaluate_predictions
 from agents.policies import FILE
 from agents.recorder import Recorder
 from agents.search.allocations import DescentConfig, constants, descent, make_search
@@ -68,7 +68,7 @@ class Cascade:
             logits, again = self._predict(task.mdp, images)
             return logits, paper[0] + again * paper[1], total[0] + again * total[1]
 
-        return answered(task, split, answer, progress)
+        return evaluate_predictions(task, split, answer, progress)
 
     def first(self, mdp: BlockMDP, images: Tensor) -> Tensor:
         """Logits [B, K] of the first stage."""

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agents.evaluation import Evaluation, summary
+from agents.evaluation import Evaluation, evaluation_of_routes
 from agents.method_config import AllBudgetsConfig, limited
 from agents.policies import FILE
 from agents.recorder import Recorder
@@ -89,7 +89,7 @@ class Oracle:
         if split not in self.known or self.known[split].routes.shape != (len(labels), mdp.num_layers):
             self.known[split] = find_routes(mdp, inputs, labels, self.how, self.workers, progress)
         routes = within_budget(mdp, self.known[split], budget).to(mdp.device)
-        return summary(task, self.macs_per_image, routes, _logits(mdp, inputs, routes), labels)
+        return evaluation_of_routes(task, self.macs_per_image, routes, _logits(mdp, inputs, routes), labels)
 
     def save(self, folder: Path) -> None:
         """Write the routes that were found."""
