@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from agents.learning import BackboneLearner
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3.config import SB3Config, aligned, rollout_steps
+from agents.sb3.config import SB3Config, aligned
 from agents.sb3.off_policy import LagrangianReplayBuffer
 from agents.sb3.policy import SB3Policy
 from agents.sb3.vec_env import SB3VecEnv
@@ -38,12 +38,12 @@ MODEL_STATE = (
     "_n_calls",
     "exploration_rate",
 )
-"""Attributes of SB3's algorithms, of those that have them, that change between two rollouts."""
+"""Attributes of SB3's algorithms that change from rollout to rollout; not every algorithm has all of them."""
 
 
 class Learning:
-    """Everything of a model of Stable-Baselines3 that changes while it learns, between two rollouts; of the buffers
-    only one of replay, for the others are empty then."""
+    """What changes in a model of Stable-Baselines3 while it learns, as it is between two rollouts. Rollout buffers are
+    empty then; a replay buffer is included."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -52,7 +52,7 @@ class Learning:
             self._parts["replay_buffer"] = model.replay_buffer
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, momentum, replay buffer, counters, the generator of the action space, and the multiplier of cost."""
+        """Weights, optimizer, replay buffer, counters, the action space's generator, and the multiplier of cost."""
         values = {name: getattr(self.model, name) for name in MODEL_STATE if hasattr(self.model, name)}
         generator = self.model.action_space.np_random.bit_generator
         return {name: part.state_dict() for name, part in self._parts.items()} | {
@@ -62,7 +62,7 @@ class Learning:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         for name, value in state["values"].items():
@@ -80,7 +80,8 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
         TrainingDivergedError: a weight became NaN or infinite.
     """
     length = task.mdp.num_layers
-    arguments = aligned(config, length) | {"learning_rate": LinearSchedule(config.learning_rate, 0.0, 1.0)}
+    arguments, steps = aligned(config, length)
+    arguments["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
     env = DFSVectorEnv(
         task,
         config.num_envs,
@@ -95,10 +96,10 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
     model: Any = config.algorithm(config.policy, venv, device="cpu", **arguments)
     model.set_logger(recorder.logger)
     recorder.track_weights(model.policy, *([task.mdp.backbone] if config.cotrain else []))
-    # A rollout more than is needed: the callback stops once all images are seen, between two rollouts.
-    steps = config.num_images * length + config.num_envs * rollout_steps(arguments, length)
+    # One rollout more than is needed: the callback stops between two rollouts, once all images are seen.
+    timesteps = config.num_images * length + config.num_envs * steps
     try:
-        model.learn(total_timesteps=steps, callback=_Rollouts(config, recorder, venv), log_interval=None)
+        model.learn(timesteps, callback=_Rollouts(config, recorder, venv), log_interval=None)
     except ValueError as error:
         recorder.check_weights(model.policy, error)
         raise
@@ -166,8 +167,7 @@ class _Rollouts(BaseCallback):
             self.recorder.validate(SB3Policy(self.model, self.env.mdp))
 
     def _entropy(self) -> float:
-        """Of the distribution that the rollout's actions were drawn from, in nats for a decision; on-policy as
-        estimated from their log-probabilities."""
+        """Of the rollout's action distribution, in nats for a decision; on-policy estimated from log-probabilities."""
         model: Any = self.model
         if hasattr(model, "rollout_buffer"):
             return -float(model.rollout_buffer.log_probs.mean())

@@ -103,16 +103,6 @@ def test_an_images_route_does_not_depend_on_its_batch_mates(exact, mdp, data):
         assert torch.equal(some[1], together[1][rows])
 
 
-def test_two_processes_find_what_one_finds(mdp, data):
-    images, labels = data
-    one = find_routes(mdp, images, labels, RouteSearch(search="beam", beam=2))
-    shown = []
-    two = find_routes(mdp, images, labels, RouteSearch(search="beam", beam=2), workers=2, progress=shown.append)
-    assert torch.equal(one.routes, two.routes)
-    assert torch.equal(one.found, two.found)
-    assert sum(shown) == 24
-
-
 def test_the_cheapest_images_take_their_routes_first(mdp):
     # 2 bits at a block cost 1/48: the images' routes cost 2, 1, 12 and 0 of these
     routes = torch.tensor([[1, 1, 0], [0, 0, 1], [2, 2, 2], [0, 0, 0]])
@@ -157,7 +147,7 @@ def test_what_cannot_be_searched_is_refused_with_the_mend(task, monkeypatch):
     with pytest.raises(ValueError, match=r'64 routes \(4 actions at 3 blocks\).*choose search "beam"'):
         trained("oracle", task, search="exact")
     trained("oracle", task, search="auto")
-    for name, value in (("beam", 0), ("search", "depth"), ("workers", 0)):
+    for name, value in (("beam", 0), ("search", "depth")):
         with pytest.raises(ValueError, match=f"{name} "):
             method("oracle").Config(**{name: value})
     for name, value in (("beam", 0), ("oracle_images", 0), ("reinforce", 1.0), ("loss_price", -1.0)):
