@@ -64,7 +64,7 @@ def main(args: Evaluate) -> None:
     default = default_config(result["method"])
     budgets = [check_budget(budget, default.highest_budget) for budget in args.budgets] or [result["budget"]]
     _check_range(args.budgets, trained)
-    if set(args.budgets) - {result["budget"]} and not (trained or default.serves_many):
+    if set(args.budgets) - {result["budget"]} and not (trained or default.serves_many_budgets):
         alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
         print(f"{alone}: shown another, it need not spend that", file=sys.stderr)
     reported = {line["budget"]: line["accuracy"] for line in (result, *expanded([result]))}

@@ -243,7 +243,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         until=start,
         cotrain=config.cotrain,
         stream=shown.stream(config.batch_size, config.seed),
-        before_check=correct,
+        before_validation=correct,
     )
     if config.reinforce:
         correct()  # so that the target of dual ascent need not move from elsewhere

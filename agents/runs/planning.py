@@ -48,7 +48,7 @@ def _runs(variant: Variant, experiment: Experiment) -> list[RunConfig]:
 
 def _at_budgets(base: MethodConfig, budgets: Sequence[float]) -> list[MethodConfig]:
     """The configuration at each of the ascending budgets at which it is to be trained."""
-    if base.serves_many:
+    if base.serves_many_budgets:
         at_all: dict[str, Any] = {"eval_budgets": tuple(budgets)}
         return [replace(base, budget=budgets[len(budgets) // 2], **at_all)]
     if not base.holds_budget:

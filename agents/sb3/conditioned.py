@@ -55,7 +55,7 @@ class ConditionedConfig(LagrangianConfig):
                 raise ValueError(f"budget {budget:g} is outside budget_range {low:g} to {high:g}: widen the range")
 
     @property
-    def serves_many(self) -> bool:
+    def serves_many_budgets(self) -> bool:
         """True with a range."""
         return self.budget_range is not None
 
