@@ -43,7 +43,7 @@ class Config(LagrangianConfig):
     gradient_steps: int = 8
     """Gradient steps after each rollout, that is, for each episode of all `num_envs` images."""
     n_steps: int = limited(3, low=1)
-    """Rewards that are summed before the target network estimates the rest."""
+    """Rewards summed before the target network estimates the rest."""
     target_update_interval: int = 1_000
     """Decisions between two updates of the target network."""
     exploration_fraction: float = limited(0.5, low=0, high=1)

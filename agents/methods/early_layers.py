@@ -16,7 +16,7 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class Config(AllBudgetsConfig):
-    """As many first blocks as the budget allows; the cheapest bitwidth, skipping if there is that, in the rest."""
+    """As many first blocks as the budget allows; the cheapest bitwidth (skipping, if possible) in the rest."""
 
     role: ClassVar[str] = "baseline"
     seeded: ClassVar[bool] = False

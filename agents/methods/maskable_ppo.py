@@ -1,7 +1,7 @@
 """PPO with invalid actions masked (Huang and Ontanon 2022) by sb3-contrib, for hard budgets.
 
-Here the budget binds each image, not their mean: an action after which even the cheapest continuation would exceed it
-is masked, in training and ever after. So there is no multiplier, and the reward, by default `cross_entropy`, need not
+The budget binds each image, not their mean: an action after which even the cheapest continuation would exceed it is
+masked, in training and in evaluation. So there is no multiplier, and the reward, by default `cross_entropy`, need not
 charge cost.
 """
 

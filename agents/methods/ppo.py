@@ -29,10 +29,9 @@ class Config(ConditionedConfig, PPOConfig):
 
 PRESETS = {
     # Lagrangian PPO (Ray, Achiam & Amodei 2019) with one critic, of the penalised reward, and a faster, multiplicative
-    # ascent: multipliers on digits differ by an order of magnitude between budgets, and with dual="pid" and a
-    # multiplier_lr of 0.5 the multiplier was still rising at the end for a budget of 0.02, whose cost stayed a tenth
-    # above it. The entropy bonus falls to 0, so that in the end the greedy policy costs what the sampled one does,
-    # which moves the multiplier.
+    # ascent, as multipliers on digits differ by an order of magnitude between budgets: with dual="pid" and a
+    # multiplier_lr of 0.5 the cost stayed a tenth above a budget of 0.02. The entropy bonus falls to 0, so that in the
+    # end the greedy policy costs what the sampled one does, which moves the multiplier.
     "lagrangian": Config(multiplier_lr=0.2, ent_schedule="linear"),
     # One policy for three budgets and all between, in as many images as three policies of 30,000.
     "conditioned": Config(num_images=90_000, budget_range=(0.015, 0.06), multiplier_lr=0.1, ent_schedule="linear"),

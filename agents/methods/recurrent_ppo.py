@@ -1,7 +1,7 @@
-"""Recurrent PPO by sb3-contrib: `ppo` with a policy that remembers, as DFS's and SkipNet's gates do.
+"""Recurrent PPO by sb3-contrib: `ppo` with an LSTM policy, as DFS's and SkipNet's gates are recurrent.
 
-Its LSTM runs over whole episodes at once (see `agents.sb3.recurrent`); the critic has an LSTM of its own, which decides
-nothing and so costs nothing.
+The LSTM runs over whole episodes at once (see `agents.sb3.recurrent`). The critic's own LSTM is not needed to decide,
+so its work is not counted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ class Config(LagrangianConfig, PPOConfig):
     """RecurrentPPO by sb3-contrib; hyper-parameters under its own names.
 
     On digits, with 12,000 images and two seeds, a multiplier_lr of 0.05 ends up to a fourth above a budget of 0.02, one
-    of 0.1 within it: `python -m scripts.compare --methods recurrent_ppo --seeds 0 1 --num-images 12000 --set
-    recurrent_ppo.multiplier_lr=0.05`.
+    of 0.1 within it.
     """
 
     algorithm = AlignedRecurrentPPO

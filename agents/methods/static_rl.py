@@ -1,10 +1,10 @@
 """One allocation of bitwidths to blocks, the same for all images, found by RL: HAQ (Wang et al., CVPR 2019) and ReLeQ
 (Elthakeb et al. 2018), to compare with the search of `static`.
 
-An episode is a whole allocation, drawn block by block from an agent that sees the position only. As in HAQ (section
-3.3) one that costs more than the budget is lowered, block after block, until it fits; the reward is terminal, 0.1 times
-the accuracy that it has on a batch of images above that of full execution (HAQ, section 3.4). HAQ learns by DDPG with
-continuous bitwidths, ReLeQ by PPO; here REINFORCE with a running baseline does.
+An episode draws a whole allocation block by block from an agent that observes the position only. As in HAQ (section
+3.3), an allocation above the budget is lowered, block after block, until it fits. The reward is terminal: 0.1 times the
+difference between its accuracy on a batch of images and that of full execution (HAQ, section 3.4). HAQ learns by DDPG
+with continuous bitwidths, ReLeQ by PPO; this file uses REINFORCE with a running baseline.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Config(MethodConfig):
 
 
 def fit(allocation: list[int], costs: CostTable, budget: float) -> list[int]:
-    """The allocation, lowered by one bitwidth at one block after the other, from the last to the first and again, until
-    it is within the budget (HAQ, section 3.3).
+    """The allocation, lowered by one bitwidth block after block, from the last to the first and again, until it is
+    within the budget (HAQ, section 3.3).
 
     Raises:
         ValueError: not even the cheapest allocation is.
@@ -62,7 +62,7 @@ def fit(allocation: list[int], costs: CostTable, budget: float) -> list[int]:
 
 
 def accuracy(mdp: BlockMDP, allocation: list[int], images: Tensor, labels: Tensor) -> float:
-    """Share of the images [B, 3, H, W] with labels [B] that are classified correctly under the allocation."""
+    """Of the allocation, on images [B, 3, H, W] with labels [B]."""
     routes = torch.tensor(allocation, device=images.device).expand(len(images), -1)
     return float((mdp.run(images, routes).argmax(1) == labels).float().mean())
 

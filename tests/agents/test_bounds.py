@@ -8,7 +8,7 @@ import torch
 from agents.evaluation import evaluate
 from agents.gates import make_gate
 from agents.methods import method
-from agents.methods.imitation import PRICES, meet_budget
+from agents.methods.imitation import LOSS_PRICES, meet_budget
 from agents.policies import FILE, AllocationPolicy, GatePolicy
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
@@ -270,7 +270,7 @@ def test_the_price_of_loss_keeps_the_targets_within_the_budget(learned):
     labels = learned.dataset.train.labels[:64]
     price_of_loss = method("imitation").price_of_loss
     prices = [price_of_loss(method("imitation").Config(budget=b), learned.mdp, images, labels) for b in (0.05, 0.2)]
-    assert 0 <= prices[0] <= prices[1] <= PRICES[1]
+    assert 0 <= prices[0] <= prices[1] <= LOSS_PRICES[1]
     assert prices[1] > 0
     for budget, price in zip((0.05, 0.2), prices, strict=True):
         found = find_routes(learned.mdp, images, labels, RouteSearch(search="beam", loss_price=price))
