@@ -40,14 +40,14 @@ class DualAscent:
 
     Args:
         budget: the mean cost to meet, a fraction of full execution.
-        lr: step size; for the additive forms in units of the multiplier.
-        anneal: share of training in which the target moves.
-        init: the first multiplier, in reward for full execution (cost 1).
+        lr: step size, above 0; for the additive forms in units of the multiplier.
+        anneal: share of training in which the target moves, in [0, 1].
+        init: the first multiplier, at least 0, in reward for full execution (cost 1).
         form: one of `FORMS`.
         schedule: factor on the budget over training, above 0; the target is at most 1.
 
     Raises:
-        ValueError: an unknown form, or a number out of range.
+        ValueError: an unknown form.
     """
 
     def __init__(
@@ -61,12 +61,6 @@ class DualAscent:
     ) -> None:
         if form not in FORMS:
             raise ValueError(f"unknown form of dual ascent {form!r}: choose one of {', '.join(FORMS)}")
-        if not 0 < lr < math.inf:
-            raise ValueError(f"multiplier_lr {lr} must be a finite number above 0")
-        if not 0 <= anneal <= 1:
-            raise ValueError(f"multiplier_anneal {anneal} must be a share of training, in [0, 1]")
-        if not 0 <= init < math.inf:
-            raise ValueError(f"multiplier_init {init} must be a finite number of at least 0")
         self.budget, self.lr, self.anneal, self.multiplier = budget, lr, anneal, init
         self.form, self.schedule = form, schedule
         self._first: float | None = None

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, TypeVar
 
-from backbone.cost import CostTable
+from backbone.cost import TOLERANCE, CostTable
 from dfs_env.budgets import check_budget
 
 T = TypeVar("T")
@@ -154,6 +154,20 @@ class AllBudgetsConfig(MethodConfig):
         super().__post_init__()
         for budget in self.eval_budgets:
             check_budget(budget)
+
+
+def check_affordable(budget: float, costs: CostTable) -> None:
+    """Make sure that a route is within the budget.
+
+    Raises:
+        ValueError: even the cheapest route costs more.
+    """
+    cheapest = float(costs.cheapest[0])
+    if budget < cheapest - TOLERANCE:
+        raise ValueError(
+            f"budget {budget} is below the cheapest route, which costs {cheapest:.4f} with bitwidths "
+            f"{costs.bitwidths}; raise it, or let blocks be skipped"
+        )
 
 
 LEAST_BUDGET = 1e-6

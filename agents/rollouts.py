@@ -104,6 +104,11 @@ def sample(layer: int, scores: Tensor) -> Decision:
     return Decision(log_p, torch.multinomial(log_p.detach().exp(), 1).squeeze(1))
 
 
+def greedy(layer: int, scores: Tensor) -> Decision:
+    """Take the best-scored action, without a gradient of the decision."""
+    return Decision(scores.log_softmax(1), scores.argmax(1))
+
+
 def _best(layer: int, scores: Tensor) -> Decision:
     log_p = scores.log_softmax(1)
     return Decision(log_p, scores.argmax(1), log_p.exp())

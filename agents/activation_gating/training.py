@@ -50,8 +50,8 @@ def start_from(network: GatedResNet, backbone: ResNet) -> None:
 
 
 def _own_range(network: GatedResNet, backbone: ResNet, name: str, tensor: Tensor, source: Tensor | None) -> Tensor:
-    """The entry [1] of a quantizer's ranges in the backbone, `source`, that is of the network's own bitwidth; `tensor`,
-    the network's own, where there is none."""
+    """The entry [1] of the network's bitwidth in `source`, a quantizer's ranges in the backbone; `tensor`, the
+    network's own range, if there is none."""
     quantizer = name.rpartition(".")[0]
     theirs: dict[int, int] = getattr(backbone.get_submodule(quantizer), "row", {})
     (bits,) = getattr(network.get_submodule(quantizer), "row", {}) or (FLOAT_BITS,)
@@ -70,7 +70,7 @@ class _Learner:
         self.target = config.threshold if config.target is None else config.target
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, momentum, target and what moves it."""
+        """Network, optimizer, target and its dual ascent."""
         dual = self.dual.state_dict() if self.dual else None
         modules = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
         return {**modules, "target": self.target, "dual": dual}
@@ -84,7 +84,7 @@ class _Learner:
             self.dual.load_state_dict(state["dual"])
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, float]:
-        """One update; what to log."""
+        """One update; returns the scalars to log."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(progress)
         logits, densities = self.network.train()(images)
@@ -109,7 +109,7 @@ class _Learner:
         }
 
     def _move_target(self, target: float) -> None:
-        """The thresholds move with the target: the pull alone would take tens of thousands of updates."""
+        """Move the target and all thresholds with it: the pull alone would take tens of thousands of updates."""
         before, self.target = self.target, target
         with torch.no_grad():
             for threshold in self.network.thresholds():
@@ -135,8 +135,8 @@ def train_network(
     gated = ActivationGatedNetwork(network, task.mdp, loader)
     if config.target is None and gated.floor > config.budget * LEEWAY:
         raise ValueError(
-            f"budget {config.budget} is below what this network always computes, {gated.floor:.4g}; choose fewer "
-            "bits, gate both convolutions, or give a target"
+            f"budget {config.budget} is below the cost of this network with all gates off, {gated.floor:.4g}; choose "
+            "fewer bits, gate both convolutions, or give a target"
         )
     recorder.track_weights(network)
     learner = _Learner(config, gated)
@@ -146,7 +146,7 @@ def train_network(
         images, labels = next(stream)
         recorder.step(len(images), **learner.step(images, labels, recorder.images_seen / recorder.num_images))
         recorder.check_weights(network)
-        # A fixed target knows no budget, by which checkpoints are chosen: what is trained last is taken, as published.
+        # With a fixed target there is no budget to select checkpoints by, so the last one is taken, as published.
         if recorder.finished or (config.target is None and recorder.validation_due()):
             recorder.validate(gated)
     recorder.restore_best()

@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from stable_baselines3 import A2C
 
 from agents.method_config import limited
-from agents.policies import Policy
-from agents.recorder import Recorder
 from agents.sb3.config import LagrangianConfig
 from agents.sb3.training import train_sb3
-from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,4 @@ class Config(LagrangianConfig):
     """Step size of the multiplier's dual ascent."""
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Learn in rollouts of one episode for each of `num_envs` images."""
-    return train_sb3(config, task, recorder)
+train = train_sb3

@@ -26,7 +26,7 @@ from agents.learning import GateConfig, GateLearner
 from agents.method_config import limited
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.rollouts import Decision, Rollout, Rule, unroll
+from agents.rollouts import Decision, Rollout, Rule, greedy, unroll
 from dfs_env.task import Task
 
 
@@ -44,7 +44,7 @@ class Config(GateConfig):
     """Fixed cost coefficient (published: 1); None learns the multiplier at which the mean cost meets the budget."""
     power: float = limited(1.0, low=0)
     """Power of the cost in the reward (published: 2)."""
-    multiplier_lr: float = 0.1
+    multiplier_lr: float = limited(0.1, above=0)
     """Step size of the multiplier's dual ascent."""
     bound: float = limited(0.8, low=0.5, high=1)
     """Largest probability of an action while learning; 1 for no bound."""
@@ -77,7 +77,6 @@ class Config(GateConfig):
                 f"power {self.power:g} makes the first multiplier, budget {self.budget:g} to the minus power, more "
                 f"than {MOST_MULTIPLIER:g}: lower it, or give a cost_coef"
             )
-        self.dual()  # checks its arguments
         stages = self.curriculum + (self.joint if self.cotrain else 0)
         if stages > 1:
             raise ValueError(
@@ -125,12 +124,11 @@ def rule(closed: int, bound: float | None) -> Rule:
     full and have no gradient."""
 
     def decide(layer: int, scores: Tensor) -> Decision:
-        log_p = scores.log_softmax(1)
         if layer < closed:
             return Decision(torch.zeros_like(scores), torch.full_like(scores[:, 0], scores.shape[1] - 1).long())
         if bound is None:
-            return Decision(log_p, scores.argmax(1))
-        log_p = bounded(log_p, bound)
+            return greedy(layer, scores)
+        log_p = bounded(scores.log_softmax(1), bound)
         return Decision(log_p, torch.multinomial(log_p.detach().exp(), 1).squeeze(1))
 
     return decide

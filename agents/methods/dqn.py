@@ -13,12 +13,9 @@ from typing import ClassVar
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.method_config import limited
-from agents.policies import Policy
-from agents.recorder import Recorder
 from agents.sb3.config import LagrangianConfig
 from agents.sb3.off_policy import DQN
 from agents.sb3.training import train_sb3
-from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,4 @@ class Config(LagrangianConfig):
             )
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Collect an episode for each of `num_envs` images, then replay; and again."""
-    return train_sb3(config, task, recorder)
+train = train_sb3

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.gates import score_layers
-from agents.lagrangian import DualAscent
 from agents.learning import Batch, GateConfig, GateLearner, Stream, image_stream
 from agents.method_config import limited
 from agents.methods import skipnet
 from agents.policies import Policy
 from agents.recorder import Recorder
+from agents.rollouts import Decision, greedy, unroll
 from agents.search.oracle import RouteSearch, find_routes, within_budget
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
@@ -65,7 +65,7 @@ class Config(GateConfig):
     budget."""
     reinforce: float = limited(0.0, low=0, below=1)
     """Share of the images, at the end, for SkipNet's hybrid REINFORCE."""
-    multiplier_lr: float = 0.03
+    multiplier_lr: float = limited(0.03, above=0)
     """Step size of the multiplier's dual ascent in that stage."""
     ent_coef: float = limited(0.02, low=0)
     """First weight of the entropy bonus in that stage; it falls linearly to 0."""
@@ -73,7 +73,6 @@ class Config(GateConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         RouteSearch(self.labels, self.search, self.beam, self.loss_price or 0.0)
-        DualAscent(self.budget, self.multiplier_lr)  # checks the step size
 
 
 PRESETS = {"then_rl": Config(reinforce=0.5), "label_free": Config(labels=False)}
@@ -159,24 +158,17 @@ def imitation_loss(
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Along the routes [B, L]: the mean cross-entropy of the gate's scores to the routes' actions, that of the
     network's predictions to the labels [B], and scalars to log."""
-    state, hidden = mdp.initial(images, budget), None
-    losses, agreements, entropies = [], [], []
-    for layer in range(mdp.num_layers):
+    losses, agreements = [], []
+
+    def follow(layer: int, scores: Tensor) -> Decision:
         target = routes[:, layer]
-        scores, hidden = gate(mdp.observe(state).detach(), hidden)
         losses.append(F.cross_entropy(scores, target))
         agreements.append((scores.argmax(1) == target).float().mean())
-        log_p = scores.detach().log_softmax(1)
-        entropies.append(-(log_p.exp() * log_p).sum(1).mean())
-        state = mdp.transition(state, target)
-    logits = mdp.logits(state)
-    scalars = {
-        "agreement": float(torch.stack(agreements).mean()),
-        "accuracy": float((logits.argmax(1) == labels).float().mean()),
-        "cost": float(state.cost.mean()),
-        "entropy": float(torch.stack(entropies).mean()),
-    }
-    return torch.stack(losses).mean(), F.cross_entropy(logits, labels), scalars
+        return Decision(scores.log_softmax(1), target)
+
+    rollout = unroll(mdp, gate, images, budget, follow)
+    scalars = {"agreement": float(torch.stack(agreements).mean()), **rollout.scalars(labels)}
+    return torch.stack(losses).mean(), F.cross_entropy(rollout.logits, labels), scalars
 
 
 def meet_budget(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -> None:
@@ -199,22 +191,12 @@ def meet_budget(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -
         for _ in range(BIAS_BISECTIONS):
             multiplier = (low + high) / 2
             shift(multiplier)
-            if _mean_cost(mdp, gate, images, budget) > budget:
+            costs_now = torch.cat([unroll(mdp, gate, part, budget, greedy).cost for part in images.split(256)])
+            if float(costs_now.double().mean()) > budget:
                 low = multiplier
             else:
                 high = multiplier
         shift(high)
-
-
-def _mean_cost(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -> float:
-    spent = 0.0
-    for part in images.split(256):
-        state, hidden = mdp.initial(part, budget), None
-        for _ in range(mdp.num_layers):
-            scores, hidden = gate(mdp.observe(state), hidden)
-            state = mdp.transition(state, scores.argmax(1), in_place=True)
-        spent += float(state.cost.double().sum())
-    return spent / len(images)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 
 from stable_baselines3 import PPO
 
-from agents.policies import Policy
-from agents.recorder import Recorder
 from agents.sb3.conditioned import ConditionedConfig
 from agents.sb3.config import PPOConfig
 from agents.sb3.training import train_sb3
-from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,4 @@ PRESETS = {
 }
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Learn in rollouts of one episode for each of `num_envs` images."""
-    return train_sb3(config, task, recorder)
+train = train_sb3

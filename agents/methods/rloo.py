@@ -49,11 +49,11 @@ class Config(GateConfig, SearchConfig):
     criterion: str = "probability"
     lr: float = 3e-3
     """First learning rate of the gate."""
-    multiplier_init: float = 3.0
+    multiplier_init: float = limited(3.0, low=0)
     """First multiplier of cost."""
-    multiplier_lr: float = 0.1
+    multiplier_lr: float = limited(0.1, above=0)
     """Step size of the dual ascent that moves it until the mean cost meets the budget."""
-    multiplier_anneal: float = 0.1
+    multiplier_anneal: float = limited(0.1, low=0, high=1)
     """Share of training in which the target of dual ascent falls from the first cost to the budget."""
     ent_coef: float = limited(0.003, low=0)
     """First weight of the entropy bonus, a sum over an image's decisions."""
@@ -65,7 +65,6 @@ class Config(GateConfig, SearchConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         make_schedule(self.ent_schedule)
-        self.dual()  # checks its arguments
         if self.start_full and self.start_static:
             raise ValueError(
                 "a gate starts at full execution or from static: set start_static to 0, or leave out start_full"

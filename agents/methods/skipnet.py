@@ -39,9 +39,9 @@ class Config(GateConfig):
     """Share of the images for supervised pre-training: 0 is HRL from scratch, 1 is SP alone."""
     alpha: float | None = limited(None, low=0)
     """Fixed cost coefficient (published: 0.1); None learns the multiplier at which the mean cost meets the budget."""
-    multiplier_lr: float = 0.03
+    multiplier_lr: float = limited(0.03, above=0)
     """Step size of its dual ascent."""
-    multiplier_anneal: float = 0.1
+    multiplier_anneal: float = limited(0.1, low=0, high=1)
     """Share of training in which the target of dual ascent falls from the first cost to the budget."""
     rl_weight: float = limited(1.0, low=0)
     """Weight of the REINFORCE loss, a mean over the batch (published: 0.01, of a sum over the batch, in one optimizer
@@ -75,7 +75,6 @@ class Config(GateConfig):
         super().__post_init__()
         make_schedule(self.rl_schedule)
         make_schedule(self.ent_schedule)
-        self.dual()  # checks its arguments
         if not self.supervised and (self.pretraining or not self.cotrain):
             raise ValueError(
                 "pure RL (supervised=False) trains the network too, without pre-training: set pretraining to 0 "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agents.checkpoints import Variables
 from agents.learning import image_stream
-from agents.method_config import MethodConfig, limited
+from agents.method_config import MethodConfig, check_affordable, limited
 from agents.policies import AllocationPolicy, Policy
 from agents.recorder import Recorder
 from backbone.cost import TOLERANCE, CostTable
@@ -47,15 +47,9 @@ class Config(MethodConfig):
 
 def fit(allocation: list[int], costs: CostTable, budget: float) -> list[int]:
     """The allocation, lowered by one bitwidth block after block, from the last to the first and again, until it is
-    within the budget (HAQ, section 3.3).
-
-    Raises:
-        ValueError: not even the cheapest allocation is.
-    """
+    within the budget or the first action everywhere (HAQ, section 3.3)."""
     lowered, block = list(allocation), len(allocation)
-    while float(costs.route_cost(torch.tensor([lowered], device=costs.block.device))[0]) > budget + TOLERANCE:
-        if not any(lowered):
-            raise ValueError(f"budget {budget} is below the cheapest allocation")
+    while any(lowered) and costs.route_cost(torch.tensor([lowered], device=costs.block.device))[0] > budget + TOLERANCE:
         block = (block or len(lowered)) - 1
         lowered[block] = max(lowered[block] - 1, 0)
     return lowered
@@ -70,7 +64,7 @@ def accuracy(mdp: BlockMDP, allocation: list[int], images: Tensor, labels: Tenso
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Draw allocations, try them, follow the reward."""
     mdp, costs = task.mdp, task.mdp.cost
-    fit([0] * mdp.num_layers, costs, config.budget)  # whether any allocation can be within the budget
+    check_affordable(config.budget, costs)
     first = torch.zeros(mdp.num_layers, mdp.num_actions, device=mdp.device)
     first[:, -1] = 2.0  # the agent begins near full execution
     preferences = nn.Parameter(first)

@@ -139,9 +139,9 @@ class LagrangianConfig(SB3Config):
     """Factor on the multiplier, or on the fixed coefficient, over training."""
     dual: str = "multiplicative"
     """Form of the multiplier's dual ascent: "multiplicative", "additive" (Lagrangian PPO's), or "pid"."""
-    multiplier_lr: float = 0.05
+    multiplier_lr: float = limited(0.05, above=0)
     """Its step size, for the additive forms in units of the multiplier."""
-    multiplier_anneal: float = 0.1
+    multiplier_anneal: float = limited(0.1, low=0, high=1)
     """Share of training in which the target of dual ascent falls from the first cost to the budget."""
 
     @property
@@ -166,7 +166,7 @@ class LagrangianConfig(SB3Config):
                 raise ValueError(
                     f"reward {self.reward!r} leaves no cost_coef open: drop {name}, or use 'cross_entropy_minus_cost'"
                 )
-        DualAscent(self.budget, self.multiplier_lr, self.multiplier_anneal, form=self.dual)  # refuses the impossible
+        DualAscent(self.budget, self.multiplier_lr, form=self.dual)  # checks the form
 
     def multiplier(self) -> Multiplier | None:
         """By dual ascent, unless the coefficient is fixed."""

@@ -1,4 +1,4 @@
-"""Fine-tuning a backbone on allocations that are the same for all images."""
+"""Fine-tuning a backbone on static allocations."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class FineTuningConfig(DescentConfig):
-    """What the methods that search allocations, and then train the backbone on these, have in common. `num_images`
-    counts the images of the fine-tuning, each once for each allocation."""
+    """What the methods that search allocations, and then train the backbone on these, share. `num_images` counts the
+    images of the fine-tuning, each once for each allocation."""
 
     family: ClassVar[str] = "allocations"
     cotrain: ClassVar[bool] = True
@@ -47,15 +47,15 @@ def fine_tune(
     allocations: Tensor,
     policy_now: Callable[[], Policy | SelfMeasured],
 ) -> None:
-    """Train by the mean cross-entropy of each image under all allocations [K, L]; the weights that were best are put
-    back. What is logged as the cost is the allocations' mean.
+    """Train by the mean cross-entropy of each image under all allocations, and restore the best weights. The logged
+    cost is the allocations' mean.
 
     Args:
-        config: how.
+        config: of the fine-tuning.
         task: its backbone is trained.
         recorder: validates what `policy_now` returns.
-        allocations: actions.
-        policy_now: the policy to validate, given the weights as they are.
+        allocations: actions [K, L].
+        policy_now: the policy to validate, with the current weights.
     """
     mdp, share = task.mdp, make_schedule(config.schedule)
     routes = allocations.to(mdp.device)

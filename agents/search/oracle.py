@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agents.method_config import check_affordable
 from agents.search.routes import search
-from backbone.cost import TOLERANCE
 from backbone.progress import bar, warn_if_long
 from dfs_env.mdp import BlockMDP
 
@@ -117,10 +117,7 @@ def within_budget(mdp: BlockMDP, found: Routes, budget: float) -> Tensor:
     """
     costs = mdp.cost.charged.double().cpu()
     least, cheapest = costs.min(1)
-    if float(least.sum()) > budget + TOLERANCE:
-        raise ValueError(
-            f"budget {budget} is below the cheapest route, which costs {float(least.sum()):.4f}; choose a larger budget"
-        )
+    check_affordable(budget, mdp.cost)
     extra = costs.gather(1, found.routes.T).sum(0) - least.sum()
     order = extra.argsort(stable=True)
     affordable = extra[order].cumsum(0) <= (budget - least.sum()).clamp_min(0) * len(order) + 1e-7 * len(order)
