@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,41 +63,36 @@ class _Learner:
         self.config, self.network, self.cost = config, gated.network, gated.cost
         momentum = config.training().momentum
         self.optimizer = make_optimizer(self.network, config.lr, momentum, config.weight_decay)
-        moves = config.target is None
-        self.dual = DualAscent(config.budget, config.target_rate, init=math.exp(config.threshold)) if moves else None
-        self.target = config.threshold if config.target is None else config.target
+        self.dual = DualAscent(config.budget, config.target_rate, init=math.exp(config.threshold))
+        """Moves the exponential of the target, unless that is fixed."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Network, optimizer, target and its dual ascent."""
-        dual = self.dual.state_dict() if self.dual else None
-        modules = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return {**modules, "target": self.target, "dual": dual}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from there."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.target = state["target"]
-        if self.dual:
-            self.dual.load_state_dict(state["dual"])
+    @property
+    def target(self) -> float:
+        """What the thresholds are pulled to."""
+        return math.log(self.dual.multiplier) if self.config.target is None else self.config.target
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, float]:
         """One update; returns the scalars to log."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(progress)
+        target, thresholds = self.target, list(self.network.thresholds())
         logits, densities = self.network.train()(images)
-        pulls = [self.config.penalty(threshold, self.target) for threshold in self.network.thresholds()]
-        cross_entropy, pull = F.cross_entropy(logits, labels), torch.stack(pulls).sum()
+        cross_entropy = F.cross_entropy(logits, labels)
+        pull = torch.stack([self.config.penalty(threshold, target) for threshold in thresholds]).sum()
         self.optimizer.zero_grad()
         (cross_entropy + pull).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
         shares = densities.detach()
         cost = float(self.cost.image_cost(shares)[0].mean())
-        scalars = {"target": self.target, "multiplier": 0.0}
-        if self.dual is not None:
-            self._move_target(math.log(self.dual.update(cost, progress)))
-        return scalars | {
+        if self.config.target is None:
+            self.dual.update(cost, progress)
+            with torch.no_grad():  # thresholds move with the target: the pull alone would take too many updates
+                for threshold in thresholds:
+                    threshold.add_(self.target - target)
+        return {
+            "target": target,
+            "multiplier": 0.0,
             "accuracy": float((logits.argmax(1) == labels).float().mean()),
             "cost": cost,
             "entropy": float(torch.special.entr(torch.stack((shares, 1 - shares))).sum(0).mean()),
@@ -107,13 +100,6 @@ class _Learner:
             "reward_answer": -float(cross_entropy.detach()),
             "reward_target": -float(pull.detach()),
         }
-
-    def _move_target(self, target: float) -> None:
-        """Move the target and all thresholds with it: the pull alone would take tens of thousands of updates."""
-        before, self.target = self.target, target
-        with torch.no_grad():
-            for threshold in self.network.thresholds():
-                threshold.add_(self.target - before)
 
 
 def train_network(
@@ -141,7 +127,7 @@ def train_network(
     recorder.track_weights(network)
     learner = _Learner(config, gated)
     stream = image_stream(task, config.batch_size, config.seed)
-    recorder.register_state(learner=learner, stream=stream)
+    recorder.register_state(network=network, optimizer=learner.optimizer, dual=learner.dual, stream=stream)
     while recorder.should_continue():
         images, labels = next(stream)
         recorder.step(len(images), **learner.step(images, labels, recorder.images_seen / recorder.num_images))
