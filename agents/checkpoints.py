@@ -204,4 +204,4 @@ def _explained(file: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{file} cannot be resumed ({error}); delete it, or start anew with --no-resume") from error
+        raise ValueError(f"{file} cannot be resumed ({error}); delete it, or start again with --no-resume") from error

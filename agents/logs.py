@@ -46,7 +46,7 @@ Only TensorBoard also gets the share of each bitwidth at each block of the valid
 
 
 class Table(KVWriter):
-    """All rows so far, in a CSV file with columns in alphabetical order, which is written anew with each row."""
+    """All rows so far, in a CSV file with columns in alphabetical order, which is rewritten with each row."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

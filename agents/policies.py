@@ -115,7 +115,7 @@ class RandomPolicy:
     """Every block of every image draws from one distribution over actions: `probabilities` [A], or of several [K, A]
     the most expensive that fits the observed budget.
 
-    It also draws if `deterministic`. The draws follow from `seed` and begin anew where `state` is None, so two
+    It also draws if `deterministic`. The draws follow from `seed` and begin again where `state` is None, so two
     evaluations are identical.
 
     Args:

@@ -63,7 +63,8 @@ class _Learner:
         self.config, self.network, self.cost = config, gated.network, gated.cost
         momentum = config.training().momentum
         self.optimizer = make_optimizer(self.network, config.lr, momentum, config.weight_decay)
-        self.dual = DualAscent(config.budget, config.target_rate, init=math.exp(config.threshold))
+        init = math.exp(config.threshold) if config.target is None else 1.0
+        self.dual = DualAscent(config.budget, config.target_rate, init=init)
         """Moves the exponential of the target, unless that is fixed."""
 
     @property
