@@ -89,7 +89,11 @@ class EnvironmentState:
         _check_stateful(type(self._base).__name__, self._base)
         for wrapper in self._wrappers:
             for name, value in _changing(wrapper).items():
-                _check_pickles(f"{type(wrapper).__name__}.{name}", value)
+                try:
+                    pickle.dumps(value)
+                except (pickle.PicklingError, TypeError, AttributeError) as error:
+                    what = f"{type(wrapper).__name__}.{name}"
+                    raise ValueError(f"{what} cannot be saved ({error}): leave that wrapper out") from error
         spaces = [value for layer in (env, self._base) for name in SPACES if (value := getattr(layer, name, None))]
         self._spaces = list({id(space): space for space in spaces}.values())
 
@@ -154,13 +158,6 @@ def stateful(name: str, value: Any) -> Stateful:
         return cast(Stateful, SimpleNamespace(state_dict=lambda: value.state, load_state_dict=put))
     _check_stateful(f"register_state({name}=...): {type(value).__name__}", value)
     return cast(Stateful, value)
-
-
-def _check_pickles(name: str, value: object) -> None:
-    try:
-        pickle.dumps(value)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be saved ({error}): leave that wrapper out") from error
 
 
 def _check_stateful(name: str, value: object) -> None:

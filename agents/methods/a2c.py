@@ -28,7 +28,6 @@ class Config(LagrangianConfig):
     num_envs: int = 32
     """Images decided at once, and the episodes of each gradient step."""
     learning_rate: float = 0.005
-    """First learning rate; it falls linearly to 0."""
     gae_lambda: float = limited(0.95, low=0, high=1)
     """Lambda of generalised advantage estimation."""
     ent_coef: float = limited(0.01, low=0)
@@ -43,7 +42,6 @@ class Config(LagrangianConfig):
     """Clipping of the gradient. Where the multiplier is high, so is the value's error, and clipping it, as SB3 does at
     0.5, would leave the actor no step."""
     multiplier_lr: float = 0.02
-    """Step size of the multiplier's dual ascent."""
 
 
 train = train_sb3

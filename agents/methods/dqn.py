@@ -50,7 +50,6 @@ class Config(LagrangianConfig):
     exploration_final_eps: float = limited(0.0, low=0, high=1)
     """Share of random decisions in the end."""
     multiplier_lr: float = 0.02
-    """Step size of the multiplier's dual ascent."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

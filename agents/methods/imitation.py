@@ -78,35 +78,12 @@ class Config(GateConfig):
 PRESETS = {"then_rl": Config(reinforce=0.5), "label_free": Config(labels=False)}
 
 
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """N images with the routes to imitate."""
+def examples(config: Config, task: Task, recorder: Recorder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Search routes to imitate, and log their cost and how many images have a good one.
 
-    images: Tensor
-    """[N, 3, H, W], normalised and augmented."""
-    labels: Tensor
-    """[N]."""
-    routes: Tensor
-    """[N, L] int64, the targets."""
-    rows: Tensor
-    """[N] indices of the training images."""
-
-    def at(self, chosen: Tensor) -> Examples:
-        """Those at the positions [M]."""
-        there = chosen.to(self.labels.device)
-        return Examples(self.images[there], self.labels[there], self.routes[there], self.rows[chosen])
-
-    def stream(self, batch_size: int, seed: int) -> Stream:
-        """Endless batches of images, labels and routes."""
-
-        def batch_of(rows: Tensor, generator: torch.Generator) -> Batch:
-            return tuple(tensor[rows.to(tensor.device)] for tensor in (self.images, self.labels, self.routes))
-
-        return Stream(len(self.labels), batch_size, seed, batch_of)
-
-
-def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
-    """Search, and report what the targets cost and how many images have a good route among them.
+    Returns:
+        N images [N, 3, H, W], normalised and augmented, their labels [N], routes [N, L], and indices [N] of the
+        training images.
 
     Raises:
         ValueError: the budget is below the cheapest route, or there are too many routes for exact enumeration.
@@ -127,7 +104,7 @@ def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
     recorder.logger.record("oracle/loss_price", price)
     recorder.logger.record("oracle/served", float(taken.float().mean()))
     recorder.logger.record("oracle/cost", float(mdp.cost.route_cost(routes)[0].mean()))
-    return Examples(images, labels, routes, rows)
+    return images, labels, routes, rows
 
 
 def held_out(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -203,9 +180,11 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search, imitate, and continue by RL if `reinforce` is above 0."""
     learner = GateLearner(config, task, recorder)
     score_layers(learner.gate)  # raises before the search if the gate cannot be corrected
-    mdp, found = learner.mdp, examples(config, task, recorder)
-    most, rest = held_out(found.rows, torch.Generator().manual_seed(config.seed))
-    shown, kept = found.at(most), found.at(rest if len(rest) else most)
+    mdp = learner.mdp
+    *searched, rows = examples(config, task, recorder)
+    most, rest = held_out(rows, torch.Generator().manual_seed(config.seed))
+    imitated = [tensor[most.to(mdp.device)] for tensor in searched]
+    kept = searched[0][(rest if len(rest) else most).to(mdp.device)]
     start = round((1 - config.reinforce) * config.num_images)
 
     def imitate(images: Tensor, labels: Tensor, routes: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -216,15 +195,13 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         return loss + task_loss if config.cotrain else loss, {**scalars, "multiplier": 0.0, **rewards}
 
     def correct() -> None:
-        meet_budget(mdp, learner.gate, kept.images, config.budget)
+        meet_budget(mdp, learner.gate, kept, config.budget)
 
-    learner.train(
-        imitate,
-        until=start,
-        cotrain=config.cotrain,
-        stream=shown.stream(config.batch_size, config.seed),
-        before_validation=correct,
-    )
+    def batch_of(chosen: Tensor, generator: torch.Generator) -> Batch:
+        return tuple(tensor[chosen.to(mdp.device)] for tensor in imitated)
+
+    stream = Stream(len(most), config.batch_size, config.seed, batch_of)
+    learner.train(imitate, start, config.cotrain, stream=stream, before_validation=correct)
     if config.reinforce:
         correct()  # so that dual ascent starts at the budget
     options = skipnet.Config(

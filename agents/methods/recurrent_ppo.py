@@ -30,11 +30,9 @@ class Config(LagrangianConfig, PPOConfig):
     policy_kwargs: ClassVar[dict[str, Any]] = {"lstm_hidden_size": 32, "net_arch": []}  # a small gate: its work counts
 
     num_envs: int = 108
-    """Images decided at once: the episodes of a rollout."""
     batch_size: int = 216
     """Decisions per minibatch: whole episodes, so a multiple of the number of blocks, as 216 is of 6, 9, 18, 36, 54."""
     multiplier_lr: float = 0.1
-    """Step size of the multiplier's dual ascent."""
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:

@@ -48,7 +48,6 @@ class Config(GateConfig, SearchConfig):
     """Routes of each image; each counts as one image in `num_images`."""
     criterion: str = "probability"
     lr: float = 3e-3
-    """First learning rate of the gate."""
     multiplier_init: float = limited(3.0, low=0)
     """First multiplier of cost."""
     multiplier_lr: float = limited(0.1, above=0)

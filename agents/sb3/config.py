@@ -140,7 +140,7 @@ class LagrangianConfig(SB3Config):
     dual: str = "multiplicative"
     """Form of the multiplier's dual ascent: "multiplicative", "additive" (Lagrangian PPO's), or "pid"."""
     multiplier_lr: float = limited(0.05, above=0)
-    """Its step size, for the additive forms in units of the multiplier."""
+    """Step size of dual ascent; for the additive forms in units of the multiplier."""
     multiplier_anneal: float = limited(0.1, low=0, high=1)
     """Share of training in which the target of dual ascent falls from the first cost to the budget."""
 

@@ -30,7 +30,7 @@ class RouteSearch:
     """How routes are searched.
 
     Raises:
-        ValueError: an unknown `search`, or a beam below 1.
+        ValueError: an unknown `search`.
     """
 
     labels: bool = True
@@ -46,10 +46,6 @@ class RouteSearch:
     def __post_init__(self) -> None:
         if self.search not in ("auto", "exact", "beam"):
             raise ValueError(f'search {self.search!r} must be "auto", "exact" or "beam"')
-        if self.beam < 1:
-            raise ValueError(f"beam must keep at least 1 partial route, got {self.beam}")
-        if not 0 <= self.loss_price < torch.inf:
-            raise ValueError(f"loss_price {self.loss_price} must be a number of at least 0")
 
     def exact(self, mdp: BlockMDP) -> bool:
         """Whether all routes are enumerated.
