@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from agents.rollouts import Rollout
 from backbone.cost import TOLERANCE, check_modelled
-from backbone.names import resolve
+from backbone.names import check_names, resolve
 
 BudgetLoss = Callable[[Rollout, float, float], Tensor]
 """(rollout, target, cross-entropy) -> scalar."""
@@ -123,8 +123,5 @@ def make_budget_loss(name: str, parameters: Mapping[str, Any]) -> BudgetLoss:
     """
     function = resolve("budget loss", name, BUDGET_LOSSES)
     given = {key: value for key, value in parameters.items() if value is not None}
-    allowed = list(inspect.signature(function).parameters)[3:]
-    unknown = sorted(set(given) - set(allowed))
-    if unknown:
-        raise ValueError(f"budget loss {name!r} has no parameter {unknown[0]!r}; it has {', '.join(allowed) or 'none'}")
+    check_names(given, list(inspect.signature(function).parameters)[3:], f"budget loss {name!r}")
     return partial(function, **given)

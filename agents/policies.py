@@ -83,9 +83,7 @@ class AllocationPolicy:
     """The same actions for every image: one allocation [L]; or, of several [K, L], the most expensive that fits the
     observed budget, and the cheapest if none fits.
 
-    Args:
-        allocations: actions [L] or [K, L].
-        costs: [K], ascending, in the unit of budgets; a single allocation needs none.
+    `costs` [K] are ascending, in the unit of budgets; a single allocation needs none.
     """
 
     macs_per_image = 0.0
@@ -118,10 +116,7 @@ class RandomPolicy:
     It also draws if `deterministic`. The draws follow from `seed` and begin again where `state` is None, so two
     evaluations are identical.
 
-    Args:
-        probabilities: [A] or [K, A].
-        seed: of the draws.
-        costs: [K] mean costs, ascending, in the unit of budgets; a single distribution needs none.
+    `costs` [K] are the ascending mean costs, in the unit of budgets; a single distribution needs none.
     """
 
     macs_per_image = 0.0

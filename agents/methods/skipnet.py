@@ -115,13 +115,7 @@ def rewards_to_go(outcomes: Tensor, step_costs: Tensor, multiplier: float) -> Te
 
 
 class HybridReinforce:
-    """The loss of the HRL stage, and the multiplier that it moves.
-
-    Args:
-        learner: whose gate is trained.
-        config: the options.
-        begin: images seen before the stage.
-    """
+    """The loss of the HRL stage, which starts after `begin` images, and the multiplier that it moves."""
 
     def __init__(self, learner: GateLearner, config: Config, begin: int) -> None:
         self.learner, self.config, self.begin = learner, config, begin

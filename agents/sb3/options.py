@@ -26,18 +26,14 @@ def as_settings(given: str | Mapping[str, Any] | Iterable[str]) -> tuple[str, ..
 
 
 def parse_settings(settings: Iterable[str], algorithm: type[BaseAlgorithm], taken: Iterable[str]) -> dict[str, Any]:
-    """The keyword arguments for the constructor of `algorithm` that the settings stand for.
+    """The keyword arguments for the constructor of `algorithm` from "NAME=VALUE" settings.
 
     A value is a Python literal, else a string; "module:name" is what it names, also inside of `policy_kwargs`, as in
     `policy_kwargs={'activation_fn': 'torch.nn:ReLU'}`.
 
-    Args:
-        settings: "NAME=VALUE" strings.
-        algorithm: a class of Stable-Baselines3 or of sb3-contrib.
-        taken: names of the method's own options.
-
     Raises:
-        ValueError: a setting without "=", an unknown or taken name, or `policy_kwargs` that is no dict.
+        ValueError: a setting without "=", an unknown name or one in `taken` (the method's own options), or
+            `policy_kwargs` that is no dict.
     """
     found: dict[str, Any] = {}
     for setting in settings:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from scipy.special import entr
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
@@ -132,10 +133,9 @@ class _Rollouts(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         logged, model = self.logger.name_to_value, cast(Any, self.model)
-        if "train/policy_loss" in logged:  # A2C names the parts of its loss, not the loss
-            parts = (logged[f"train/{name}_loss"] for name in ("policy", "entropy", "value"))
-            weights = 1.0, model.ent_coef, model.vf_coef
-            self.logger.record("train/loss", sum(weight * part for weight, part in zip(weights, parts, strict=True)))
+        if "train/policy_loss" in logged:  # A2C logs the parts of its loss, not the loss
+            policy, entropy, value = (logged[f"train/{name}_loss"] for name in ("policy", "entropy", "value"))
+            self.logger.record("train/loss", policy + model.ent_coef * entropy + model.vf_coef * value)
         self.recorder.should_continue()  # between two rollouts all episodes have just begun
         self._set_budget(self._progress)
 
@@ -162,7 +162,7 @@ class _Rollouts(BaseCallback):
         for name in (name for name in ends[0]["episode"] if name.startswith("reward_")):
             scalars[name] = float(np.mean([end["episode"][name] for end in ends]))
         self.recorder.step(len(ends), **scalars)
-        self.recorder.check_weights(self.model.policy)  # Q values of NaN choose an action all the same
+        self.recorder.check_weights(self.model.policy)  # Q values of NaN still choose an action
         if self.recorder.validation_due():
             self.recorder.validate(SB3Policy(self.model, self.env.mdp))
 
@@ -171,9 +171,9 @@ class _Rollouts(BaseCallback):
         model: Any = self.model
         if hasattr(model, "rollout_buffer"):
             return -float(model.rollout_buffer.log_probs.mean())
-        count, explores = self.env.mdp.num_actions, float(model.exploration_rate)
-        shares = np.array([1 - explores + explores / count] + [explores / count] * (count - 1))
-        return float(-np.sum(shares * np.log(np.maximum(shares, 1e-12))))
+        shares = np.full(self.env.mdp.num_actions, model.exploration_rate / self.env.mdp.num_actions)
+        shares[0] += 1 - model.exploration_rate
+        return float(entr(shares).sum())
 
     @property
     def _progress(self) -> float:

@@ -112,12 +112,7 @@ def exchange(search: Search, allocation: Allocation, budget: float, actions: int
     A round tries the `count` candidates with the lowest sum of the effects that their changes have alone. Effects are
     measured again only once no candidate helps; if none does even then, the search ends.
 
-    Args:
-        search: losses and costs.
-        allocation: to start from, within the budget.
-        budget: highest cost.
-        actions: A, the number of actions.
-        count: most candidates of a round.
+    The first allocation must be within the budget; `actions` is their number A.
     """
     effects: dict[Change, float] = {}
     while True:

@@ -47,16 +47,9 @@ def fine_tune(
     allocations: Tensor,
     policy_now: Callable[[], Policy | SelfMeasured],
 ) -> None:
-    """Train by the mean cross-entropy of each image under all allocations, and restore the best weights. The logged
-    cost is the allocations' mean.
-
-    Args:
-        config: of the fine-tuning.
-        task: its backbone is trained.
-        recorder: validates what `policy_now` returns.
-        allocations: actions [K, L].
-        policy_now: the policy to validate, with the current weights.
-    """
+    """Train the task's backbone by the mean cross-entropy of each image under all allocations [K, L], validate the
+    policy that `policy_now` returns for the current weights, and restore the best. The logged cost is the allocations'
+    mean."""
     mdp, share = task.mdp, make_schedule(config.schedule)
     routes = allocations.to(mdp.device)
     cost = float(mdp.cost.route_cost(routes)[0].mean())

@@ -82,9 +82,9 @@ def find_routes(
     Args:
         mdp: the MDP.
         images: [N, 3, H, W], normalised.
-        labels: [N]; not used unless `how.labels`.
+        labels: [N]; used if `how.labels`.
         how: what is searched, and how.
-        progress: called with the number of images that are done since the last call.
+        progress: called with the number of images of each batch that is done.
 
     Raises:
         ValueError: there are too many routes for exact enumeration.

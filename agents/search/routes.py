@@ -90,15 +90,14 @@ def search(
 
     Args:
         mdp: the MDP.
-        images: [N, 3, H, W], normalised. All are searched at once: the memory of N * beam * A images is needed.
+        images: [N, 3, H, W], normalised; the search needs the memory of N * beam * A images.
         labels: [N]; None for what full execution predicts.
         beam: partial routes of an image that beam search keeps.
-        exact: whether to enumerate afterwards what is cheaper than the routes that beam search has found.
+        exact: whether to enumerate the routes that are cheaper than those that beam search has found.
         loss_price: the cost that a nat of cross-entropy counts as.
 
     Returns:
-        Routes [N, L], the cheapest of all where none predicts the target; and [N] bool, whether the route does. An
-        image's result does not depend on the others.
+        Routes [N, L], the cheapest of all where none predicts the target; and [N] bool, whether the route does.
     """
     with torch.no_grad():
         state = mdp.initial(images)
