@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from agents.rollouts import Rollout
 from backbone.cost import TOLERANCE, check_modelled
-from backbone.names import resolve
+from backbone.names import check_names, resolve
 
 BudgetLoss = Callable[[Rollout, float, float], Tensor]
 """(rollout, target, cross-entropy) -> scalar."""
@@ -43,7 +43,7 @@ def sign_published(rollout: Rollout, target: float, cross_entropy: float, weight
 
 
 def hinge(rollout: Rollout, target: float, cross_entropy: float, weight: float = 1.0) -> Tensor:
-    """weight * max(0, mean cost / target - 1): nothing is asked of a gate within its budget."""
+    """weight * max(0, mean cost / target - 1), which is 0 within the budget."""
     return weight * (rollout.cost.mean() / target - 1).clamp_min(0)
 
 
@@ -53,8 +53,8 @@ def fractrain(
     """FracTrain (Fu et al., NeurIPS 2020): DFS's sign, but costs are weighted by the blocks' multiply-accumulates,
     there is no loss from the target to `band` * target above it, and at most `share` of the cross-entropy.
 
-    The gate is to begin at full precision: `start_full` of the method. The target bounds the weighted cost, of which
-    the block cost, by which policies are chosen and reported, differs somewhat.
+    The gate should begin at full precision (the method's `start_full`). The target bounds the weighted cost, which
+    differs somewhat from the block cost by which policies are selected and reported.
     """
     check_modelled(rollout.mdp.cost, "the budget loss fractrain")
     macs = rollout.mdp.cost.total[:, -1]
@@ -86,15 +86,13 @@ def mean_bits(rollout: Rollout, target: float, cross_entropy: float, weight: flo
 
 
 def _direction(cost: Tensor, low: float, high: float) -> float:
-    """-1 at or below `low`, +1 above `high`, 0 between them; but for rounding, for costs are sums of float32
-    numbers."""
+    """-1 at or below `low`, +1 above `high`, 0 between them."""
     value = float(cost.detach())
     return -1.0 if value <= low + TOLERANCE else 1.0 if value > high else 0.0
 
 
 def effective_multiplier(loss: Tensor, rollout: Rollout) -> float:
-    """What a unit of cost, spent at the widest bitwidth, adds to the budget loss of a rollout at the moment: its
-    derivative."""
+    """The derivative of the budget loss by a unit of cost at the widest bitwidth."""
     if not loss.requires_grad:
         return 0.0
     (slope,) = torch.autograd.grad(loss, rollout.weights, retain_graph=True, allow_unused=True)
@@ -104,15 +102,12 @@ def effective_multiplier(loss: Tensor, rollout: Rollout) -> float:
 def budgeted_loss(
     rollout: Rollout, labels: Tensor, budget_loss: BudgetLoss, target: float
 ) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross-entropy plus the budget loss at a target, and what is logged of a rollout that is judged so."""
+    """Mean cross-entropy plus the budget loss at a target, and the scalars to log."""
     cross_entropy = F.cross_entropy(rollout.logits, labels)
     penalty = budget_loss(rollout, target, float(cross_entropy.detach()))
+    scalars = rollout.scalars(labels) | {"multiplier": effective_multiplier(penalty, rollout)}
     rewards = {"reward_answer": -float(cross_entropy.detach()), "reward_budget": -float(penalty.detach())}
-    return cross_entropy + penalty, {
-        **rollout.scalars(labels),
-        "multiplier": effective_multiplier(penalty, rollout),
-        **rewards,
-    }
+    return cross_entropy + penalty, scalars | rewards
 
 
 BUDGET_LOSSES: dict[str, BudgetLoss] = {
@@ -121,15 +116,12 @@ BUDGET_LOSSES: dict[str, BudgetLoss] = {
 
 
 def make_budget_loss(name: str, parameters: Mapping[str, Any]) -> BudgetLoss:
-    """The budget loss of that name, or "module:function", with `parameters` bound where they are not None.
+    """The budget loss `name`, or "module:function", with the `parameters` that are not None.
 
     Raises:
         ValueError: an unknown name, or a parameter that the loss does not have.
     """
     function = resolve("budget loss", name, BUDGET_LOSSES)
     given = {key: value for key, value in parameters.items() if value is not None}
-    allowed = list(inspect.signature(function).parameters)[3:]
-    unknown = sorted(set(given) - set(allowed))
-    if unknown:
-        raise ValueError(f"budget loss {name!r} has no parameter {unknown[0]!r}; it has {', '.join(allowed) or 'none'}")
+    check_names(given, list(inspect.signature(function).parameters)[3:], f"budget loss {name!r}")
     return partial(function, **given)

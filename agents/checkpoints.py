@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol, cast
@@ -24,13 +25,13 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class Stateful(Protocol):
-    """What can be put back where it was: modules, optimizers, and whatever else speaks as they do."""
+    """What a checkpoint can hold: modules, optimizers, and whatever else has their two methods."""
 
     def state_dict(self) -> Any:
         """Everything that changes while it is used."""
 
     def load_state_dict(self, state: Any) -> Any:
-        """Go back to where `state_dict` was asked for."""
+        """Restore that."""
 
 
 class Variables(SimpleNamespace):
@@ -41,7 +42,7 @@ class Variables(SimpleNamespace):
         return dict(vars(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Change them back.
+        """Restore them.
 
         Raises:
             KeyError: the state is of other variables.
@@ -55,7 +56,7 @@ class Randomness:
     """The global generators of Python, numpy and torch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where each of them is."""
+        """The state of each."""
         return {
             "python": random.getstate(),
             "numpy": np.random.get_state(),
@@ -64,24 +65,12 @@ class Randomness:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put each of them back."""
+        """Restore each."""
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
         if state["cuda"]:
             torch.cuda.set_rng_state_all(state["cuda"])
-
-
-class Accessors:
-    """A generator, or anything else of which one method tells its state and another sets it.
-
-    Args:
-        get: returns the state.
-        put: sets it.
-    """
-
-    def __init__(self, get: Callable[[], Any], put: Callable[[Any], Any]) -> None:
-        self.state_dict, self.load_state_dict = get, put
 
 
 class EnvironmentState:
@@ -100,12 +89,16 @@ class EnvironmentState:
         _check_stateful(type(self._base).__name__, self._base)
         for wrapper in self._wrappers:
             for name, value in _changing(wrapper).items():
-                _check_pickles(f"{type(wrapper).__name__}.{name}", value)
+                try:
+                    pickle.dumps(value)
+                except (pickle.PicklingError, TypeError, AttributeError) as error:
+                    what = f"{type(wrapper).__name__}.{name}"
+                    raise ValueError(f"{what} cannot be saved ({error}): leave that wrapper out") from error
         spaces = [value for layer in (env, self._base) for name in SPACES if (value := getattr(layer, name, None))]
         self._spaces = list({id(space): space for space in spaces}.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Of each layer what changes; of an environment that was never reset, nothing."""
+        """What changes in each layer; None for an environment that was never reset."""
         try:
             base = self._base.state_dict()
         except ResetNeeded:
@@ -117,7 +110,7 @@ class EnvironmentState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put each layer back."""
+        """Restore each layer."""
         if state["base"] is not None:
             self._base.load_state_dict(state["base"])
         for layer, values in zip(self._wrappers, state["wrappers"], strict=True):
@@ -130,7 +123,7 @@ SPACES = ("action_space", "single_action_space", "observation_space", "single_ob
 
 
 def _changing(wrapper: Any) -> dict[str, Any]:
-    """Attributes of a wrapper, without those that it is made of."""
+    """A wrapper's attributes, except functions and what it wraps."""
     fixed = (gym.Env, gym.vector.VectorEnv, gym.Space, EnvSpec)
     return {
         name: value
@@ -148,31 +141,23 @@ def layers_of(env: Any) -> list[Any]:
 
 
 def stateful(name: str, value: Any) -> Stateful:
-    """What saves and restores a value that is registered under a name.
+    """What saves and restores a value registered under `name`.
 
     Raises:
-        ValueError: nothing can.
+        ValueError: its state cannot be saved.
     """
     if isinstance(value, (gym.Env, gym.vector.VectorEnv)):
         return EnvironmentState(value)
-    if isinstance(value, torch.Generator):
-        return Accessors(value.get_state, value.set_state)
-    if isinstance(value, np.random.Generator):
-        bits = value.bit_generator
-        return Accessors(lambda: bits.state, lambda state: setattr(bits, "state", state))
-    if isinstance(value, np.random.RandomState):
-        return Accessors(value.get_state, value.set_state)
+    if isinstance(value, (torch.Generator, np.random.RandomState)):
+        return cast(Stateful, SimpleNamespace(state_dict=value.get_state, load_state_dict=value.set_state))
     if isinstance(value, random.Random):
-        return Accessors(value.getstate, value.setstate)
+        return cast(Stateful, SimpleNamespace(state_dict=value.getstate, load_state_dict=value.setstate))
+    if isinstance(value, np.random.Generator):
+        value = value.bit_generator
+        put = partial(setattr, value, "state")
+        return cast(Stateful, SimpleNamespace(state_dict=lambda: value.state, load_state_dict=put))
     _check_stateful(f"register_state({name}=...): {type(value).__name__}", value)
     return cast(Stateful, value)
-
-
-def _check_pickles(name: str, value: object) -> None:
-    try:
-        pickle.dumps(value)
-    except (pickle.PicklingError, TypeError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be saved ({error}): leave that wrapper out") from error
 
 
 def _check_stateful(name: str, value: object) -> None:
@@ -184,12 +169,12 @@ def _check_stateful(name: str, value: object) -> None:
 
 
 def write_checkpoint(file: Path, kept: Mapping[str, Stateful]) -> None:
-    """The states of all that is kept, by name, written atomically."""
-    save_state(file, {name: one.state_dict() for name, one in kept.items()}, protocol=5)
+    """Write the states of all that is kept, by name, atomically."""
+    save_state(file, {name: value.state_dict() for name, value in kept.items()}, protocol=5)
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """The states in a file that `write_checkpoint` wrote: pickled, so to be read from your own runs only.
+    """The states that `write_checkpoint` wrote. They are pickled, so read those of your own runs only.
 
     Raises:
         ValueError: the file is damaged.
@@ -199,7 +184,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def put_back(file: Path, states: Mapping[str, Any], kept: Mapping[str, Stateful]) -> None:
-    """Put all that is kept back to the states that were read from `file`.
+    """Restore all that is kept from the states that were read from `file`.
 
     Raises:
         ValueError: they are the states of something else.
@@ -207,8 +192,8 @@ def put_back(file: Path, states: Mapping[str, Any], kept: Mapping[str, Stateful]
     with _explained(file):
         if set(states) != set(kept):
             raise ValueError(f"it holds {', '.join(sorted(states))}, wanted are {', '.join(sorted(kept))}")
-        for name, one in kept.items():
-            one.load_state_dict(states[name])
+        for name, value in kept.items():
+            value.load_state_dict(states[name])
 
 
 @contextmanager
@@ -216,4 +201,4 @@ def _explained(file: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{file} cannot be resumed ({error}); delete it, or start anew with --no-resume") from error
+        raise ValueError(f"{file} cannot be resumed ({error}); delete it, or start again with --no-resume") from error

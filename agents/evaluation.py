@@ -19,6 +19,9 @@ from backbone.torch_state import default_torch_state
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
+NUMBERS = ("accuracy", "loss", "cost", "total_cost", "bitops", "gate_macs")
+"""Fields of `Evaluation` that every policy has, and that can be averaged."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -45,7 +48,7 @@ class Evaluation:
     losses: Tensor
     """[N] float32, cross-entropies in nats."""
     confidence: Tensor
-    """[N] float32, the probability of the class that was answered."""
+    """[N] float32, the probability of the predicted class."""
     costs: Tensor
     """[N] float32, costs in the unit of budgets."""
     block_cost: float | None = None
@@ -56,29 +59,23 @@ class Evaluation:
 
     def line(self) -> dict[str, Any]:
         """The numbers that go into a result line."""
-        names = ("accuracy", "loss", "cost", "total_cost", "bitops", "gate_macs", "histogram")
-        measured = {name: getattr(self, name) for name in ("block_cost", "milliseconds")}
-        known = {name: value for name, value in measured.items() if value is not None}
-        return {name: getattr(self, name) for name in names} | known
+        names = (*NUMBERS, "histogram", "block_cost", "milliseconds")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def average(results: Sequence[Evaluation]) -> Evaluation:
-    """The mean of every number; routes and answers are those of the first."""
-    first, count = results[0], len(results)
-    if count == 1:
-        return first
-    numbers = {
-        name: sum(getattr(result, name) for result in results) / count
-        for name in ("accuracy", "loss", "cost", "total_cost", "bitops", "gate_macs")
-    }
+    """The mean of every number; what is said of single images is that of the first."""
+    if len(results) == 1:
+        return results[0]
+    numbers = {name: sum(getattr(result, name) for result in results) / len(results) for name in NUMBERS}
     histogram = np.mean([result.histogram for result in results], 0).tolist()
-    return replace(first, **numbers, histogram=histogram)
+    return replace(results[0], **numbers, histogram=histogram)
 
 
 @runtime_checkable
 class SelfMeasured(Protocol):
-    """What `evaluate` takes in place of a policy: whatever does not decide from observations alone, block by block,
-    such as an oracle that sees labels, or a network with gates of its own."""
+    """What `evaluate` takes in place of a policy: what does not decide block by block from observations alone, such as
+    an oracle that sees labels, or activation gating."""
 
     def measure(
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
@@ -104,7 +101,7 @@ def evaluate(
         policy: anything with Stable-Baselines3's `predict` and `macs_per_image`, or with a `measure` of its own.
         task: backbone, bitwidths and data set.
         split: "train", "validation" or "test".
-        budget: what the policy sees as its budget.
+        budget: what the policy observes as its budget.
         batch_size: images at once; the result does not depend on it, except for policies that draw at random.
         progress: called with the number of images of each batch that is done.
 
@@ -116,23 +113,23 @@ def evaluate(
     if not hasattr(policy, "macs_per_image"):
         kind = type(policy).__name__
         raise TypeError(f"{kind} has no macs_per_image; SB3Policy(model, task.mdp) makes a policy of SB3's models")
-    mdp = seen_by(policy, task)
-    images = task.dataset.split(split)
-    routes, answers = [], []
+    mdp, images = mdp_of(policy, task), task.dataset.split(split)
+    routes, outputs = [], []
     memory: Any = None
     for rows in batches(images, batch_size):
         normalised = task.dataset.normalize(images.images[rows]).to(mdp.device)
         taken, logits, memory = play(policy, mdp, normalised, budget, memory)
         routes.append(taken)
-        answers.append(logits)
+        outputs.append(logits)
         if progress:
             progress(len(rows))
-    looks = mdp.observation_macs if policy.macs_per_image else 0.0  # an allocation looks at nothing
-    return summary(task, policy.macs_per_image + looks, torch.cat(routes), torch.cat(answers), images.labels)
+    observing = mdp.observation_macs if policy.macs_per_image else 0.0  # an allocation observes nothing
+    macs = policy.macs_per_image + observing
+    return evaluation_of_routes(task, macs, torch.cat(routes), torch.cat(outputs), images.labels)
 
 
-def seen_by(policy: Policy, task: Task) -> BlockMDP:
-    """The task's process as the policy observes it."""
+def mdp_of(policy: Policy, task: Task) -> BlockMDP:
+    """The task's MDP with the observation that the policy needs."""
     own = getattr(policy, "mdp", None)
     return task.mdp if own is None else task.mdp.with_observation(own.observation)
 
@@ -162,16 +159,13 @@ def shuffled_accuracy(
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> float:
-    """The accuracy when a policy's routes are given to the images at random. They cost the same, so that what it falls
-    short of the policy's own is what the policy gains by telling images apart.
+    """The accuracy when a policy's routes are given to the images at random. They cost the same, so the difference to
+    the policy's own accuracy is what input-dependent decisions gain.
 
     Args:
-        task: backbone, bitwidths and data set.
-        split: "train", "validation" or "test".
+        task, split, batch_size, progress: as in `evaluate`.
         routes: [N, L] actions, of the split's N images.
         seed: of the order.
-        batch_size: images at once.
-        progress: called with the number of images of each batch that is done.
 
     Raises:
         ValueError: routes of another shape, as where images take no single route.
@@ -185,98 +179,70 @@ def shuffled_accuracy(
     order = torch.randperm(len(routes), generator=torch.Generator().manual_seed(seed))
     drawn = iter(routes[order].to(task.mdp.device).split(batch_size))
 
-    def answer(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def predict(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         theirs = next(drawn)
         return task.mdp.run(batch, theirs), *task.mdp.cost.route_cost(theirs)
 
-    return answered(task, split, answer, progress, batch_size).accuracy
+    return evaluate_predictions(task, split, predict, progress, batch_size).accuracy
 
 
-def answered(
+def evaluate_predictions(
     task: Task,
     split: str,
-    answer: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    predict: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
     progress: Callable[[int], None] | None = None,
     batch_size: int = 256,
 ) -> Evaluation:
-    """Every image of `split` once, by what answers without deciding block by block.
+    """Every image of `split` once, for what predicts without deciding block by block: no routes and no histogram.
 
     Args:
-        task: backbone, bitwidths and data set.
-        split: "train", "validation" or "test".
-        answer: normalised images [B, 3, H, W] -> logits [B, K], block costs [B], total costs [B].
-        progress: called with the number of images of each batch that is done.
-        batch_size: images at once.
+        task, split, progress, batch_size: as in `evaluate`.
+        predict: normalised images [B, 3, H, W] -> logits [B, K], block costs [B], total costs [B].
     """
     images, results = task.dataset.split(split), []
     for rows in batches(images, batch_size):
         with torch.no_grad():
-            results.append(answer(task.dataset.normalize(images.images[rows]).to(task.mdp.device)))
+            results.append(predict(task.dataset.normalize(images.images[rows]).to(task.mdp.device)))
         if progress:
             progress(len(rows))
-    logits, paper, total = (torch.cat(column) for column in zip(*results, strict=True))
-    return from_answers(logits, images.labels, paper, total, task.mdp.cost.full_bitops)
+    logits, cost, total_cost = (torch.cat(column) for column in zip(*results, strict=True))
+    return _evaluation(logits, images.labels, cost, total_cost, task.mdp.cost.full_bitops)
 
 
-def judged(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """What an evaluation says of each image, on the CPU: whether the answer is right, its loss, its confidence.
-
-    Args:
-        logits: [N, K].
-        labels: [N].
-    """
-    labels = labels.to(logits.device)
-    found = {
-        "correct": logits.argmax(1) == labels,
-        "losses": F.cross_entropy(logits, labels, reduction="none"),
-        "confidence": logits.softmax(1).amax(1),
-    }
-    return {name: values.cpu() for name, values in found.items()}
-
-
-def from_answers(logits: Tensor, labels: Tensor, paper: Tensor, total: Tensor, full_bitops: float) -> Evaluation:
-    """An evaluation of N images by what was answered and what it cost, without routes and histogram.
-
-    Args:
-        logits: [N, K].
-        labels: [N].
-        paper: [N] block costs.
-        total: [N] total costs.
-        full_bitops: of full execution.
-    """
-    total_cost = float(total.double().mean())
-    answers: dict[str, Any] = judged(logits, labels)
-    return Evaluation(
-        accuracy=float(answers["correct"].double().mean()),
-        loss=float(answers["losses"].double().mean()),
-        cost=float(paper.double().mean()),
-        total_cost=total_cost,
-        bitops=total_cost * full_bitops,
-        gate_macs=0.0,
-        histogram=[],
-        routes=torch.zeros(len(labels), 0, dtype=torch.long),
-        costs=paper.float().cpu(),
-        **answers,
-    )
-
-
-def summary(task: Task, gate_macs: float, routes: Tensor, logits: Tensor, labels: Tensor) -> Evaluation:
+def evaluation_of_routes(task: Task, gate_macs: float, routes: Tensor, logits: Tensor, labels: Tensor) -> Evaluation:
     """The evaluation of N images from their routes [N, L], the network's logits [N, K] on these, their labels [N], and
     the gate's own multiply-accumulates for an image."""
     costs = task.mdp.cost
-    paper, total = costs.route_cost(routes)
-    found = from_answers(
-        logits, labels, paper, total.double() + gate_bitops(gate_macs) / costs.full_bitops, costs.full_bitops
-    )
+    cost, total_cost = costs.route_cost(routes)
+    total_cost = total_cost.double() + gate_bitops(gate_macs) / costs.full_bitops
     chosen = F.one_hot(routes, task.mdp.num_actions).double().mean(0)
-    histogram = [[round(share, 6) for share in row] for row in chosen.tolist()]
     measured = costs.route_milliseconds(routes)
     gate = task.mdp.num_layers * costs.gate_milliseconds if gate_macs else 0.0
     return replace(
-        found,
+        _evaluation(logits, labels, cost, total_cost, costs.full_bitops),
         gate_macs=gate_macs,
-        histogram=histogram,
+        histogram=[[round(share, 6) for share in row] for row in chosen.tolist()],
         routes=routes.cpu(),
         block_cost=None if costs.unit == "blocks" else float(costs.block_cost(routes).double().mean()),
         milliseconds=None if measured is None else float(measured.double().mean()) + gate,
+    )
+
+
+def _evaluation(logits: Tensor, labels: Tensor, cost: Tensor, total_cost: Tensor, full_bitops: float) -> Evaluation:
+    """From logits [N, K], labels [N], costs [N] in the unit of budgets, and total costs [N]."""
+    labels, mean_total = labels.to(logits.device), float(total_cost.double().mean())
+    correct, losses = logits.argmax(1) == labels, F.cross_entropy(logits, labels, reduction="none")
+    return Evaluation(
+        accuracy=float(correct.double().mean()),
+        loss=float(losses.cpu().double().mean()),
+        cost=float(cost.double().mean()),
+        total_cost=mean_total,
+        bitops=mean_total * full_bitops,
+        gate_macs=0.0,
+        histogram=[],
+        routes=torch.zeros(len(labels), 0, dtype=torch.long),
+        correct=correct.cpu(),
+        losses=losses.cpu(),
+        confidence=logits.softmax(1).amax(1).cpu(),
+        costs=cost.float().cpu(),
     )

@@ -1,8 +1,8 @@
 """Gates: small networks that map an observation to scores of the actions.
 
 A gate is built from the MDP that it decides in, and called as `gate(observation [B, D], hidden) -> (scores [B, A],
-hidden)`, with `hidden` None at the first block. All images of a call are in front of the same block, as they are in the
-lockstep environments. A gate that needs another observation than the task's names it as its `observation`.
+hidden)`, with `hidden` None at the first block. All images of a call are at the same block. A gate that needs another
+observation than the task's names it in its attribute `observation`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ class BlockwiseGate(nn.Module):
 
 
 class _ConvolutionalGate(nn.Module):
-    """One convolutional gate for each block, over the block's whole input."""
+    """One convolutional gate for each block, over the block's whole input.
+
+    `looks` and `look` are parts of the names of saved weights.
+    """
 
     observation = "features"
 
@@ -147,8 +150,8 @@ class OneShotGate(nn.Module):
 
 
 def _conv_norm(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
-    """A convolution, and a norm over each image's own features: the running statistics of a BatchNorm, which SkipNet
-    and BlockDrop have here, would be those of routes that were sampled, and not of the ones that evaluation takes."""
+    """A convolution, and a norm over each image's own features. SkipNet and BlockDrop have a BatchNorm here, whose
+    running statistics would be those of sampled routes, not of the routes in evaluation."""
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(1, outputs), nn.ReLU()
 
 
@@ -163,13 +166,13 @@ GATES: dict[str, type[nn.Module]] = {
 
 
 def mdp_for_gate(name: str, mdp: BlockMDP) -> BlockMDP:
-    """`mdp` with the observation that the gate called `name` needs."""
+    """`mdp` with the observation that the gate `name` needs."""
     observation = getattr(resolve("gate", name, GATES), "observation", None)
     return mdp.with_observation(observation) if observation else mdp
 
 
 def make_gate(name: str, mdp: BlockMDP) -> nn.Module:
-    """A new gate for `mdp`, which `mdp_for_gate` returned: a name in `GATES`, or a user's own "module:Class".
+    """A new gate for an MDP from `mdp_for_gate`: a name in `GATES`, or "module:Class".
 
     Raises:
         ValueError: an unknown name, or an MDP with another observation than the gate needs.
@@ -185,10 +188,10 @@ def make_gate(name: str, mdp: BlockMDP) -> nn.Module:
 
 
 def score_layers(gate: nn.Module) -> list[nn.Linear]:
-    """The linear layers whose outputs are a gate's scores, under the names that gates here give them.
+    """The linear layers whose outputs are a gate's scores.
 
     Raises:
-        ValueError: a gate of one's own that has neither `score` nor `scores`.
+        ValueError: a gate of one's own whose `score` or `scores` are no such layers.
     """
     found: Any = getattr(gate, "scores", None) or [getattr(gate, "score", None)]
     if any(not isinstance(layer, nn.Linear) or layer.bias is None for layer in found):

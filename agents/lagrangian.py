@@ -17,37 +17,37 @@ Array = np.ndarray[Any, Any]
 
 FORMS = ("multiplicative", "additive", "pid")
 LEAST_MULTIPLIER, MOST_MULTIPLIER = 1e-4, 1e6
-"""Between which the form "multiplicative" keeps a multiplier."""
+"""Bounds of a multiplier of the form "multiplicative"."""
 PROPORTIONAL, DERIVATIVE = 10.0, 10.0
 """Gains of the form "pid", as multiples of its integral gain, the learning rate."""
 
 
 class DualAscent:
-    """A multiplier that rises while the mean cost is above its target and falls while it is below.
+    """A multiplier that rises while the mean cost is above its target and falls while it is below it.
 
     With the excess e = cost / target - 1, kept within -1 and 1, the forms are
 
     - "multiplicative" (exponentiated) dual ascent: m <- m * exp(lr * e);
     - "additive": m <- max(0, m + lr * e), projected gradient ascent on the multiplier as in Lagrangian PPO
       (Ray, Achiam & Amodei 2019, section 5.2, which keeps it positive by a softplus);
-    - "pid": that, plus terms proportional to e and to the rise of the cost since the last step, as a multiple of the
-      target, which damp oscillations (Stooke, Achiam & Abbeel 2020, algorithm 2).
+    - "pid": "additive" plus terms proportional to e and to the rise of cost / target since the last step, which damp
+      oscillations (Stooke, Achiam & Abbeel 2020, algorithm 2).
 
     The fixed point of each is the Lagrange multiplier of the constraint that the mean cost equals the target. The
-    target moves geometrically from the first observed cost to the budget during the first `anneal` of training: a
-    policy that starts expensive would else drive the multiplier so high that it skips everything before it has learned
-    where blocks are worth their cost.
+    target moves geometrically from the first observed cost to the budget during the first `anneal` of training.
+    Otherwise a policy that starts expensive would drive the multiplier so high that it skips everything before it has
+    learned where blocks are worth their cost.
 
     Args:
         budget: the mean cost to meet, a fraction of full execution.
-        lr: step size; for the additive forms in units of the multiplier.
-        anneal: share of training in which the target moves.
-        init: the first multiplier, in reward for full execution (cost 1).
+        lr: step size, above 0; for the additive forms in units of the multiplier.
+        anneal: share of training in which the target moves, in [0, 1].
+        init: the first multiplier, at least 0, in reward for full execution (cost 1).
         form: one of `FORMS`.
         schedule: factor on the budget over training, above 0; the target is at most 1.
 
     Raises:
-        ValueError: an unknown form, or a number that is impossible.
+        ValueError: an unknown form.
     """
 
     def __init__(
@@ -61,12 +61,6 @@ class DualAscent:
     ) -> None:
         if form not in FORMS:
             raise ValueError(f"unknown form of dual ascent {form!r}: choose one of {', '.join(FORMS)}")
-        if not 0 < lr < math.inf:
-            raise ValueError(f"multiplier_lr {lr} must be a finite number above 0")
-        if not 0 <= anneal <= 1:
-            raise ValueError(f"multiplier_anneal {anneal} must be a share of training, in [0, 1]")
-        if not 0 <= init < math.inf:
-            raise ValueError(f"multiplier_init {init} must be a finite number of at least 0")
         self.budget, self.lr, self.anneal, self.multiplier = budget, lr, anneal, init
         self.form, self.schedule = form, schedule
         self._first: float | None = None
@@ -98,7 +92,7 @@ class DualAscent:
         return self.multiplier
 
     def at(self, budgets: Array) -> float:
-        """The multiplier, whatever the budgets."""
+        """The multiplier, which is the same for all budgets."""
         return self.multiplier
 
     def learn(self, costs: Array, budgets: Array, progress: float) -> None:
@@ -106,7 +100,7 @@ class DualAscent:
         self.update(float(np.mean(costs)), progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """The multiplier, where its target began, and what the additive forms remember."""
+        """The multiplier, its first target, and the memory of the additive forms."""
         return {name: getattr(self, name) for name in ("multiplier", "_first", "_integral", "_cost")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -117,12 +111,11 @@ class DualAscent:
 class MultiplierCurve:
     """The multiplier as a function of the budget, for a policy that serves a whole range of budgets.
 
-    Its logarithm is piecewise linear in that of the budget, between knots that are spaced evenly in it. Each knot has a
-    dual ascent of its own, on the costs of the episodes whose budgets lie next to it, weighted by nearness.
+    Its logarithm is piecewise linear in the logarithm of the budget, between evenly spaced knots. Each knot has its own
+    dual ascent, on the costs of the episodes whose budgets lie next to it, weighted by nearness.
 
     Args:
-        low: the lowest budget.
-        high: the highest.
+        low, high: the lowest and the highest budget.
         knots: how many, at least 2.
         lr, anneal, schedule: as in `DualAscent`; the form is "multiplicative", under which no multiplier is 0.
     """
@@ -143,8 +136,7 @@ class MultiplierCurve:
     def learn(self, costs: Array, budgets: Array, progress: float) -> None:
         """Move the curve by the costs [N] of episodes that had the budgets [N].
 
-        A knot sees the mean of cost / budget over the episodes near it, as if all of them had its own budget; without
-        any, it stays.
+        A knot averages cost / budget over the episodes near it, as if all had its own budget; without any, it stays.
         """
         log, knots = np.log(budgets), np.log(self.budgets)
         for knot, dual in enumerate(self.duals):
@@ -154,7 +146,7 @@ class MultiplierCurve:
                 dual.update(relative * dual.budget, progress)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where each knot is."""
+        """Of each knot."""
         return {"duals": [dual.state_dict() for dual in self.duals]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -164,4 +156,3 @@ class MultiplierCurve:
 
 
 Multiplier = DualAscent | MultiplierCurve
-"""Where a learner's multiplier comes from."""

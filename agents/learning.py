@@ -1,4 +1,4 @@
-"""The loop that the gate-training methods share: batches of images in, losses out, the best policy kept."""
+"""What the methods that train gates by gradients share: batches of images, the training loop, co-training."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Batch = tuple[Tensor, ...]
 
 
 class Stream(Iterator[Batch]):
-    """Endless batches of a set of images, reshuffled after each pass; short batches, which would weigh their images
-    more, are left out.
+    """Endless batches of a set of images, reshuffled every epoch. Short batches, which would weigh their images more,
+    are left out.
 
     Args:
         count: how many images there are.
@@ -53,19 +53,18 @@ class Stream(Iterator[Batch]):
         return self.batch_of(self.rows, self._generator)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The generator, and what is left of this pass."""
+        """The generator, and what is left of this epoch."""
         return {"generator": self._generator.get_state(), "left": self._left.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         self._generator.set_state(state["generator"])
         self._left = state["left"]
 
 
 def image_stream(task: Task, batch_size: int, seed: int, copies: int = 1, split: str = "train") -> Stream:
-    """Endless batches of normalised images [B, 3, H, W] and labels [B], augmented unless the split is another than
-    "train"; with copies, each image stands so many times in a row, augmented alike, and B is as many times the batch
-    size."""
+    """Endless batches of normalised images [B, 3, H, W] and labels [B], augmented in the split "train". B is
+    `batch_size` times `copies`: each image stands `copies` times in a row, augmented alike."""
     dataset, device, drawn_from = task.dataset, task.mdp.device, task.dataset.split(split)
 
     def batch_of(rows: Tensor, generator: torch.Generator) -> Batch:
@@ -78,17 +77,15 @@ def image_stream(task: Task, batch_size: int, seed: int, copies: int = 1, split:
 
 
 class BackboneLearner:
-    """Updates a backbone on the routes that a policy takes, with the statistics of its norms frozen.
-
-    Evaluation uses these statistics, and routes that were sampled for exploration would spoil them.
-    """
+    """Updates a backbone on the routes that a policy takes. The statistics of its norms are frozen: evaluation uses
+    them, and routes sampled for exploration would change them."""
 
     def __init__(self, backbone: nn.Module, lr: float) -> None:
         self.backbone, self.lr = backbone.eval().requires_grad_(True), lr
         self.optimizer = make_optimizer(backbone, lr, momentum=0.9, weight_decay=1e-4)
 
     def apply(self, share: float = 1.0) -> None:
-        """Descend on the gradients that a backward pass has left, at a share of the learning rate, and clear them."""
+        """Step along the gradients of a backward pass, at a share of the learning rate, and clear them."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * share
         nn.utils.clip_grad_norm_(self.backbone.parameters(), 1.0)
@@ -100,15 +97,14 @@ class BackboneLearner:
         return {"weights": self.backbone.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         self.backbone.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
 Loss = Callable[..., tuple[Tensor, dict[str, float]]]
-"""What the stream yields, that is, images [B, 3, H, W] and labels [B] -> the loss to descend on, and the other scalars
-of `agents.logs.SCALARS` about training, of which the reward by its components."""
-
+"""A batch, as a rule images [B, 3, H, W] and labels [B] -> the loss to minimise, and the other training scalars of
+`agents.logs.SCALARS`, with the reward by its components."""
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -121,7 +117,7 @@ FULL_BIAS = 3.0
 
 @dataclass(frozen=True)
 class GateConfig(MethodConfig):
-    """What the methods that differentiate through a gate have in common."""
+    """What the methods that differentiate through a gate share."""
 
     family: ClassVar[str] = "gates trained by gradients of the loss"
 
@@ -153,7 +149,7 @@ class GateConfig(MethodConfig):
 
 
 class GateLearner:
-    """A new gate, and the loop that trains it batch by batch and validates on the way."""
+    """A new gate, and the loop that trains and validates it."""
 
     def __init__(self, config: GateConfig, task: Task, recorder: Recorder) -> None:
         self.config, self.recorder = config, recorder
@@ -178,9 +174,9 @@ class GateLearner:
         lr: float | None = None,
         schedule: str | None = None,
         stream: Stream | None = None,
-        before_check: Callable[[], None] | None = None,
+        before_validation: Callable[[], None] | None = None,
     ) -> None:
-        """Descend on `loss_of` until the recorder has seen `until` images, with the backbone or without.
+        """Minimise `loss_of` until the recorder has seen `until` images.
 
         Args:
             loss_of: the loss of a batch.
@@ -189,28 +185,28 @@ class GateLearner:
             lr: first learning rate of gate and backbone; None for that of each in the configuration.
             schedule: how it falls; None for the configuration's.
             stream: endless batches, images first; by default augmented training images and their labels.
-            before_check: called before the policy is validated.
+            before_validation: called before the policy is validated.
         """
-        backbone = (
-            BackboneLearner(self.mdp.backbone, self.config.backbone_lr if lr is None else lr) if cotrain else None
-        )
-        schedule = schedule or self.config.schedule
-        factor = make_schedule(schedule)
-        given = {"stream": stream, "backbone": backbone}
-        self.recorder.register_state(**{name: value for name, value in given.items() if value is not None})
-        stream = stream or self._stream
-        self._stage.begin = self.recorder.images_seen
-        while self.recorder.should_continue(until):
-            loss, scalars = loss_of(*(batch := next(stream)))
-            self.recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
+        config, recorder, backbone = self.config, self.recorder, None
+        gate_lr, backbone_lr = (config.lr, config.backbone_lr) if lr is None else (lr, lr)
+        factor = make_schedule(schedule := schedule or config.schedule)
+        if stream:
+            recorder.register_state(stream=stream)
+        if cotrain:
+            backbone = BackboneLearner(self.mdp.backbone, backbone_lr)
+            recorder.register_state(backbone=backbone)
+        self._stage.begin = recorder.images_seen
+        while recorder.should_continue(until):
+            loss, scalars = loss_of(*(batch := next(stream or self._stream)))
+            recorder.step(len(batch[0]), loss=float(loss.detach()), **scalars)
             share = factor(self._progress(schedule, until))
-            self._step(loss, (self.config.lr if lr is None else lr) * share)
+            self._step(loss, gate_lr * share)
             if backbone:
                 backbone.apply(share)
-            if self.recorder.validation_due():
-                if before_check:
-                    before_check()
-                self.recorder.validate(self.policy)
+            if recorder.validation_due():
+                if before_validation:
+                    before_validation()
+                recorder.validate(self.policy)
 
     def _progress(self, schedule: str, until: int) -> float:
         """Share of training that is done; for "step", of the stage."""
@@ -224,4 +220,4 @@ class GateLearner:
         loss.backward()
         nn.utils.clip_grad_norm_(self.gate.parameters(), 1.0)
         self._optimizer.step()
-        self.recorder.check_weights(self.gate)  # a straight-through gate of NaNs decides, and loses, finitely
+        self.recorder.check_weights(self.gate)  # the loss of a straight-through gate of NaNs is finite

@@ -30,24 +30,23 @@ SCALARS = (
     "time/images",
     "time/images_per_second",
 )
-"""What every method that learns logs, whatever else it does. Those of training are means since the last validation:
+"""What every method that learns logs. Scalars of training are means since the last validation:
 
-- accuracy: share of correct predictions on the routes that were taken in training;
+- accuracy: share of correct predictions on the routes taken in training;
 - cost: mean block cost of these routes, a fraction of full execution;
-- reward: what the method raises, for an image: the return of an episode, or minus the loss. Its components, of which it
-  is the sum, are `train/reward_NAME`;
-- entropy: of the distribution that decides, in nats for a decision; with activation gating, of the share
-  of gates that are on;
-- multiplier: what a unit of cost takes from the reward at the moment, such as dual ascent finds it; 0 if nothing;
-- loss: what was descended on; with Stable-Baselines3, its own name and its own last value;
-- validation: the evaluation of the policy as it was then; its loss is the mean cross-entropy in nats.
+- reward: what the method maximises, for an image: the return of an episode, or minus the loss. It is the sum of its
+  components, `train/reward_NAME`;
+- entropy: of the distribution over actions, in nats for a decision; with activation gating, of the share of gates that
+  are on;
+- multiplier: the current multiplier of cost in the reward, such as dual ascent finds it; 0 if cost is not charged;
+- loss: what was minimised; with Stable-Baselines3, its own name and its own last value;
+- validation: the evaluation of the policy at that time; its loss is the mean cross-entropy in nats.
 
-The share of each bitwidth at each block of the validated policy is logged for TensorBoard alone, as
-`blocks/NN/bits_B`."""
+Only TensorBoard also gets the share of each bitwidth at each block of the validated policy, as `blocks/NN/bits_B`."""
 
 
 class Table(KVWriter):
-    """All rows so far, in a CSV file whose columns are in alphabetical order. It is written anew with each row."""
+    """All rows so far, in a CSV file with columns in alphabetical order, which is rewritten with each row."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -68,15 +67,14 @@ class Table(KVWriter):
 
 
 class Board(TensorBoardOutputFormat):
-    """TensorBoard's event file; of what an earlier one of the folder holds, TensorBoard forgets all after step
-    `begin`."""
+    """TensorBoard's event file. Events after step `begin` in an earlier file of the folder are dropped."""
 
     def __init__(self, folder: Path, begin: int) -> None:
         self.writer = SummaryWriter(str(folder), purge_step=begin + 1 if begin else None)
         self._is_closed = False
 
     def summarise(self, settings: Mapping[str, Any], scalars: Mapping[str, float], step: int) -> None:
-        """TensorBoard's table of hyper-parameters: the settings, and the scalars that they led to."""
+        """Log settings and final scalars to TensorBoard's table of hyper-parameters."""
         kinds = (bool, str, float, int)
         shown = {name: value if isinstance(value, kinds) else json.dumps(value) for name, value in settings.items()}
         values = {**scalars, "hparams": HParam(shown, scalars)}

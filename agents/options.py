@@ -1,4 +1,4 @@
-"""Options of a configuration: from files and command lines, with names and types checked."""
+"""Options of a configuration from files, with names and types checked, and TOML files."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def with_options(config: T, options: Mapping[str, Any], owner: str, allowed: Ite
 
 
 def fitting(value: Any, hint: Any, what: str) -> Any:
-    """`value` as the annotation `hint` wants it: whole numbers become floats, lists tuples, "none" None.
+    """`value` as the annotation `hint` requires it: whole numbers become floats, lists tuples, "none" None.
 
-    Where strings in a tuple are wanted, one string or a mapping passes too: classes with such fields take either.
+    For a tuple of strings, one string or a mapping passes too: classes with such fields take either.
 
     Raises:
         ValueError: it is of another type; the message begins with `what`.
@@ -134,5 +134,5 @@ def _toml(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A string of JSON is one of TOML but for pairs of surrogates, and for DEL, which TOML wants escaped."""
+    """A JSON string is a TOML string, except that TOML has no surrogate pairs and escapes DEL."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

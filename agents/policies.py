@@ -1,9 +1,9 @@
 """Policies: whatever decides, behind Stable-Baselines3's `predict`.
 
 `predict(observation, state, episode_start, deterministic) -> (actions, state)` takes and returns numpy arrays. `state`
-is None in the very first call and then what the last call returned; `episode_start` [B] says whose episode begins.
-A policy also has `macs_per_image`, its own multiply-accumulates for all blocks of an image, and `save(folder)`. A
-policy that needs another observation than the task's has an `mdp` of its own that makes it.
+is None in the first call and then what the last call returned; `episode_start` [B] says whose episode begins. A policy
+also has `macs_per_image`, its own multiply-accumulates for all blocks of an image, and `save(folder)`. A policy that
+needs another observation than the task's has its own `mdp`, which makes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Policy(Protocol):
         """Actions [B] for observations [B, D]."""
 
     def save(self, folder: Path) -> None:
-        """Write the policy into `folder`, whence `agents.runs.saved.load_policy` reads it."""
+        """Write the policy into `folder`; `agents.runs.saved.load_policy` reads it."""
 
 
 class GatePolicy:
@@ -55,17 +55,17 @@ class GatePolicy:
         """Actions [B]. All episodes start together, as they do in lockstep.
 
         Raises:
-            ValueError: observations of another width than the gate was made for.
+            ValueError: observations of another dimension than the gate was made for.
         """
         if observation.shape[1:] != (self.mdp.layout.dim,):
             raise ValueError(
-                f"the gate needs observations {self.mdp.observation!r} of {self.mdp.layout.dim} numbers, and was given "
-                f"shape {observation.shape[1:]}"
+                f"the gate needs observations {self.mdp.observation!r} of {self.mdp.layout.dim} numbers, got shape "
+                f"{observation.shape[1:]}"
             )
         if episode_start is not None and episode_start.any():
             state = None
         training = self.gate.training
-        if training:  # else there is nothing to change, which would take twice as long as a decision
+        if training:  # calling eval() every time would take longer than the decision itself
             self.gate.eval()
         with torch.no_grad():
             scores, state = self.gate(torch.as_tensor(observation, device=self.mdp.device), state)
@@ -80,12 +80,10 @@ class GatePolicy:
 
 
 class AllocationPolicy:
-    """The same actions for every image: one allocation [L], or of several [K, L] the most expensive that fits the
-    observed budget; the cheapest, if none fits.
+    """The same actions for every image: one allocation [L]; or, of several [K, L], the most expensive that fits the
+    observed budget, and the cheapest if none fits.
 
-    Args:
-        allocations: actions [L] or [K, L].
-        costs: [K], ascending, in the unit of budgets; a single allocation needs none.
+    `costs` [K] are ascending, in the unit of budgets; a single allocation needs none.
     """
 
     macs_per_image = 0.0
@@ -99,9 +97,8 @@ class AllocationPolicy:
     ) -> tuple[Array, Any]:
         """Actions [B]."""
         layout = ObservationLayout.of_dim(observation.shape[1], self.allocations.shape[1])
-        return self.allocations[:, layout.layer(observation)].numpy()[
-            _affordable(self.costs, layout.split(observation).budget)
-        ], state
+        actions = self.allocations[:, layout.layer(observation)].numpy()
+        return actions[_affordable(self.costs, layout.split(observation).budget)], state
 
     def at(self, budget: float) -> Tensor:
         """The allocation [L] that is played at a budget."""
@@ -109,21 +106,17 @@ class AllocationPolicy:
 
     def save(self, folder: Path) -> None:
         """Write the allocations and their costs."""
-        tensors = {"actions": self.allocations, "costs": self.costs}
-        save_tensors(folder / FILE, tensors, {"kind": "allocation"})
+        save_tensors(folder / FILE, {"actions": self.allocations, "costs": self.costs}, {"kind": "allocation"})
 
 
 class RandomPolicy:
     """Every block of every image draws from one distribution over actions: `probabilities` [A], or of several [K, A]
     the most expensive that fits the observed budget.
 
-    It is random by nature, also when `deterministic` is asked for; but its draws follow from `seed`, and begin anew
-    where `state` is None, so that two evaluations are the same.
+    It also draws if `deterministic`. The draws follow from `seed` and begin again where `state` is None, so two
+    evaluations are identical.
 
-    Args:
-        probabilities: [A] or [K, A].
-        seed: of the draws.
-        costs: [K] mean costs, ascending, in the unit of budgets; a single distribution needs none.
+    `costs` [K] are the ascending mean costs, in the unit of budgets; a single distribution needs none.
     """
 
     macs_per_image = 0.0

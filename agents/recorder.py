@@ -46,11 +46,11 @@ class Recorder:
     The best policy is the most accurate one on validation among those within the budget; if none is, the cheapest.
     Where training does not aim at the budget, it is the most accurate one, at whatever cost.
 
-    To be resumed exactly, a method registers by `register_state` whatever changes while it trains, and asks
-    `should_continue` between two updates; what it forgets is refused, see `agents.unregistered`. There a checkpoint is
-    written when one is due: after every validation, and every `CHECKPOINT_SECONDS`. If the folder holds one,
-    `images_seen` begins where that was written, so that loops which were finished by then are skipped, and the first
-    `should_continue` that is true puts everything back.
+    To resume exactly, a method registers whatever changes while it trains (`register_state`) and calls
+    `should_continue` between two updates; what it forgets is refused, see `agents.unregistered`. `should_continue`
+    writes a checkpoint after every validation, and every `CHECKPOINT_SECONDS`. If the folder holds one, `images_seen`
+    begins where that was written, so that loops which were finished by then are skipped, and the first
+    `should_continue` that is true restores everything.
 
     Args:
         task: what is learned on.
@@ -91,7 +91,7 @@ class Recorder:
         self._interval = max(num_images // num_evals, 1)
         self._next_check = self._interval
         self._progress = progress
-        self._watched: tuple[nn.Module, ...] = ()
+        self._tracked: tuple[nn.Module, ...] = ()
         self._snapshot: list[dict[str, Any]] = []
         self._kept: dict[str, Stateful] = {"recorder": self, "randomness": Randomness()}
         self._registered: dict[str, Any] = {}
@@ -101,7 +101,7 @@ class Recorder:
         self._start = self._saved = self._logged = time.monotonic()
         self._seen_logged = self._asked = self.images_seen
         self._idle = 0
-        self._checked = False
+        self._checkpoint_due = False
 
     @property
     def seconds(self) -> float:
@@ -109,19 +109,13 @@ class Recorder:
         return self._before + time.monotonic() - self._start
 
     @property
-    def rank(self) -> tuple[bool, float]:
-        """How good the best policy is: whether it counts as within its budget, or all of them, and its accuracy; or
-        minus the largest ratio of cost to budget. The larger, the better."""
-        return self._best_rank
-
-    @property
     def finished(self) -> bool:
         """Whether the learner has been shown all its images."""
         return self.images_seen >= self.num_images
 
     def register_state(self, **states: Any) -> None:
-        """Register what changes while training, by name: what had the name before is dropped. Every checkpoint holds
-        the recorder's own state and the global generators too.
+        """Register what changes while training, by name; this replaces what had the name before. Every checkpoint
+        also holds the recorder's own state and the global generators.
 
         Args:
             states: whatever has `state_dict` and `load_state_dict` (modules, optimizers, schedulers, streams,
@@ -137,12 +131,11 @@ class Recorder:
     def should_continue(self, until: int | None = None) -> bool:
         """Whether the learner has not been shown all its images yet, or the first `until`.
 
-        To be asked between two updates, where nothing is under way: here checkpoints are written and resumed.
+        Call it between two updates: this is where checkpoints are written and restored.
 
         Raises:
-            ValueError: a checkpoint that is not of this method; a loop that never reports what it has shown; where
-                there is a folder, something that changes while training and is not registered by `register_state`, see
-                `agents.unregistered`.
+            ValueError: a checkpoint of another method; a loop that never reports what it has shown; where there is a
+                folder, something that changes while training and is not registered.
         """
         if self.images_seen >= (self.num_images if until is None else until):
             self._loop = None
@@ -151,47 +144,44 @@ class Recorder:
         self._asked = self.images_seen
         if self._idle >= PATIENCE:
             raise ValueError(
-                f"should_continue() was asked {PATIENCE} times at {self.images_seen} images, and would be for ever: "
-                "report what each update shows by recorder.step(images)"
+                f"should_continue() was called {PATIENCE} times at {self.images_seen} images, so the loop would never "
+                "end: report what each update shows by recorder.step(images)"
             )
-        due = self._checked or time.monotonic() - self._saved > CHECKPOINT_SECONDS
         if self.folder:
-            self._check_loop(inspect.currentframe(), due)
-        if self._pending is not None:
-            assert self.folder
-            states, self._pending = self._pending, None
-            put_back(self.folder / CHECKPOINT, states, self._kept)
-            self._check_loop(inspect.currentframe(), due=False, anew=True)
-        elif self.folder and due:
-            write_checkpoint(self.folder / CHECKPOINT, self._kept)
-            self._checked, self._saved = False, time.monotonic()
+            self._resume_or_save(self.folder / CHECKPOINT, inspect.currentframe())
         return True
 
-    def _check_loop(self, own: FrameType | None, due: bool, anew: bool = False) -> None:
-        """Make sure that whoever called the frame `own` has registered what changes: before the first update, after
-        it, and whenever a checkpoint is due; or, if `anew`, note where the loop begins."""
-        frame = own and own.f_back
-        if frame is None:  # an interpreter without frames
-            return
-        if anew and self._loop:
-            self._loop.remember(frame)
-        elif self._loop is None or not self._loop.is_of(frame):
-            self._loop, self._checked_once = LoopCheck(frame, self._registered, self._watched, self), False
+    def _resume_or_save(self, file: Path, own: FrameType | None) -> None:
+        """Restore a pending checkpoint, check the loop that called the frame `own`, and write a checkpoint if due."""
+        if self._pending is not None:
+            states, self._pending = self._pending, None
+            put_back(file, states, self._kept)
+        due = self._checkpoint_due or time.monotonic() - self._saved > CHECKPOINT_SECONDS
+        if own and own.f_back:  # else an interpreter without frames
+            self._check_loop(own.f_back, due)
+        if due:
+            write_checkpoint(file, self._kept)
+            self._checkpoint_due, self._saved = False, time.monotonic()
+
+    def _check_loop(self, frame: FrameType, due: bool) -> None:
+        """Make sure that the loop in `frame` has registered what changes: before the first update, after it, and
+        whenever a checkpoint is due."""
+        if self._loop is None or self._loop.frame is not frame:
+            self._loop, self._checked_once = LoopCheck(frame, self._registered, self._tracked, self), False
         elif due or not self._checked_once:
             self._loop.check(frame)
             self._checked_once = True
 
     def step(self, images: int, **scalars: float) -> None:
-        """Count `images` and log the scalars of this update (`agents.logs.SCALARS`). Those named reward_NAME are the
-        components of the reward, which is their sum.
+        """Count `images` and log the scalars of this update (`agents.logs.SCALARS`). The reward is the sum of those
+        named reward_NAME.
 
         Raises:
             TrainingDivergedError: a scalar is NaN or infinite.
         """
         self.images_seen += images
-        parts = [value for name, value in scalars.items() if name.startswith("reward_")]
-        if parts:
-            scalars["reward"] = sum(parts)
+        if components := [value for name, value in scalars.items() if name.startswith("reward_")]:
+            scalars["reward"] = sum(components)
         for name, value in scalars.items():
             if not math.isfinite(value):
                 raise self._diverged(f"{name} became {value}")
@@ -204,29 +194,29 @@ class Recorder:
         return self.images_seen >= self._next_check or self.finished
 
     def validate(self, policy: Policy | SelfMeasured) -> None:
-        """Validate `policy`; if it is the best so far, keep a copy of the watched modules' weights."""
+        """Validate `policy`; if it is the best so far, keep a copy of the tracked modules' weights."""
         self._next_check = self.images_seen + self._interval
         results = [evaluate(policy, self.task, "validation", budget) for budget in self.budgets]
         result, rank = average(results), self._rank(results)
         self._log(result)
-        self._checked = True
+        self._checkpoint_due = True
         if self.best is None or rank > self._best_rank:
             self.best, self._best_rank = result, rank
-            self._snapshot = [copy.deepcopy(module.state_dict()) for module in self._watched]
+            self._snapshot = [copy.deepcopy(module.state_dict()) for module in self._tracked]
             if self.folder:
                 policy.save(self.folder)
-                if self.task.mdp.backbone in self._watched:
-                    mdp = self.task.mdp
+                mdp = self.task.mdp
+                if mdp.backbone in self._tracked:
                     statistics = mdp.statistics.tensors() if mdp.statistics else None
                     save_backbone(self.folder / BACKBONE, mdp.backbone, statistics=statistics)
 
     def track_weights(self, *modules: nn.Module) -> None:
         """Name the modules that learn and that the policy's decisions or the network's predictions depend on."""
-        self._watched = modules
+        self._tracked = modules
 
     def restore_best(self) -> None:
-        """Load the best weights back into the watched modules, and freeze the backbone again."""
-        for module, state in zip(self._watched, self._snapshot, strict=True):
+        """Load the best weights into the tracked modules, and freeze the backbone again."""
+        for module, state in zip(self._tracked, self._snapshot, strict=True):
             module.load_state_dict(state)
         self.task.mdp.backbone.requires_grad_(False)
 
@@ -254,7 +244,7 @@ class Recorder:
         self.logger.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the recorder itself, the logs included."""
+        """The recorder's own state, the logs included."""
         return {
             "seen": self.images_seen,
             "next_check": self._next_check,

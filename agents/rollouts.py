@@ -17,13 +17,13 @@ from dfs_env.mdp import BlockMDP
 
 @dataclass(frozen=True)
 class Rollout:
-    """B images decided by a gate. After a straight-through rollout `weights`, and with it every cost, is differentiable
-    in the gate; after a sampled one `log_probabilities` is."""
+    """B images decided by a gate. After a straight-through rollout `weights` and every cost are differentiable in the
+    gate; after a sampled one `log_probabilities` is."""
 
     logits: Tensor
     """[B, num_classes]."""
     weights: Tensor
-    """[B, L, A] of each action at each block, one-hot."""
+    """[B, L, A], one-hot: the action at each block."""
     log_probabilities: Tensor
     """[B, L] of the action taken."""
     entropies: Tensor
@@ -47,7 +47,7 @@ class Rollout:
         return self.step_costs.sum(1)
 
     def scalars(self, labels: Tensor) -> dict[str, float]:
-        """What is logged of every rollout, with the images' labels [B]; entropy is in nats for a decision."""
+        """What is logged of every rollout, with the images' labels [B]."""
         logits = self.logits.detach()
         return {
             "accuracy": float((logits.argmax(1) == labels).float().mean()),
@@ -58,14 +58,14 @@ class Rollout:
 
 
 class Decision(NamedTuple):
-    """What is done with a gate's scores at one block."""
+    """What a gate's scores lead to at one block."""
 
     log_p: Tensor
-    """[B, A] log-probabilities of the distribution that decides."""
+    """[B, A] log-probabilities of the actions."""
     action: Tensor
     """[B] the action taken."""
     relaxed: Tensor | None = None
-    """[B, A] probabilities that the gradient passes to; None if actions are sampled, without such a gradient."""
+    """[B, A] probabilities that receive the straight-through gradient; None for sampled actions."""
 
 
 Rule = Callable[[int, Tensor], Decision]
@@ -75,12 +75,11 @@ Rule = Callable[[int, Tensor], Decision]
 def straight_through_rollout(
     mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float, ignore: float = 0.0
 ) -> Rollout:
-    """Take the best-scored action at each block; the gradient passes straight through to the probabilities.
+    """Take the best-scored action at each block; the gradient passes straight through to the probabilities (DFS, Shen
+    et al. 2020, section 3.2; SkipNet's supervised pre-training, Wang et al. 2018, section 3.3).
 
-    (DFS, Shen et al. 2020, section 3.2; SkipNet's supervised pre-training, Wang et al. 2018, section 3.3.)
-
-    The gradient needs the outcome of every option, for it says what each would have changed; only those whose
-    probability is at most `ignore` are left out, and have no gradient.
+    The gradient needs the outcome of every action. Those whose probability is at most `ignore` are not run, and have no
+    gradient.
     """
     return unroll(mdp, gate, images, budget, _best, ignore, attached=True)
 
@@ -94,15 +93,20 @@ def gumbel_rollout(
 
 
 def sampled_rollout(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float, attached: bool = False) -> Rollout:
-    """Draw each action from the gate's distribution; gradients reach the backbone along the route taken (and, if
-    `attached`, through what the gate saw), and the gate through `log_probabilities` and `entropies` only."""
+    """Draw each action from the gate's distribution. Gradients reach the backbone along the route taken (and, if
+    `attached`, through the observations), and the gate through `log_probabilities` and `entropies` only."""
     return unroll(mdp, gate, images, budget, sample, attached=attached)
 
 
 def sample(layer: int, scores: Tensor) -> Decision:
-    """The rule that draws from the softmax of the scores."""
+    """Draw from the softmax of the scores."""
     log_p = scores.log_softmax(1)
     return Decision(log_p, torch.multinomial(log_p.detach().exp(), 1).squeeze(1))
+
+
+def greedy(layer: int, scores: Tensor) -> Decision:
+    """Take the best-scored action, without a gradient of the decision."""
+    return Decision(scores.log_softmax(1), scores.argmax(1))
 
 
 def _best(layer: int, scores: Tensor) -> Decision:
@@ -128,15 +132,15 @@ def unroll(
     """Decide B images [B, 3, H, W] block by block.
 
     Args:
-        process: what is unrolled, as the gate sees it.
+        mdp: the MDP, with the gate's observation.
         gate: scores the actions.
         images: normalised images.
-        budget: what the gate sees as its budget.
+        budget: what the gate observes as its budget.
         rule: how scores become an action.
-        ignore: with relaxed decisions, the probability up to which an option is not even run.
-        attached: whether gradients of the decisions pass on into the features that the gate saw.
+        ignore: with relaxed decisions, the probability up to which an action is not run.
+        attached: whether gradients of the decisions pass into the observed features.
     """
-    # Where no gradient passes through the network, blocks run faster without the means for one.
+    # Blocks run faster without gradients where none passes through the network.
     passes = torch.is_grad_enabled() and (attached or any(p.requires_grad for p in mdp.backbone.parameters()))
     with torch.set_grad_enabled(passes):
         state, hidden = mdp.initial(images, budget), None
@@ -152,17 +156,12 @@ def unroll(
                 state = mdp.transition(state, action, in_place=True)
         else:
             needed = chosen.bool() | (relaxed.detach() > ignore)
-            if ignore:  # what has no outcome must have no part in the gradient
+            if ignore:  # actions without an outcome must not contribute to the gradient
                 relaxed = relaxed * needed / (relaxed * needed).sum(1, keepdim=True)
             chosen = straight_through(relaxed, chosen)
             state = mdp.relaxed_transition(state, chosen, needed)
         weights.append(chosen)
         log_probabilities.append(log_p.gather(1, action[:, None]).squeeze(1))
         entropies.append(-(log_p.exp() * log_p).sum(1))
-    return Rollout(
-        logits=mdp.logits(state),
-        weights=torch.stack(weights, 1),
-        log_probabilities=torch.stack(log_probabilities, 1),
-        entropies=torch.stack(entropies, 1),
-        mdp=mdp,
-    )
+    steps = (torch.stack(weights, 1), torch.stack(log_probabilities, 1), torch.stack(entropies, 1))
+    return Rollout(mdp.logits(state), *steps, mdp)

@@ -1,12 +1,11 @@
-"""What a training loop changes without having registered it, so that a killed run could not be resumed exactly.
+"""Finds what a training loop changes without having registered it, so that a killed run could not resume exactly.
 
-A checkpoint holds what a method gave to `Recorder.register_state`. What it forgot is looked for where the loop is, in
-the function that calls `Recorder.should_continue`: in its local variables, in what these hold, in closures, and in the
-global variables that it names.
+A checkpoint holds what a method gave to `Recorder.register_state`. The search for what it forgot begins in the function
+that calls `Recorder.should_continue`: its local variables, what these hold, closures, and the globals that it names.
 
 Objects of kinds that change while they are used (`KINDS`) are refused before the first update. Local variables with
-plain values (numbers, arrays, lists, ...) that are there before the first update are refused once an update
-has changed them. Attributes that are plain values, and objects of other libraries' classes, are not looked into.
+plain values (numbers, arrays, lists, ...) are refused once an update has changed them. Attributes with plain values,
+and objects of other libraries' classes, are not looked into.
 """
 
 from __future__ import annotations
@@ -48,24 +47,24 @@ KINDS = (
     VecNormalize,
     Iterator,
 )
-"""What changes while it is used, whatever else it is."""
+"""What changes while it is used."""
 _is_library = functools.cache(is_library)
-LARGE = 1000
+LARGEST_CONTAINER = 1000
 """Containers with more items are not looked into."""
-GLOBAL = {id(torch.default_generator), id(np.random.mtrand._rand), id(getattr(random, "_inst", None))}
-"""Generators that every checkpoint holds."""
+GLOBAL_GENERATORS = {id(torch.default_generator), id(np.random.mtrand._rand), id(getattr(random, "_inst", None))}
+"""Ids of the generators that every checkpoint holds."""
 
 
-def walk(roots: Mapping[str, Any], inside: bool, skip: Sequence[object] = ()) -> dict[str, Any]:
-    """Everything of `KINDS` that is reachable from some values, by the expression that names it.
+def walk(roots: Mapping[str, Any], inside: bool, skip: object = None) -> dict[str, Any]:
+    """Everything of `KINDS` that is reachable from `roots`, by the expression that names it.
 
     Args:
         roots: values by their names.
         inside: whether to look for what an object of `KINDS` holds and does not save itself.
-        skip: what is passed over.
+        skip: an object that is not looked into.
     """
     found: dict[str, Any] = {}
-    seen, queue = GLOBAL | set(map(id, skip)), deque(roots.items())
+    seen, queue = GLOBAL_GENERATORS | {id(skip)}, deque(roots.items())
     while queue:
         name, value = queue.popleft()
         exhausted = isinstance(value, GeneratorType) and value.gi_frame is None
@@ -92,9 +91,9 @@ def _held(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (gym.Env, gym.vector.VectorEnv)):
         return
     elif isinstance(value, Mapping):
-        yield from ((f"{name}[{key!r}]", held) for key, held in value.items() if len(value) <= LARGE)
+        yield from ((f"{name}[{key!r}]", held) for key, held in value.items() if len(value) <= LARGEST_CONTAINER)
     elif isinstance(value, (list, tuple, set, frozenset, deque)):
-        yield from ((f"{name}[{i}]", held) for i, held in enumerate(value) if len(value) <= LARGE)
+        yield from ((f"{name}[{i}]", held) for i, held in enumerate(value) if len(value) <= LARGEST_CONTAINER)
     elif isinstance(value, functools.partial):
         yield from ((name, held) for held in (value.func, value.args, value.keywords))
     elif isinstance(value, MethodType):
@@ -134,7 +133,7 @@ class LoopCheck:
     Args:
         frame: of the function that calls it.
         kept: what the loop has registered, by name.
-        watched: modules whose best weights are kept.
+        tracked: modules whose best weights are kept.
         recorder: the recorder itself, which is not looked into.
 
     Raises:
@@ -142,15 +141,14 @@ class LoopCheck:
     """
 
     def __init__(
-        self, frame: FrameType, kept: Mapping[str, Any], watched: Sequence[nn.Module], recorder: object
+        self, frame: FrameType, kept: Mapping[str, Any], tracked: Sequence[nn.Module], recorder: object
     ) -> None:
-        self._frame = frame  # kept, as another frame could have its id later
-        roots = dict(frame.f_locals)
-        roots |= dict(_globals(frame.f_code, frame.f_globals))
-        roots |= {f"watched_{type(module).__name__}": module for module in watched}
+        self.frame = frame
+        roots = frame.f_locals | dict(_globals(frame.f_code, frame.f_globals))
+        roots |= {f"tracked_{type(module).__name__}": module for module in tracked}
         covered, weights = _covered(kept)
         missing, self._frozen = [], {}  # modules that do not learn, but may be assigned to, by name
-        for name, value in walk(roots, inside=True, skip=[recorder]).items():
+        for name, value in walk(roots, inside=True, skip=recorder).items():
             if isinstance(value, nn.Module):
                 own = [each for each in value.parameters() if id(each) not in weights]
                 if any(each.requires_grad for each in own):
@@ -161,16 +159,8 @@ class LoopCheck:
                 missing.append(name)
         if missing:
             raise ValueError(_refusal(missing))
-        self.remember(frame)
-
-    def remember(self, frame: FrameType) -> None:
-        """Take what is there now as what the loop begins with."""
-        self._plain = {name: (value, _content(value)) for name, value in frame.f_locals.items()}
+        self._contents = {name: _content(value) for name, value in frame.f_locals.items()}
         self._versions = {name: _version(module) for name, module in self._frozen.items()}
-
-    def is_of(self, frame: FrameType) -> bool:
-        """Whether it is this loop that asks again."""
-        return frame is self._frame
 
     def check(self, frame: FrameType) -> None:
         """Make sure that what updates have changed is registered.
@@ -179,7 +169,7 @@ class LoopCheck:
             ValueError: something is not.
         """
         now = frame.f_locals
-        carried = [name for name, (_, before) in self._plain.items() if name in now and _content(now[name]) != before]
+        carried = [name for name, before in self._contents.items() if name in now and _content(now[name]) != before]
         if carried:
             names = ", ".join(carried)
             values = ", ".join(f"{name}={name}" for name in carried)
@@ -231,10 +221,10 @@ def _content(value: Any, depth: int = 4) -> object:
     if isinstance(value, Tensor):
         return None  # it may share its memory with a parameter that is registered
     if isinstance(value, np.ndarray):
-        return value.shape, repr(value.tolist()) if value.size <= LARGE else value.tobytes()
+        return value.shape, repr(value.tolist()) if value.size <= LARGEST_CONTAINER else value.tobytes()
     if isinstance(value, (list, tuple, set, frozenset, deque, dict)) and depth:
         items = value.items() if isinstance(value, dict) else value
-        return len(value), *(_content(item, depth - 1) for item in items if len(value) <= LARGE)
+        return len(value), *(_content(item, depth - 1) for item in items if len(value) <= LARGEST_CONTAINER)
     if is_dataclass(value) and not isinstance(value, type) and depth:
         return tuple(_content(held, depth - 1) for held in getattr(value, "__dict__", {}).values())
     return type(value).__name__

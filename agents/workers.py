@@ -1,4 +1,4 @@
-"""Worker processes: one thread each, none outlives its parent, and an interrupt is its parent's affair."""
+"""Worker processes: one thread each, ended with their parent, which alone handles interrupts."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import torch
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Processes that are started meanwhile never get an interrupt, not even before `start_worker` is called."""
+    """Processes started in this context never get an interrupt, not even before they call `start_worker`."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
-    resource_tracker.ensure_running()  # to start it with the first process would end the mask
+    resource_tracker.ensure_running()  # if it started with the first process, it would lift the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -29,7 +29,7 @@ def without_interrupts() -> Iterator[None]:
 
 
 def start_worker() -> None:
-    """Prepare this worker process; end it when its parent ends, even if the parent is killed."""
+    """Prepare this worker process, which ends when its parent ends, even if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()

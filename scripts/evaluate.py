@@ -66,7 +66,7 @@ def main(args: Evaluate) -> None:
                 f"budget {budget:g} is outside budget_range {trained[0]:g} to {trained[1]:g}, which the policy was "
                 "trained for: choose one within it"
             )
-    if set(args.budgets) - {result["budget"]} and not (trained or default.serves_many):
+    if set(args.budgets) - {result["budget"]} and not (trained or default.serves_many_budgets):
         alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
         print(f"{alone}: at another budget it need not spend that", file=sys.stderr)
     reported = {line["budget"]: line["accuracy"] for line in (result, *expanded([result]))}

@@ -1,7 +1,7 @@
-"""Networks with activation gating on the task's axes: how they are configured, measured, saved and loaded.
+"""Networks with activation gating: how they are configured, evaluated, saved and loaded.
 
-Gates decide for single output activations and not block by block from observations, so that such a network is no policy
-on the environment; `agents.evaluation.evaluate` takes it as `SelfMeasured`. The task's backbone is only its start.
+Gates decide for single output activations and not block by block from observations, so such a network is no policy on
+the environment; `agents.evaluation.evaluate` takes it as `SelfMeasured`. The task's backbone is only its start.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from agents.evaluation import Evaluation, answered
+from agents.evaluation import Evaluation, evaluate_predictions
 from agents.method_config import MethodConfig, limited
 from agents.policies import FILE
 from backbone import schedules
@@ -27,14 +27,18 @@ from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 STARTS = ("backbone", "scratch")
+SHAPE = ("depth", "num_classes", "width")
+"""Fields in which the network equals the task's backbone."""
+LARGEST_THRESHOLD = 9.0
+"""Of thresholds that follow a moving target, whose exponential is a multiplier of `DualAscent`."""
 
 
 class ActivationGatedNetwork:
-    """A ResNet with activation gating on the axes of the task: the same images, the same units of cost.
+    """A ResNet with activation gating, evaluated on the task's images in its units of cost.
 
     Args:
         network: what classifies.
-        mdp: of the task; its widest bitwidth and its full execution are the units.
+        mdp: of the task; its full execution is the unit of cost.
         loader: "module:function" that reads what `save` writes.
 
     Raises:
@@ -62,8 +66,7 @@ class ActivationGatedNetwork:
     def measure(
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
     ) -> Evaluation:
-        """Every image of `split` once. The result depends neither on `budget`, which a trained network does not see,
-        nor on the batches."""
+        """Every image of `split` once. The result does not depend on `budget`, which the network does not observe."""
 
         def classify(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             logits, densities = self.network(images)
@@ -71,7 +74,7 @@ class ActivationGatedNetwork:
 
         was_training = self.network.training
         self.network.eval()
-        found = answered(task, split, classify, progress, batch_size=128)
+        found = evaluate_predictions(task, split, classify, progress, batch_size=128)
         self.network.train(was_training)
         return found
 
@@ -94,21 +97,16 @@ def load_network(
         network.load_state_dict(dict(tensors))
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"the network does not hold what this version saves: {error}") from error
-    shape, theirs = network.config, mdp.backbone.config
-    for word, found, wanted in (
-        ("depth", shape.depth, theirs.depth),
-        ("width", shape.width, theirs.width),
-        ("num_classes", shape.num_classes, theirs.num_classes),
-        ("widest", shape.widest, mdp.widest),
-    ):
-        if found != wanted:
-            raise ValueError(f"the network has {word} {found}, the task's backbone {wanted}: they cannot be compared")
+    expected = {name: getattr(mdp.backbone.config, name) for name in SHAPE} | {"widest": mdp.widest}
+    for name, wanted in expected.items():
+        if (found := getattr(network.config, name)) != wanted:
+            raise ValueError(f"the network has {name} {found}, the task's backbone {wanted}: they cannot be compared")
     return ActivationGatedNetwork(network.eval().requires_grad_(False), mdp, about["kind"])
 
 
 @dataclass(frozen=True)
 class ActivationGatingConfig(MethodConfig):
-    """What the methods of activation gating have in common.
+    """What the methods of activation gating share.
 
     Raises:
         ValueError: an impossible number or name.
@@ -138,12 +136,11 @@ class ActivationGatingConfig(MethodConfig):
     milestones: tuple[float, float] = (0.5, 0.75)
     """Shares of the images after which "step" divides."""
     start: str = "backbone"
-    """"backbone": weights and norms of the task's trained backbone, as other methods have them; "scratch", as
-    published."""
+    """"backbone": weights and norms of the task's trained backbone; "scratch", as published."""
     quantizer: str = "pact_sawb_int8"
     """"pact_sawb_int8" (PACT clipping), "pact_sawb", "minmax", or "module:function"."""
     target: float | None = limited(None)
-    """What thresholds are pulled to, which trades accuracy for cost; None adapts it until the mean cost meets the
+    """Value to which thresholds are pulled; a higher one costs less. None adapts it until the mean cost meets the
     budget."""
     target_rate: float = limited(0.05, above=0)
     """Largest step of a moving target."""
@@ -162,21 +159,20 @@ class ActivationGatingConfig(MethodConfig):
         if not 0 < self.milestones[0] <= self.milestones[1] <= 1:
             raise ValueError(f"milestones {self.milestones} must be two ascending shares of training in (0, 1]")
         make_quantizer(self.quantizer)
-        if self.target is None and abs(self.threshold) > 9:
+        if self.target is None and abs(self.threshold) > LARGEST_THRESHOLD:
             raise ValueError(f"threshold {self.threshold} is beyond the range of a moving target, -9 to 9")
-        self.training()
-        self.network(ResNetConfig(), 8)
+        self.training()  # checks the schedule
+        self.network(ResNetConfig(), 8)  # checks bitwidths and gating
 
     def network(self, backbone: ResNetConfig, widest: int) -> GatedResNetConfig:
         """The network of the shape of `backbone`, with stem, shortcuts and head at `widest` bits."""
         raise NotImplementedError
 
     def shared(self, backbone: ResNetConfig, widest: int) -> dict[str, Any]:
-        """What the networks of all methods are told."""
+        """The arguments that the networks of all methods share."""
         names = ("weight_bits", "activation_bits", "quantizer", "block", "gated", "sparse_backprop")
         own = {name: getattr(self, name) for name in names}
-        shape = {name: getattr(backbone, name) for name in ("depth", "num_classes", "width")}
-        return {**shape, "widest": widest, **own}
+        return {**{name: getattr(backbone, name) for name in SHAPE}, "widest": widest, **own}
 
     def penalty(self, threshold: Tensor, target: float) -> Tensor:
         """What pulls the thresholds [C_out] of one convolution to `target`."""

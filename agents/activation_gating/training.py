@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,8 +48,8 @@ def start_from(network: GatedResNet, backbone: ResNet) -> None:
 
 
 def _own_range(network: GatedResNet, backbone: ResNet, name: str, tensor: Tensor, source: Tensor | None) -> Tensor:
-    """The entry [1] of a quantizer's ranges in the backbone, `source`, that is of the network's own bitwidth; `tensor`,
-    the network's own, where there is none."""
+    """The entry [1] of the network's bitwidth in `source`, a quantizer's ranges in the backbone; `tensor`, the
+    network's own range, if there is none."""
     quantizer = name.rpartition(".")[0]
     theirs: dict[int, int] = getattr(backbone.get_submodule(quantizer), "row", {})
     (bits,) = getattr(network.get_submodule(quantizer), "row", {}) or (FLOAT_BITS,)
@@ -65,41 +63,37 @@ class _Learner:
         self.config, self.network, self.cost = config, gated.network, gated.cost
         momentum = config.training().momentum
         self.optimizer = make_optimizer(self.network, config.lr, momentum, config.weight_decay)
-        moves = config.target is None
-        self.dual = DualAscent(config.budget, config.target_rate, init=math.exp(config.threshold)) if moves else None
-        self.target = config.threshold if config.target is None else config.target
+        init = math.exp(config.threshold) if config.target is None else 1.0
+        self.dual = DualAscent(config.budget, config.target_rate, init=init)
+        """Moves the exponential of the target, unless that is fixed."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Weights, momentum, target and what moves it."""
-        dual = self.dual.state_dict() if self.dual else None
-        modules = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return {**modules, "target": self.target, "dual": dual}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from there."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.target = state["target"]
-        if self.dual:
-            self.dual.load_state_dict(state["dual"])
+    @property
+    def target(self) -> float:
+        """What the thresholds are pulled to."""
+        return math.log(self.dual.multiplier) if self.config.target is None else self.config.target
 
     def step(self, images: Tensor, labels: Tensor, progress: float) -> dict[str, float]:
-        """One update; what to log."""
+        """One update; returns the scalars to log."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate(progress)
+        target, thresholds = self.target, list(self.network.thresholds())
         logits, densities = self.network.train()(images)
-        pulls = [self.config.penalty(threshold, self.target) for threshold in self.network.thresholds()]
-        cross_entropy, pull = F.cross_entropy(logits, labels), torch.stack(pulls).sum()
+        cross_entropy = F.cross_entropy(logits, labels)
+        pull = torch.stack([self.config.penalty(threshold, target) for threshold in thresholds]).sum()
         self.optimizer.zero_grad()
         (cross_entropy + pull).backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
         self.optimizer.step()
         shares = densities.detach()
         cost = float(self.cost.image_cost(shares)[0].mean())
-        scalars = {"target": self.target, "multiplier": 0.0}
-        if self.dual is not None:
-            self._move_target(math.log(self.dual.update(cost, progress)))
-        return scalars | {
+        if self.config.target is None:
+            self.dual.update(cost, progress)
+            with torch.no_grad():  # thresholds move with the target: the pull alone would take too many updates
+                for threshold in thresholds:
+                    threshold.add_(self.target - target)
+        return {
+            "target": target,
+            "multiplier": 0.0,
             "accuracy": float((logits.argmax(1) == labels).float().mean()),
             "cost": cost,
             "entropy": float(torch.special.entr(torch.stack((shares, 1 - shares))).sum(0).mean()),
@@ -107,13 +101,6 @@ class _Learner:
             "reward_answer": -float(cross_entropy.detach()),
             "reward_target": -float(pull.detach()),
         }
-
-    def _move_target(self, target: float) -> None:
-        """The thresholds move with the target: the pull alone would take tens of thousands of updates."""
-        before, self.target = self.target, target
-        with torch.no_grad():
-            for threshold in self.network.thresholds():
-                threshold.add_(self.target - before)
 
 
 def train_network(
@@ -135,18 +122,18 @@ def train_network(
     gated = ActivationGatedNetwork(network, task.mdp, loader)
     if config.target is None and gated.floor > config.budget * LEEWAY:
         raise ValueError(
-            f"budget {config.budget} is below what this network always computes, {gated.floor:.4g}; choose fewer "
-            "bits, gate both convolutions, or give a target"
+            f"budget {config.budget} is below the cost of this network with all gates off, {gated.floor:.4g}; choose "
+            "fewer bits, gate both convolutions, or give a target"
         )
     recorder.track_weights(network)
     learner = _Learner(config, gated)
     stream = image_stream(task, config.batch_size, config.seed)
-    recorder.register_state(learner=learner, stream=stream)
+    recorder.register_state(network=network, optimizer=learner.optimizer, dual=learner.dual, stream=stream)
     while recorder.should_continue():
         images, labels = next(stream)
         recorder.step(len(images), **learner.step(images, labels, recorder.images_seen / recorder.num_images))
         recorder.check_weights(network)
-        # A fixed target knows no budget, by which checkpoints are chosen: what is trained last is taken, as published.
+        # With a fixed target there is no budget to select checkpoints by, so the last one is taken, as published.
         if recorder.finished or (config.target is None and recorder.validation_due()):
             recorder.validate(gated)
     recorder.restore_best()

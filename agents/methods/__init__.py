@@ -1,13 +1,13 @@
 """Training methods, one file each: `agents/methods/NAME.py` holds `Config` and `train(config, task, recorder)`, which
 returns a policy, or what measures itself.
 
-The command line, the comparison and the tests find the files by themselves. `Config` is a frozen dataclass, derived
-from `agents.method_config.MethodConfig`, whose field docstrings become the command line's help. `train` reports to the
-recorder and returns what did best on validation. With `cotrain`, where a method has it, `train` changes the task's
+The command line, the comparison and the tests discover the files. `Config` is a frozen dataclass, derived from
+`agents.method_config.MethodConfig`, whose field docstrings become the command line's help. `train` reports to the
+recorder and returns what was best on validation. With `cotrain`, where a method has it, `train` changes the task's
 backbone in place.
 
 A file may also hold `PRESETS`, a dict of named configurations: published settings, or variants. `METHOD-PRESET` names
-one wherever a method is named, and the result lines carry that label.
+one wherever a method is named.
 """
 
 from __future__ import annotations
@@ -27,10 +27,8 @@ def method_names() -> list[str]:
 
 def labels() -> list[str]:
     """Every method and every preset, as METHOD or METHOD-PRESET."""
-    found = []
-    for name in method_names():
-        found += [name, *(f"{name}-{preset}" for preset in getattr(method(name), "PRESETS", {}))]
-    return found
+    presets = {name: getattr(method(name), "PRESETS", {}) for name in method_names()}
+    return [label for name in presets for label in (name, *(f"{name}-{preset}" for preset in presets[name]))]
 
 
 def method(label: str) -> ModuleType:

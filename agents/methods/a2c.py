@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from stable_baselines3 import A2C
 
 from agents.method_config import limited
-from agents.policies import Policy
-from agents.recorder import Recorder
 from agents.sb3.config import LagrangianConfig
 from agents.sb3.training import train_sb3
-from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,6 @@ class Config(LagrangianConfig):
     num_envs: int = 32
     """Images decided at once, and the episodes of each gradient step."""
     learning_rate: float = 0.005
-    """First learning rate; it falls linearly to 0."""
     gae_lambda: float = limited(0.95, low=0, high=1)
     """Lambda of generalised advantage estimation."""
     ent_coef: float = limited(0.01, low=0)
@@ -46,9 +42,6 @@ class Config(LagrangianConfig):
     """Clipping of the gradient. Where the multiplier is high, so is the value's error, and clipping it, as SB3 does at
     0.5, would leave the actor no step."""
     multiplier_lr: float = 0.02
-    """Step size of the multiplier's dual ascent."""
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Learn in rollouts of one episode for each of `num_envs` images."""
-    return train_sb3(config, task, recorder)
+train = train_sb3

@@ -2,13 +2,13 @@
 
 The reward of an image (equation 2) is 1 - multiplier * cost**power if it is correct, else -gamma; the advantage is
 against the reward of the most probable route (self-critical baseline, equation 6). Probabilities are bounded away from
-certainty (equation 4), entropy is rewarded, and a curriculum opens the blocks one by one from the last (section 3.3);
+0 and 1 (equation 4), entropy is rewarded, and a curriculum opens the blocks one by one from the last (section 3.3);
 those that are still closed run in full. The joint stage at the end adds cross-entropy and trains the backbone, too.
 
 Published: a coefficient of 1, power 2, and cost is the share of the blocks that run. With bitwidths it is block cost;
-the multiplier may be learned by dual ascent, and then wrong predictions are charged for their cost, too, or nothing
-would hold them to the budget. The default power is 1 here: among bitwidths the squared costs lie so far apart that the
-few draws of the widest hide everything else.
+the multiplier may be learned by dual ascent, and then wrong predictions are charged for their cost, too, as otherwise
+the budget would not bind them. The default power is 1 here: squared costs of bitwidths differ so much that the few
+draws of the widest dominate all others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agents.learning import GateConfig, GateLearner
 from agents.method_config import limited
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.rollouts import Decision, Rollout, Rule, unroll
+from agents.rollouts import Decision, Rollout, Rule, greedy, unroll
 from dfs_env.task import Task
 
 
@@ -39,15 +39,15 @@ class Config(GateConfig):
     gate: str = "one_shot"
     """"one_shot", or any other gate."""
     gamma: float = limited(1.0, low=0)
-    """What a wrong prediction costs (published: 1)."""
+    """Penalty of a wrong prediction (published: 1)."""
     cost_coef: float | None = limited(None, low=0)
     """Fixed cost coefficient (published: 1); None learns the multiplier at which the mean cost meets the budget."""
     power: float = limited(1.0, low=0)
     """Power of the cost in the reward (published: 2)."""
-    multiplier_lr: float = 0.1
+    multiplier_lr: float = limited(0.1, above=0)
     """Step size of the multiplier's dual ascent."""
     bound: float = limited(0.8, low=0.5, high=1)
-    """Largest probability of an action while learning; 1 bounds nothing."""
+    """Largest probability of an action while learning; 1 for no bound."""
     ent_coef: float = limited(0.1, low=0)
     """Weight of the entropy bonus, for each block."""
     curriculum: float = limited(0.2, low=0, high=1)
@@ -57,8 +57,8 @@ class Config(GateConfig):
     joint_gamma: float | None = limited(None, low=0)
     """`gamma` in the joint stage (published: 5); None for the same."""
     joint_lr: float | None = limited(None, low=0)
-    """Learning rate of both in the joint stage, before what the schedule has left of it then (published: 1e-4); None
-    for each one's own."""
+    """First learning rate of gate and backbone in the joint stage, times the schedule's factor (published: 1e-4); None
+    for that of each."""
 
     @property
     def holds_budget(self) -> bool:
@@ -66,8 +66,7 @@ class Config(GateConfig):
         return self.cost_coef is None
 
     def dual(self) -> DualAscent:
-        """The multiplier's dual ascent; a fixed one stays at its first value. By default, the budget
-        costs 1 at first."""
+        """The multiplier's dual ascent, which starts so that the budget costs 1, or at the fixed coefficient."""
         first = self.budget**-self.power if self.cost_coef is None else self.cost_coef
         return DualAscent(self.budget, self.multiplier_lr, anneal=0.0, init=first)
 
@@ -78,7 +77,6 @@ class Config(GateConfig):
                 f"power {self.power:g} makes the first multiplier, budget {self.budget:g} to the minus power, more "
                 f"than {MOST_MULTIPLIER:g}: lower it, or give a cost_coef"
             )
-        self.dual()  # refuses what is impossible
         stages = self.curriculum + (self.joint if self.cotrain else 0)
         if stages > 1:
             raise ValueError(
@@ -126,12 +124,11 @@ def rule(closed: int, bound: float | None) -> Rule:
     full and have no gradient."""
 
     def decide(layer: int, scores: Tensor) -> Decision:
-        log_p = scores.log_softmax(1)
         if layer < closed:
             return Decision(torch.zeros_like(scores), torch.full_like(scores[:, 0], scores.shape[1] - 1).long())
         if bound is None:
-            return Decision(log_p, scores.argmax(1))
-        log_p = bounded(log_p, bound)
+            return greedy(layer, scores)
+        log_p = bounded(scores.log_softmax(1), bound)
         return Decision(log_p, torch.multinomial(log_p.detach().exp(), 1).squeeze(1))
 
     return decide
@@ -150,10 +147,6 @@ class SelfCritical:
         learned = self.config.cost_coef is None
         return rewards(correct, rollout.cost, self.dual.multiplier, self.gamma, self.config.power, learned)
 
-    def _logged_rewards(self, rollout: Rollout, accuracy: float, labels: Tensor) -> dict[str, float]:
-        answers = accuracy - self.gamma * (1 - accuracy)
-        return {"reward_answer": answers, "reward_cost": float(self._rewards(rollout, labels).mean()) - answers}
-
     def loss(self, images: Tensor, labels: Tensor, joint: bool) -> tuple[Tensor, dict[str, float]]:
         """Images [B, 3, H, W] and labels [B] -> loss, and scalars to log. `joint` adds cross-entropy and drops the
         entropy bonus."""
@@ -163,16 +156,18 @@ class SelfCritical:
         with torch.no_grad():
             greedy = unroll(mdp, learner.gate, images, config.budget, rule(closed, None))
         rollout = unroll(mdp, learner.gate, images, config.budget, rule(closed, config.bound))
-        advantages = self._rewards(rollout, labels) - self._rewards(greedy, labels)
+        sampled_rewards = self._rewards(rollout, labels)
+        advantages = sampled_rewards - self._rewards(greedy, labels)
         entropy = rollout.entropies.sum(1).mean()
         reinforce = -(advantages * rollout.log_probabilities.sum(1)).mean()
-        cross_entropy = F.cross_entropy(rollout.logits, labels)
         scalars = rollout.scalars(labels) | {"multiplier": self.dual.multiplier}
         scalars["entropy"] = float(entropy.detach()) / mdp.num_layers
-        scalars |= self._logged_rewards(rollout, scalars["accuracy"], labels)
+        scalars["reward_answer"] = scalars["accuracy"] - self.gamma * (1 - scalars["accuracy"])
+        scalars["reward_cost"] = float(sampled_rewards.mean()) - scalars["reward_answer"]
         if config.cost_coef is None and not closed:
             self.dual.update(float(greedy.cost.mean()), 1.0)
-        return reinforce + (cross_entropy if joint else -config.ent_coef * entropy), scalars
+        extra = F.cross_entropy(rollout.logits, labels) if joint else -config.ent_coef * entropy
+        return reinforce + extra, scalars
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:

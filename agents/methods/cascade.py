@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agents.evaluation import Evaluation, answered
+from agents.evaluation import Evaluation, evaluate_predictions
 from agents.policies import FILE
 from agents.recorder import Recorder
 from agents.search.allocations import DescentConfig, constants, descent, make_search
@@ -44,7 +44,7 @@ class Config(DescentConfig):
     highest_budget: ClassVar[float] = HIGHEST_BUDGET
 
     search_split: str = "validation"
-    """Split of the images, "validation" or "train": the network is too confident on images that it has memorised."""
+    """Split of the images, "validation" or "train"; the network is overconfident on memorised images."""
 
 
 class Cascade:
@@ -61,14 +61,17 @@ class Cascade:
     def measure(
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
     ) -> Evaluation:
-        """Every image of `split` once. The result does not depend on `budget`, which the threshold has in it."""
-        paper, total = task.mdp.cost.route_cost(self.actions.to(task.mdp.device))
+        """Every image of `split` once. The result does not depend on `budget`, for which the threshold was fitted."""
+        cost, total_cost = task.mdp.cost.route_cost(self.actions.to(task.mdp.device))
 
-        def answer(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            logits, again = self._predict(task.mdp, images)
-            return logits, paper[0] + again * paper[1], total[0] + again * total[1]
+        def predict(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            logits = self.first(task.mdp, images)
+            again = margin(logits) < self.threshold
+            if again.any():
+                logits[again] = self.second(task.mdp, images[again], logits[again])
+            return logits, cost[0] + again * cost[1], total_cost[0] + again * total_cost[1]
 
-        return answered(task, split, answer, progress)
+        return evaluate_predictions(task, split, predict, progress)
 
     def first(self, mdp: BlockMDP, images: Tensor) -> Tensor:
         """Logits [B, K] of the first stage."""
@@ -77,14 +80,6 @@ class Cascade:
     def second(self, mdp: BlockMDP, images: Tensor, logits: Tensor) -> Tensor:
         """Logits [B, K] of images that take the second stage, after `logits` from the first."""
         return mdp.run(images, self.actions[1].to(mdp.device).expand(len(images), -1))
-
-    def _predict(self, mdp: BlockMDP, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, K], and whether images took the second stage [B]."""
-        logits = self.first(mdp, images)
-        again = margin(logits) < self.threshold
-        if again.any():
-            logits[again] = self.second(mdp, images[again], logits[again])
-        return logits, again
 
     def save(self, folder: Path) -> None:
         """Write both allocations and the threshold."""
@@ -104,42 +99,42 @@ def margin(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Choice:
-    """A cascade of two of several stages."""
+    """A cascade of two stages out of several."""
 
     accuracy: float
-    """Of its predictions, on the images of a search."""
+    """On the images of a search."""
     cost: float
     """Mean block cost."""
     first: int
     second: int
-    """Which stages; the same twice if no image takes a second."""
+    """Indices of the stages; the same twice if no image takes a second."""
     threshold: float
     """See `Cascade`."""
 
     @property
     def rank(self) -> tuple[float, float]:
-        """The larger the better: accuracy, then what is spared."""
+        """The larger the better: accuracy, then minus the cost."""
         return self.accuracy, -self.cost
 
 
 class Stages:
-    """Allocations that can be stages of a cascade, by what they predict on the images of a search.
+    """Allocations that can be stages of a cascade, by their predictions on the images of a search.
 
     Args:
-        correct: [K, N] 1 where a prediction is right, else 0.
-        sure: [K, N] how confident it is.
+        correct: [K, N] whether a prediction is correct.
+        margins: [K, N] how confident it is.
         costs: [K] block costs.
     """
 
-    def __init__(self, correct: Tensor, sure: Tensor, costs: Tensor) -> None:
-        self.correct, self.sure, self.costs = correct.double(), sure, costs.double()
+    def __init__(self, correct: Tensor, margins: Tensor, costs: Tensor) -> None:
+        self.correct, self.margins, self.costs = correct.double(), margins, costs.double()
 
     @classmethod
     def of(cls, predictions: Iterable[Tensor], labels: Tensor, costs: Tensor) -> Stages:
-        """From what each of them predicts, logits [N, classes], the labels [N], and block costs [K]."""
+        """From the logits [N, classes] of each of them, the labels [N], and block costs [K]."""
         columns = [(logits.argmax(1) == labels, margin(logits)) for logits in predictions]
-        correct, sure = (torch.stack(column) for column in zip(*columns, strict=True))
-        return cls(correct, sure, costs)
+        correct, margins = (torch.stack(column) for column in zip(*columns, strict=True))
+        return cls(correct, margins, costs)
 
     def after(self, first: int, budget: float) -> Choice:
         """The most accurate cascade within the budget that has this first stage, the cheapest of several.
@@ -147,23 +142,23 @@ class Stages:
         The least confident images take the second stage; of equally confident ones, all or none.
         """
         count = self.correct.shape[1]
-        sure, order = self.sure[first].sort(stable=True)
+        margins, order = self.margins[first].sort(stable=True)
         gains = (self.correct - self.correct[first])[:, order].cumsum(1)
         spent = self.costs[first] + self.costs[:, None] * torch.arange(1, count + 1, device=gains.device) / count
-        apart = torch.cat((sure[1:] > sure[:-1], sure.new_ones(1, dtype=torch.bool)))
+        apart = torch.cat((margins[1:] > margins[:-1], margins.new_ones(1, dtype=torch.bool)))
         gains[(spent > budget + TOLERANCE) | ~apart] = 0
         right, gain = float(self.correct[first].sum()), float(gains.max())
         if gain <= 0:
             return Choice(right / count, float(self.costs[first]), first, first, 0.0)
         spent[gains < gain] = torch.inf
         second, place = divmod(int(spent.argmin()), count)
-        last, next_one = torch.cat((sure, sure.new_tensor([2.0])))[place : place + 2]
+        last, next_one = torch.cat((margins, margins.new_tensor([2.0])))[place : place + 2]
         halfway = (last + next_one) / 2
-        threshold = float(halfway if halfway > last else next_one)  # of neighbouring numbers the mean is one of them
+        threshold = float(halfway if halfway > last else next_one)  # the mean of adjacent floats is one of them
         return Choice((right + gain) / count, float(spent[second, place]), first, second, threshold)
 
     def best(self, budget: float) -> Choice:
-        """The most accurate cascade within the budget, which the cheapest allocation is; the cheapest of several."""
+        """The most accurate cascade within the budget, the cheapest of several. One allocation must fit the budget."""
         affordable = (self.costs <= budget + TOLERANCE).nonzero().flatten().tolist()
         return max((self.after(first, budget) for first in affordable), key=lambda each: each.rank)
 
@@ -175,15 +170,14 @@ def search_cascade(config: DescentConfig, task: Task) -> tuple[Tensor, Choice, S
     with torch.no_grad(), bar("search of a cascade", " trials") as shown:
         search.on_trial = shown.update
         same = constants(mdp)
-        ladder = [*descent(search, same[-1]), *same[1:-1]]
-        costs = mdp.cost.route_cost(torch.tensor(ladder, device=mdp.device))[0]
-        chosen = Stages.of(map(search.logits, ladder), search.labels, costs).best(config.budget)
-    return torch.tensor([ladder[chosen.first], ladder[chosen.second]]), chosen, search
+        allocations = [*descent(search, same[-1]), *same[1:-1]]
+        costs = mdp.cost.route_cost(torch.tensor(allocations, device=mdp.device))[0]
+        chosen = Stages.of(map(search.logits, allocations), search.labels, costs).best(config.budget)
+    return torch.tensor([allocations[chosen.first], allocations[chosen.second]]), chosen, search
 
 
 def fit_threshold(cascade: Cascade, task: Task, budget: float) -> None:
-    """Set the cascade's threshold to the best one within the budget on all validation images, with the weights as they
-    are."""
+    """Set the threshold to the best one within the budget on all validation images, with the current weights."""
     mdp, images, first, second = task.mdp, task.dataset.split("validation"), [], []
     with torch.no_grad():
         for rows in batches(images, 256):  # batch by batch: a search would keep the features of all images
@@ -196,8 +190,7 @@ def fit_threshold(cascade: Cascade, task: Task, budget: float) -> None:
 
 
 def settle(cascade: Cascade, chosen: Choice, seen: int, recorder: Recorder) -> None:
-    """Fit the threshold of the cascade that a search, which has shown `seen` images, has chosen. Validation only
-    reports."""
+    """Fit the threshold of the cascade that a search of `seen` images has chosen. Validation only reports."""
     fit_threshold(cascade, recorder.task, recorder.budget)
     scalars = {"accuracy": chosen.accuracy, "reward_answer": chosen.accuracy, "cost": chosen.cost}
     recorder.step(seen, loss=-chosen.accuracy, **scalars, entropy=0.0, multiplier=0.0)

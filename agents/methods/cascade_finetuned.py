@@ -19,7 +19,6 @@ class Config(FineTuningConfig):
     highest_budget: ClassVar[float] = HIGHEST_BUDGET
 
     search_split: str = "validation"
-    """Split of the images, "validation" or "train"."""
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:

@@ -23,13 +23,13 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class Config(ActivationGatingConfig):
-    """Channel Gating: 1/p of the input channels everywhere, the others where a learned threshold is passed. Its cost
-    lies between 1/p and all of weight_bits x activation_bits over widest squared, if both convolutions are gated."""
+    """Channel Gating: 1/p of the input channels everywhere, the others where a learned threshold is passed. If both
+    convolutions are gated, the cost lies between 1/p and all of weight_bits x activation_bits / widest**2."""
 
     p: int = 4
     """1/p of the input channels are computed everywhere."""
     groups: bool = True
-    """Whether each 1/p of the output channels has its own 1/p of the input channels."""
+    """Whether each part (1/p) of the output channels has its own part of the input channels."""
     shuffle: bool = False
     """Whether the parts are every p-th channel rather than neighbours."""
     sigma: float = 1e-4

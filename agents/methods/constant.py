@@ -27,7 +27,7 @@ class Config(AllBudgetsConfig):
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Order the bitwidths by cost; of equally expensive ones the wider counts.
+    """Order the bitwidths by cost; of equally expensive ones the wider is taken.
 
     Raises:
         ValueError: `bits` is not one of the task's bitwidths, or no bitwidth is within a budget.

@@ -2,8 +2,8 @@
 
 The paper's three steps: (1) the backbone is trained, here by `scripts.pretrain`; (2) with the backbone frozen, the gate
 is trained to full execution; (3) gate and backbone are trained at the budget, jointly (`cotrain`) or the gate alone.
-The loss is the mean cross-entropy plus a budget loss, by default DFS's own, whose sign says on which side of the budget
-the batch's mean cost lies.
+The loss is the mean cross-entropy plus a budget loss. That of DFS pulls the batch's mean cost towards the budget: its
+sign is negative below the budget and positive above.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Config(GateConfig):
     """"sign" (DFS, relative to the budget), "sign_published" (DFS, absolute), "hinge", "fractrain", "target_rates"
     (ConvNet-AIG), "mean_bits" (DQNet), or "module:function"."""
     cost_weight: float | None = limited(None, low=0)
-    """Weight of the budget loss; None for its own."""
+    """Weight of the budget loss; None for its default."""
     warmup: float = limited(0.05, low=0, below=1)
-    """Share of the images for step 2, training to full execution; of what asks nothing of a gate within its budget
-    ("hinge", "mean_bits"), by cross-entropy alone."""
+    """Share of the images for step 2, training to full execution; by cross-entropy alone for a loss that is 0 within
+    the budget ("hinge", "mean_bits")."""
     ignore: float = limited(0.0, low=0, below=1)
-    """Options whose probability is at most this are not run, and have no gradient."""
+    """Actions whose probability is at most this are not run, and have no gradient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,8 +43,8 @@ class Config(GateConfig):
 
 PRESETS = {
     # Section 4.1 and the code's README: batches of 128, 2,000 iterations of step 2 and 64,000 of step 3 at 0.01; the
-    # shares, not the length, are kept when num_images is given. The backbone's bitwidths and its first block, which is
-    # always on, belong to the task: --bitwidths 0 8 16 32 --ungated-blocks 1.
+    # shares, not the length, are kept when num_images is given. The backbone's bitwidths and its ungated first block
+    # belong to the task: --bitwidths 0 8 16 32 --ungated-blocks 1.
     "published": Config(
         num_images=8_448_000,
         batch_size=128,

@@ -13,12 +13,9 @@ from typing import ClassVar
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.method_config import limited
-from agents.policies import Policy
-from agents.recorder import Recorder
 from agents.sb3.config import LagrangianConfig
 from agents.sb3.off_policy import DQN
 from agents.sb3.training import train_sb3
-from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Config(LagrangianConfig):
     gradient_steps: int = 8
     """Gradient steps after each rollout, that is, for each episode of all `num_envs` images."""
     n_steps: int = limited(3, low=1)
-    """Rewards that are summed before the target network estimates the rest."""
+    """Rewards summed before the target network estimates the rest."""
     target_update_interval: int = 1_000
     """Decisions between two updates of the target network."""
     exploration_fraction: float = limited(0.5, low=0, high=1)
@@ -53,7 +50,6 @@ class Config(LagrangianConfig):
     exploration_final_eps: float = limited(0.0, low=0, high=1)
     """Share of random decisions in the end."""
     multiplier_lr: float = 0.02
-    """Step size of the multiplier's dual ascent."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +60,4 @@ class Config(LagrangianConfig):
             )
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Collect an episode for each of `num_envs` images, then replay; and again."""
-    return train_sb3(config, task, recorder)
+train = train_sb3

@@ -7,16 +7,15 @@ from typing import ClassVar
 
 import torch
 
-from agents.method_config import AllBudgetsConfig
+from agents.method_config import AllBudgetsConfig, check_affordable
 from agents.policies import AllocationPolicy, Policy
 from agents.recorder import Recorder
-from backbone.cost import TOLERANCE
 from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
 class Config(AllBudgetsConfig):
-    """As many first blocks as the budget allows; the cheapest bitwidth, skipping if there is that, in the rest."""
+    """As many first blocks as the budget allows; the cheapest bitwidth (skipping, if possible) in the rest."""
 
     role: ClassVar[str] = "baseline"
     seeded: ClassVar[bool] = False
@@ -40,11 +39,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     blocks = torch.arange(mdp.num_layers)
     allocations = torch.where(blocks < torch.arange(mdp.num_layers + 1)[:, None], action, cheapest)
     costs = mdp.cost.charged.double().cpu()[blocks, allocations].sum(1)
-    lowest = min((config.budget, *config.eval_budgets))
-    if lowest < float(costs[0]) - TOLERANCE:
-        raise ValueError(
-            f"budget {lowest} is below the cheapest route, which costs {float(costs[0]):.4f}; choose a larger budget"
-        )
+    check_affordable(min((config.budget, *config.eval_budgets)), mdp.cost)
     policy = AllocationPolicy(allocations, costs)
     recorder.validate(policy)
     return policy

@@ -1,7 +1,7 @@
 """Straight-through Gumbel-softmax gates (Jang et al. 2017, section 2.2), with the losses of ConvNet-AIG and DQNet.
 
 In training each decision is the best action after Gumbel noise, and the gradient passes to the softmax of the noisy
-scores, whose temperature falls. There is no noise at evaluation, where ConvNet-AIG's and DQNet's code sample on.
+scores, whose temperature falls. There is no noise at evaluation, where the code of ConvNet-AIG and DQNet still samples.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Config(GateConfig):
     budget_loss: str = "sign"
     """"target_rates" (ConvNet-AIG), "mean_bits" (DQNet), "hinge", "sign", "fractrain", or "module:function"."""
     cost_weight: float | None = limited(None, low=0)
-    """Weight of the budget loss; None for its own."""
+    """Weight of the budget loss; None for its default."""
     temperature: float = limited(1.0, above=0)
-    """First temperature of the softmax that the gradient passes to."""
+    """First temperature of the softmax that receives the gradient."""
     last_temperature: float = limited(0.5, above=0)
     """Last temperature; it falls exponentially between the two."""
     ignore: float = limited(0.0, low=0, below=1)
-    """Options whose noisy probability is at most this are not run, and have no gradient."""
+    """Actions whose noisy probability is at most this are not run, and have no gradient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

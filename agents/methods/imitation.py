@@ -1,16 +1,15 @@
 """Distillation: a gate imitates the routes of the per-image oracle, optionally followed by RL.
 
-The oracle (`agents.search.oracle`) finds routes of some training images. The cheapest good routes make bad targets: by
-luck one of very many routes is right, another one for each image, and no observation says which. So the targets are,
-among the good routes, those of least cost + loss_price * cross-entropy, with the `loss_price` at which the mean cost
-meets the budget; images that cost more than the budget allows have the cheapest route of all as their target. At each
-block, in the state that the target's own route has led to, the gate's scores are trained by cross-entropy to name the
-target's action (behavioural cloning).
+The oracle (`agents.search.oracle`) finds routes of some training images. The cheapest good routes are bad targets: of
+very many routes one is correct by luck, a different one for each image, and no observation says which. So the target is
+the good route of least cost + loss_price * cross-entropy. The `loss_price` is chosen so that the mean cost of the
+targets meets the budget; images that still exceed it get the cheapest route of all. Along the target route, the gate's
+scores are trained by cross-entropy to predict the target's action at each block (behavioural cloning).
 
 Argmax decisions of an unconfident gate do not cost what its targets cost. So, before each validation, a multiple of the
-actions' costs is subtracted from the scores. It is found by bisection, so that the mean cost of the gate's own routes
-meets the budget on searched images that it does not imitate: on imitated images it is more confident and spends less.
-As block costs are the same at every block, this correction goes into the bias of the gate's last layer.
+actions' costs is subtracted from the scores. Bisection chooses it so that the mean cost of the gate's own routes meets
+the budget on held-out searched images: on imitated images the gate is more confident and spends less. As all blocks
+have the same costs, this correction goes into the bias of the gate's last layer.
 """
 
 from __future__ import annotations
@@ -23,33 +22,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.gates import score_layers
-from agents.lagrangian import DualAscent
 from agents.learning import Batch, GateConfig, GateLearner, Stream, image_stream
 from agents.method_config import limited
 from agents.methods import skipnet
 from agents.policies import Policy
 from agents.recorder import Recorder
+from agents.rollouts import Decision, greedy, unroll
 from agents.search.oracle import RouteSearch, find_routes, within_budget
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
-PRICING_IMAGES = 256
-"""Images on which the price of loss is found."""
-PRICES = (1e-3, 5.0)
-"""Between which the price of loss is looked for, in costs of full execution for a nat."""
-PRICINGS = 8
-BISECTIONS = 14
-HELD_OUT = 5
-"""One in so many images is not imitated: the cost is corrected on these."""
+LOSS_PRICE_IMAGES = 256
+"""Images on which `loss_price` is chosen."""
+LOSS_PRICES = (1e-3, 5.0)
+"""Bounds of `loss_price`, in costs of full execution for a nat."""
+LOSS_PRICE_BISECTIONS, BIAS_BISECTIONS = 8, 14
+HELD_OUT_SHARE = 5
+"""One in so many images is not imitated; the cost is corrected on these."""
 LARGEST_SHIFT = 20.0
-"""By how much the multiplier can shift the scores of the two cheapest actions against each other."""
+"""Largest change of the difference between the scores of the two cheapest actions."""
 
 
 @dataclass(frozen=True)
 class Config(GateConfig):
-    """Imitation of the oracle's routes. `num_images` counts images shown to the learner; the search of the oracle's
-    routes, done once before, is not counted and depends on `oracle_images` and `beam`. `cotrain`: the backbone learns
-    on the targets' routes, too."""
+    """Imitation of the oracle's routes. `num_images` does not count the search of these routes, whose size is set by
+    `oracle_images` and `beam`. With `cotrain` the backbone learns on the target routes, too."""
 
     revision: ClassVar[int] = 1
 
@@ -64,52 +61,29 @@ class Config(GateConfig):
     """Augmented training images whose routes are searched: four fifths are imitated, on the others the cost is
     corrected."""
     loss_price: float | None = limited(None, low=0)
-    """Cost that a nat of cross-entropy counts as in the choice of the routes; None for what meets the budget."""
+    """Cost that a nat of cross-entropy counts as in the choice of the routes; None for the one that meets the
+    budget."""
     reinforce: float = limited(0.0, low=0, below=1)
-    """Share of the images, at the end, in which the gate goes on with SkipNet's hybrid REINFORCE."""
-    multiplier_lr: float = 0.03
-    """Step size of the multiplier's dual ascent in that part."""
+    """Share of the images, at the end, for SkipNet's hybrid REINFORCE."""
+    multiplier_lr: float = limited(0.03, above=0)
+    """Step size of the multiplier's dual ascent in that stage."""
     ent_coef: float = limited(0.02, low=0)
-    """First weight of the entropy bonus in that part; it falls linearly to 0."""
+    """First weight of the entropy bonus in that stage; it falls linearly to 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         RouteSearch(self.labels, self.search, self.beam, self.loss_price or 0.0)
-        DualAscent(self.budget, self.multiplier_lr)  # refuses an impossible step size
 
 
 PRESETS = {"then_rl": Config(reinforce=0.5), "label_free": Config(labels=False)}
 
 
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """N images with the routes to imitate."""
+def examples(config: Config, task: Task, recorder: Recorder) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Search routes to imitate, and log their cost and how many images have a good one.
 
-    images: Tensor
-    """[N, 3, H, W], normalised and augmented."""
-    labels: Tensor
-    """[N]."""
-    routes: Tensor
-    """[N, L] int64, the targets."""
-    rows: Tensor
-    """[N], which training images they are."""
-
-    def of(self, chosen: Tensor) -> Examples:
-        """Those at some places [M]."""
-        there = chosen.to(self.labels.device)
-        return Examples(self.images[there], self.labels[there], self.routes[there], self.rows[chosen])
-
-    def stream(self, batch_size: int, seed: int) -> Stream:
-        """Endless batches of images, labels and routes."""
-
-        def batch_of(rows: Tensor, generator: torch.Generator) -> Batch:
-            return tuple(tensor[rows.to(tensor.device)] for tensor in (self.images, self.labels, self.routes))
-
-        return Stream(len(self.labels), batch_size, seed, batch_of)
-
-
-def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
-    """Search, and report what the targets cost and how many images have a good route among them.
+    Returns:
+        N images [N, 3, H, W], normalised and augmented, their labels [N], routes [N, L], and indices [N] of the
+        training images.
 
     Raises:
         ValueError: the budget is below the cheapest route, or there are too many routes for exact enumeration.
@@ -121,7 +95,7 @@ def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
     images, labels, rows = (torch.cat(parts)[: config.oracle_images] for parts in zip(*batches, strict=True))
     price = config.loss_price
     if price is None:
-        price = price_of_loss(config, mdp, images[:PRICING_IMAGES], labels[:PRICING_IMAGES])
+        price = price_of_loss(config, mdp, images[:LOSS_PRICE_IMAGES], labels[:LOSS_PRICE_IMAGES])
     how = RouteSearch(config.labels, config.search, config.beam, price)
     found = find_routes(mdp, images, labels, how)
     routes = within_budget(mdp, found, config.budget).to(mdp.device)
@@ -130,23 +104,23 @@ def examples(config: Config, task: Task, recorder: Recorder) -> Examples:
     recorder.logger.record("oracle/loss_price", price)
     recorder.logger.record("oracle/served", float(taken.float().mean()))
     recorder.logger.record("oracle/cost", float(mdp.cost.route_cost(routes)[0].mean()))
-    return Examples(images, labels, routes, rows)
+    return images, labels, routes, rows
 
 
 def held_out(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Indices into `images` [N], at random: those of most images, and those of one in `HELD_OUT`, each with all its
-    occurrences on one side."""
+    """Random indices into `images` [N]: of most images, and of one in `HELD_OUT_SHARE`. All occurrences of an image are
+    on one side."""
     number = {image: first for first, image in enumerate(dict.fromkeys(images.tolist()))}
     place = torch.randperm(len(number), generator=generator).argsort()[[number[each] for each in images.tolist()]]
     order = place.argsort(stable=True)
-    return order.split([count := int((place < len(number) - len(number) // HELD_OUT).sum()), len(order) - count])
+    return order.split([count := int((place < len(number) - len(number) // HELD_OUT_SHARE).sum()), len(order) - count])
 
 
 def price_of_loss(config: Config, mdp: BlockMDP, images: Tensor, labels: Tensor) -> float:
-    """The price of a nat, by bisection, up to which the routes of images [N, 3, H, W] keep to the budget; 0 if even the
-    cheapest good routes exceed it."""
-    low, high, found = *PRICES, 0.0
-    for _ in range(PRICINGS):
+    """The largest `loss_price`, by bisection, at which the routes of images [N, 3, H, W] keep to the budget; 0 if even
+    the cheapest good routes exceed it."""
+    low, high, found = *LOSS_PRICES, 0.0
+    for _ in range(LOSS_PRICE_BISECTIONS):
         price = (low * high) ** 0.5
         how = RouteSearch(config.labels, config.search, config.beam, price)
         if float(find_routes(mdp, images, labels, how).cost.mean()) > config.budget:
@@ -159,26 +133,19 @@ def price_of_loss(config: Config, mdp: BlockMDP, images: Tensor, labels: Tensor)
 def imitation_loss(
     mdp: BlockMDP, gate: nn.Module, images: Tensor, labels: Tensor, routes: Tensor, budget: float
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Along the routes [B, L]: the mean cross-entropy of the gate's scores against their actions, and that of the
-    network's answers against the labels [B]; scalars to log."""
-    state, hidden = mdp.initial(images, budget), None
-    losses, agreements, entropies = [], [], []
-    for layer in range(mdp.num_layers):
+    """Along the routes [B, L]: the mean cross-entropy of the gate's scores to the routes' actions, that of the
+    network's predictions to the labels [B], and scalars to log."""
+    losses, agreements = [], []
+
+    def follow(layer: int, scores: Tensor) -> Decision:
         target = routes[:, layer]
-        scores, hidden = gate(mdp.observe(state).detach(), hidden)
         losses.append(F.cross_entropy(scores, target))
         agreements.append((scores.argmax(1) == target).float().mean())
-        log_p = scores.detach().log_softmax(1)
-        entropies.append(-(log_p.exp() * log_p).sum(1).mean())
-        state = mdp.transition(state, target)
-    logits = mdp.logits(state)
-    scalars = {
-        "agreement": float(torch.stack(agreements).mean()),
-        "accuracy": float((logits.argmax(1) == labels).float().mean()),
-        "cost": float(state.cost.mean()),
-        "entropy": float(torch.stack(entropies).mean()),
-    }
-    return torch.stack(losses).mean(), F.cross_entropy(logits, labels), scalars
+        return Decision(scores.log_softmax(1), target)
+
+    rollout = unroll(mdp, gate, images, budget, follow)
+    scalars = {"agreement": float(torch.stack(agreements).mean()), **rollout.scalars(labels)}
+    return torch.stack(losses).mean(), F.cross_entropy(rollout.logits, labels), scalars
 
 
 def meet_budget(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -> None:
@@ -198,34 +165,26 @@ def meet_budget(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -
     high = LARGEST_SHIFT / float(costs.sort().values.diff()[:1].sum().clamp_min(1e-9))
     low = -high
     with torch.no_grad():
-        for _ in range(BISECTIONS):
+        for _ in range(BIAS_BISECTIONS):
             multiplier = (low + high) / 2
             shift(multiplier)
-            if _mean_cost(mdp, gate, images, budget) > budget:
+            costs_now = torch.cat([unroll(mdp, gate, part, budget, greedy).cost for part in images.split(256)])
+            if float(costs_now.double().mean()) > budget:
                 low = multiplier
             else:
                 high = multiplier
         shift(high)
 
 
-def _mean_cost(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -> float:
-    spent = 0.0
-    for part in images.split(256):
-        state, hidden = mdp.initial(part, budget), None
-        for _ in range(mdp.num_layers):
-            scores, hidden = gate(mdp.observe(state), hidden)
-            state = mdp.transition(state, scores.argmax(1), in_place=True)
-        spent += float(state.cost.double().sum())
-    return spent / len(images)
-
-
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Search, imitate, and go on by RL if `reinforce` says so."""
+    """Search, imitate, and continue by RL if `reinforce` is above 0."""
     learner = GateLearner(config, task, recorder)
-    score_layers(learner.gate)  # refuses a gate that cannot be corrected, before the search
-    mdp, found = learner.mdp, examples(config, task, recorder)
-    most, rest = held_out(found.rows, torch.Generator().manual_seed(config.seed))
-    shown, kept = found.of(most), found.of(rest if len(rest) else most)
+    score_layers(learner.gate)  # raises before the search if the gate cannot be corrected
+    mdp = learner.mdp
+    *searched, rows = examples(config, task, recorder)
+    most, rest = held_out(rows, torch.Generator().manual_seed(config.seed))
+    imitated = [tensor[most.to(mdp.device)] for tensor in searched]
+    kept = searched[0][(rest if len(rest) else most).to(mdp.device)]
     start = round((1 - config.reinforce) * config.num_images)
 
     def imitate(images: Tensor, labels: Tensor, routes: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -236,17 +195,15 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         return loss + task_loss if config.cotrain else loss, {**scalars, "multiplier": 0.0, **rewards}
 
     def correct() -> None:
-        meet_budget(mdp, learner.gate, kept.images, config.budget)
+        meet_budget(mdp, learner.gate, kept, config.budget)
 
-    learner.train(
-        imitate,
-        until=start,
-        cotrain=config.cotrain,
-        stream=shown.stream(config.batch_size, config.seed),
-        before_check=correct,
-    )
+    def batch_of(chosen: Tensor, generator: torch.Generator) -> Batch:
+        return tuple(tensor[chosen.to(mdp.device)] for tensor in imitated)
+
+    stream = Stream(len(most), config.batch_size, config.seed, batch_of)
+    learner.train(imitate, start, config.cotrain, stream=stream, before_validation=correct)
     if config.reinforce:
-        correct()  # so that the target of dual ascent need not move from elsewhere
+        correct()  # so that dual ascent starts at the budget
     options = skipnet.Config(
         budget=config.budget,
         num_images=config.num_images,

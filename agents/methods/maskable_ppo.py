@@ -1,7 +1,7 @@
 """PPO with invalid actions masked (Huang and Ontanon 2022) by sb3-contrib, for hard budgets.
 
-Here the budget binds each image, not their mean: an action after which even the cheapest continuation would exceed it
-is masked, in training and ever after. So there is no multiplier, and the reward, by default `cross_entropy`, need not
+The budget binds each image, not their mean: an action after which even the cheapest continuation would exceed it is
+masked, in training and in evaluation. So there is no multiplier, and the reward, by default `cross_entropy`, need not
 charge cost.
 """
 
@@ -11,11 +11,8 @@ from dataclasses import dataclass
 
 from sb3_contrib import MaskablePPO
 
-from agents.policies import Policy
-from agents.recorder import Recorder
 from agents.sb3.config import PPOConfig
 from agents.sb3.training import train_sb3
-from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,4 @@ class Config(PPOConfig):
     hard_budget = True
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Learn in rollouts of one episode for each of `num_envs` images."""
-    return train_sb3(config, task, recorder)
+train = train_sb3

@@ -12,12 +12,9 @@ from dataclasses import dataclass
 
 from stable_baselines3 import PPO
 
-from agents.policies import Policy
-from agents.recorder import Recorder
 from agents.sb3.conditioned import ConditionedConfig
 from agents.sb3.config import PPOConfig
 from agents.sb3.training import train_sb3
-from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
@@ -29,16 +26,13 @@ class Config(ConditionedConfig, PPOConfig):
 
 PRESETS = {
     # Lagrangian PPO (Ray, Achiam & Amodei 2019) with one critic, of the penalised reward, and a faster, multiplicative
-    # ascent: multipliers on digits differ by an order of magnitude between budgets, and with dual="pid" and a
-    # multiplier_lr of 0.5 the multiplier was still rising at the end for a budget of 0.02, whose cost stayed a tenth
-    # above it. The entropy bonus falls to 0, so that in the end the greedy policy costs what the sampled one does,
-    # which moves the multiplier.
+    # ascent, as multipliers on digits differ by an order of magnitude between budgets: with dual="pid" and a
+    # multiplier_lr of 0.5 the cost stayed a tenth above a budget of 0.02. The entropy bonus falls to 0, so that in the
+    # end the greedy policy costs what the sampled one does, which moves the multiplier.
     "lagrangian": Config(multiplier_lr=0.2, ent_schedule="linear"),
     # One policy for three budgets and all between, in as many images as three policies of 30,000.
     "conditioned": Config(num_images=90_000, budget_range=(0.015, 0.06), multiplier_lr=0.1, ent_schedule="linear"),
 }
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Learn in rollouts of one episode for each of `num_envs` images."""
-    return train_sb3(config, task, recorder)
+train = train_sb3

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from agents.methods import dqn
-from agents.policies import Policy
-from agents.recorder import Recorder
 from agents.sb3.off_policy import QRDQN
 from agents.sb3.training import train_sb3
-from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
@@ -21,6 +18,4 @@ class Config(dqn.Config):
     policy_kwargs: ClassVar[dict[str, Any]] = {"n_quantiles": 25}  # with 200, its own, four times the work
 
 
-def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Collect an episode for each of `num_envs` images, then replay; and again."""
-    return train_sb3(config, task, recorder)
+train = train_sb3

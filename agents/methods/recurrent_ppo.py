@@ -1,7 +1,7 @@
-"""Recurrent PPO by sb3-contrib: `ppo` with a policy that remembers, as DFS's and SkipNet's gates do.
+"""Recurrent PPO by sb3-contrib: `ppo` with an LSTM policy, as DFS's and SkipNet's gates are recurrent.
 
-Its LSTM runs over whole episodes at once (see `agents.sb3.recurrent`); the critic has an LSTM of its own, which decides
-nothing and so costs nothing.
+The LSTM runs over whole episodes at once (see `agents.sb3.recurrent`). The critic's own LSTM is not needed to decide,
+so its work is not counted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ class Config(LagrangianConfig, PPOConfig):
     """RecurrentPPO by sb3-contrib; hyper-parameters under its own names.
 
     On digits, with 12,000 images and two seeds, a multiplier_lr of 0.05 ends up to a fourth above a budget of 0.02, one
-    of 0.1 within it: `python -m scripts.compare --methods recurrent_ppo --seeds 0 1 --num-images 12000 --set
-    recurrent_ppo.multiplier_lr=0.05`.
+    of 0.1 within it.
     """
 
     algorithm = AlignedRecurrentPPO
@@ -31,11 +30,9 @@ class Config(LagrangianConfig, PPOConfig):
     policy_kwargs: ClassVar[dict[str, Any]] = {"lstm_hidden_size": 32, "net_arch": []}  # a small gate: its work counts
 
     num_envs: int = 108
-    """Images decided at once: the episodes of a rollout."""
     batch_size: int = 216
     """Decisions per minibatch: whole episodes, so a multiple of the number of blocks, as 216 is of 6, 9, 18, 36, 54."""
     multiplier_lr: float = 0.1
-    """Step size of the multiplier's dual ascent."""
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:

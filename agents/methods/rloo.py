@@ -1,17 +1,14 @@
 """REINFORCE with several routes of each image, whose rewards are the baseline of one another.
 
-How well an image is classified depends more on the image than on its route, and no baseline that sees only what the
-policy sees knows whether this image is one that the network gets wrong. So every image is sent along several sampled
-routes, and each route's reward is compared with the mean of the image's other routes (leave-one-out baseline: Kool, van
-Hoof & Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; RLOO: Ahmadian et al. 2024).
-What is left is what the route changed.
+How well an image is classified depends more on the image than on its route, and a baseline on the policy's observations
+cannot know which images the network gets wrong. So every image takes several sampled routes, and the baseline of each
+route's reward is the mean of the image's other routes (leave-one-out: Kool, van Hoof & Welling 2019, "Buy 4 REINFORCE
+samples, get a baseline for free!"; RLOO: Ahmadian et al. 2024). What is left is the effect of the route.
 
-The reward of a prediction is the probability of the true class by default: accuracy, if the class were drawn, and
-smoother than that of the likeliest class. Costs count as in SkipNet's reward-to-go, times a multiplier that dual ascent
-finds.
+The reward of a prediction is the probability of the true class by default: the expected accuracy if the class were
+drawn. Costs count as in SkipNet's reward-to-go, times a multiplier found by dual ascent.
 
-The gate may start from the best static allocation, so that it only has to learn where to depart from it for which
-image.
+The gate may start from the best static allocation, so that it only learns where to deviate from it.
 """
 
 from __future__ import annotations
@@ -43,32 +40,30 @@ class Config(GateConfig, SearchConfig):
 
     family: ClassVar[str] = "REINFORCE"
     gate: str = "blockwise"
-    """"blockwise" (a small network for each block), or any other gate; those that score all blocks by one layer cannot
+    """"blockwise" (a small network for each block), or any other gate. Gates that score all blocks by one layer cannot
     start from `static`."""
     batch_size: int = limited(32, low=1)
     """Images per update, each along several routes."""
     routes: int = limited(8, low=2)
-    """Routes of each image; each counts as an image shown."""
+    """Routes of each image; each counts as one image in `num_images`."""
     criterion: str = "probability"
     lr: float = 3e-3
-    """First learning rate of the gate."""
-    multiplier_init: float = 3.0
+    multiplier_init: float = limited(3.0, low=0)
     """First multiplier of cost."""
-    multiplier_lr: float = 0.1
+    multiplier_lr: float = limited(0.1, above=0)
     """Step size of the dual ascent that moves it until the mean cost meets the budget."""
-    multiplier_anneal: float = 0.1
+    multiplier_anneal: float = limited(0.1, low=0, high=1)
     """Share of training in which the target of dual ascent falls from the first cost to the budget."""
     ent_coef: float = limited(0.003, low=0)
     """First weight of the entropy bonus, a sum over an image's decisions."""
     ent_schedule: str = "linear"
     """How it falls; "linear", to 0: decisions are greedy in the end."""
     start_static: float = limited(0.9, low=0, below=1)
-    """Probability that the untrained gate gives to the action of `static` at each block; 0 does without `static`."""
+    """Probability of `static`'s action at each block in the untrained gate; 0 to start without `static`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         make_schedule(self.ent_schedule)
-        self.dual()  # refuses what is impossible
         if self.start_full and self.start_static:
             raise ValueError(
                 "a gate starts at full execution or from static: set start_static to 0, or leave out start_full"
@@ -79,23 +74,23 @@ class Config(GateConfig, SearchConfig):
         return DualAscent(self.budget, self.multiplier_lr, self.multiplier_anneal, self.multiplier_init)
 
 
-RARE = 1e-3
-"""Probability that a gate which starts from an allocation gives to actions that are no neighbours of its own."""
+LEAST_PROBABILITY = 1e-3
+"""Of each action at the start from an allocation, before normalisation."""
 
 PRESETS = {"cotrained": Config(cotrain=True)}
 
 
 def leave_one_out(rewards: Tensor, routes: int) -> Tensor:
-    """Rewards [N * routes, ...] minus the mean of those of the same image's other routes, which stand side by side."""
+    """Rewards [N * routes, ...] minus the mean of the same image's other routes, which are adjacent rows."""
     grouped = rewards.unflatten(0, (-1, routes))
     return ((grouped - grouped.mean(1, keepdim=True)) * (routes / (routes - 1))).flatten(0, 1)
 
 
 def prefer(gate: nn.Module, allocation: Tensor, actions: int, probability: float) -> None:
-    """Give a new gate's scores a bias, with which, if they are near zero, it takes each block's action of `allocation`
-    [L] with the given probability, and its neighbours with almost all of the rest.
+    """Bias a new gate's scores so that it takes each block's action of `allocation` [L] with the given probability, and
+    the neighbouring bitwidths with almost all of the rest.
 
-    Deviations of one step are what is worth trying: a few draws of the widest bitwidth cost as much as the whole route.
+    Larger deviations are not worth trying: a few draws of the widest bitwidth cost as much as the whole route.
 
     Raises:
         ValueError: the gate scores all blocks by one layer.
@@ -110,7 +105,7 @@ def prefer(gate: nn.Module, allocation: Tensor, actions: int, probability: float
     distance = (torch.arange(actions, device=allocation.device) - allocation[:, None]).abs()
     neighbours = (distance == 1).double()
     wanted = torch.where(distance == 0, probability, (1 - probability) * neighbours / neighbours.sum(1, keepdim=True))
-    bias = wanted.clamp_min(RARE).log().flatten().to(layers[0].bias)
+    bias = wanted.clamp_min(LEAST_PROBABILITY).log().flatten().to(layers[0].bias)
     with torch.no_grad():
         for layer, part in zip(layers, bias.split(sizes), strict=True):
             layer.bias.copy_(part)
@@ -126,20 +121,17 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         prefer(gate, allocation.to(mdp.device), mdp.num_actions, config.start_static)
     dual = config.dual()
     recorder.register_state(dual=dual)
-    entropy_factor, answer_of = make_schedule(config.ent_schedule), CRITERIA[config.criterion]
+    entropy_factor, outcome_of = make_schedule(config.ent_schedule), CRITERIA[config.criterion]
 
     def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         rollout = sampled_rollout(mdp, gate, images, config.budget)
-        answers = answer_of(rollout.logits.detach(), labels)
-        advantages = leave_one_out(rewards_to_go(answers, rollout.step_costs, dual.multiplier), config.routes)
+        outcomes, progress = outcome_of(rollout.logits.detach(), labels), recorder.images_seen / config.num_images
+        advantages = leave_one_out(rewards_to_go(outcomes, rollout.step_costs, dual.multiplier), config.routes)
         reinforce = -(advantages * rollout.log_probabilities).sum(1).mean()
-        scalars = {**rollout.scalars(labels), "multiplier": dual.multiplier, "reward_answer": float(answers.mean())}
+        scalars = {**rollout.scalars(labels), "multiplier": dual.multiplier, "reward_answer": float(outcomes.mean())}
         scalars["reward_cost"] = -dual.multiplier * scalars["cost"]
-        bonus = (
-            config.ent_coef * entropy_factor(recorder.images_seen / config.num_images) * rollout.entropies.sum(1).mean()
-        )
-        dual.update(scalars["cost"], recorder.images_seen / config.num_images)
-        loss = reinforce - bonus
+        dual.update(scalars["cost"], progress)
+        loss = reinforce - config.ent_coef * entropy_factor(progress) * rollout.entropies.sum(1).mean()
         if config.cotrain:
             loss += F.cross_entropy(rollout.logits, labels)
         return loss, scalars

@@ -1,9 +1,9 @@
 """A second look: all images take one allocation; those with an unconfident prediction take it once more, mirrored.
 
-Averaging over an image and its reflection is as old as deep networks (Krizhevsky et al., NIPS 2012, section 4.1).
-As in `agents.methods.cascade`, the margin between the two largest probabilities decides which images get the second
-inference, and these pay twice. Where a mirrored image means something else, as with digits, it is moved by a pixel
-instead. Like the cascade it is no policy of the MDP.
+Predictions are averaged over an image and its reflection (test-time augmentation: Krizhevsky et al., NIPS 2012, section
+4.1). As in `agents.methods.cascade`, the margin between the two largest probabilities decides which images get the
+second inference, and these cost twice as much. Where a reflection changes the class, as with digits, the image is moved
+by a pixel instead. Like the cascade it is no policy of the MDP.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SecondLook(Cascade):
     Args:
         allocation: [L] actions.
         mirror: whether the other view is the image's reflection; else it is moved by a pixel.
-        threshold: an image whose first prediction has a smaller margin, in [0, 1], gets the second look.
+        threshold: an image whose first prediction has a smaller margin, in [0, 1], gets the second inference.
     """
 
     def __init__(self, allocation: Tensor, mirror: bool, threshold: float = 0.0) -> None:
@@ -50,7 +50,7 @@ class SecondLook(Cascade):
         self.mirror = mirror
 
     def second(self, mdp: BlockMDP, images: Tensor, logits: Tensor) -> Tensor:
-        """Logits [B, K] by both looks, of which the first gave `logits`."""
+        """Logits [B, K] by both inferences, of which the first gave `logits`."""
         return averaged(logits, super().second(mdp, other_view(images, self.mirror), logits))
 
     def save(self, folder: Path) -> None:
@@ -70,13 +70,13 @@ def other_view(images: Tensor, mirror: bool) -> Tensor:
 
 
 def averaged(first: Tensor, second: Tensor) -> Tensor:
-    """Logits [B, K] of the mean of the probabilities that two logits [B, K] stand for."""
+    """Log-probabilities [B, K], up to a constant, of the mean of two predictions given by logits [B, K]."""
     return torch.logaddexp(first.log_softmax(1), second.log_softmax(1))
 
 
 def once_and_twice(first: Tensor, second: Tensor, labels: Tensor, cost: float) -> Stages:
-    """One look, and one more, as the stages of a cascade: from the logits [N, K] of each look alone, the labels [N],
-    and the cost of a look."""
+    """One inference, and two, as the stages of a cascade: from the logits [N, K] of each view alone, the labels [N],
+    and the cost of an inference."""
     return Stages.of([first, averaged(first, second)], labels, torch.tensor([cost, cost], device=first.device))
 
 

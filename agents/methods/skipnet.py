@@ -1,4 +1,4 @@
-"""SkipNet's training (Wang et al. 2018, section 3.3), with bitwidths beside skipping.
+"""SkipNet's training (Wang et al. 2018, section 3.3), with bitwidths in addition to skipping.
 
 Supervised pre-training (SP): a straight-through gate and cross-entropy, without any cost. Then hybrid RL (HRL): routes
 are sampled; the backbone, if it is co-trained, follows cross-entropy along the executed route; the gate follows
@@ -6,9 +6,8 @@ REINFORCE with reward-to-go
 
     r_i = -(cross-entropy + multiplier * sum of the costs of the decisions j >= i),
 
-which is the paper's r_i = -(L - alpha/N * sum over j >= i of (1 - g_j)) up to a constant, with multiplier =
-alpha. The published alpha is fixed; by default dual ascent finds the multiplier here at which the mean cost meets the
-budget.
+which is the paper's r_i = -(L - alpha/N * sum over j >= i of (1 - g_j)) up to a constant, with multiplier = alpha. The
+published alpha is fixed; here, by default, dual ascent finds the multiplier at which the mean cost meets the budget.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class Config(GateConfig):
-    """SkipNet: supervised pre-training, then REINFORCE with reward-to-go beside cross-entropy. `cotrain` is about
+    """SkipNet: supervised pre-training, then REINFORCE with reward-to-go and cross-entropy. `cotrain` holds for
     both."""
 
     family: ClassVar[str] = "REINFORCE"
@@ -40,16 +39,16 @@ class Config(GateConfig):
     """Share of the images for supervised pre-training: 0 is HRL from scratch, 1 is SP alone."""
     alpha: float | None = limited(None, low=0)
     """Fixed cost coefficient (published: 0.1); None learns the multiplier at which the mean cost meets the budget."""
-    multiplier_lr: float = 0.03
+    multiplier_lr: float = limited(0.03, above=0)
     """Step size of its dual ascent."""
-    multiplier_anneal: float = 0.1
+    multiplier_anneal: float = limited(0.1, low=0, high=1)
     """Share of training in which the target of dual ascent falls from the first cost to the budget."""
     rl_weight: float = limited(1.0, low=0)
-    """Weight of the REINFORCE loss, a mean over the batch. It matters beside cross-entropy in SkipNet's single
-    optimizer (published: 0.01, of a sum over the batch); gate and backbone have their own optimizers here."""
+    """Weight of the REINFORCE loss, a mean over the batch (published: 0.01, of a sum over the batch, in one optimizer
+    with cross-entropy; here gate and backbone have their own optimizers)."""
     rl_lr: float | None = limited(None, low=0)
-    """Learning rate of gate and backbone in HRL, before what the schedule has left of it then (published: 1e-4); None:
-    each goes on at its own."""
+    """First learning rate of gate and backbone in HRL, times the schedule's factor (published: 1e-4); None for that of
+    each."""
     rl_schedule: str = "linear"
     """How they fall in HRL (published: "constant")."""
     baseline: bool = False
@@ -59,8 +58,8 @@ class Config(GateConfig):
     ent_schedule: str = "linear"
     """How it falls over HRL; "linear", to 0: decisions are greedy in the end."""
     supervised: bool = True
-    """Whether the answer is trained by cross-entropy. If not (pure RL), the class is drawn like any other action, the
-    reward is 1 for the right one, and REINFORCE alone trains gate and backbone."""
+    """Whether the prediction is trained by cross-entropy. If not (pure RL), the class is drawn like any other action,
+    the reward is 1 for the correct one, and REINFORCE alone trains gate and backbone."""
 
     @property
     def holds_budget(self) -> bool:
@@ -76,7 +75,6 @@ class Config(GateConfig):
         super().__post_init__()
         make_schedule(self.rl_schedule)
         make_schedule(self.ent_schedule)
-        self.dual()  # refuses what is impossible
         if not self.supervised and (self.pretraining or not self.cotrain):
             raise ValueError(
                 "pure RL (supervised=False) trains the network too, without pre-training: set pretraining to 0 "
@@ -111,20 +109,13 @@ PRESETS = {
 
 
 def rewards_to_go(outcomes: Tensor, step_costs: Tensor, multiplier: float) -> Tensor:
-    """[B, L] reward-to-go from the rewards of the answers [B] and the costs [B, L] of the decisions. Nobody's depends
-    on another's."""
+    """[B, L] reward-to-go from the rewards of the predictions [B] and the costs [B, L] of the decisions."""
     costs_to_go = step_costs.flip(1).cumsum(1).flip(1)
     return outcomes[:, None] - multiplier * costs_to_go
 
 
 class HybridReinforce:
-    """The loss of the HRL stage, and the multiplier that it moves.
-
-    Args:
-        learner: whose gate is trained.
-        config: the options.
-        begin: images seen before the stage.
-    """
+    """The loss of the HRL stage, which starts after `begin` images, and the multiplier that it moves."""
 
     def __init__(self, learner: GateLearner, config: Config, begin: int) -> None:
         self.learner, self.config, self.begin = learner, config, begin
@@ -136,28 +127,28 @@ class HybridReinforce:
         """Images [B, 3, H, W] and labels [B] -> loss, and scalars to log."""
         config, learner = self.config, self.learner
         rollout = sampled_rollout(learner.mdp, learner.gate, images, config.budget, attached=not config.supervised)
-        answer, outcomes, answer_log_p = self._answer(rollout.logits, labels)
+        prediction_loss, outcomes, class_log_p = self._prediction(rollout.logits, labels)
         returns = rewards_to_go(outcomes, rollout.step_costs, self.dual.multiplier)
         advantages = returns - returns.mean(0) if config.baseline else returns
         credit = outcomes - outcomes.mean() if config.baseline else outcomes
-        reinforce = -((advantages * rollout.log_probabilities).sum(1) + credit * answer_log_p).mean()
+        reinforce = -((advantages * rollout.log_probabilities).sum(1) + credit * class_log_p).mean()
         scalars, entropy = {**rollout.scalars(labels), "multiplier": self.dual.multiplier}, rollout.entropies.mean()
         rewards = {"reward_answer": float(outcomes.mean()), "reward_cost": -self.dual.multiplier * scalars["cost"]}
         progress = (learner.recorder.images_seen - self.begin) / (config.num_images - self.begin)
         if config.alpha is None:
             self.dual.update(scalars["cost"], progress)
         bonus = config.ent_coef * self.entropy_factor(progress) * entropy
-        return answer + config.rl_weight * reinforce - bonus, scalars | rewards
+        return prediction_loss + config.rl_weight * reinforce - bonus, scalars | rewards
 
-    def _answer(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss of the answers, their rewards [B], and the log-probabilities [B] of answers that were drawn."""
+    def _prediction(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of the predictions, their rewards [B], and the log-probabilities [B] of drawn classes."""
         if self.config.supervised:
             losses = F.cross_entropy(logits, labels, reduction="none")
             return losses.mean(), -losses.detach(), torch.zeros_like(losses)
         log_p = logits.log_softmax(1)
         drawn = torch.multinomial(log_p.detach().exp(), 1)
-        right = (drawn.squeeze(1) == labels).to(logits.dtype)
-        return torch.zeros_like(right).mean(), right, log_p.gather(1, drawn).squeeze(1)
+        correct = (drawn.squeeze(1) == labels).to(logits.dtype)
+        return torch.zeros_like(correct).mean(), correct, log_p.gather(1, drawn).squeeze(1)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:

@@ -1,7 +1,6 @@
 """The best allocation that is the same for all images, and the backbone fine-tuned on it.
 
-What a dynamic policy on a co-trained backbone must beat: a backbone that specialises in one route gains, too, and
-without deciding anything.
+A policy on a co-trained backbone must beat it: a backbone that specialises in one route gains, too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """One allocation of bitwidths to blocks, the same for all images, found by RL: HAQ (Wang et al., CVPR 2019) and ReLeQ
 (Elthakeb et al. 2018), to compare with the search of `static`.
 
-An episode is a whole allocation, drawn block by block from an agent that sees the position only. As in HAQ (section
-3.3) one that costs more than the budget is lowered, block after block, until it fits; the reward is terminal, 0.1 times
-the accuracy that it has on a batch of images above that of full execution (HAQ, section 3.4). HAQ learns by DDPG with
-continuous bitwidths, ReLeQ by PPO; here REINFORCE with a running baseline does.
+An episode draws a whole allocation block by block from an agent that observes the position only. As in HAQ (section
+3.3), an allocation above the budget is lowered, block after block, until it fits. The reward is terminal: 0.1 times the
+difference between its accuracy on a batch of images and that of full execution (HAQ, section 3.4). HAQ learns by DDPG
+with continuous bitwidths, ReLeQ by PPO; this file uses REINFORCE with a running baseline.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agents.checkpoints import Variables
 from agents.learning import image_stream
-from agents.method_config import MethodConfig, limited
+from agents.method_config import MethodConfig, check_affordable, limited
 from agents.policies import AllocationPolicy, Policy
 from agents.recorder import Recorder
 from backbone.cost import TOLERANCE, CostTable
@@ -46,23 +46,17 @@ class Config(MethodConfig):
 
 
 def fit(allocation: list[int], costs: CostTable, budget: float) -> list[int]:
-    """The allocation, lowered by one bitwidth at one block after the other, from the last to the first and again, until
-    it is within the budget (HAQ, section 3.3).
-
-    Raises:
-        ValueError: not even the cheapest allocation is.
-    """
+    """The allocation, lowered by one bitwidth block after block, from the last to the first and again, until it is
+    within the budget or the first action everywhere (HAQ, section 3.3)."""
     lowered, block = list(allocation), len(allocation)
-    while float(costs.route_cost(torch.tensor([lowered], device=costs.block.device))[0]) > budget + TOLERANCE:
-        if not any(lowered):
-            raise ValueError(f"budget {budget} is below the cheapest allocation")
+    while any(lowered) and costs.route_cost(torch.tensor([lowered], device=costs.block.device))[0] > budget + TOLERANCE:
         block = (block or len(lowered)) - 1
         lowered[block] = max(lowered[block] - 1, 0)
     return lowered
 
 
 def accuracy(mdp: BlockMDP, allocation: list[int], images: Tensor, labels: Tensor) -> float:
-    """Share of the images [B, 3, H, W] with labels [B] that are classified correctly under the allocation."""
+    """Of the allocation, on images [B, 3, H, W] with labels [B]."""
     routes = torch.tensor(allocation, device=images.device).expand(len(images), -1)
     return float((mdp.run(images, routes).argmax(1) == labels).float().mean())
 
@@ -70,7 +64,7 @@ def accuracy(mdp: BlockMDP, allocation: list[int], images: Tensor, labels: Tenso
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Draw allocations, try them, follow the reward."""
     mdp, costs = task.mdp, task.mdp.cost
-    fit([0] * mdp.num_layers, costs, config.budget)  # whether any allocation can be within the budget
+    check_affordable(config.budget, costs)
     first = torch.zeros(mdp.num_layers, mdp.num_actions, device=mdp.device)
     first[:, -1] = 2.0  # the agent begins near full execution
     preferences = nn.Parameter(first)

@@ -102,8 +102,7 @@ class RunConfig:
         return {"method": method, "preset": preset, "label": self.label}
 
     def resolved(self) -> dict[str, Any]:
-        """The configuration as plain data: what decides the result, and so neither where files lie nor the device nor
-        how many processes share the work.
+        """The configuration as plain data: what decides the result, and so neither where files lie nor the device.
 
         Raises:
             FileNotFoundError: there is no backbone.
@@ -116,7 +115,7 @@ class RunConfig:
         table = self.task.latency_table()
         if table:
             task |= {"cost": self.task.cost, "latency": hashlib.sha256(repr(table).encode()).hexdigest()[:16]}
-        options = {name: value for name, value in asdict(self.config).items() if name != "workers"}
+        options = asdict(self.config)
         revision = {"revision": self.config.revision} if self.config.revision else {}
         code = code_digests([options, task, about.get("config")])
         found = {"version": VERSION, **revision, "method": self.names["method"], "options": options, "task": task}

@@ -1,4 +1,4 @@
-"""One policy for a whole range of budgets: the budget is drawn for every episode, and seen."""
+"""One policy for a whole range of budgets: each episode draws its budget, which the policy observes."""
 
 from __future__ import annotations
 
@@ -20,29 +20,24 @@ from dfs_env.observations import ObservationLayout
 
 @dataclass(frozen=True)
 class ConditionedConfig(LagrangianConfig):
-    """With a `budget_range`, the multiplier is a curve over it (see `agents.lagrangian.MultiplierCurve`), so that each
-    image has the multiplier at which images of its budget meet it on average.
+    """With a `budget_range`, the multiplier is a curve over it (`agents.lagrangian.MultiplierCurve`): each image has
+    the multiplier at which images of its budget meet it on average.
 
     Raises:
-        ValueError: an impossible range, a budget to be evaluated outside it, or another form of dual ascent than the
-            multiplicative one.
+        ValueError: an impossible range, a budget outside it, or a form of dual ascent that is not multiplicative.
     """
 
     budget_range: tuple[float, float] | None = None
-    """Lowest and highest of the budgets that are drawn for the episodes, log-uniformly; None for `budget` alone."""
+    """Lowest and highest budget of the episodes, drawn log-uniformly; None for `budget` alone."""
     eval_budgets: tuple[float, ...] = ()
-    """Budgets that the policy is validated and reported at; without any, it is validated at three of the range and
-    reported at `budget`."""
+    """Budgets at which the policy is validated and reported; by default three of the range, and `budget`."""
     multiplier_knots: int = 5
-    """Points of the multiplier's curve, each with a dual ascent of its own."""
+    """Points of the multiplier's curve, each with its own dual ascent."""
 
     def __post_init__(self) -> None:
         if self.budget_range is not None and np.shape(self.budget_range) != (2,):
             raise ValueError(f"budget_range {self.budget_range!r} must be two numbers, the lowest and highest budget")
         super().__post_init__()
-        for name in ("budget_range", "eval_budgets"):  # a list, where it was read from a file
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.budget_range is None:
             if self.eval_budgets:
                 raise ValueError("eval_budgets are for a policy of many budgets: give a budget_range, too")
@@ -60,8 +55,8 @@ class ConditionedConfig(LagrangianConfig):
                 raise ValueError(f"budget {budget:g} is outside budget_range {low:g} to {high:g}: widen the range")
 
     @property
-    def serves_many(self) -> bool:
-        """With a range."""
+    def serves_many_budgets(self) -> bool:
+        """True with a range."""
         return self.budget_range is not None
 
     @property
@@ -73,7 +68,7 @@ class ConditionedConfig(LagrangianConfig):
         return self.eval_budgets or (low, math.sqrt(low * high), high)
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's; the policy sees the range's budgets on a scale of their own."""
+        """The constructor's, with `BudgetFeatures` as the policy's features extractor."""
         arguments = super().arguments()
         if self.budget_range is not None:
             low, high = self.budget_range
@@ -97,10 +92,9 @@ class ConditionedConfig(LagrangianConfig):
 
 
 class BudgetFeatures(BaseFeaturesExtractor):
-    """Observations [B, D] with cost spent as a share of the budget, and the budget as the place of its logarithm in the
-    range, from -1 to 1.
+    """Observations [B, D] with cost spent as a share of the budget, and the budget's logarithm scaled from -1 to 1.
 
-    Unscaled, the budgets of a range such as 0.02 to 0.05 are almost one number to a network.
+    Unscaled, the budgets of a range such as 0.02 to 0.05 are almost the same number to a network.
     """
 
     def __init__(self, observation_space: spaces.Box, low: float, high: float) -> None:

@@ -19,7 +19,7 @@ from agents.lagrangian import DualAscent, Multiplier
 from agents.method_config import MethodConfig, limited
 from agents.sb3.off_policy import LagrangianReplayBuffer
 from agents.sb3.options import as_settings, names_of, parse_settings
-from agents.sb3.policy import LEARNING, algorithm_of, described
+from agents.sb3.policy import LEARNING_ONLY, algorithm_of, described
 from backbone.names import check_names
 from backbone.schedules import make_schedule
 from dfs_env.rewards import Shaped, cost_coef_is_open, is_budgeted, make_reward, nested
@@ -30,9 +30,9 @@ class SB3Config(MethodConfig):
     """What every method by Stable-Baselines3 has.
 
     Raises:
-        ValueError: a setting in `sb3` that the algorithm does not have, a number out of range, an unknown reward or
-            schedule, a budget that falls to 0, a reward that is shaped with another discount, or that needs a cost
-            coefficient where the method learns none, an algorithm whose models `SB3Policy` could not read again.
+        ValueError: a setting in `sb3` that the algorithm does not have, an unknown reward or schedule, a budget that
+            falls to 0, a reward shaped with another discount or without its cost coefficient, or an algorithm whose
+            models `SB3Policy` could not load.
     """
 
     family: ClassVar[str] = "Stable-Baselines3"
@@ -40,11 +40,11 @@ class SB3Config(MethodConfig):
     algorithm: ClassVar[type[BaseAlgorithm]]
     """The class whose constructor takes the hyper-parameters."""
     policy: ClassVar[Any] = "MlpPolicy"
-    """Its first argument."""
+    """The constructor's first argument."""
     policy_kwargs: ClassVar[dict[str, Any]] = {}
-    """How the policy differs from SB3's; `sb3` overrides it key by key."""
+    """How the policy differs from SB3's default; `sb3` overrides it key by key."""
     hard_budget: ClassVar[bool] = False
-    """Whether the environment refuses what would exceed the budget."""
+    """Whether the environment refuses actions that would exceed the budget."""
 
     reward: str = "cross_entropy"
     """Reward: a name, "name(parameter=value)" or "module:function" (see `dfs_env.rewards`)."""
@@ -55,8 +55,8 @@ class SB3Config(MethodConfig):
     gamma: float = limited(1.0, low=0, high=1)
     """Discount. Episodes are short and of fixed length."""
     budget_schedule: str = "constant"
-    """Factor on the budget over training: of the target of dual ascent where there is one, else of what the
-    policy sees and the reward reads. "linear(first=4, to=1, end=0.5)", say; see `backbone.schedules`."""
+    """Factor on the budget over training, such as "linear(first=4, to=1, end=0.5)" (`backbone.schedules`). It scales
+    the target of dual ascent if there is one, else the budget that policy and reward read."""
     cotrain: bool = False
     """Whether the backbone learns too, by cross-entropy on the routes that the policy took."""
     backbone_lr: float = limited(3e-3, low=0)
@@ -75,8 +75,8 @@ class SB3Config(MethodConfig):
         factor = make_schedule(self.budget_schedule)
         if min(factor(share) for share in np.linspace(0, 1, 101)) <= 0:
             raise ValueError(
-                f"budget_schedule {self.budget_schedule!r} makes the budget 0, which nothing meets: let it end, and "
-                'begin, above that, as "linear(first=4, to=1)" does'
+                f"budget_schedule {self.budget_schedule!r} makes the budget 0, which nothing meets: let it begin and "
+                'end above 0, as "linear(first=4, to=1)" does'
             )
         self.arguments()
 
@@ -84,22 +84,21 @@ class SB3Config(MethodConfig):
         for reward in nested(make_reward(self.reward, self.env_cost_coef)):
             if isinstance(reward, Shaped) and not math.isclose(reward.gamma, self.gamma):
                 raise ValueError(
-                    f"reward {self.reward!r} is shaped with a discount of {reward.gamma:g}, the learner's gamma is "
-                    f"{self.gamma:g}: the best policy would be another; give shaping_gamma={self.gamma:g}"
+                    f"reward {self.reward!r} is shaped with a discount of {reward.gamma:g}, but the learner's gamma is "
+                    f"{self.gamma:g}, which changes the optimal policy: give shaping_gamma={self.gamma:g}"
                 )
 
     @property
     def env_cost_coef(self) -> float | None:
-        """The environment's cost coefficient: 1 where the learner multiplies the component `cost` by its multiplier;
-        None for the reward's own."""
+        """The environment's cost coefficient; None for the reward's own."""
         return None
 
     def multiplier(self) -> Multiplier | None:
-        """Where the multiplier of cost comes from; None where it is not learned."""
+        """The multiplier of cost at its start; None if none is learned."""
         return None
 
     def drawn_budget(self, factor: float) -> float | dict[str, float]:
-        """The environment's budget, or what it is drawn from, at a factor of the schedule."""
+        """The environment's `budget` argument at a factor of the schedule."""
         return min(self.budget * factor, 1.0)
 
     def arguments(self) -> dict[str, Any]:
@@ -108,15 +107,15 @@ class SB3Config(MethodConfig):
         Raises:
             ValueError: a setting that it does not know, or one of the policy that could not be saved.
         """
-        known, own = names_of(self.algorithm), [entry.name for entry in fields(self)]
+        own = [entry.name for entry in fields(self)]
         settings = parse_settings(self.sb3, self.algorithm, own)
-        named = {name: getattr(self, name) for name in own if name in known}
+        named = {name: getattr(self, name) for name in own if name in names_of(self.algorithm)}
         kwargs = {**self.policy_kwargs, **settings.pop("policy_kwargs", {})}
         policy = self.policy
         if isinstance(policy, str):
             policy = cast(Any, self.algorithm).policy_aliases[policy]
         check_names(kwargs, names_of(policy), f"policy_kwargs of {self.algorithm.__name__}")
-        described({name: value for name, value in kwargs.items() if name not in LEARNING})
+        described({name: value for name, value in kwargs.items() if name not in LEARNING_ONLY})
         return {**named, **settings, "policy_kwargs": kwargs}
 
 
@@ -127,8 +126,8 @@ class LagrangianConfig(SB3Config):
     and that reward alone.
 
     Raises:
-        ValueError: a cost coefficient below 0; one, or a schedule of it, for a reward that leaves none open; an unknown
-            form of dual ascent, or an impossible step size of it.
+        ValueError: a cost coefficient, or a schedule of it, for a reward that leaves none open; an unknown form of dual
+            ascent, or an impossible step size.
     """
 
     reward: str = "cross_entropy_minus_cost"
@@ -140,9 +139,9 @@ class LagrangianConfig(SB3Config):
     """Factor on the multiplier, or on the fixed coefficient, over training."""
     dual: str = "multiplicative"
     """Form of the multiplier's dual ascent: "multiplicative", "additive" (Lagrangian PPO's), or "pid"."""
-    multiplier_lr: float = 0.05
-    """Its step size, for the additive forms in units of the multiplier."""
-    multiplier_anneal: float = 0.1
+    multiplier_lr: float = limited(0.05, above=0)
+    """Step size of dual ascent; for the additive forms in units of the multiplier."""
+    multiplier_anneal: float = limited(0.1, low=0, high=1)
     """Share of training in which the target of dual ascent falls from the first cost to the budget."""
 
     @property
@@ -157,7 +156,7 @@ class LagrangianConfig(SB3Config):
 
     @property
     def env_cost_coef(self) -> float | None:
-        """1, which the multiplier or the fixed coefficient is a multiple of, where the reward leaves it open."""
+        """1 where the reward leaves it open: the learner multiplies the component `cost`."""
         return 1.0 if cost_coef_is_open(self.reward) else None
 
     def __post_init__(self) -> None:
@@ -167,7 +166,7 @@ class LagrangianConfig(SB3Config):
                 raise ValueError(
                     f"reward {self.reward!r} leaves no cost_coef open: drop {name}, or use 'cross_entropy_minus_cost'"
                 )
-        DualAscent(self.budget, self.multiplier_lr, self.multiplier_anneal, form=self.dual)  # refuses the impossible
+        DualAscent(self.budget, self.multiplier_lr, form=self.dual)  # checks the form
 
     def multiplier(self) -> Multiplier | None:
         """By dual ascent, unless the coefficient is fixed."""
@@ -179,7 +178,7 @@ class LagrangianConfig(SB3Config):
 
 @dataclass(frozen=True)
 class PPOConfig(SB3Config):
-    """What the methods derived from proximal policy optimisation have."""
+    """What the methods derived from proximal policy optimisation share."""
 
     batch_size: int = limited(256, low=1)
     """Decisions per minibatch."""
@@ -195,8 +194,8 @@ class PPOConfig(SB3Config):
     """Factor on it over training. "linear" lets it fall to 0, so that decisions are greedy in the end."""
 
 
-def aligned(config: SB3Config, length: int) -> dict[str, Any]:
-    """The constructor's arguments, with rollouts of whole episodes of `length` decisions.
+def aligned(config: SB3Config, length: int) -> tuple[dict[str, Any], int]:
+    """The constructor's arguments, with rollouts of whole episodes of `length` decisions, and a rollout's steps.
 
     Raises:
         ValueError: `n_steps` or `train_freq` would cut episodes; `batch_size` is larger than what it is drawn from.
@@ -205,10 +204,10 @@ def aligned(config: SB3Config, length: int) -> dict[str, Any]:
     off_policy = issubclass(config.algorithm, OffPolicyAlgorithm)
     name = "train_freq" if off_policy else "n_steps"
     arguments.setdefault(name, length)
-    steps = rollout_steps(arguments, length)
+    steps = arguments[name]
     if not isinstance(steps, int) or steps < 1 or steps % length:
         raise ValueError(
-            f"{name} {arguments[name]} is not a multiple of the {length} decisions of an episode: rollouts must hold "
+            f"{name} {steps} is not a multiple of the {length} decisions of an episode: rollouts must hold "
             "whole episodes"
         )
     held = arguments["buffer_size"] if off_policy else steps * config.num_envs
@@ -221,9 +220,4 @@ def aligned(config: SB3Config, length: int) -> dict[str, Any]:
     if off_policy:
         returns = {"n_steps": arguments.pop("n_steps", 1), "gamma": config.gamma}
         arguments |= {"replay_buffer_class": LagrangianReplayBuffer, "replay_buffer_kwargs": returns}
-    return arguments
-
-
-def rollout_steps(arguments: dict[str, Any], length: int) -> int:
-    """Steps of a rollout with the constructor's arguments, by default an episode's `length` decisions."""
-    return arguments.get("train_freq", arguments.get("n_steps", length))
+    return arguments, steps

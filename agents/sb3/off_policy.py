@@ -1,4 +1,4 @@
-"""What learning from a replay buffer needs here: rewards at the current multiplier, and exploration image by image."""
+"""Replay buffer with rewards at the current multiplier, and exploration image by image."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Array = np.ndarray[Any, Any]
 class LagrangianReplayBuffer(NStepReplayBuffer):
     """A replay buffer whose rewards follow the multiplier of cost.
 
-    Dual ascent moves the multiplier while old decisions are replayed, and a Q function that mixes the rewards of many
-    multipliers fits none of them. So the buffer keeps what `SB3VecEnv` says of each decision: its cost component at a
-    multiplier of 1, and the rest of its reward. `relabel` sums them up anew. The dynamics do not depend on the
-    multiplier, so the decisions stay valid; only a co-trained backbone makes them stale, slowly.
+    Dual ascent moves the multiplier while old decisions are replayed, and a Q function fitted to the rewards of many
+    multipliers is right for none of them. So the buffer keeps what `SB3VecEnv` reports of each decision: its cost
+    component at a multiplier of 1, and the rest of its reward. `relabel` computes their sum again. The dynamics do not
+    depend on the multiplier, so the decisions stay valid; only a co-trained backbone slowly makes them stale.
 
-    With `n_steps` of 1 and no multiplier, what it samples is what SB3's `ReplayBuffer` samples.
+    With `n_steps` of 1 and no multiplier it samples what SB3's `ReplayBuffer` samples.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.multiplier = 0.0
-        """At which cost is charged now."""
+        """The current one."""
         self.charges = np.zeros_like(self.rewards)
         """[size, N] the component `cost` of each decision at a multiplier of 1: minus its cost, as a rule."""
         self.task_rewards = np.zeros_like(self.rewards)
@@ -66,8 +66,8 @@ class LagrangianReplayBuffer(NStepReplayBuffer):
 
 
 class _ImageExploration:
-    """Epsilon-greedy exploration that draws for each image. SB3 draws once for the whole batch, so that in lockstep all
-    images would be decided at random, or none, and the mean cost of a rollout would jump about."""
+    """Epsilon-greedy exploration that draws for each image. SB3 draws once for the whole batch: in lockstep all images
+    or none would be decided at random, and the mean cost of a rollout would jump."""
 
     policy: Any
     action_space: Any

@@ -13,7 +13,7 @@ from backbone.names import check_names, literal, resolve
 RESERVED = {"self", "policy", "env", "device", "_init_setup_model"} | {
     f"{kind}_buffer_{part}" for kind in ("replay", "rollout") for part in ("class", "kwargs")
 }
-"""What the training itself decides."""
+"""Arguments that the training sets itself."""
 
 
 def as_settings(given: str | Mapping[str, Any] | Iterable[str]) -> tuple[str, ...]:
@@ -26,18 +26,13 @@ def as_settings(given: str | Mapping[str, Any] | Iterable[str]) -> tuple[str, ..
 
 
 def parse_settings(settings: Iterable[str], algorithm: type[BaseAlgorithm], taken: Iterable[str]) -> dict[str, Any]:
-    """The keyword arguments for the constructor of `algorithm` that the settings stand for.
+    """The keyword arguments for the constructor of `algorithm` from "NAME=VALUE" settings.
 
-    A value is a Python literal, else a string; "module:name", also inside of `policy_kwargs`, is what it names, so that
-    `policy_kwargs={'activation_fn': 'torch.nn:ReLU'}` can be written.
-
-    Args:
-        settings: "NAME=VALUE" strings.
-        algorithm: a class of Stable-Baselines3 or of sb3-contrib.
-        taken: names that the method has as options of its own.
+    A value is a Python literal, else a string; "module:name" is what it names, also inside of `policy_kwargs`, as in
+    `policy_kwargs={'activation_fn': 'torch.nn:ReLU'}`.
 
     Raises:
-        ValueError: a setting without "=", a name that the constructor does not have, or one that is taken;
+        ValueError: a setting without "=", an unknown name or one in `taken` (the method's own options), or
             `policy_kwargs` that is no dict.
     """
     found: dict[str, Any] = {}
@@ -59,7 +54,7 @@ def parse_settings(settings: Iterable[str], algorithm: type[BaseAlgorithm], take
 
 
 def names_of(callable_: Callable[..., Any]) -> list[str]:
-    """The parameters that may be set."""
+    """The parameters that a user may set."""
     return [name for name in inspect.signature(callable_).parameters if name not in RESERVED]
 
 

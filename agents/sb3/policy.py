@@ -1,7 +1,7 @@
-"""A model of Stable-Baselines3 or sb3-contrib as a policy: how it decides, is saved and read again.
+"""A model of Stable-Baselines3 or sb3-contrib as a policy: how it decides, is saved and loaded.
 
-Saved are the weights of its policy, as tensors, and the arguments from which the policy is constructed anew, as JSON.
-Nothing is pickled. What only learning needs, such as optimizers and replay buffers, is left out.
+A saved policy is its weights, as tensors, and the arguments of its constructor, as JSON. Nothing is pickled. What only
+learning needs, such as optimizers and replay buffers, is not saved.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from backbone.names import check_names, check_own, resolve
 from dfs_env.mdp import BlockMDP
 
 KIND = "sb3"
-"""In the file's description: a policy of Stable-Baselines3 or sb3-contrib."""
+"""The "kind" in the file's description."""
 ARCHIVE = "policy.*.zip"
-"""What earlier versions wrote: Stable-Baselines3's zip files, which hold pickles."""
+"""Files of earlier versions, written by Stable-Baselines3, which hold pickles."""
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
     algorithm.__name__: algorithm for algorithm in (A2C, DQN, PPO, QRDQN, MaskablePPO, RecurrentPPO)
 }
-"""By which of these a model is read again; one of another class needs an entry."""
+"""Those whose models can be loaded; a class derived from none of them needs an entry."""
 LIBRARIES = ("agents", "sb3_contrib", "stable_baselines3", "torch")
-"""Packages of which a saved policy may name classes of modules."""
+"""Packages whose module classes a saved policy may name."""
 CLASS = "class"
 """Key of a class in saved arguments: {"class": "module:Class"}."""
-LEARNING = ("optimizer_class", "optimizer_kwargs")
-"""Arguments of policies that decide nothing."""
+LEARNING_ONLY = ("optimizer_class", "optimizer_kwargs")
+"""Arguments of policies that are not needed to decide."""
 Array = np.ndarray[Any, Any]
 
 
@@ -51,17 +51,17 @@ def algorithm_of(kind: type[BaseAlgorithm]) -> str:
     Raises:
         ValueError: there is none.
     """
-    names = [name for name, algorithm in ALGORITHMS.items() if issubclass(kind, algorithm)]
-    if not names:
-        raise ValueError(
-            f"{kind.__name__} is not among {', '.join(ALGORITHMS)}, so that what it learns could not be read again: "
-            "add it to ALGORITHMS in agents/sb3/policy.py"
-        )
-    return names[0]
+    for name, algorithm in ALGORITHMS.items():
+        if issubclass(kind, algorithm):
+            return name
+    raise ValueError(
+        f"{kind.__name__} is not among {', '.join(ALGORITHMS)}, so its policy could not be loaded: add it to "
+        "ALGORITHMS in agents/sb3/policy.py"
+    )
 
 
 def described(value: Any) -> Any:
-    """Arguments of a policy as JSON has them: plain values, and classes of modules by their names.
+    """Arguments of a policy as JSON: plain values, and classes of modules by their names.
 
     Raises:
         ValueError: anything else, such as a function, or a class that cannot be imported by its name.
@@ -83,27 +83,19 @@ def described(value: Any) -> Any:
     )
 
 
-def reconstructed(value: Any, file: object, trusted: bool = False) -> Any:
-    """The arguments that `described` made plain.
-
-    Raises:
-        ValueError: a class of a package that is not trusted, or none of a module.
-    """
+def _reconstructed(value: Any, file: object, trusted: bool) -> Any:
+    """The arguments that `described` made plain."""
     if isinstance(value, list):
-        return [reconstructed(part, file, trusted) for part in value]
+        return [_reconstructed(part, file, trusted) for part in value]
     if isinstance(value, dict) and value.keys() == {CLASS}:
-        return class_named(value[CLASS], nn.Module, file, trusted)
+        return _class_named(value[CLASS], nn.Module, file, trusted)
     if isinstance(value, dict):
-        return {key: reconstructed(part, file, trusted) for key, part in value.items()}
+        return {key: _reconstructed(part, file, trusted) for key, part in value.items()}
     return value
 
 
-def class_named(name: Any, base: type, file: object, trusted: bool) -> type:
-    """The class "module:Class", derived from `base`.
-
-    Raises:
-        ValueError: there is none, it is something else, or `file` may not name it.
-    """
+def _class_named(name: Any, base: type, file: object, trusted: bool) -> type:
+    """The class "module:Class", derived from `base`, if `file` may name it."""
     if str(name).partition(":")[0].partition(".")[0] not in LIBRARIES:
         check_own("class", name, file, trusted)
     found = resolve("class", name, {})
@@ -112,48 +104,44 @@ def class_named(name: Any, base: type, file: object, trusted: bool) -> type:
     return found
 
 
-def description_of(model: BaseAlgorithm) -> dict[str, Any]:
-    """What, beside its weights, a model's policy is constructed from.
+def save_model(folder: Path, model: BaseAlgorithm) -> None:
+    """Write the weights of a model's policy into `folder`, and what the policy is constructed from.
 
     Raises:
         ValueError: an unknown algorithm, or arguments that cannot be saved.
     """
-    name = algorithm_of(type(model))
-    kind = type(model.policy)
+    name, kind = algorithm_of(type(model)), type(model.policy)
     aliases = [alias for alias, known in ALGORITHMS[name].policy_aliases.items() if known is kind]
-    return {
+    about = {
         "kind": KIND,
         "algorithm": name,
         "policy": aliases[0] if aliases else described(kind),
-        "policy_kwargs": described({key: value for key, value in model.policy_kwargs.items() if key not in LEARNING}),
+        "policy_kwargs": described({k: value for k, value in model.policy_kwargs.items() if k not in LEARNING_ONLY}),
         "observations": model.observation_space.shape,
         "actions": int(getattr(model.action_space, "n", 0)),
     }
+    save_tensors(folder / FILE, model.policy.state_dict(), about)
 
 
-def policy_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any], file: object, trusted: bool) -> BasePolicy:
-    """The policy that has these weights and this description, on the CPU.
-
-    Raises:
-        ValueError: they describe none.
-    """
+def _policy_of(tensors: Mapping[str, Tensor], about: Mapping[str, Any], file: object, trusted: bool) -> BasePolicy:
+    """The policy that has these weights and this description, on the CPU."""
     try:
         kind, shape, actions = about["policy"], tuple(about["observations"]), about["actions"]
         aliases = ALGORITHMS[about["algorithm"]].policy_aliases
-        policy_class = aliases[kind] if isinstance(kind, str) else class_named(kind[CLASS], BasePolicy, file, trusted)
-        arguments = reconstructed(about["policy_kwargs"], file, trusted)
+        policy_class = aliases[kind] if isinstance(kind, str) else _class_named(kind[CLASS], BasePolicy, file, trusted)
+        arguments = _reconstructed(about["policy_kwargs"], file, trusted)
         check_names(arguments, names_of(policy_class), f"policy {kind}")
         observation_space = spaces.Box(-np.inf, np.inf, shape, np.float32)
         policy: BasePolicy = policy_class(observation_space, spaces.Discrete(actions), lambda _: 0.0, **arguments)
         policy.load_state_dict(dict(tensors))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
-        raise ValueError(f"{file} is not a policy that can be read: {error}") from error
+        raise ValueError(f"{file} is not a policy that can be loaded: {error}") from error
     policy.set_training_mode(False)
     return policy
 
 
 def read_archive(file: Path) -> BaseAlgorithm:
-    """The model in a zip file of an earlier version. It is unpickled, which runs whatever its writer put there.
+    """The model in a zip file of an earlier version. It is unpickled, which can run any code.
 
     Raises:
         ValueError: the file is damaged.
@@ -161,23 +149,14 @@ def read_archive(file: Path) -> BaseAlgorithm:
     try:
         return ALGORITHMS[file.name.split(".")[1]].load(file, device="cpu")
     except (KeyError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} is not a policy that can be read: {error}") from error
-
-
-def save_model(folder: Path, model: BaseAlgorithm) -> None:
-    """Write a model's policy into `folder`.
-
-    Raises:
-        ValueError: see `description_of`.
-    """
-    save_tensors(folder / FILE, model.policy.state_dict(), description_of(model))
+        raise ValueError(f"{file} is not a policy that can be loaded: {error}") from error
 
 
 class SB3Policy:
-    """A trained SB3 model behind the policy interface, which it already speaks, or a policy of one that was saved.
+    """A trained SB3 model as a `Policy`, or the policy of one that was saved.
 
     A `MaskablePPO` works under a hard budget: its masks follow from cost spent and budget in the observation, so no
-    image ever exceeds its budget. A saved policy of DQN or QR-DQN no longer explores.
+    image ever exceeds its budget. A loaded policy of DQN or QR-DQN no longer explores.
     """
 
     def __init__(
@@ -199,7 +178,7 @@ class SB3Policy:
             ValueError: a hard budget that leaves an image no action.
         """
         if episode_start is not None and np.all(episode_start):
-            state = None  # of other images, and perhaps of another number of them
+            state = None  # it is of other images, perhaps of another number of them
         masks = {"action_masks": self.action_masks(observation)} if self._masked else {}
         return self.model.predict(observation, state, episode_start, deterministic, **masks)
 
@@ -221,7 +200,7 @@ class SB3Policy:
         """Write the policy's weights and what it is constructed from.
 
         Raises:
-            ValueError: see `description_of`.
+            ValueError: see `save_model`.
         """
         if isinstance(self.model, BaseAlgorithm):
             save_model(folder, self.model)
@@ -240,10 +219,10 @@ class SB3Policy:
         """The policy that `save` wrote.
 
         Raises:
-            ValueError: the description is of no policy, or of one that does not fit the process, or it names classes
-                of code that is not trusted.
+            ValueError: the description is of no policy, or of one that does not fit the MDP, or it names classes of
+                code that is not trusted.
         """
-        return cls.fitting(policy_of(tensors, about, file, trusted), mdp, file, about)
+        return cls.fitting(_policy_of(tensors, about, file, trusted), mdp, file, about)
 
     @classmethod
     def fitting(
@@ -253,12 +232,12 @@ class SB3Policy:
         file: object,
         about: Mapping[str, Any] | None = None,
     ) -> SB3Policy:
-        """The model that was read from `file`, if its sizes are those of the process.
+        """The model that was read from `file`.
 
         Raises:
-            ValueError: they are not.
+            ValueError: its observations or actions are not those of the MDP.
         """
-        found = model.observation_space.shape, getattr(model.action_space, "n", None)
-        if found != ((mdp.layout.dim,), mdp.num_actions):
+        sizes = model.observation_space.shape, getattr(model.action_space, "n", None)
+        if sizes != ((mdp.layout.dim,), mdp.num_actions):
             raise ValueError(f"the policy in {file} was trained on another backbone, observation or tuple of bitwidths")
         return cls(model, mdp, about)

@@ -1,9 +1,9 @@
 """RecurrentPPO of sb3-contrib on whole episodes: the same updates, with one call of the LSTM for each minibatch.
 
-sb3-contrib lets a sequence begin and end anywhere. It cuts minibatches at any decision, keeps the LSTM's state before
-each, pads the pieces, and steps through time one decision at a time wherever an episode begins within a minibatch. In
-lockstep, with rollouts of whole episodes, every sequence is an episode: there is nothing to keep and nothing to pad,
-the state before the first decision is zero, and the LSTM is called once on [L, episodes].
+sb3-contrib lets a sequence begin and end anywhere. It cuts minibatches at any decision, stores the LSTM's state before
+each, pads the pieces, and steps through time one decision at a time wherever an episode begins within a minibatch. Here
+every sequence is a whole episode: no state is stored, nothing is padded, the first state is zero, and the LSTM is
+called once on [L, episodes].
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_aligned(batch_size: int, num_layers: int) -> None:
 
 
 class AlignedLstmPolicy(RecurrentActorCriticPolicy):
-    """sb3-contrib's policy, which zeroes the state where a sequence begins an episode, and then runs it in one call."""
+    """sb3-contrib's policy, with one LSTM call for sequences in which no episode begins after the first decision."""
 
     @staticmethod
     def _process_sequence(  # type: ignore[override]
@@ -50,18 +50,17 @@ class AlignedLstmPolicy(RecurrentActorCriticPolicy):
         starts = episode_starts.reshape(count, -1)
         if starts[:, 1:].any():  # several episodes in a sequence: the general path
             return RecurrentActorCriticPolicy._process_sequence(features, lstm_states, episode_starts, lstm)  # type: ignore[return-value]
-        going_on = (1 - starts[:, 0]).view(1, count, 1)
+        keep = (1 - starts[:, 0]).view(1, count, 1)  # 0 where an episode begins
         sequence = features.reshape(count, -1, lstm.input_size).swapaxes(0, 1)
-        outputs, states = lstm(sequence, (going_on * lstm_states[0], going_on * lstm_states[1]))
+        outputs, states = lstm(sequence, (keep * lstm_states[0], keep * lstm_states[1]))
         return outputs.transpose(0, 1).flatten(0, 1), states
 
 
 class EpisodeRolloutBuffer(RecurrentRolloutBuffer):
-    """A rollout of whole episodes, given out in minibatches of whole episodes, in sb3-contrib's order: sequence after
-    sequence, from a random one on."""
+    """A rollout and minibatches of whole episodes, in sb3-contrib's order: in turn, from a random one on."""
 
     def reset(self) -> None:
-        """Forget the last rollout. No states are kept: before every sequence they are zero."""
+        """Forget the last rollout. LSTM states are not stored: they are zero before every sequence."""
         RolloutBuffer.reset(self)
 
     def add(self, *args: Any, lstm_states: RNNStates, **kwargs: Any) -> None:  # type: ignore[override]

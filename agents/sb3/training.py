@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from scipy.special import entr
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from agents.learning import BackboneLearner
 from agents.policies import Policy
 from agents.recorder import Recorder
-from agents.sb3.config import SB3Config, aligned, rollout_steps
+from agents.sb3.config import SB3Config, aligned
 from agents.sb3.off_policy import LagrangianReplayBuffer
 from agents.sb3.policy import SB3Policy
 from agents.sb3.vec_env import SB3VecEnv
@@ -38,12 +39,12 @@ MODEL_STATE = (
     "_n_calls",
     "exploration_rate",
 )
-"""Attributes of SB3's algorithms, of those that have them, that change between two rollouts."""
+"""Attributes of SB3's algorithms that change from rollout to rollout; not every algorithm has all of them."""
 
 
 class Learning:
-    """Everything of a model of Stable-Baselines3 that changes while it learns, between two rollouts; of the buffers
-    only one of replay, for the others are empty then."""
+    """What changes in a model of Stable-Baselines3 while it learns, as it is between two rollouts. Rollout buffers are
+    empty then; a replay buffer is included."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -52,7 +53,7 @@ class Learning:
             self._parts["replay_buffer"] = model.replay_buffer
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, momentum, replay buffer, counters, the generator of the action space, and the multiplier of cost."""
+        """Weights, optimizer, replay buffer, counters, the action space's generator, and the multiplier of cost."""
         values = {name: getattr(self.model, name) for name in MODEL_STATE if hasattr(self.model, name)}
         generator = self.model.action_space.np_random.bit_generator
         return {name: part.state_dict() for name, part in self._parts.items()} | {
@@ -62,7 +63,7 @@ class Learning:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         for name, value in state["values"].items():
@@ -80,7 +81,8 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
         TrainingDivergedError: a weight became NaN or infinite.
     """
     length = task.mdp.num_layers
-    arguments = aligned(config, length) | {"learning_rate": LinearSchedule(config.learning_rate, 0.0, 1.0)}
+    arguments, steps = aligned(config, length)
+    arguments["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
     env = DFSVectorEnv(
         task,
         config.num_envs,
@@ -95,10 +97,10 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
     model: Any = config.algorithm(config.policy, venv, device="cpu", **arguments)
     model.set_logger(recorder.logger)
     recorder.track_weights(model.policy, *([task.mdp.backbone] if config.cotrain else []))
-    # A rollout more than is needed: the callback stops once all images are seen, between two rollouts.
-    steps = config.num_images * length + config.num_envs * rollout_steps(arguments, length)
+    # One rollout more than is needed: the callback stops between two rollouts, once all images are seen.
+    timesteps = config.num_images * length + config.num_envs * steps
     try:
-        model.learn(total_timesteps=steps, callback=_Rollouts(config, recorder, venv), log_interval=None)
+        model.learn(timesteps, callback=_Rollouts(config, recorder, venv), log_interval=None)
     except ValueError as error:
         recorder.check_weights(model.policy, error)
         raise
@@ -131,10 +133,9 @@ class _Rollouts(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         logged, model = self.logger.name_to_value, cast(Any, self.model)
-        if "train/policy_loss" in logged:  # A2C names the parts of its loss, not the loss
-            parts = (logged[f"train/{name}_loss"] for name in ("policy", "entropy", "value"))
-            weights = 1.0, model.ent_coef, model.vf_coef
-            self.logger.record("train/loss", sum(weight * part for weight, part in zip(weights, parts, strict=True)))
+        if "train/policy_loss" in logged:  # A2C logs the parts of its loss, not the loss
+            policy, entropy, value = (logged[f"train/{name}_loss"] for name in ("policy", "entropy", "value"))
+            self.logger.record("train/loss", policy + model.ent_coef * entropy + model.vf_coef * value)
         self.recorder.should_continue()  # between two rollouts all episodes have just begun
         self._set_budget(self._progress)
 
@@ -161,19 +162,18 @@ class _Rollouts(BaseCallback):
         for name in (name for name in ends[0]["episode"] if name.startswith("reward_")):
             scalars[name] = float(np.mean([end["episode"][name] for end in ends]))
         self.recorder.step(len(ends), **scalars)
-        self.recorder.check_weights(self.model.policy)  # Q values of NaN choose an action all the same
+        self.recorder.check_weights(self.model.policy)  # Q values of NaN still choose an action
         if self.recorder.validation_due():
             self.recorder.validate(SB3Policy(self.model, self.env.mdp))
 
     def _entropy(self) -> float:
-        """Of the distribution that the rollout's actions were drawn from, in nats for a decision; on-policy as
-        estimated from their log-probabilities."""
+        """Of the rollout's action distribution, in nats for a decision; on-policy estimated from log-probabilities."""
         model: Any = self.model
         if hasattr(model, "rollout_buffer"):
             return -float(model.rollout_buffer.log_probs.mean())
-        count, explores = self.env.mdp.num_actions, float(model.exploration_rate)
-        shares = np.array([1 - explores + explores / count] + [explores / count] * (count - 1))
-        return float(-np.sum(shares * np.log(np.maximum(shares, 1e-12))))
+        shares = np.full(self.env.mdp.num_actions, model.exploration_rate / self.env.mdp.num_actions)
+        shares[0] += 1 - model.exploration_rate
+        return float(entr(shares).sum())
 
     @property
     def _progress(self) -> float:

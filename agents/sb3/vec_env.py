@@ -1,4 +1,4 @@
-"""Stable-Baselines3 on the batched environment, without a copy of the environment per image."""
+"""The batched environment as Stable-Baselines3's `VecEnv`, without a copy of the environment per image."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from dfs_env.safety import SafeDFSVectorEnv
 Array = np.ndarray[Any, Any]
 
 CHARGE = "charge"
-"""What infos call the component `cost` at a multiplier of 1, where there is a multiplier."""
+"""Key in infos of the component `cost` at a multiplier of 1, where there is a multiplier."""
 COST = "reward_cost"
-"""What the environment's infos call it."""
+"""Key of that component in the environment's infos."""
 
 
 class SB3VecEnv(VecEnv):
-    """A `DFSVectorEnv` as Stable-Baselines3 wants it.
+    """A `DFSVectorEnv` as Stable-Baselines3 needs it.
 
-    At each step an info holds `cost`, what the decision cost, and with a multiplier `charge`. At the end of an
-    episode it also holds `terminal_observation`, everything of the environment's final info, and `episode` with return
-    `r`, length `l` and time `t`, as SB3's `VecMonitor` would add, and the return `reward_NAME` of each component of the
-    reward. Wrappers of Gymnasium around the environment act, also on `r`; components are the environment's own.
+    At each step an info holds `cost`, that of the decision, and with a multiplier `charge`. At the end of an episode it
+    also holds `terminal_observation`, the environment's final info, and `episode` with return `r`, length `l` and time
+    `t` (as SB3's `VecMonitor`), and the return `reward_NAME` of each component of the reward. Gymnasium wrappers around
+    the environment act, also on `r`; components are the environment's own.
 
     Args:
         env: an environment in autoreset mode "SameStep", wrapped or not.
@@ -54,8 +54,8 @@ class SB3VecEnv(VecEnv):
         """Without the wrappers."""
         self.wrapped = env
         self.multiplier: float | Array | None = None
-        """What the component `cost` of the reward is multiplied by, one number or [N]; None leaves rewards as they are.
-        A Lagrangian learner moves it."""
+        """Factor on the component `cost` of the reward, a number or [N], which a Lagrangian learner moves; None leaves
+        rewards as they are."""
         self.render_mode = env.render_mode
         self._returns = np.zeros(env.num_envs)
         self._components: dict[str, Array] = {}
@@ -65,8 +65,8 @@ class SB3VecEnv(VecEnv):
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seeds for the sub-environments at the next reset, drawn from `seed`.
 
-        By SB3's own rule (s, s + 1, ...) two runs with neighbouring seeds would see the same images in all
-        sub-environments but one.
+        By SB3's own rule (s, s + 1, ...) runs with adjacent seeds would see the same images in all sub-environments but
+        one.
         """
         first = super().seed(seed)[0]
         self._seeds = [int(drawn) for drawn in np.random.SeedSequence(first).generate_state(self.num_envs, np.uint64)]
@@ -99,7 +99,7 @@ class SB3VecEnv(VecEnv):
         """Decide the current block of every image."""
         observation, rewards, terminated, truncated, info = self.wrapped.step(self._actions)
         if np.any(truncated) or len(np.unique(terminated)) > 1:
-            raise ValueError(f"{self.wrapped} ends episodes on its own, but images are decided in lockstep: drop it")
+            raise ValueError(f"{self.wrapped} ends single episodes, but images are decided in lockstep: drop it")
         if np.shape(rewards) != (self.num_envs,):
             raise ValueError(
                 f"Stable-Baselines3 needs one number for each reward, {self.wrapped} returns rewards of shape "
@@ -167,7 +167,7 @@ class SB3VecEnv(VecEnv):
         """
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise ValueError(
-                f"{attr_name!r} is one for all {self.num_envs} images: leave out the indices. Single episodes have "
+                f"{attr_name!r} is shared by all {self.num_envs} images: leave out the indices; single episodes get "
                 'their budget by set_options([{"budget": b}, ...])'
             )
         setattr(self._owner(attr_name), attr_name, value)
@@ -178,7 +178,7 @@ class SB3VecEnv(VecEnv):
         return [result[i] for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """Whether the environment has such a wrapper; `Monitor` too, as episodes are reported as it would."""
+        """Whether the environment has such a wrapper; true of `Monitor`, whose `episode` entries it provides."""
         kinds = [Monitor, *map(type, self._wrappers())]
         wrapped = any(issubclass(kind, wrapper_class) for kind in kinds)
         return [wrapped for _ in self._get_indices(indices)]

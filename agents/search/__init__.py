@@ -1,1 +1,1 @@
-"""Searches for good routes: static allocations of bitwidths, and the cheapest right route of each image."""
+"""Searches for good routes: static allocations of bitwidths, and the cheapest correct route of each image."""

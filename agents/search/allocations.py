@@ -1,12 +1,11 @@
 """The search for static allocations: one bitwidth for each block, the same for all images, at any number of budgets.
 
 One greedy descent begins at full execution and lowers one block at a time, always where the loss rises least for the
-cost saved. It is lazy: the effect that a change had before others were made is taken for what it has now, until it
-seems the best one and is tried again (lazy greedy search, Minoux 1978).
+cost saved. It is lazy (Minoux 1978): the effect of a change is measured again only once it seems the best one.
 
 Then, at each budget in ascending order, pairs of blocks exchange cost as long as the loss falls. This starts from the
-best of three: the first allocation of the descent that fits, the widest bitwidth that all blocks can afford, and the
-result at the budget before. So the loss never rises with the budget.
+best of three: the first allocation of the descent that fits, the widest constant bitwidth that fits, and the result at
+the previous budget. So the loss never rises with the budget.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from agents.learning import image_stream
-from agents.method_config import MethodConfig, limited
+from agents.method_config import MethodConfig, check_affordable, limited
 from agents.search.trials import CRITERIA, Allocation, Search
 from backbone.cost import TOLERANCE
 from backbone.progress import bar, warn_if_long
@@ -30,22 +29,22 @@ SEARCH_SPLITS = ("train", "validation")
 """Never the test images."""
 
 Change = tuple[int, int]
-"""A block, and the action that it takes instead of its own."""
+"""A block, and its new action."""
 
 
 @dataclass(frozen=True)
 class DescentConfig(MethodConfig):
-    """What the methods that compare allocations have in common."""
+    """What the methods that compare allocations share."""
 
     revision: ClassVar[int] = 2
 
     search_images: int = limited(512, low=1)
     """Images on which allocations are compared; each trial of an allocation shows them all."""
     search_split: str = "train"
-    """Their split: "train", or "validation" where the backbone has memorised the training images. On memorised images
-    it can do without blocks that it needs on others."""
+    """Their split: "train", or "validation" where the backbone has memorised the training images, on which it needs
+    fewer blocks."""
     criterion: str = "log_probability"
-    """Reward of a prediction: "log_probability" (minus cross-entropy), "probability" of the right class, which a few
+    """Reward of a prediction: "log_probability" (minus cross-entropy), "probability" of the true class, which a few
     confident errors do not dominate, or "correct" (1 or 0)."""
 
     def __post_init__(self) -> None:
@@ -58,15 +57,15 @@ class DescentConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class SearchConfig(DescentConfig):
-    """What the methods that search the best allocation have in common."""
+    """What the methods that search the best allocation share."""
 
     exchanges: int = limited(24, low=0)
-    """Exchanges that are tried at once, the most promising first; the search of a budget ends when none of them lowers
-    the loss."""
+    """Exchanges that are tried in one round, the most promising first; the search of a budget ends when none of them
+    lowers the loss."""
 
 
 def with_changes(allocation: Allocation, *changes: Change) -> Allocation:
-    """The allocation in which each change's block has its action."""
+    """The allocation after some changes."""
     changed = list(allocation)
     for block, action in changes:
         changed[block] = action
@@ -74,14 +73,14 @@ def with_changes(allocation: Allocation, *changes: Change) -> Allocation:
 
 
 def constants(mdp: BlockMDP) -> list[Allocation]:
-    """Each action everywhere."""
+    """The constant allocations, one for each action."""
     return [(action,) * mdp.num_layers for action in range(mdp.num_actions)]
 
 
 def descent(search: Search, allocation: Allocation) -> Iterator[Allocation]:
     """The allocation and ever cheaper ones, down to the first action everywhere: one block is lowered at a time, where
     the loss rises least for the cost saved."""
-    known: dict[Change, float] = {}
+    rises: dict[Change, float] = {}
 
     def rise(change: Change) -> float:
         changed = with_changes(allocation, change)
@@ -89,20 +88,17 @@ def descent(search: Search, allocation: Allocation) -> Iterator[Allocation]:
 
     while True:
         yield allocation
-        known |= {
-            (block, action): rise((block, action))
-            for block, now in enumerate(allocation)
-            for action in range(now)
-            if (block, action) not in known
-        }
-        if not known:
+        for change in ((block, action) for block, now in enumerate(allocation) for action in range(now)):
+            if change not in rises:
+                rises[change] = rise(change)
+        if not rises:
             return
         fresh: set[Change] = set()
-        while (best := min(known, key=known.__getitem__)) not in fresh:
-            known[best] = rise(best)
+        while (best := min(rises, key=rises.__getitem__)) not in fresh:
+            rises[best] = rise(best)
             fresh.add(best)
         allocation = with_changes(allocation, best)
-        known = {change: value for change, value in known.items() if change[0] != best[0]}
+        rises = {change: value for change, value in rises.items() if change[0] != best[0]}
 
 
 def _saved(search: Search, allocation: Allocation, lowered: Allocation) -> float:
@@ -113,15 +109,10 @@ def _saved(search: Search, allocation: Allocation, lowered: Allocation) -> float
 def exchange(search: Search, allocation: Allocation, budget: float, actions: int, count: int) -> Allocation:
     """Change one block, or raise one and lower others to stay within the budget, as long as the loss falls.
 
-    At most `count` candidates are tried at once, those with the lowest sum of the effects that their changes have
-    alone. Effects are measured anew only once no candidate helps; if none does even then, the search ends.
+    A round tries the `count` candidates with the lowest sum of the effects that their changes have alone. Effects are
+    measured again only once no candidate helps; if none does even then, the search ends.
 
-    Args:
-        search: losses and costs.
-        allocation: to start from, within the budget.
-        budget: highest cost.
-        actions: A, the number of actions.
-        count: most candidates that are tried at once.
+    The first allocation must be within the budget; `actions` is their number A.
     """
     effects: dict[Change, float] = {}
     while True:
@@ -145,8 +136,8 @@ def exchange(search: Search, allocation: Allocation, budget: float, actions: int
 def _candidates(
     search: Search, allocation: Allocation, budget: float, effects: Mapping[Change, float]
 ) -> list[Allocation]:
-    """Within the budget, and by the sum of the effects of their changes: one block changed, or one raised and either
-    one other lowered, or as many as it takes, of which the loss rises least for the cost saved."""
+    """Allocations within the budget, in order of the sum of the effects of their changes: one block changed, or one
+    raised and either one other lowered, or as many as needed, first where the loss rises least for the cost saved."""
     lowered = [change for change in effects if change[1] < allocation[change[0]]]
     lowered.sort(key=lambda change: effects[change] / _saved(search, allocation, with_changes(allocation, change)))
     tried = [with_changes(allocation, change) for change in effects]
@@ -169,26 +160,25 @@ def _candidates(
 
 
 def make_search(config: DescentConfig, task: Task, view: Callable[[Tensor], Tensor] = lambda images: images) -> Search:
-    """A search on what `view` makes of the images that `config` says.
+    """A search on `view` of the images that `config` names.
 
     Raises:
         ValueError: the budget is below the cheapest allocation.
     """
-    cheapest = float(task.mdp.cost.cheapest[0])
-    if config.budget < cheapest - TOLERANCE:
-        raise ValueError(f"budget {config.budget} is below the cheapest allocation, which costs {cheapest:.4f}")
+    check_affordable(config.budget, task.mdp.cost)
     images, labels = next(image_stream(task, config.search_images, config.seed, split=config.search_split))
     with torch.no_grad():
         return Search(task.mdp, view(images), labels, config.criterion)
 
 
 def best_allocations(config: SearchConfig, task: Task, budgets: Sequence[float]) -> tuple[list[Allocation], Search]:
-    """The allocations that one search finds for the budgets, and the search. Costs ascend and losses fall: what another
-    allocation equals or beats in both is left out, so that at each budget the most expensive that fits is the best.
+    """The Pareto-optimal allocations that one search finds for the budgets, and the search. Costs ascend and
+    losses fall, so at each budget the most expensive allocation that fits is the best.
 
     Raises:
         ValueError: the lowest budget is below the cheapest allocation.
     """
+    check_affordable(min(budgets), task.mdp.cost)
     mdp, search = task.mdp, make_search(config, task)
     same, budgets = constants(mdp), sorted(budgets)
     changes = mdp.num_layers * (mdp.num_actions - 1)
@@ -200,15 +190,10 @@ def best_allocations(config: SearchConfig, task: Task, budgets: Sequence[float])
         descended, found = list(descent(search, same[-1])), [*same[:1]]
         for budget in budgets:
             fitting = [
-                next((each for each in descended if search.cost(each) <= budget + TOLERANCE), None),
-                max((each for each in same if search.cost(each) <= budget + TOLERANCE), default=None),
-                found[-1] if search.cost(found[-1]) <= budget + TOLERANCE else None,
+                [each for each in allocations if search.cost(each) <= budget + TOLERANCE]
+                for allocations in (descended, same[::-1], found[-1:])
             ]
-            starts = [each for each in fitting if each is not None]
-            if not starts:
-                cheapest = min(map(search.cost, descended))
-                raise ValueError(f"budget {budget} is below the cheapest allocation, which costs {cheapest:.4f}")
-            start = min(starts, key=search.loss)
+            start = min((allocations[0] for allocations in fitting if allocations), key=search.loss)
             found.append(exchange(search, start, budget, mdp.num_actions, config.exchanges))
     front: list[Allocation] = []
     for each in sorted(found[1:], key=lambda each: (search.cost(each), search.loss(each))):

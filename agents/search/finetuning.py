@@ -1,4 +1,4 @@
-"""Fine-tuning a backbone on allocations that are the same for all images."""
+"""Fine-tuning a backbone on static allocations."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class FineTuningConfig(DescentConfig):
-    """What the methods that search allocations, and then train the backbone on these, have in common. `num_images`
-    counts the images of the fine-tuning, each once for each allocation."""
+    """What the methods that search allocations, and then train the backbone on these, share. `num_images` counts the
+    images of the fine-tuning, each once for each allocation."""
 
     family: ClassVar[str] = "allocations"
     cotrain: ClassVar[bool] = True
@@ -47,16 +47,9 @@ def fine_tune(
     allocations: Tensor,
     policy_now: Callable[[], Policy | SelfMeasured],
 ) -> None:
-    """Train by the mean cross-entropy of each image under all allocations [K, L]; the weights that were best are put
-    back. What is logged as the cost is the allocations' mean.
-
-    Args:
-        config: how.
-        task: its backbone is trained.
-        recorder: validates what `policy_now` returns.
-        allocations: actions.
-        policy_now: the policy to validate, given the weights as they are.
-    """
+    """Train the task's backbone by the mean cross-entropy of each image under all allocations [K, L], validate the
+    policy that `policy_now` returns for the current weights, and restore the best. The logged cost is the allocations'
+    mean."""
     mdp, share = task.mdp, make_schedule(config.schedule)
     routes = allocations.to(mdp.device)
     cost = float(mdp.cost.route_cost(routes)[0].mean())

@@ -1,9 +1,10 @@
-"""What a search of allocations tries: fixed images on one allocation after another, and what that led to."""
+"""The losses of allocations on fixed images, for a search."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -19,38 +20,15 @@ CRITERIA: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 """Rewards [B] of predictions, from logits [B, K] and labels [B], by name."""
 
 CHUNK = 128
-"""Images that are tried together: the features of more do not stay in a processor's cache."""
+"""Images that run together: the features of more do not fit a processor's cache."""
 
 Allocation = tuple[int, ...]
 """An action for each of the L blocks, the same for all images."""
 
 
-class Trials:
-    """Fixed images on one allocation after another; the states along the last one are kept and reused.
-
-    Args:
-        mdp: what runs the images.
-        images: normalised [B, 3, H, W].
-    """
-
-    def __init__(self, mdp: BlockMDP, images: Tensor) -> None:
-        self.mdp, self.count = mdp, len(images)
-        self._states: list[State] = [mdp.initial(images)]
-        self._actions: list[int] = []
-
-    def logits(self, allocation: Sequence[int]) -> Tensor:
-        """[B, num_classes] under an allocation [L]."""
-        same = _common_prefix(self._actions, allocation)
-        self._states = self._states[: same + 1]
-        for action in allocation[same:]:
-            chosen = torch.full((self.count,), action, device=self.mdp.device)
-            self._states.append(self.mdp.transition(self._states[-1], chosen))
-        self._actions = list(allocation)
-        return self.mdp.logits(self._states[-1])
-
-
 class Search:
-    """Losses of allocations [L] on fixed images; each allocation is run once.
+    """Losses of allocations [L] on fixed images. Each allocation is run once, from the first block on that differs from
+    the last allocation.
 
     Args:
         mdp: what runs the images.
@@ -61,7 +39,7 @@ class Search:
 
     def __init__(self, mdp: BlockMDP, images: Tensor, labels: Tensor, criterion: str = "log_probability") -> None:
         self.mdp, self.labels, self._reward = mdp, labels, CRITERIA[criterion]
-        self._parts = [Trials(mdp, part) for part in images.split(CHUNK)]
+        self._states = [[mdp.initial(part)] for part in images.split(CHUNK)]  # along the last allocation
         self.images_seen = 0
         """Images shown so far; a share of an image where only the last blocks are run."""
         self.on_trial: Callable[[], object] = lambda: None
@@ -80,23 +58,26 @@ class Search:
 
     def logits(self, allocation: Sequence[int]) -> Tensor:
         """[N, num_classes]."""
-        same = _common_prefix(self._last, allocation)
+        pairs = zip(self._last, allocation, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))  # leading actions
         self.images_seen += round(len(self.labels) * (1 - same / self.mdp.num_layers))
         self._last = tuple(allocation)
-        return torch.cat([part.logits(allocation) for part in self._parts])
+        return torch.cat([self._run(states, same) for states in self._states])
+
+    def _run(self, states: list[State], same: int) -> Tensor:
+        """Logits of some images under the last allocation; their `states` at the first `same` blocks are reused."""
+        del states[same + 1 :]
+        for action in self._last[same:]:
+            chosen = torch.full((len(states[0].features),), action, device=self.mdp.device)
+            states.append(self.mdp.transition(states[-1], chosen))
+        return self.mdp.logits(states[-1])
 
     def cost(self, allocation: Sequence[int]) -> float:
         """Cost in the unit of budgets."""
         return sum(costs[action] for costs, action in zip(self._costs, allocation, strict=True))
 
     def seconds(self, allocation: Sequence[int]) -> float:
-        """How long it takes to run the images on a new allocation."""
+        """Time to run the images on a new allocation."""
         start = time.perf_counter()
         self.loss(allocation)
         return time.perf_counter() - start
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many leading actions are the same."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((place for place, (one, other) in pairs if one != other), min(len(first), len(second)))

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import trange
 
-from agents.evaluation import SelfMeasured, play, seen_by
+from agents.evaluation import SelfMeasured, mdp_of, play
 from agents.gates import make_gate
 from agents.policies import AllocationPolicy, Policy
 from agents.runs.saved import load_run
@@ -120,7 +120,7 @@ def player(policy: Policy | SelfMeasured, task: Task, result: Mapping[str, Any])
     if isinstance(policy, AllocationPolicy):
         allocation = policy.at(result["budget"])
         return lambda images: task.mdp.run(images, allocation.expand(len(images), -1))
-    mdp = seen_by(policy, task)
+    mdp = mdp_of(policy, task)
     return lambda images: play(policy, mdp, images, result["budget"])[1]
 
 

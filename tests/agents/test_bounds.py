@@ -8,7 +8,7 @@ import torch
 from agents.evaluation import evaluate
 from agents.gates import make_gate
 from agents.methods import method
-from agents.methods.imitation import PRICES, meet_budget
+from agents.methods.imitation import LOSS_PRICES, meet_budget
 from agents.policies import FILE, AllocationPolicy, GatePolicy
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
@@ -103,16 +103,6 @@ def test_an_images_route_does_not_depend_on_its_batch_mates(exact, mdp, data):
         assert torch.equal(some[1], together[1][rows])
 
 
-def test_two_processes_find_what_one_finds(mdp, data):
-    images, labels = data
-    one = find_routes(mdp, images, labels, RouteSearch(search="beam", beam=2))
-    shown = []
-    two = find_routes(mdp, images, labels, RouteSearch(search="beam", beam=2), workers=2, progress=shown.append)
-    assert torch.equal(one.routes, two.routes)
-    assert torch.equal(one.found, two.found)
-    assert sum(shown) == 24
-
-
 def test_the_cheapest_images_take_their_routes_first(mdp):
     # 2 bits at a block cost 1/48: the images' routes cost 2, 1, 12 and 0 of these
     routes = torch.tensor([[1, 1, 0], [0, 0, 1], [2, 2, 2], [0, 0, 0]])
@@ -157,7 +147,7 @@ def test_what_cannot_be_searched_is_refused_with_the_mend(task, monkeypatch):
     with pytest.raises(ValueError, match=r'64 routes \(4 actions at 3 blocks\).*choose search "beam"'):
         trained("oracle", task, search="exact")
     trained("oracle", task, search="auto")
-    for name, value in (("beam", 0), ("search", "depth"), ("workers", 0)):
+    for name, value in (("beam", 0), ("search", "depth")):
         with pytest.raises(ValueError, match=f"{name} "):
             method("oracle").Config(**{name: value})
     for name, value in (("beam", 0), ("oracle_images", 0), ("reinforce", 1.0), ("loss_price", -1.0)):
@@ -280,7 +270,7 @@ def test_the_price_of_loss_keeps_the_targets_within_the_budget(learned):
     labels = learned.dataset.train.labels[:64]
     price_of_loss = method("imitation").price_of_loss
     prices = [price_of_loss(method("imitation").Config(budget=b), learned.mdp, images, labels) for b in (0.05, 0.2)]
-    assert 0 <= prices[0] <= prices[1] <= PRICES[1]
+    assert 0 <= prices[0] <= prices[1] <= LOSS_PRICES[1]
     assert prices[1] > 0
     for budget, price in zip((0.05, 0.2), prices, strict=True):
         found = find_routes(learned.mdp, images, labels, RouteSearch(search="beam", loss_price=price))

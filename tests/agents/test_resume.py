@@ -80,7 +80,7 @@ def last_weights(monkeypatch):
     found, restore_best = [], Recorder.restore_best
 
     def spy(recorder):
-        found.append(copy.deepcopy([module.state_dict() for module in recorder._watched]))
+        found.append(copy.deepcopy([module.state_dict() for module in recorder._tracked]))
         restore_best(recorder)
 
     monkeypatch.setattr(Recorder, "restore_best", spy)
