@@ -1,6 +1,6 @@
 """Gates, policies, evaluation, the SB3 adapter, the recorder: properties on the tiny task."""
 
-import json
+import copy
 
 import numpy as np
 import pytest
@@ -9,7 +9,6 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.evaluation import evaluate, shuffled_accuracy
 from agents.gates import GATES, make_gate, mdp_for_gate
-from agents.lagrangian import DualAscent
 from agents.methods.random import cost_matched_distribution
 from agents.policies import AllocationPolicy, GatePolicy, RandomPolicy
 from agents.recorder import Recorder
@@ -76,11 +75,11 @@ def test_evaluation_equals_playing_the_environment(task):
     assert np.array_equal(found.routes.numpy(), info["route"])
 
 
-def test_routes_given_to_images_at_random(task):
+def test_the_accuracy_of_shuffled_routes_by_hand(task):
     images, actions, layers = task.dataset.test, task.mdp.num_actions, task.mdp.num_layers
     same = torch.ones(len(images), layers, dtype=torch.long)
     alike = evaluate(AllocationPolicy(same[0]), task, "test")
-    assert shuffled_accuracy(task, "test", same) == pytest.approx(alike.accuracy)  # nothing was told apart
+    assert shuffled_accuracy(task, "test", same) == pytest.approx(alike.accuracy)
     assert shuffled_accuracy(task, "test", same, batch_size=3) == pytest.approx(alike.accuracy)
     routes = torch.randint(actions, same.shape, generator=torch.Generator().manual_seed(1))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(2))
@@ -91,7 +90,7 @@ def test_routes_given_to_images_at_random(task):
     )
     assert by_hand != unshuffled
     assert shuffled_accuracy(task, "test", routes, seed=2) == pytest.approx(by_hand)
-    with pytest.raises(ValueError, match="no single route"):
+    with pytest.raises(ValueError, match="route"):
         shuffled_accuracy(task, "test", torch.zeros(len(images), 0))
 
 
@@ -104,7 +103,7 @@ def test_the_cost_of_full_execution_is_one_and_of_skipping_everything_is_that_of
     assert (none.cost, none.total_cost) == pytest.approx((0.0, task.mdp.cost.total_ungated), abs=1e-6)
 
 
-def test_a_gates_own_work_is_in_the_total_cost_and_not_in_the_paper_cost(task):
+def test_a_gates_own_compute_is_in_the_total_cost_and_not_in_the_block_cost(task):
     policy = make_policy("feedforward", task.mdp)
     found = evaluate(policy, task)
     paper, total = task.mdp.cost.route_cost(found.routes)
@@ -113,21 +112,20 @@ def test_a_gates_own_work_is_in_the_total_cost_and_not_in_the_paper_cost(task):
     assert found.total_cost == pytest.approx(float(total.mean()) + gate)
 
 
-@pytest.mark.parametrize("kind", [*GATES, "assignment", "assignments", "random", "randoms"])
+SHARES = [[1.0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4]]
+TABLES = {
+    "allocation": AllocationPolicy(torch.tensor([1, 0, 3])),
+    "allocations": AllocationPolicy(torch.tensor([[0, 0, 0], [1, 0, 3]]), torch.tensor([0.0, 0.3])),
+    "random": RandomPolicy(torch.tensor(SHARES[1]), seed=7),
+    "randoms": RandomPolicy(torch.tensor(SHARES), 7, torch.tensor([0.0, 0.5])),
+}
+
+
+@pytest.mark.parametrize("kind", [*GATES, *TABLES])
 def test_a_policy_that_is_saved_and_loaded_decides_the_same(kind, task, tmp_path):
-    mdp = task.mdp
-    if kind == "assignment":
-        policy = AllocationPolicy(torch.tensor([1, 0, 3]))
-    elif kind == "assignments":
-        policy = AllocationPolicy(torch.tensor([[0, 0, 0], [1, 0, 3]]), torch.tensor([0.0, 0.3]))
-    elif kind == "randoms":
-        policy = RandomPolicy(torch.tensor([[1.0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4]]), 7, torch.tensor([0.0, 0.5]))
-    elif kind == "random":
-        policy = RandomPolicy(torch.tensor([0.1, 0.2, 0.3, 0.4]), seed=7)
-    else:
-        policy = make_policy(kind, mdp)
+    policy = copy.deepcopy(TABLES[kind]) if kind in TABLES else make_policy(kind, task.mdp)
     policy.save(tmp_path)
-    loaded = load_policy(tmp_path, mdp)
+    loaded = load_policy(tmp_path, task.mdp)
     assert torch.equal(evaluate(policy, task).routes, evaluate(loaded, task).routes)
 
 
@@ -155,7 +153,7 @@ def test_a_damaged_policy_is_named(mdp, tmp_path):
     with pytest.raises(FileNotFoundError, match="policy"):
         load_policy(tmp_path, mdp)
     (tmp_path / "policy.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=r"policy\.safetensors.*damaged"):
+    with pytest.raises(ValueError, match=r"policy\.safetensors"):
         load_policy(tmp_path, mdp)
 
 
@@ -173,14 +171,6 @@ def test_the_random_baseline_takes_budgets_at_the_ends_however_costs_are_summed(
     costs = torch.tensor([0.0625 - off, 0.25, 1 + off], dtype=torch.float64)
     for action, budget in ((0, 0.0625), (2, 1.0)):
         assert float(cost_matched_distribution(costs, budget)[action]) == pytest.approx(1)
-
-
-def test_dual_ascent_settles_where_the_cost_meets_the_budget():
-    dual = DualAscent(0.2, lr=0.1)
-    for step in range(500):
-        cost = 1 / (1 + dual.multiplier)  # any decreasing response
-        dual.update(cost, step / 500)
-    assert cost == pytest.approx(0.2, rel=0.01)
 
 
 def test_rollouts_report_the_route_they_took(mdp, images):
@@ -223,7 +213,7 @@ def test_sb3_plays_the_images_and_the_budgets_that_it_is_asked_for(task):
     assert split(env.reset()).budget == pytest.approx(np.full(3, 0.04))
     for options in ([{"budget": 0.1}, {}, {}], {"budgets": 0.1}, [{"budget": 0.1}, {"indices": 1}, {}]):
         env.set_options(options)
-        with pytest.raises(ValueError, match="for every sub-environment, or for none"):
+        with pytest.raises(ValueError, match="sub-environment"):
             env.reset()
 
 
@@ -290,12 +280,8 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_what_is_kept(task, t
     assert load_policy(tmp_path, task.mdp).at(1.0).tolist() == [0] * task.mdp.num_layers
 
 
-def test_an_evaluation_is_plain_data(task):
-    json.dumps(evaluate(AllocationPolicy(torch.zeros(task.mdp.num_layers)), task).line())
-
-
 def test_the_convolutional_gates_macs_by_hand(mdp):
-    """An eighth of a block at the same width for FFGate-II, 5/32 for FFGate-I, beside the linear scores."""
+    """An eighth of a block at the same width for FFGate-II, 5/32 for FFGate-I, next to the linear scores."""
     shapes = mdp.feature_shapes[:3]
     block = sum(2 * 9 * c * c * h * w for c, h, w in shapes)
     scores = sum(c * mdp.num_actions for c, _, _ in shapes)
@@ -304,5 +290,5 @@ def test_the_convolutional_gates_macs_by_hand(mdp):
 
 
 def test_a_gate_that_needs_features_is_not_built_without_them(mdp):
-    with pytest.raises(ValueError, match="needs observation 'features', not 'pooled'"):
+    with pytest.raises(ValueError, match=r"'features'.*'pooled'"):
         make_gate("one_shot", mdp)

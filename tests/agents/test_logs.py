@@ -1,7 +1,6 @@
 """Every method that learns logs the same scalars under the same names, in the table and for TensorBoard."""
 
 import csv
-import dataclasses
 
 import pytest
 import torch
@@ -11,19 +10,15 @@ from agents.budget_losses import effective_multiplier, hinge, sign
 from agents.logs import SCALARS, TABLE, Table
 from agents.methods import method, method_names
 from agents.rollouts import straight_through_rollout
-from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
+from tests.helpers import tiny_run
 
 LEARNED = [name for name in method_names() if method(name).Config.role not in ("baseline", "bound")]
-SMALL = {"num_images": 48, "batch_size": 12, "num_envs": 8, "allocations": 1, "oracle_images": 24, "beam": 2}
-SMALL |= {"learning_starts": 24, "gradient_steps": 1, "n_epochs": 1}
 
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_every_method_logs_the_same_scalars(name, tiny_data, tmp_path):
-    known = {field.name for field in dataclasses.fields(method(name).Config)}
-    config = method(name).Config(budget=0.3, **{key: value for key, value in SMALL.items() if key in known})
-    request = RunConfig(name, config, TaskConfig(dataset=tiny_data, depth=8, checkpoint="random"))
+    request = tiny_run(name, tiny_data, num_images=48)
     result = run(request, tmp_path)
     with open(tmp_path / request.name / TABLE) as file:
         rows = list(csv.DictReader(file))
