@@ -42,10 +42,16 @@ def test_a_gate_scores_every_action_and_an_image_apart_from_its_mates(name, mdp,
         state, alone = mdp.transition(state, action), mdp.transition(alone, action[3:4])
 
 
-def test_the_recurrent_gates_macs_by_hand(mdp):
-    policy = make_policy("recurrent", mdp)
+def test_the_macs_of_gates_by_hand(mdp):
+    """FFGate-II takes an eighth of a block at the same width and FFGate-I 5/32, next to the linear scores."""
     d, layers, actions = mdp.layout.dim, mdp.num_layers, mdp.num_actions
-    assert policy.macs_per_image == layers * (10 * d + 4 * 10 * (10 + 10) + 10 * actions)
+    shapes = mdp.feature_shapes[:3]
+    block = sum(2 * 9 * c * c * h * w for c, h, w in shapes)
+    scores = sum(c * actions for c, _, _ in shapes)
+    expected = {"recurrent": layers * (10 * d + 4 * 10 * (10 + 10) + 10 * actions)}
+    expected |= {"convolutional2": block / 8 + scores, "convolutional1": block * 5 / 32 + scores}
+    for name, macs in expected.items():
+        assert make_policy(name, mdp).macs_per_image == pytest.approx(macs)
 
 
 def test_evaluation_visits_every_image_once_and_is_the_same_twice_and_at_any_batch_size(task):
@@ -141,7 +147,7 @@ def test_of_several_allocations_the_most_expensive_within_each_images_budget_is_
     assert torch.equal(torch.stack(chosen, 1), table[[0, 1, 1, 2]])
 
 
-def test_draws_of_several_distributions_follow_each_images_budget(task):
+def test_a_random_policy_of_several_budgets_follows_each_images_budget(task):
     one_hot = torch.eye(4, dtype=torch.float64)[[0, 3]]
     policy = RandomPolicy(one_hot, 0, torch.tensor([0.0, 1.0]))
     observation = np.zeros((2, task.mdp.layout.dim), np.float32)
@@ -278,15 +284,6 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_what_is_kept(task, t
     with pytest.raises(TrainingDivergedError, match=str(tmp_path)):
         recorder.step(1, loss=float("nan"))
     assert load_policy(tmp_path, task.mdp).at(1.0).tolist() == [0] * task.mdp.num_layers
-
-
-def test_the_convolutional_gates_macs_by_hand(mdp):
-    """An eighth of a block at the same width for FFGate-II, 5/32 for FFGate-I, next to the linear scores."""
-    shapes = mdp.feature_shapes[:3]
-    block = sum(2 * 9 * c * c * h * w for c, h, w in shapes)
-    scores = sum(c * mdp.num_actions for c, _, _ in shapes)
-    assert make_policy("convolutional2", mdp).macs_per_image == pytest.approx(block / 8 + scores)
-    assert make_policy("convolutional1", mdp).macs_per_image == pytest.approx(block * 5 / 32 + scores)
 
 
 def test_a_gate_that_needs_features_is_not_built_without_them(mdp):

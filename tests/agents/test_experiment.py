@@ -18,6 +18,7 @@ from agents.runs.results import EXPERIMENT, RESULT, RESULTS, read_lines
 from agents.runs.sweep import SET_ASIDE, sole_writer
 from scripts import compare
 from scripts.compare import Compare, Flags
+from tests.helpers import untimed
 
 FILE = """
 description = "gates"
@@ -128,15 +129,10 @@ def test_a_list_in_place_of_one_value_gives_several_variants():
 
 def test_an_option_that_is_a_tuple_takes_a_list_as_its_value_and_a_list_of_lists_as_a_grid():
     conditioned = {"method": "ppo-conditioned", "budget_range": [0.02, 0.05]}
-    (one,) = experiment_of({"variants": [conditioned]}).variants
-    assert (one.label, one.config().budget_range) == ("ppo-conditioned", (0.02, 0.05))
     grid = {**conditioned, "budget_range": [[0.02, 0.05], [0.02, 0.5]]}
-    assert [v.config().budget_range for v in experiment_of({"variants": [grid]}).variants] == [
-        (0.02, 0.05),
-        (0.02, 0.5),
-    ]
-    (plain,) = experiment_of({"variants": [{"method": "ppo", "sb3": ["vf_coef=0.7"]}]}).variants
-    assert plain.config().arguments()["vf_coef"] == 0.7
+    one, *two = experiment_of({"variants": [conditioned, {**grid, "label": "grid"}]}).variants
+    assert (one.label, one.config().budget_range) == ("ppo-conditioned", (0.02, 0.05))
+    assert [variant.config().budget_range for variant in two] == [(0.02, 0.05), (0.02, 0.5)]
 
 
 def test_a_file_extends_another(file, tmp_path):
@@ -150,17 +146,17 @@ def test_a_file_extends_another(file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("extends", "culprit"),
+    ("content", "culprit"),
     [
-        ('"gates.toml"', r"gates\.toml.*circle\.toml|circle\.toml.*gates\.toml"),
-        ('"none.toml"', r"none\.toml"),
-        ("3", "3"),
+        ('extends = "gates.toml"', r"gates\.toml.*base\.toml|base\.toml.*gates\.toml"),
+        ('extends = "none.toml"', r"none\.toml"),
+        ("extends = 3", "3"),
+        ("budgets = [", r"base\.toml"),
     ],
 )
-def test_a_base_that_cannot_be_read_is_named(extends, culprit, file, tmp_path):
-    file.write_text('extends = "circle.toml"\n')
-    circle = tmp_path / "circle.toml"
-    circle.write_text(f"extends = {extends}\n")
+def test_a_file_that_cannot_be_read_is_named(content, culprit, file, tmp_path):
+    file.write_text('extends = "base.toml"\n')
+    (tmp_path / "base.toml").write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=culprit):
         read_experiment(file)
 
@@ -176,10 +172,7 @@ PPO = {"method": "ppo"}
         ({"variants": [PPO], "task": {"depth": "20"}}, r"depth.*'20'"),
         ({"variants": [PPO], "parts": []}, "'parts'"),
         ({"variants": [{**PPO, "ent_coeff": 0.1}]}, "'ppo'.*'ent_coeff'.*'ent_coef'"),
-        ({"variants": [{"method": "dfs", "zzz": 1}]}, "'zzz'"),
-        ({"variants": [{**PPO, "lable": "x"}]}, "'lable'.*'label'"),
         ({"variants": [{**PPO, "sb3": {"vf_coeff": 1}}]}, "'vf_coeff'.*'vf_coef'"),
-        ({"variants": [{**PPO, "ent_coef": "low"}]}, "ent_coef.*'low'"),
         ({"variants": [{**PPO, "ent_coef": [0.1, "low"]}]}, "ent_coef.*'low'"),
         ({"variants": [{**PPO, "ent_coef": []}]}, "ent_coef"),
         ({"variants": [{**PPO, "ent_coef": [0.1, 0.1]}]}, "ppo ent_coef=0.1"),
@@ -193,7 +186,6 @@ PPO = {"method": "ppo"}
         ({}, "variant"),
         ({"variants": [PPO], "seeds": 0}, "seed"),
         ({"variants": [PPO], "seeds": [0, 1, 0]}, "seed 0"),
-        ({"variants": [PPO], "seeds": [-1]}, "seed -1"),
         ({"variants": [PPO], "seeds": [0.5]}, "seeds"),
         ({"variants": [PPO], "budgets": [0.1, 0.1]}, "budget 0.1"),
         ({"variants": [PPO], "budgets": [2.0]}, "budget 2"),
@@ -208,15 +200,6 @@ PPO = {"method": "ppo"}
 def test_what_is_wrong_is_named_with_what_would_be_right(content, culprit):
     with pytest.raises(ValueError, match=culprit):
         plan(experiment_of(content))
-
-
-def test_a_file_that_is_not_toml_is_named(tmp_path):
-    path = tmp_path / "bad.toml"
-    path.write_text("budgets = [")
-    with pytest.raises(ValueError, match=r"bad\.toml"):
-        read_experiment(path)
-    with pytest.raises(FileNotFoundError, match="missing"):
-        read_experiment(tmp_path / "missing.toml")
 
 
 @dataclass(frozen=True)
@@ -296,7 +279,7 @@ def test_an_address_at_which_no_cluster_responds_leaves_the_folder_untouched(fil
 
 def test_a_folder_that_another_comparison_writes_to_is_refused(file, tmp_path):
     with sole_writer(tmp_path / "results"):
-        with pytest.raises(ValueError, match=r"another comparison .*results"):
+        with pytest.raises(ValueError, match="results"):
             compare.main(Compare(file, output=tmp_path / "results"))
         with sole_writer(tmp_path / "others"):
             pass
@@ -326,9 +309,8 @@ def quick(tmp_path, tiny_data, monkeypatch):
     return path
 
 
-def untimed(folder):
-    lines = read_lines(folder / RESULTS)
-    return [{key: value for key, value in line.items() if not key.startswith("seconds")} for line in lines]
+def lines_in(folder):
+    return list(map(untimed, read_lines(folder / RESULTS)))
 
 
 def test_a_comparison_leaves_lines_table_figure_and_its_experiment_and_a_failed_run_stops_no_other(
@@ -339,11 +321,8 @@ def test_a_comparison_leaves_lines_table_figure_and_its_experiment_and_a_failed_
     assert capsys.readouterr().err.count("a run failed") == 1
     assert {EXPERIMENT, RESULTS, "table.txt", "figure.png"} <= {path.name for path in folder.iterdir()}
     assert read_experiment(folder / EXPERIMENT) == read_experiment(quick)
-    lines = untimed(folder)
-    assert [(line["method"], line["preset"], line["label"], line["budget"]) for line in lines] == [
-        ("dfs", "", "dfs", 0.3),
-        ("dfs", "", "dfs", 0.5),
-    ]
+    named = [(line["method"], line["preset"], line["label"], line["budget"]) for line in lines_in(folder)]
+    assert named == [("dfs", "", "dfs", 0.3), ("dfs", "", "dfs", 0.5)]
     done = {path: path.stat().st_mtime_ns for path in folder.rglob(RESULT)}
     assert compare.main(Compare(quick, output=folder)) == 1
     assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished run was done again"
@@ -355,30 +334,30 @@ def test_what_is_finished_can_be_collected_without_running_the_rest(quick, tmp_p
         compare.main(Compare(quick, output=folder, collect=True))
     assert not folder.exists()
     assert compare.main(Compare(quick, output=folder, only=("dfs-budget0.[35]-*",))) == 0
-    whole = untimed(folder)
+    whole = lines_in(folder)
     lost = next(folder.glob("dfs-budget0.3*"))
     shutil.rmtree(lost)
     with sole_writer(folder):  # another comparison is running
         assert compare.main(Compare(quick, output=folder, collect=True)) == 0
-    assert untimed(folder) == whole, "a line counts where the folder was not kept"
+    assert lines_in(folder) == whole, "a line counts where the folder was not kept"
     quick.write_text(quick.read_text().replace("[0.1, 0.3, 0.5]", "[0.5]"))
     assert compare.main(Compare(quick, output=folder, collect=True)) == 0
-    assert untimed(folder) == whole[1:]
+    assert lines_in(folder) == whole[1:]
     (aside,) = (folder / SET_ASIDE).read_text().splitlines()
     assert json.loads(aside)["run"] == lost.name, "what is planned no more is not lost"
 
 
-def test_some_runs_can_be_done_alone(quick, tmp_path):
+def test_runs_can_be_done_alone_by_pattern_or_by_the_name_of_their_folder(quick, tmp_path):
     folder = tmp_path / "results"
     for arguments, culprit in (({"only": ("df-*",)}, r"df-\*.*'dfs-"), ({"only": ("*",), "collect": True}, "--only")):
         with pytest.raises(ValueError, match=culprit):
             compare.main(Compare(quick, output=folder, **arguments))
     assert not folder.exists()
     assert compare.main(Compare(quick, output=folder, only=("dfs-budget0.3-seed0",))) == 0
-    (run,) = (line["run"] for line in untimed(folder))
+    (run,) = (line["run"] for line in lines_in(folder))
     assert run.startswith("dfs-budget0.3-seed0-")
-    assert compare.main(Compare(quick, output=folder, only=(run,))) == 0, "a run's name as its folder has it"
-    assert len(untimed(folder)) == 1
+    assert compare.main(Compare(quick, output=folder, only=(run,))) == 0
+    assert len(lines_in(folder)) == 1
 
 
 def test_what_is_wrong_with_a_task_is_said_before_anything_is_written(quick, tmp_path):

@@ -36,13 +36,26 @@ def test_dfs_costs_of_the_published_options():
     torch.testing.assert_close(per_block, torch.tensor([0, 1 / 16, 25 / 256, 9 / 64, 49 / 256, 1 / 4, 1]))
 
 
-def test_dfs_loss_rewards_spending_at_or_below_the_target_and_charges_it_above(mdp):
-    rollout, mean = rollout_of(mdp, ROUTES), 19 / 96
+MEAN, SUM = 19 / 96, 17 / 16 + 2 / 16
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "weight", "expected"),
+    [
+        (sign, 0.25, 0.5, -0.5 * MEAN / 0.25),  # spending at or below the target is rewarded
+        (sign, 0.10, 0.5, +0.5 * MEAN / 0.10),
+        (sign_published, 0.25, 1e-5, -1e-5 * SUM),
+        (sign_published, 0.10, 5e-6, 5e-6 * SUM),
+        (hinge, 0.25, 1.0, 0.0),  # nothing is asked within the budget
+        (hinge, 0.10, 2.0, 2 * (MEAN / 0.1 - 1)),
+        (mean_bits, 1 / 16, 0.05, 0.05 * ((0 + 2 + 8 + 2 + 2 + 0) / 6 - 2)),  # 2 bits cost that budget
+        (mean_bits, 1 / 4, 0.05, 0.0),
+    ],
+)
+def test_budget_losses_by_hand(loss, target, weight, expected, mdp):
+    rollout = rollout_of(mdp, ROUTES)
     rollout.weights.requires_grad_(False)
-    assert float(sign(rollout, 0.25, 1.0, weight=0.5)) == pytest.approx(-0.5 * mean / 0.25)
-    assert float(sign(rollout, 0.10, 1.0, weight=0.5)) == pytest.approx(+0.5 * mean / 0.10)
-    assert float(sign_published(rollout, 0.25, 1.0)) == pytest.approx(-1e-5 * (17 / 16 + 2 / 16))
-    assert float(sign_published(rollout, 0.10, 1.0, weight=5e-6)) == pytest.approx(5e-6 * (17 / 16 + 2 / 16))
+    assert float(loss(rollout, target, 1.0, weight=weight)) == pytest.approx(expected)
 
 
 def test_the_gradient_of_dfs_loss_is_the_cost_of_each_option(mdp):
@@ -51,13 +64,6 @@ def test_the_gradient_of_dfs_loss_is_the_cost_of_each_option(mdp):
     torch.testing.assert_close(
         rollout.weights.grad, 1e-5 * torch.tensor([0, 1 / 16, 1 / 4, 1]).expand(2, 3, 4), rtol=1e-4, atol=0
     )
-
-
-def test_the_hinge_asks_nothing_within_the_budget(mdp):
-    rollout = rollout_of(mdp, ROUTES)
-    rollout.weights.requires_grad_(False)
-    assert float(hinge(rollout, 0.25, 1.0)) == 0
-    assert float(hinge(rollout, 0.1, 1.0, weight=2.0)) == pytest.approx(2 * (19 / 96 / 0.1 - 1))
 
 
 def test_fractrain_has_a_dead_band_and_at_most_a_tenth_of_the_cross_entropy(mdp):
@@ -75,12 +81,6 @@ def test_target_rates_are_met_block_by_block(mdp):
     rates = torch.tensor([1 / 32, 1 / 16, 1 / 2])
     expected = 2 * ((rates / 0.25 - 1) ** 2).sum() / 3
     torch.testing.assert_close(target_rates(rollout, 0.25, 1.0), expected)
-
-
-def test_mean_bits_are_limited_to_the_bitwidth_that_costs_the_budget(mdp):
-    rollout, mean = rollout_of(mdp, ROUTES), (0 + 2 + 8 + 2 + 2 + 0) / 6
-    assert float(mean_bits(rollout, 1 / 16, 1.0)) == pytest.approx(0.05 * (mean - 2))
-    assert float(mean_bits(rollout, 1 / 4, 1.0)) == 0
 
 
 def test_an_unknown_budget_loss_or_parameter_is_refused():

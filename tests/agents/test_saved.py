@@ -90,7 +90,7 @@ def test_a_policy_with_a_class_of_ones_own_is_saved_by_its_name(task, tmp_path):
     assert extractor.factor == 3.0
 
 
-@pytest.mark.parametrize(("value", "culprit"), [("'os:system'", "os:system"), ("{'a': b'bytes'}", "b'bytes'")])
+@pytest.mark.parametrize(("value", "culprit"), [("'os:system'", "system"), ("{'a': b'bytes'}", "b'bytes'")])
 def test_arguments_that_could_not_be_saved_are_refused_before_training(value, culprit):
     with pytest.raises(ValueError, match=culprit):
         ppo.Config(sb3=(f"policy_kwargs={{'features_extractor_kwargs': {{}}, 'activation_fn': {value}}}",))
@@ -214,8 +214,8 @@ def test_a_pickled_policy_is_converted_once(old, request):
 
 
 def test_nothing_that_a_run_leaves_behind_is_pickled(tiny_data, tmp_path, no_pickles):
-    for name in (*SB3_FAMILY, "dfs", "static", "oracle"):
-        config = tiny_run(name, tiny_data)
+    for name in ("ppo", "dqn", "dfs", "static", "oracle"):
+        config = tiny_run(name, tiny_data, num_images=24)
         run(config, tmp_path)
         assert {file.suffix for file in (tmp_path / config.name).iterdir() if "tfevents" not in file.name} <= {
             ".json",

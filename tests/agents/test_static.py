@@ -8,12 +8,13 @@ import torch
 
 from agents.evaluation import evaluate
 from agents.policies import AllocationPolicy
+from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from agents.search.allocations import best_allocation, best_allocations, descent, exchange
 from agents.search.trials import CRITERIA, Search
 from dfs_env import BlockMDP, Task
-from tests.helpers import config_of, tiny_run, train
+from tests.helpers import config_of, train
 
 
 def first_images(task, count):
@@ -63,7 +64,8 @@ def test_a_search_of_many_budgets_is_as_good_at_each_as_one_of_its_own_and_shows
 
 def test_one_run_serves_all_budgets_and_its_saved_policy_decides_the_same(tiny_data, tmp_path):
     budgets = (0.05, 0.3, 0.7)
-    line = run(tiny_run("static", tiny_data, eval_budgets=budgets, search_images=24), tmp_path)
+    task = TaskConfig(dataset=tiny_data, depth=8, checkpoint="random")
+    line = run(RunConfig("static", config_of("static", budget=0.3, eval_budgets=budgets), task), tmp_path)
     points = {point["budget"]: point for point in line["at_budgets"]}
     assert set(budgets) < set(points), "and points of its own"
     assert min(points) <= 1e-6
