@@ -98,16 +98,6 @@ def test_an_images_route_does_not_depend_on_its_batch_mates(exact, mdp, data):
         assert torch.equal(some[1], together[1][rows])
 
 
-def test_two_processes_find_what_one_finds(mdp, data):
-    images, labels = data
-    one = find_routes(mdp, images, labels, RouteSearch(search="beam", beam=2))
-    shown = []
-    two = find_routes(mdp, images, labels, RouteSearch(search="beam", beam=2), workers=2, progress=shown.append)
-    assert torch.equal(one.routes, two.routes)
-    assert torch.equal(one.found, two.found)
-    assert sum(shown) == 24
-
-
 def test_the_cheapest_images_take_their_routes_first(mdp):
     # 2 bits at a block cost 1/48: the images' routes cost 2, 1, 12 and 0 of these
     routes = torch.tensor([[1, 1, 0], [0, 0, 1], [2, 2, 2], [0, 0, 0]])
@@ -142,9 +132,11 @@ def test_the_oracle_is_loaded_with_its_routes_and_searches_no_more(task, tmp_pat
     policy.save(tmp_path)
     monkeypatch.setattr("agents.methods.oracle.find_routes", None)
     loaded = load_policy(tmp_path, task.mdp)
-    after = evaluate(loaded, task, "test", 0.1)
-    assert before.line() == after.line()
+    assert before.line() == evaluate(loaded, task, "test", 0.1).line()
     assert loaded.how == RouteSearch(False, "beam", 3)
+    tensors, about = load_tensors(tmp_path / FILE)  # earlier versions named the split by a digest
+    save_tensors(tmp_path / FILE, {f"0a1b{name.removeprefix('test')}": t for name, t in tensors.items()}, about)
+    assert before.line() == evaluate(load_policy(tmp_path, task.mdp), task, "test", 0.1).line()
 
 
 def test_what_cannot_be_searched_is_refused_with_the_mend(task, monkeypatch):
@@ -195,20 +187,9 @@ def test_one_search_of_a_split_serves_all_budgets_and_another_split_or_other_dec
     assert len(found) == 3
 
 
-def test_an_oracle_that_an_earlier_version_saved_under_a_digest_is_loaded(task, tmp_path, monkeypatch):
-    policy = train("oracle", task, budget=0.1)
-    before = evaluate(policy, task, "test", 0.1)
-    policy.save(tmp_path)
-    tensors, about = load_tensors(tmp_path / FILE)
-    save_tensors(tmp_path / FILE, {f"0a1b{name.removeprefix('test')}": t for name, t in tensors.items()}, about)
-    monkeypatch.setattr("agents.methods.oracle.find_routes", None)
-    assert evaluate(load_policy(tmp_path, task.mdp), task, "test", 0.1).line() == before.line()
-
-
 def test_states_stay_as_they_are_while_routes_are_completed_from_them():
-    task = make_task(
-        depth=20, width=4, checkpoint="random", ungated_blocks=1
-    )  # two blocks of each stage skip as they are
+    """The second block of each stage skips as it is."""
+    task = make_task(depth=14, width=4, checkpoint="random", ungated_blocks=1)
     later = task.mdp
     images = task.dataset.normalize(task.dataset.test.images[:4])
     for layer in range(later.num_layers):

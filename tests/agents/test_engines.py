@@ -13,8 +13,6 @@ import pytest
 
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Processes, attempt
-from agents.runs.experiment import read_experiment
-from agents.runs.planning import plan
 from agents.runs.ray_engine import Ray
 from agents.runs.results import RESULT, RESULTS, read_lines
 from agents.runs.run import run
@@ -24,7 +22,6 @@ from scripts.compare import Compare
 from tests.helpers import config_of, untimed
 
 TASK = TaskConfig(checkpoint="random", depth=8, width=4)
-ROOT = Path(__file__).parents[2]
 
 
 def constant(budget, task=TASK):
@@ -190,62 +187,16 @@ def test_a_run_that_fails_and_a_worker_that_dies_stop_no_other_run(tmp_path, mar
 
 MAIN = """
 import pathlib
+from agents.methods import method
+from agents.runs.config import RunConfig, TaskConfig
+from agents.runs.engines import Processes
+from agents.runs.sweep import sweep
+
 if __name__ == "__main__":
-    from agents.runs.engines import Processes
-    from agents.runs.experiment import read_experiment
-    from agents.runs.planning import plan
-    from agents.runs.sweep import sweep
-    here = pathlib.Path(__file__).parent
-    sweep(plan(read_experiment(here / "small.toml")), here / "killed", Processes(1))
+    task = TaskConfig("marked_images:slow", depth=8, checkpoint="random")
+    run = RunConfig("constant", method("constant").Config(), task)
+    sweep([run], pathlib.Path(__file__).parent / "runs", Processes(1))
 """
-PACED = """
-import pathlib, time
-here = pathlib.Path(__file__).parent
-def reward(t):
-    if (here / "hold").exists() and list(here.glob("killed/*/result.json")):
-        (here / "held").touch()
-        time.sleep(120)
-    return {"loss": -t.loss}
-def load(folder):
-    (here / "held").touch()
-    time.sleep(60)
-"""
-HEAD = """
-budgets = [0.3]
-seeds = 1
-num_images = 64
-[task]
-dataset = "DATASET"
-depth = 8
-width = 4
-checkpoint = "random"
-"""
-
-
-@pytest.fixture
-def killed(tmp_path, monkeypatch):
-    """Start a sweep of an experiment in a session of its own, and kill it with SIGKILL when a run holds it up; a second
-    call runs the sweep to its end."""
-    (tmp_path / "main.py").write_text(MAIN)
-    (tmp_path / "paced.py").write_text(PACED)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(tmp_path / "main.py")]
-
-    def start(experiment=""):
-        if not experiment:
-            return subprocess.run(command, env=environment, check=True, timeout=300)
-        (tmp_path / "small.toml").write_text(experiment)
-        parent = subprocess.Popen(command, env=environment, start_new_session=True)
-        deadline = time.monotonic() + 300
-        while not (tmp_path / "held").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
-        parent.kill()
-        parent.wait()
-        assert (tmp_path / "held").exists()
-        return parent
-
-    return start
 
 
 def processes_of(session):
@@ -261,28 +212,19 @@ def processes_of(session):
     return found
 
 
-def test_workers_die_with_a_killed_sweep(killed):
-    parent = killed(HEAD.replace("DATASET", "paced:load") + '[[variants]]\nmethod = "constant"\n')
+def test_workers_die_with_a_killed_sweep(tmp_path, marked):
+    (tmp_path / "main.py").write_text(MAIN)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)])}
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "main.py")], env=environment, start_new_session=True)
     deadline = time.monotonic() + 90
+    while not (tmp_path / "slow").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    parent.kill()
+    parent.wait()
     while processes_of(parent.pid) and time.monotonic() < deadline:
         time.sleep(0.2)
+    assert (tmp_path / "slow").exists()
     assert not processes_of(parent.pid), "a worker outlived the sweep"
-
-
-@pytest.mark.slow
-def test_a_killed_sweep_resumes_to_the_lines_of_one_that_was_not(tmp_path, killed):
-    """SIGKILL while the second of three runs is under way."""
-    (tmp_path / "hold").touch()
-    variants = ('"dfs"', '"ppo"\nreward = "paced:reward"', '"skipnet"')
-    killed(HEAD.replace("DATASET", "digits") + "".join(f"[[variants]]\nmethod = {each}\n" for each in variants))
-    assert len(list(tmp_path.glob("killed/*/config.json"))) == 2
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"killed/*/{RESULT}")}
-    assert len(finished) == 1
-    (tmp_path / "hold").unlink()
-    killed()
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished run was done again"
-    whole = sweep(plan(read_experiment(tmp_path / "small.toml")), tmp_path / "whole", here)
-    assert list(map(untimed, read_lines(tmp_path / "killed"))) == list(map(untimed, whole.results))
 
 
 def test_ray_gives_the_lines_of_runs_here_and_a_failing_run_stops_no_other(tmp_path):

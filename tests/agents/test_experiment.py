@@ -15,7 +15,7 @@ from agents.runs.engines import attempt
 from agents.runs.experiment import Experiment, Variant, as_toml, experiment_of, read_experiment
 from agents.runs.planning import plan
 from agents.runs.results import EXPERIMENT, RESULT, RESULTS, read_lines
-from agents.runs.sweep import SET_ASIDE, sole_writer
+from agents.runs.sweep import sole_writer
 from scripts import compare
 from scripts.compare import Compare, Flags
 from tests.helpers import untimed
@@ -72,26 +72,19 @@ def test_every_variant_is_run_at_every_budget_with_every_seed(file):
     experiment = read_experiment(file)
     runs = plan(experiment)
     assert experiment.description == "gates"
-    assert {(run.config.budget, run.config.seed) for run in of(runs, "ppo")} == {
-        (budget, seed) for budget in (0.02, 0.5) for seed in range(3)
-    }
-    assert {run.config.num_images for run in of(runs, "ppo")} == {24_000}
-    assert {run.config.num_evals for run in of(runs, "ppo")} == {3}
+    pairs = {(budget, seed) for budget in (0.02, 0.5) for seed in range(3)}
+    assert {(run.config.budget, run.config.seed) for run in of(runs, "ppo")} == pairs
+    assert {(run.config.num_images, run.config.num_evals) for run in of(runs, "ppo")} == {(24_000, 3)}
     assert all(run.config.cotrain and run.config.budget_loss == "hinge" for run in of(runs, "dfs-hinge"))
-    assert [(run.config.eval_budgets, run.config.seed) for run in of(runs, "static")] == [
-        ((0.02, 0.5), seed) for seed in range(3)
-    ]
+    served = [(run.config.eval_budgets, run.config.seed) for run in of(runs, "static")]
+    assert served == [((0.02, 0.5), seed) for seed in range(3)]
     assert [run.config.seed for run in of(runs, "constant")] == [0]
-    assert {run.task.bitwidths for run in runs} == {(0, 8)}
-    assert experiment.all_budgets == (0.02, 0.1, 0.5)
-
-
-def test_a_variant_overrides_options_budgets_seeds_images_and_observation(file):
-    (run,) = of(plan(read_experiment(file)), "PPO, little entropy")
-    assert (run.method, run.config.budget, run.config.seed, run.config.num_images) == ("ppo", 0.1, 7, 1000)
-    assert run.config.arguments()["vf_coef"] == 0.7
-    assert (run.config.ent_coef, type(run.config.ent_coef)) == (0, float)
-    assert run.task == TaskConfig(checkpoint="random", depth=8, bitwidths=(0, 8), observation="statistics")
+    (own,) = of(runs, "PPO, little entropy")
+    assert (own.config.budget, own.config.seed, own.config.num_images) == (0.1, 7, 1000)
+    assert own.config.arguments()["vf_coef"] == 0.7
+    assert (own.config.ent_coef, type(own.config.ent_coef)) == (0, float)
+    assert {run.task for run in runs} - {own.task} == {replace(own.task, observation="pooled")}
+    assert own.task == TaskConfig(checkpoint="random", depth=8, bitwidths=(0, 8), observation="statistics")
 
 
 def test_label_and_preset_name_a_run_and_are_no_part_of_its_identity():
@@ -232,12 +225,12 @@ def test_the_file_that_is_written_plans_the_same(file, tmp_path):
     flags = Flags(
         ("ppo", "skipnet-tuned"), (0.02, 0.5), (0, 1), 2000, TaskConfig(checkpoint="random", bitwidths=(0, 8))
     )
-    path = tmp_path / "same.toml"
-    for experiment in (flags.experiment(), read_experiment(file)):
+    path, by_flags = tmp_path / "same.toml", Compare(flags=flags).experiment()
+    for experiment in (by_flags, read_experiment(file)):
         path.write_text(as_toml(experiment))
         assert plan(read_experiment(path)) == plan(experiment)
-    assert len(plan(flags.experiment())) == 8
-    assert {variant.method for variant in Flags().experiment().variants} == set(method_names())
+    assert len(plan(by_flags)) == 8
+    assert {variant.method for variant in Compare().experiment().variants} == set(method_names())
 
 
 def test_a_file_and_flags_that_describe_an_experiment_are_refused(file):
@@ -258,23 +251,17 @@ def test_results_of_another_version_are_refused_and_kept(file, tmp_path):
         assert [path.name for path in folder.rglob("*") if path.is_file()] == [(folder / name).name]
 
 
-def entries(folder):
-    return {path.name: path.read_text() for path in folder.iterdir()}
-
-
 def test_an_address_at_which_no_cluster_responds_leaves_the_folder_untouched(file, tmp_path):
     pytest.importorskip("ray")
-    folder = tmp_path / "results"
-    folder.mkdir()
-    for name, text in ((EXPERIMENT, "of before"), (RESULTS, "\n")):
-        (folder / name).write_text(text)
-    before = entries(folder)
+    before = (tmp_path / EXPERIMENT, "of before"), (tmp_path / RESULTS, "\n")
+    for path, text in before:
+        path.write_text(text)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
     with pytest.raises(ConnectionError, match=address):
-        compare.main(Compare(file, output=folder, engine="ray", address=address))
-    assert entries(folder) == before
+        compare.main(Compare(file, output=tmp_path, engine="ray", address=address))
+    assert all(path.read_text() == text for path, text in before)
 
 
 def test_a_folder_that_another_comparison_writes_to_is_refused(file, tmp_path):
@@ -283,24 +270,22 @@ def test_a_folder_that_another_comparison_writes_to_is_refused(file, tmp_path):
             compare.main(Compare(file, output=tmp_path / "results"))
         with sole_writer(tmp_path / "others"):
             pass
-    assert not entries(tmp_path / "results")
+    assert not list((tmp_path / "results").iterdir())
 
 
-class Here:
+def here(configs, root, report):
     """The engine without workers."""
+    for config in configs:
+        yield config, attempt(config, root, report)
 
-    def check(self):
-        """Nothing can be wrong."""
 
-    def __call__(self, configs, root, report):
-        for config in configs:
-            yield config, attempt(config, root, report)
+here.check = lambda: None
 
 
 @pytest.fixture
 def quick(tmp_path, tiny_data, monkeypatch):
     """A file of three quick runs, of which the first fails: its budget is below the cheapest route."""
-    monkeypatch.setattr(Compare, "runner", lambda self: Here())
+    monkeypatch.setattr(Compare, "runner", lambda self: here)
     path = tmp_path / "quick.toml"
     path.write_text(
         f'budgets = [0.1, 0.3, 0.5]\nseeds = 1\nnum_images = 24\n[task]\ndataset = "{tiny_data}"\ndepth = 8\n'
@@ -335,16 +320,10 @@ def test_what_is_finished_can_be_collected_without_running_the_rest(quick, tmp_p
     assert not folder.exists()
     assert compare.main(Compare(quick, output=folder, only=("dfs-budget0.[35]-*",))) == 0
     whole = lines_in(folder)
-    lost = next(folder.glob("dfs-budget0.3*"))
-    shutil.rmtree(lost)
+    shutil.rmtree(next(folder.glob("dfs-budget0.3*")))
     with sole_writer(folder):  # another comparison is running
         assert compare.main(Compare(quick, output=folder, collect=True)) == 0
     assert lines_in(folder) == whole, "a line counts where the folder was not kept"
-    quick.write_text(quick.read_text().replace("[0.1, 0.3, 0.5]", "[0.5]"))
-    assert compare.main(Compare(quick, output=folder, collect=True)) == 0
-    assert lines_in(folder) == whole[1:]
-    (aside,) = (folder / SET_ASIDE).read_text().splitlines()
-    assert json.loads(aside)["run"] == lost.name, "what is planned no more is not lost"
 
 
 def test_runs_can_be_done_alone_by_pattern_or_by_the_name_of_their_folder(quick, tmp_path):

@@ -23,7 +23,7 @@ from tests.helpers import config_of, tiny_run, train, untimed
 
 LEARNED = [name for name in method_names() if method(name).Config.role not in ("baseline", "bound")]
 POLICIES = [name for name in LEARNED if method(name).Config.role != "activation_gating"]
-SEARCH = {"search_images": 8, "oracle_images": 64, "routes": 2}
+SIZES = {"batch_size": 12, "num_envs": 16, "search_images": 8, "oracle_images": 64, "routes": 2}
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -66,15 +66,14 @@ def test_every_preset_trains_and_changes_the_backbone_only_if_it_cotrains(label,
 @pytest.mark.parametrize("name", POLICIES)
 def test_with_a_huge_cost_coefficient_a_method_ends_at_skipping_everything(name, learned):
     expensive = {"cost_weight": 10.0, "alpha": 100.0, "multiplier_lr": 0.5}  # whatever a method calls it
-    sizes = {"num_images": 2000, "batch_size": 24, "num_envs": 32, **SEARCH}
-    policy = train(name, learned, sizes=sizes, budget=0.001, **expensive)
+    policy = train(name, learned, sizes=SIZES, num_images=3000, budget=0.001, **expensive)
     assert evaluate(policy, learned, "validation", 0.001).cost <= 0.002  # one block costs 0.02
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_with_a_free_budget_a_method_is_not_below_the_full_network(name, learned):
     full = AllocationPolicy(torch.full((3,), learned.mdp.num_actions - 1))
-    policy = train(name, learned, sizes={"num_images": 2000, "batch_size": 24, "num_envs": 32, **SEARCH}, budget=1.0)
+    policy = train(name, learned, sizes=SIZES, num_images=1600, budget=1.0)
     reached = evaluate(policy, learned, "validation", 1.0).accuracy
     assert reached >= evaluate(full, learned, "validation").accuracy - 0.02
 
@@ -92,7 +91,7 @@ OUTSIDE = {
     "skipnet": {"multiplier_lr": [-1.0, math.nan], "multiplier_anneal": [5.0], "ent_coef": [-3.0], "alpha": [-1.0]},
     "blockdrop": {"multiplier_lr": [0.0], "power": [-2.0, 5.0], "gamma": [-1.0], "bound": [0.4]},  # 0.04 ** -5
     "imitation": {"multiplier_lr": [-1.0], "beam": [0], "oracle_images": [0], "reinforce": [1.0], "loss_price": [-1.0]},
-    "oracle": {"beam": [0], "search": ["depth"], "workers": [0]},
+    "oracle": {"beam": [0], "search": ["depth"]},
     "rloo": {"multiplier_lr": [-1.0], "multiplier_init": [-1], "routes": [1], "start_static": [1]},
     "dfs": {"cost_weight": [-1.0], "lr": [-1.0], "batch_size": [0], "warmup": [1.0]},
     "gumbel": {"backbone_lr": [math.inf], "last_temperature": [0.0, 2.0]},

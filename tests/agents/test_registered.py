@@ -113,27 +113,19 @@ class Learner:
         return self.rng.random()
 
 
-def hidden_in(place):
-    """A loop that changes something that is not one of its local variables, and what the mend says."""
-    if place == "closure":
-        generator = torch.Generator()
-        return lambda: torch.rand(1, generator=generator), "generator=generator"
-    if place == "method":
-        return Learner().draw, r"change_rng=change\.rng"
-    if place == "global":
-        return draw_globally, "RNG=RNG"
-    if place == "iterator":
-        batches = iter([1, 2, 3, 4, 5, 6, 7])
-        return lambda: next(batches), "batches=batches"
-    shadow = nn.Linear(2, 2).requires_grad_(False)
-    return lambda: shadow.weight.add_(1), "shadow=shadow"
-
-
 RNG = np.random.default_rng(0)
 
 
-def draw_globally():
-    return RNG.random()
+def hidden_in(place):
+    """A loop that changes something that is not one of its local variables, and what the mend says."""
+    generator, batches, shadow = torch.Generator(), iter(range(9)), nn.Linear(2, 2).requires_grad_(False)
+    return {
+        "closure": (lambda: torch.rand(1, generator=generator), "generator=generator"),
+        "method": (Learner().draw, r"change_rng=change\.rng"),
+        "global": (lambda: RNG.random(), "RNG=RNG"),
+        "iterator": (lambda: next(batches), "batches=batches"),
+        "frozen module": (lambda: shadow.weight.add_(1), "shadow=shadow"),
+    }[place]
 
 
 @pytest.mark.parametrize("place", ["closure", "method", "global", "iterator", "frozen module"])

@@ -162,17 +162,16 @@ def test_a_run_begins_anew_if_asked_to_or_if_the_checkpoint_is_of_another_config
     assert not {ERROR, ".checkpoint.1.pt", CHECKPOINT} & {file.name for file in (tmp_path / config.name).iterdir()}
 
 
-@pytest.mark.parametrize("content", [b"", b"half", None])
-def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named_with_the_way_out(content, unfinished, tmp_path):
+@pytest.mark.parametrize("content", ["empty", "half", "of something else"])
+def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named(content, unfinished, tmp_path):
     config, folder = unfinished
-    if content is None:
+    if content == "of something else":
         states = torch.load(folder / CHECKPOINT, weights_only=False)
         torch.save({**states, "surprise": 1}, folder / CHECKPOINT)
     else:
-        (folder / CHECKPOINT).write_bytes(content)
+        (folder / CHECKPOINT).write_bytes(b"" if content == "empty" else b"half")
     with pytest.raises(ValueError, match=r"checkpoint\.pt"):
         run(config, tmp_path)
-    run(config, tmp_path, resume=False)
 
 
 def test_what_follows_the_logs_of_a_run_has_them_when_it_has_ended(unfinished, tmp_path):
@@ -223,14 +222,11 @@ def test_an_environment_is_put_back_in_the_middle_of_its_episodes(task):
     env.cost_coef = 2.0
     env.step(env.action_space.sample())
     env.budget = {"low": 0.2, "high": 0.4}  # of the episodes to come
-    state = copy.deepcopy(env.state_dict())
-    actions = [env.action_space.sample() for _ in range(7)]
-    expected = [env.step(action) for action in actions]
-    other.load_state_dict(state)
-    for action, (observation, reward, *_) in zip(actions, expected, strict=True):
-        found = other.step(action)
-        assert (found[0] == observation).all()
-        assert (found[1] == reward).all()
+    other.load_state_dict(copy.deepcopy(env.state_dict()))
+    for _ in range(7):
+        action = env.action_space.sample()
+        for left, right in zip(env.step(action)[:2], other.step(action)[:2], strict=True):
+            assert (left == right).all()
     assert torch.equal(env.last_played[0], other.last_played[0])
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -97,10 +98,7 @@ class Reader(HTMLParser):
 def markdown_cells(text: str) -> list[str]:
     rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith("| --- |")]
     cells = [cell.strip() for row in rows for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
-    plain = (("\\|", "|"), ("\\*", "*"), ("&lt;", "<"), ("&amp;", "&"))
-    for old, new in plain:
-        cells = [cell.replace(old, new) for cell in cells]
-    return cells
+    return [unescape(re.sub(r"\\([|*])", r"\1", cell)) for cell in cells]
 
 
 def test_the_page_needs_no_other_file_and_markdown_has_the_same_numbers(folder, tmp_path, capsys):
@@ -176,12 +174,11 @@ def test_summary_and_tables_name_the_best_and_missed_budgets():
 
 
 def colours_in(figure) -> dict[str, str]:
-    pairs = [panel.get_legend_handles_labels() for panel in figure.axes]
-    drawn = [(label, handle) for handles, labels in pairs for handle, label in zip(handles, labels, strict=True)]
-    return {
-        label: to_hex(handle[0].get_color() if isinstance(handle, tuple) else handle.get_color())
-        for label, handle in drawn
-    }
+    found = {}
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found[label] = to_hex((handle[0] if isinstance(handle, tuple) else handle).get_color())
+    return found
 
 
 def test_a_method_has_one_colour_in_every_figure_and_its_presets_other_markers(folder):
@@ -189,10 +186,8 @@ def test_a_method_has_one_colour_in_every_figure_and_its_presets_other_markers(f
     few = Comparison("few", [each for each in whole.lines if each["method"] in ("ppo", "static")], folder)
     drawn = [draw(each) for each in (whole, few) for draw in (figures.fronts, figures.learning_curves)]
     for figure in [*drawn, figures.networks([whole, few])]:
-        found = colours_in(figure)
-        for label, colour in found.items():
-            if label in whole.labels:
-                assert colour == colour_of(whole.labels[label]["method"]).lower(), label
+        for label in colours_in(figure).keys() & whole.labels:
+            assert colours_in(figure)[label] == colour_of(whole.labels[label]["method"]).lower(), label
     marker_of = markers([whole])
     assert marker_of["ppo"] != marker_of["ppo-tuned"]
     assert len(set(COLOURS.values())) == len(COLOURS)
