@@ -112,11 +112,11 @@ def tiny_run(label: str, data: str, **values: Any) -> RunConfig:
 
 
 def train(label: str, task: Task, folder: Path | None = None, **values: Any) -> Policy:
-    """The policy of a short training that is validated once."""
+    """The policy of a short training, by default validated once."""
     config = config_of(label, **values)
     torch.manual_seed(config.seed)
-    budgets = config.validation_budgets
-    recorder = Recorder(task, config.budget, config.num_images, folder, 1, config.holds_budget, budgets=budgets)
+    num_evals, budgets = values.get("num_evals", 1), config.validation_budgets
+    recorder = Recorder(task, config.budget, config.num_images, folder, num_evals, config.holds_budget, budgets=budgets)
     return method(label).train(config, task, recorder)
 
 

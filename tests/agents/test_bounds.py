@@ -235,7 +235,7 @@ def test_the_bias_of_the_last_layer_brings_the_cost_within_the_budget(learned):
 @pytest.mark.parametrize(("options", "cost"), [({"loss_price": 0.0}, 0.01), ({"reinforce": 0.3}, 0.044)])
 def test_imitation_reaches_the_oracle_where_the_image_tells_its_route(options, cost, learned):
     sizes = {"num_images": 4000, "batch_size": 16, "oracle_images": 256, **options}
-    policy = train("imitation", learned, sizes=sizes, budget=0.04)
+    policy = train("imitation", learned, sizes=sizes, num_evals=2, budget=0.04)
     reached = evaluate(policy, learned, "test", 0.04)
     bound = evaluate(train("oracle", learned, budget=0.04), learned, "test", 0.04)
     skipped = evaluate(AllocationPolicy(torch.zeros(3)), learned, "test")

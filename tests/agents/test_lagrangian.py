@@ -266,7 +266,7 @@ def test_the_best_policy_is_within_all_its_budgets_and_most_accurate_on_average(
 def test_a_conditioned_policy_spends_more_when_it_may(learned):
     sizes = {"num_images": 3000, "num_envs": 32, "batch_size": 48, "budget": 0.3, "multiplier_knots": 3}
     values = {"budget_range": (0.02, 0.4), "multiplier_lr": 0.2, "ent_schedule": "linear"}
-    policy = train("ppo", learned, sizes=sizes, **values)
+    policy = train("ppo", learned, sizes=sizes, num_evals=10, **values)
     tight, generous = (evaluate(policy, learned, "test", budget) for budget in (0.02, 0.4))
     assert tight.cost < 0.05
     assert generous.cost > 2 * tight.cost

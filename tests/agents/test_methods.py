@@ -66,14 +66,14 @@ def test_every_preset_trains_and_changes_the_backbone_only_if_it_cotrains(label,
 @pytest.mark.parametrize("name", POLICIES)
 def test_with_a_huge_cost_coefficient_a_method_ends_at_skipping_everything(name, learned):
     expensive = {"cost_weight": 10.0, "alpha": 100.0, "multiplier_lr": 0.5}  # whatever a method calls it
-    policy = train(name, learned, sizes=SIZES, num_images=3000, budget=0.001, **expensive)
+    policy = train(name, learned, sizes=SIZES, num_images=3000, num_evals=10, budget=0.001, **expensive)
     assert evaluate(policy, learned, "validation", 0.001).cost <= 0.002  # one block costs 0.02
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_with_a_free_budget_a_method_is_not_below_the_full_network(name, learned):
     full = AllocationPolicy(torch.full((3,), learned.mdp.num_actions - 1))
-    policy = train(name, learned, sizes=SIZES, num_images=1600, budget=1.0)
+    policy = train(name, learned, sizes=SIZES, num_images=1600, num_evals=10, budget=1.0)
     reached = evaluate(policy, learned, "validation", 1.0).accuracy
     assert reached >= evaluate(full, learned, "validation").accuracy - 0.02
 

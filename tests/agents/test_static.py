@@ -30,7 +30,7 @@ def enumerated(search, budget):
 
 def test_rl_finds_an_allocation_of_the_best_quarter(learned):
     """At a budget between extremes: a wrong sign of the reward would end at the worst."""
-    policy = train("static_rl", learned, sizes={}, budget=0.1, num_images=10_000)
+    policy = train("static_rl", learned, sizes={}, budget=0.1, num_images=10_000, num_evals=10)
     search = Search(learned.mdp, *first_images(learned, 256))
     losses = enumerated(search, 0.1)
     with torch.no_grad():
