@@ -145,17 +145,17 @@ def test_the_cost_of_precision_gating_by_hand():
     network = network_of(PrecisionGating(**SHAPE, gated="first"))  # W8 A3, 2-bit prediction
     cost = gated_cost(network, full_bitops=1e8)
     densities = torch.tensor([[0.5, 1.0], [0.0, 1.0], [1.0, 1.0]])
-    paper, total = cost.image_cost(densities[None])
+    block, total = cost.image_cost(densities[None])
     per_block = [((16 + 8 * d) * a + 24 * b, a + b) for d, (a, b) in zip((0.5, 0.0, 1.0), MACS, strict=True)]
-    assert paper.item() == pytest.approx(sum(spent / (64 * macs) for spent, macs in per_block) / 3)
+    assert block.item() == pytest.approx(sum(spent / (64 * macs) for spent, macs in per_block) / 3)
     assert total.item() == pytest.approx((sum(spent for spent, _ in per_block) + 64 * UNGATED_MACS) / 1e8)
 
 
 def test_the_cost_of_channel_gating_by_hand():
     network = network_of(ChannelGating(**SHAPE, gated="both", weight_bits=4, activation_bits=2, p=4))
-    paper, total = gated_cost(network, 1e8).image_cost(torch.full((2, 3, 2), 0.25))
+    block, total = gated_cost(network, 1e8).image_cost(torch.full((2, 3, 2), 0.25))
     share = 8 / 64 * (0.25 + 0.75 * 0.25)
-    assert paper.tolist() == pytest.approx([share] * 2)
+    assert block.tolist() == pytest.approx([share] * 2)
     assert total[0].item() == pytest.approx(64 * (share * sum(map(sum, MACS)) + UNGATED_MACS) / 1e8)
 
 
@@ -163,9 +163,9 @@ def test_the_cost_of_channel_gating_by_hand():
 @pytest.mark.parametrize("kind", [dataclasses.replace(PG, prediction_bits=1), CG], ids=("precision", "channel"))
 def test_gates_on_everywhere_cost_the_same_as_that_constant_bitwidth(kind, bits, action, mdp):
     config = dataclasses.replace(kind, weight_bits=bits, activation_bits=bits)
-    paper, total = gated_cost(network_of(config), mdp.cost.full_bitops).image_cost(torch.ones(1, 3, 2))
+    block, total = gated_cost(network_of(config), mdp.cost.full_bitops).image_cost(torch.ones(1, 3, 2))
     constant, constant_total = mdp.cost.route_cost(torch.full((1, 3), action))
-    assert paper.item() == pytest.approx(constant.item())
+    assert block.item() == pytest.approx(constant.item())
     assert total.item() == pytest.approx(constant_total.item())
 
 

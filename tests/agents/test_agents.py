@@ -112,8 +112,8 @@ def test_the_cost_of_full_execution_is_one_and_of_skipping_everything_is_that_of
 def test_a_gates_own_compute_is_in_the_total_cost_and_not_in_the_block_cost(task):
     policy = make_policy("feedforward", task.mdp)
     found = evaluate(policy, task)
-    paper, total = task.mdp.cost.route_cost(found.routes)
-    assert found.cost == pytest.approx(float(paper.mean()))
+    block, total = task.mdp.cost.route_cost(found.routes)
+    assert found.cost == pytest.approx(float(block.mean()))
     gate = policy.macs_per_image * 32 * 32 / task.mdp.cost.full_bitops
     assert found.total_cost == pytest.approx(float(total.mean()) + gate)
 
@@ -182,9 +182,9 @@ def test_the_random_baseline_takes_budgets_at_the_ends_however_costs_are_summed(
 def test_rollouts_report_the_route_they_took(mdp, images):
     gate = make_gate("recurrent", mdp)
     for rollout in (straight_through_rollout(mdp, gate, images, 0.5), sampled_rollout(mdp, gate, images, 0.5)):
-        paper, _ = mdp.cost.route_cost(rollout.routes)
-        torch.testing.assert_close(rollout.cost, paper)
-        torch.testing.assert_close(rollout.step_costs.sum(1), paper)
+        block_cost, _ = mdp.cost.route_cost(rollout.routes)
+        torch.testing.assert_close(rollout.cost, block_cost)
+        torch.testing.assert_close(rollout.step_costs.sum(1), block_cost)
         torch.testing.assert_close(rollout.logits, mdp.run(images, rollout.routes), atol=1e-5, rtol=1e-4)
 
 
@@ -236,6 +236,8 @@ def test_runs_with_neighbouring_seeds_see_images_of_their_own(task):
 
 
 def test_sb3_sees_whole_episodes(task):
+    with pytest.raises(ValueError, match="SameStep"):
+        SB3VecEnv(DFSVectorEnv(task, 2))
     env = SB3VecEnv(DFSVectorEnv(task, 4, autoreset_mode="SameStep"))
     env.seed(0)
     env.reset()
@@ -255,11 +257,6 @@ def test_sb3_sees_whole_episodes(task):
     assert env.get_attr("budget", [0, 2]) == [0.04, 0.04]
     env.set_attr("cost_coef", 3.0)
     assert env.env.cost_coef == 3.0
-
-
-def test_sb3_needs_the_autoreset_mode_it_expects(task):
-    with pytest.raises(ValueError, match="SameStep"):
-        SB3VecEnv(DFSVectorEnv(task, 2))
 
 
 def test_the_recorder_keeps_the_most_accurate_policy_within_the_budget(task, tmp_path):

@@ -46,24 +46,6 @@ def test_an_action_fits_if_some_continuation_stays_within_the_budget(mdp):
             assert found[i, action] == (cost <= budget + TOLERANCE)
 
 
-@pytest.mark.parametrize("bitwidths", [(0, 2, 4, 8), (2, 4, 8)])
-@pytest.mark.parametrize("budget", [0.0625, 0.1, 0.36, 1.0])
-def test_random_actions_that_fit_never_exceed_a_hard_budget(bitwidths, budget, backbone, dataset):
-    task = Task(BlockMDP(backbone, bitwidths), dataset)
-    env = DFSVectorEnv(task, 64, budget=budget, hard_budget=True, autoreset_mode="Disabled")
-    _, info = env.reset(seed=0)
-    rng, spent = np.random.default_rng(0), []
-    for _ in range(task.mdp.num_layers):
-        masks = env.action_masks()
-        assert masks.shape == (64, len(bitwidths))
-        assert masks.dtype == np.bool_
-        assert np.array_equal(info["action_mask"], masks)
-        _, _, _, _, info = env.step(np.array([rng.choice(np.flatnonzero(mask)) for mask in masks]))
-        spent.append(info["spent"])
-    assert spent[-1].max() <= budget + TOLERANCE
-    assert env.action_masks().all()  # at the end there is nothing to decide
-
-
 def test_an_action_that_does_not_fit_is_refused_and_changes_nothing(task):
     env = DFSVectorEnv(task, 3, budget=0.1, hard_budget=True, autoreset_mode="SameStep")
     with pytest.raises(ResetNeeded, match="action_masks"):
@@ -79,12 +61,10 @@ def test_an_action_that_does_not_fit_is_refused_and_changes_nothing(task):
     free.step(np.array([0, 3, 0]))
 
 
-def test_a_hard_budget_that_leaves_no_route_is_refused_with_the_reason(backbone, dataset):
+def test_a_policy_whose_hard_budget_leaves_no_route_is_refused_with_the_cheapest(backbone, dataset):
     task = Task(BlockMDP(backbone, (2, 4, 8)), dataset)
-    with pytest.raises(ValueError, match=r"budget 0\.05 .* 0\.0625"):
-        DFSVectorEnv(task, 2, budget=0.05, hard_budget=True)
-    with pytest.raises(ValueError, match=r"budget 0\.05"):
-        train("maskable_ppo", task, budget=0.05, batch_size=24)
+    with pytest.raises(ValueError, match=r"0\.0625"):
+        train("maskable_ppo", task, budget=0.05)
     model = MaskablePPO("MlpPolicy", SB3VecEnv(DFSVectorEnv(task, 2, autoreset_mode="SameStep")), n_steps=3)
     with pytest.raises(ValueError, match=r"0\.0625"):
         evaluate(SB3Policy(model, task.mdp), task, budget=0.05)
