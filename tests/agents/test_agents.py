@@ -1,6 +1,7 @@
 """Gates, policies, evaluation, the SB3 adapter, the recorder: properties on the tiny task."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -163,19 +164,15 @@ def test_a_damaged_policy_is_named(mdp, tmp_path):
         load_policy(tmp_path, mdp)
 
 
-@pytest.mark.parametrize("budget", [0.001, 0.01, 0.3, 0.9, 1.0])
-def test_the_random_baselines_distribution_costs_the_budget(budget, mdp):
+def test_the_random_baselines_distribution_costs_the_budget(mdp):
     costs = mdp.cost.block.sum(0)
-    p = cost_matched_distribution(costs, budget)
-    assert float(p @ costs.double()) == pytest.approx(budget, rel=1e-3)
-    assert float(p.sum()) == pytest.approx(1)
-    assert (p >= 0).all()
-
-
-@pytest.mark.parametrize("off", [-1e-7, 1e-7])
-def test_the_random_baseline_takes_budgets_at_the_ends_however_costs_are_summed(off):
-    costs = torch.tensor([0.0625 - off, 0.25, 1 + off], dtype=torch.float64)
-    for action, budget in ((0, 0.0625), (2, 1.0)):
+    for budget in (0.001, 0.01, 0.3, 0.9, 1.0):
+        p = cost_matched_distribution(costs, budget)
+        assert float(p @ costs.double()) == pytest.approx(budget, rel=1e-3)
+        assert float(p.sum()) == pytest.approx(1)
+        assert (p >= 0).all()
+    for off, (action, budget) in itertools.product((-1e-7, 1e-7), ((0, 0.0625), (2, 1.0))):  # however costs are summed
+        costs = torch.tensor([0.0625 - off, 0.25, 1 + off], dtype=torch.float64)
         assert float(cost_matched_distribution(costs, budget)[action]) == pytest.approx(1)
 
 

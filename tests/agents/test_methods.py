@@ -1,6 +1,7 @@
 """Every method: trains, repeats exactly, is loaded again; and learns on a problem with a known answer."""
 
 import copy
+import csv
 import math
 import runpy
 import sys
@@ -8,8 +9,10 @@ import sys
 import pytest
 import torch
 import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.evaluation import evaluate
+from agents.logs import SCALARS, TABLE
 from agents.method_config import limits_of
 from agents.methods import labels, method, method_names
 from agents.policies import AllocationPolicy
@@ -26,17 +29,51 @@ POLICIES = [name for name in LEARNED if method(name).Config.role != "activation_
 SIZES = {"batch_size": 12, "num_envs": 16, "search_images": 8, "oracle_images": 64, "routes": 2}
 
 
-@pytest.mark.parametrize("name", method_names())
-def test_a_method_trains_evaluates_repeats_exactly_and_is_loaded_again(name, tiny_data, tmp_path):
-    config = tiny_run(name, tiny_data)
-    first, second = (run(config, tmp_path / folder) for folder in "ab")
-    assert untimed(first) == untimed(second)
-    policy, task, result = load_run(tmp_path / "a" / config.name)
+@pytest.fixture(scope="module", params=method_names())
+def finished(request, tiny_data, tmp_path_factory):
+    """A short run of each method: its configuration, folder and result line."""
+    config, root = tiny_run(request.param, tiny_data), tmp_path_factory.mktemp(request.param)
+    result = run(config, root)
+    return config, root / config.name, result
+
+
+def test_a_run_repeats_exactly(finished, tmp_path):
+    config, _, result = finished
+    assert untimed(run(config, tmp_path)) == untimed(result)
+
+
+def test_a_saved_policy_evaluates_to_the_result_line(finished):
+    _, folder, result = finished
+    policy, task, line = load_run(folder)
     again = evaluate(policy, task, "test", result["budget"])
-    assert again.histogram == result["histogram"]
+    assert again.histogram == result["histogram"] == line["histogram"]
     for number in ("accuracy", "loss", "cost", "total_cost", "bitops"):
         assert getattr(again, number) == pytest.approx(result[number])
     assert 0 <= result["cost"] <= 1 + 1e-6
+
+
+def test_every_method_that_learns_logs_the_same_scalars(finished):
+    config, folder, result = finished
+    if config.method not in LEARNED:
+        return
+    with open(folder / TABLE) as file:
+        rows = list(csv.DictReader(file))
+    assert set(SCALARS) <= rows[-1].keys()
+    assert all(rows[-1][scalar] for scalar in SCALARS)
+    components = [column for column in rows[-1] if column.startswith("train/reward_")]
+    for row in rows:
+        parts = [float(row[column] or 0) for column in components]  # a stage need not have all of them
+        assert float(row["train/reward"]) == pytest.approx(sum(parts), rel=1e-4, abs=1e-6)
+        assert 0 <= float(row["train/entropy"]) <= math.log(5)
+        assert 0 <= float(row["train/cost"]) <= 1 + 1e-6
+    events = EventAccumulator(str(folder)).Reload()
+    assert set(SCALARS) <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/cost")] == [int(row["time/images"]) for row in rows]
+    assert events.Scalars("test/accuracy")[-1].value == pytest.approx(result["accuracy"])
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    if result["histogram"]:  # else images take no single route
+        shares = [events.Scalars(f"blocks/00/bits_{bits}")[-1].value for bits in result["bitwidths"]]
+        assert sum(shares) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", [n for n in LEARNED if hasattr(method(n).Config, "cotrain")])

@@ -172,6 +172,8 @@ def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named(content, unf
         (folder / CHECKPOINT).write_bytes(b"" if content == "empty" else b"half")
     with pytest.raises(ValueError, match=r"checkpoint\.pt"):
         run(config, tmp_path)
+    with pytest.raises(Killed):
+        run(config, tmp_path, killed_at(12)[0], resume=False)
 
 
 def test_what_follows_the_logs_of_a_run_has_them_when_it_has_ended(unfinished, tmp_path):

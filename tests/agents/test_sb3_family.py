@@ -88,7 +88,7 @@ def test_masks_of_one_image_and_of_an_adapted_batch(task):
 def test_a_maskable_policy_never_exceeds_any_budget(trained, task, tmp_path):
     policy = train("maskable_ppo", task, budget=0.36, num_images=200 if trained else 8, batch_size=24)
     if not trained:
-        for parameter in policy.model.policy.parameters():  # sure of itself, and of nothing in particular
+        for parameter in policy.model.policy.parameters():  # confident, whatever the image
             torch.nn.init.normal_(parameter, std=3.0)
     policy.save(tmp_path)
     for candidate, budget in itertools.product((policy, load_policy(tmp_path, task.mdp)), BUDGETS):
@@ -119,9 +119,8 @@ def test_an_algorithm_whose_models_could_not_be_read_again_is_refused_before_it_
 
 
 def test_settings_are_plain_data_and_classes_are_given_by_name():
-    kwargs = recurrent_ppo.Config(sb3=("policy_kwargs={'activation_fn': 'torch.nn:ReLU'}",)).arguments()[
-        "policy_kwargs"
-    ]
+    config = recurrent_ppo.Config(sb3=("policy_kwargs={'activation_fn': 'torch.nn:ReLU'}",))
+    kwargs = config.arguments()["policy_kwargs"]
     assert (kwargs["activation_fn"], kwargs["lstm_hidden_size"]) == (torch.nn.ReLU, 32)
     assert ppo.Config(sb3=("tensorboard_log=None",)).arguments()["tensorboard_log"] is None
     for given in ("vf_coef=0.7", ("vf_coef=0.7",), ["vf_coef=0.7"], {"vf_coef": 0.7}):
