@@ -89,15 +89,6 @@ def test_memory_is_that_of_a_process_that_runs_the_case():
     assert 0 < before <= after
 
 
-@pytest.mark.parametrize("package", ["openvino", None])
-def test_the_report_names_every_case_and_what_is_missing(capsys, monkeypatch, package):
-    if package:
-        monkeypatch.setitem(sys.modules, package, None)
-    names = environment.cases(SMALL)
-    environment.report(SMALL, {name: [1.0, 1.0] for name in names}, dict.fromkeys(names, (100.0, 150.0)))
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in names)
-    assert ("make extras" in printed) == (environment.OPENVINO not in names)
 
 
 @pytest.mark.parametrize(
@@ -143,13 +134,6 @@ def test_every_runtime_agrees_with_this_project(network, images, name):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
-def test_torch_compile_agrees_or_says_what_it_lacks(network, images):
-    built = runtimes.build(network, tuple(images.shape))["torch.compile, float32"]
-    if isinstance(built, str):
-        assert "compiler" in built
-    else:
-        torch.testing.assert_close(built(images), network(images, 32), rtol=1e-3, atol=1e-3)
 
 
 def test_openvino_executes_integer_convolutions(network, images):
