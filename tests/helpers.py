@@ -99,10 +99,10 @@ SB3_FAMILY = ["a2c", "dqn", "maskable_ppo", "ppo", "qrdqn", "recurrent_ppo"]
 
 
 def config_of(label: str, sizes: Mapping[str, Any] = FEW_IMAGES, **values: Any) -> MethodConfig:
-    """The configuration of METHOD or METHOD-PRESET with those of the sizes and values that it has."""
+    """The configuration of METHOD or METHOD-PRESET with the values, and with those of the sizes that it has."""
     config = default_config(label)
     known = {field.name for field in dataclasses.fields(config)}
-    return dataclasses.replace(config, **{key: value for key, value in {**sizes, **values}.items() if key in known})
+    return dataclasses.replace(config, **{key: sizes[key] for key in known & sizes.keys()} | values)
 
 
 def tiny_run(label: str, data: str, **values: Any) -> RunConfig:

@@ -103,7 +103,7 @@ def test_every_preset_trains_and_changes_the_backbone_only_if_it_cotrains(label,
 @pytest.mark.parametrize("name", POLICIES)
 def test_with_a_huge_cost_coefficient_a_method_ends_at_skipping_everything(name, learned):
     expensive = {"cost_weight": 10.0, "alpha": 100.0, "multiplier_lr": 0.5}  # whatever a method calls it
-    policy = train(name, learned, sizes=SIZES, num_images=3000, num_evals=10, budget=0.001, **expensive)
+    policy = train(name, learned, sizes=SIZES | expensive, num_images=3000, num_evals=10, budget=0.001)
     assert evaluate(policy, learned, "validation", 0.001).cost <= 0.002  # one block costs 0.02
 
 

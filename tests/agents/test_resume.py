@@ -20,7 +20,7 @@ from agents.runs.results import RESULT
 from agents.runs.run import run
 from dfs_env import DFSVectorEnv
 from scripts.train import train
-from tests.helpers import Killed, killed_at, tiny_run, untimed
+from tests.helpers import FEW_IMAGES, Killed, killed_at, tiny_run, untimed
 
 SEARCHED = {"cascade", "second_look"}  # without steps: after a kill it begins anew, as static does
 LEARNED = [
@@ -57,7 +57,7 @@ def last_weights(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        *(pytest.param(name, STAGES, id=name) for name in LEARNED),
+        *(pytest.param(name, {"sizes": FEW_IMAGES | STAGES}, id=name) for name in LEARNED),
         pytest.param("ppo", {}, id="ppo on a frozen backbone"),
         pytest.param("ppo", RANGED, id="ppo for a range of budgets"),
         pytest.param(

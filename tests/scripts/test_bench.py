@@ -89,8 +89,6 @@ def test_memory_is_that_of_a_process_that_runs_the_case():
     assert 0 < before <= after
 
 
-
-
 @pytest.mark.parametrize(
     ("options", "culprit"),
     [({"batch_size": 0}, "batch_size"), ({"threads": 0}, "threads"), ({"bitwidths": (2, 8)}, r"\(2, 8\)")],
@@ -132,8 +130,6 @@ def test_every_runtime_agrees_with_this_project(network, images, name):
     with torch.no_grad():
         expected = network(images, 32 if "float32" in name else 8)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-
-
 
 
 def test_openvino_executes_integer_convolutions(network, images):
