@@ -20,7 +20,7 @@ from agents.sb3 import SB3VecEnv
 from dfs_env import DFSVectorEnv
 from scripts.evaluate import Evaluate
 from scripts.evaluate import main as evaluate_again
-from tests.helpers import config_of, tiny_run, train
+from tests.helpers import FEW_IMAGES, config_of, tiny_run, train
 
 
 def demand(multiplier):
@@ -112,7 +112,8 @@ def test_a_knot_learns_from_its_neighbourhood_alone():
 def test_a_fixed_coefficient_is_charged_and_holds_no_budget(name, task, updates):
     assert not method(name).Config(cost_coef=2.0).holds_budget
     assert method(name).Config().holds_budget
-    train(name, task, cost_coef=2.0, multiplier_schedule="linear(first=0, to=1)", learning_starts=8)
+    sizes = FEW_IMAGES | {"learning_starts": 8}
+    train(name, task, sizes=sizes, cost_coef=2.0, multiplier_schedule="linear(first=0, to=1)")
     factors = [2 * i / 8 for i in range(8)]
     assert [scalars["multiplier"] for scalars in updates] == pytest.approx(factors)
     factors = [0, *factors[:-1]]  # what is logged is the next rollout's

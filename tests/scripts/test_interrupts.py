@@ -129,7 +129,7 @@ def test_an_interrupt_of_a_terminal_ends_a_comparison_and_its_workers_without_a_
     while not (tmp_path / "begun").exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(running.pid, signal.SIGINT)
-    said = running.communicate(timeout=200)[0]
+    said = running.communicate(timeout=60)[0]
     assert running.returncode == 130, said
     assert "Traceback" not in said
     assert "interrupted: 0 of 2 runs are finished and 0 have a checkpoint" in said.splitlines()[-1]
