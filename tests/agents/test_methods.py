@@ -190,7 +190,7 @@ def test_limits_are_inherited_and_shown_as_intervals_in_the_help_of_a_command(ca
 def test_a_command_says_in_its_last_lines_what_is_wrong(arguments, culprit, monkeypatch, capsys, recwarn):
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module(arguments[0], run_name="__main__")
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     assert ended.value.code == 2
     assert culprit in capsys.readouterr().err
 
