@@ -1,6 +1,8 @@
 """What several test modules share."""
 
+import dataclasses
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from agents.method_config import MethodConfig
+from agents.methods import default_config, method
+from agents.policies import Policy
+from agents.recorder import Recorder
+from agents.runs.config import RunConfig, TaskConfig
 from backbone.resnet import ResNet
+from dfs_env import Task
 from dfs_env.rewards import REWARDS, cost_coef_is_open
 
 BITWIDTHS, BLOCKS = (0, 2, 4, 8), 6
@@ -79,3 +87,55 @@ def all_rewards(cost_coef: float = 0.7) -> list[dict[str, Any]]:
 def reward_id(spec: dict[str, Any]) -> str:
     """What pytest calls a test with that reward."""
     return "-".join(map(str, spec.values()))
+
+
+FEW_IMAGES = {
+    **{"num_images": 64, "batch_size": 12, "num_envs": 8, "n_epochs": 1, "gradient_steps": 1, "learning_starts": 24},
+    **{"buffer_size": 300, "target_update_interval": 16, "search_images": 8, "oracle_images": 24, "beam": 2},
+    **{"routes": 2, "allocations": 1},
+}
+"""Sizes for a short training, whatever a method calls them. Minibatches hold whole episodes of three decisions."""
+SB3_FAMILY = ["a2c", "dqn", "maskable_ppo", "ppo", "qrdqn", "recurrent_ppo"]
+
+
+def config_of(label: str, sizes: Mapping[str, Any] = FEW_IMAGES, **values: Any) -> MethodConfig:
+    """The configuration of METHOD or METHOD-PRESET with the values, and with those of the sizes that it has."""
+    config = default_config(label)
+    known = {field.name for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{key: sizes[key] for key in known & sizes.keys()} | values)
+
+
+def tiny_run(label: str, data: str, **values: Any) -> RunConfig:
+    """A short run at budget 0.3 on an untrained ResNet-8 of width 4."""
+    task = TaskConfig(dataset=data, depth=8, width=4, checkpoint="random")
+    return RunConfig(label, config_of(label, **{"budget": 0.3, **values}), task)
+
+
+def train(label: str, task: Task, folder: Path | None = None, **values: Any) -> Policy:
+    """The policy of a short training, by default validated once."""
+    config = config_of(label, **values)
+    torch.manual_seed(config.seed)
+    num_evals, budgets = values.get("num_evals", 1), config.validation_budgets
+    recorder = Recorder(task, config.budget, config.num_images, folder, num_evals, config.holds_budget, budgets=budgets)
+    return method(label).train(config, task, recorder)
+
+
+class Killed(BaseException):
+    """As an interrupt or a kill ends a run: nobody catches it."""
+
+
+def killed_at(images: int) -> tuple[Callable[[int], None], list[int]]:
+    """A progress callback that ends a run once so many images are shown, and what it was called with."""
+    calls: list[int] = []
+
+    def progress(count: int) -> None:
+        calls.append(count)
+        if sum(calls) >= images:
+            raise Killed
+
+    return progress, calls
+
+
+def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A result line, or a row of a log, without what differs between two equal runs."""
+    return {key: value for key, value in line.items() if not key.startswith(("seconds", "time/images_per_second"))}

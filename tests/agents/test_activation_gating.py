@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from agents.activation_gating.training import start_from
-from agents.evaluation import SelfMeasured, evaluate
-from agents.methods import default_config, labels, method
+from agents.evaluation import evaluate
+from agents.methods import method
 from agents.recorder import Recorder
 from agents.runs.saved import load_policy
 from backbone.activation_gating import BitsConvNorm, GatedResNet, gate
@@ -17,12 +17,12 @@ from backbone.cost import gated_cost
 from backbone.precision_gating import PrecisionGating, most_significant
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env import BlockMDP
+from tests.helpers import config_of, train
 
 SHAPE = {"depth": 8, "num_classes": 10, "width": 4, "widest": 8}
 PG = PrecisionGating(**SHAPE, gated="both", weight_bits=4, activation_bits=4, prediction_bits=2)
 CG = ChannelGating(**SHAPE, gated="both", weight_bits=2, activation_bits=2, p=2)
 NAMES = ("precision_gating", "channel_gating")
-SMALL = {"num_images": 64, "batch_size": 16, "seed": 0}
 
 
 def network_of(config, seed=0, threshold=0.0):
@@ -33,23 +33,11 @@ def network_of(config, seed=0, threshold=0.0):
     return network
 
 
-def settled(config, images, threshold=0.0):
+def with_statistics(config, images, threshold=0.0):
     """A network whose norms and ranges have seen images, ready for evaluation."""
     network = network_of(config, threshold=threshold)
-    with torch.no_grad():
-        network(images)
+    network(images)
     return network.eval().requires_grad_(False)
-
-
-def config_of(name, **values):
-    return dataclasses.replace(default_config(name), **{**SMALL, **values})
-
-
-def trained(name, task, **values):
-    config = config_of(name, **values)
-    torch.manual_seed(config.seed)
-    recorder = Recorder(task, config.budget, config.num_images, num_evals=1)
-    return method(name).train(config, task, recorder)
 
 
 def convolution(config, threshold, channels=(4, 6)):
@@ -118,18 +106,14 @@ def test_channel_gating_by_hand():
 
 
 def test_base_paths_of_channel_gating_by_hand():
-    plain = base_path(4, 4, ChannelGating(p=2))
-    groups = base_path(4, 4, ChannelGating(p=2, groups=True))
-    shuffled = base_path(4, 4, ChannelGating(p=2, groups=True, shuffle=True))
-    assert plain.tolist() == [[1, 1, 0, 0]] * 4
-    assert groups.tolist() == [[1, 1, 0, 0]] * 2 + [[0, 0, 1, 1]] * 2
-    assert shuffled.tolist() == [[1, 0, 1, 0]] * 2 + [[0, 1, 0, 1]] * 2
-
-
-def test_a_shuffle_makes_its_parts_as_torch_shuffles_channels():
-    order = torch.channel_shuffle(torch.arange(12.0).view(1, 12, 1, 1), 3).flatten().long()
-    shuffled = base_path(12, 3, ChannelGating(p=3, groups=True, shuffle=True))
-    assert torch.equal(shuffled[:, order], base_path(12, 3, ChannelGating(p=3, groups=True)))
+    plain, grouped = ChannelGating(p=2), ChannelGating(p=2, groups=True)
+    shuffled = dataclasses.replace(grouped, shuffle=True)
+    assert base_path(4, 4, plain).tolist() == [[1, 1, 0, 0]] * 4
+    assert base_path(4, 4, grouped).tolist() == [[1, 1, 0, 0]] * 2 + [[0, 0, 1, 1]] * 2
+    assert base_path(4, 4, shuffled).tolist() == [[1, 0, 1, 0]] * 2 + [[0, 1, 0, 1]] * 2
+    with pytest.raises(ValueError, match="6"):
+        base_path(4, 6, ChannelGating(p=4, groups=True))
+    assert base_path(4, 6, ChannelGating(p=4)).sum() == 6
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -143,15 +127,14 @@ def test_the_gates_gradient_by_hand(sparse):
     torch.testing.assert_close(margin.grad, dense * torch.tensor([0.0, 0.0, 1.0]) if sparse else dense)
 
 
-@pytest.mark.parametrize(("sparse", "expected"), [(True, 0.0), (False, None)])
-def test_sparse_backpropagation_gives_thresholds_no_gradient_where_every_gate_is_off(sparse, expected):
+@pytest.mark.parametrize("sparse", [False, True])
+def test_sparse_backpropagation_gives_thresholds_no_gradient_where_every_gate_is_off(sparse):
     conv = convolution(dataclasses.replace(PG, sparse_backprop=sparse), threshold=0.5).requires_grad_(True)
     levels = torch.randint(0, 16, (1, 4, 4, 4)).float()
     outcome, density = conv.convolve(levels, -torch.ones(6, 4, 3, 3), torch.tensor(0.01))
     outcome.sum().backward()
     assert density.item() == 0
-    gradient = conv.threshold.grad.abs().max().item()
-    assert gradient == expected if sparse else gradient > 0
+    assert (conv.threshold.grad.abs().max().item() == 0) == sparse
 
 
 MACS = ((147456, 147456), (73728, 147456), (73728, 147456))  # ResNet-8 of width 4: 32*32*9*4*4, 16*16*9*4*8, ...
@@ -162,17 +145,17 @@ def test_the_cost_of_precision_gating_by_hand():
     network = network_of(PrecisionGating(**SHAPE, gated="first"))  # W8 A3, 2-bit prediction
     cost = gated_cost(network, full_bitops=1e8)
     densities = torch.tensor([[0.5, 1.0], [0.0, 1.0], [1.0, 1.0]])
-    paper, total = cost.image_cost(densities[None])
+    block, total = cost.image_cost(densities[None])
     per_block = [((16 + 8 * d) * a + 24 * b, a + b) for d, (a, b) in zip((0.5, 0.0, 1.0), MACS, strict=True)]
-    assert paper.item() == pytest.approx(sum(spent / (64 * macs) for spent, macs in per_block) / 3)
+    assert block.item() == pytest.approx(sum(spent / (64 * macs) for spent, macs in per_block) / 3)
     assert total.item() == pytest.approx((sum(spent for spent, _ in per_block) + 64 * UNGATED_MACS) / 1e8)
 
 
 def test_the_cost_of_channel_gating_by_hand():
     network = network_of(ChannelGating(**SHAPE, gated="both", weight_bits=4, activation_bits=2, p=4))
-    paper, total = gated_cost(network, 1e8).image_cost(torch.full((2, 3, 2), 0.25))
+    block, total = gated_cost(network, 1e8).image_cost(torch.full((2, 3, 2), 0.25))
     share = 8 / 64 * (0.25 + 0.75 * 0.25)
-    assert paper.tolist() == pytest.approx([share] * 2)
+    assert block.tolist() == pytest.approx([share] * 2)
     assert total[0].item() == pytest.approx(64 * (share * sum(map(sum, MACS)) + UNGATED_MACS) / 1e8)
 
 
@@ -180,26 +163,26 @@ def test_the_cost_of_channel_gating_by_hand():
 @pytest.mark.parametrize("kind", [dataclasses.replace(PG, prediction_bits=1), CG], ids=("precision", "channel"))
 def test_gates_on_everywhere_cost_the_same_as_that_constant_bitwidth(kind, bits, action, mdp):
     config = dataclasses.replace(kind, weight_bits=bits, activation_bits=bits)
-    paper, total = gated_cost(network_of(config), mdp.cost.full_bitops).image_cost(torch.ones(1, 3, 2))
+    block, total = gated_cost(network_of(config), mdp.cost.full_bitops).image_cost(torch.ones(1, 3, 2))
     constant, constant_total = mdp.cost.route_cost(torch.full((1, 3), action))
-    assert paper.item() == pytest.approx(constant.item())
+    assert block.item() == pytest.approx(constant.item())
     assert total.item() == pytest.approx(constant_total.item())
 
 
 @pytest.mark.parametrize("kind", [PG, CG], ids=("precision", "channel"))
 @pytest.mark.parametrize("block", ["original", "post_activation"])
 def test_an_images_logits_and_cost_do_not_depend_on_its_batch_mates(kind, block, images):
-    network = settled(dataclasses.replace(kind, block=block), images)
+    network = with_statistics(dataclasses.replace(kind, block=block), images)
     logits, densities = network(images)
     assert 0 < densities.mean() < 1
-    assert (densities.std(0) > 0).any(), "the gates do not look at the image"
+    assert (densities.std(0) > 0).any(), "the gates do not depend on the image"
     alone = [network(image[None]) for image in images]
     assert torch.equal(densities, torch.cat([density for _, density in alone]))
     torch.testing.assert_close(logits, torch.cat([prediction for prediction, _ in alone]))
 
 
 @pytest.mark.parametrize("kind", [PG, CG], ids=("precision", "channel"))
-def test_a_start_from_the_backbone_with_every_gate_on_computes_what_the_backbone_does(kind, backbone, images):
+def test_started_from_the_backbone_with_every_gate_on_it_computes_what_the_backbone_does(kind, backbone, images):
     config = dataclasses.replace(kind, weight_bits=4, activation_bits=4)
     network = network_of(config, threshold=-1e9).eval()
     before = copy.deepcopy(backbone.state_dict())
@@ -209,69 +192,48 @@ def test_a_start_from_the_backbone_with_every_gate_on_computes_what_the_backbone
     assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("label", [label for label in labels() if label.partition("-")[0] in NAMES])
-def test_every_preset_trains_and_leaves_the_backbone_alone(label, task):
-    before = copy.deepcopy(task.mdp.backbone.state_dict())
-    config = dataclasses.replace(default_config(label), **SMALL)
-    found = method(label).train(config, task, Recorder(task, config.budget, config.num_images, num_evals=1))
-    assert isinstance(found, SelfMeasured)
-    result = evaluate(found, task, "test", config.budget)
-    assert result.histogram == []
-    assert result.routes.shape == (8, 0)
-    assert all(torch.equal(before[name], tensor) for name, tensor in task.mdp.backbone.state_dict().items())
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_higher_target_lowers_the_cost(name, task):
     values = {"num_images": 160, "batch_size": 8, "sigma": 1.0, "start": "scratch"}
-    costs = [evaluate(trained(name, task, target=t, **values), task, "test").cost for t in (-3.0, 0.0, 3.0)]
+    costs = [evaluate(train(name, task, target=t, **values), task, "test").cost for t in (-3.0, 0.0, 3.0)]
     assert costs[0] > costs[1] > costs[2]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_moving_target_meets_the_budget_it_is_given(name, task):
-    for budget in (0.025, 0.05):
-        found = trained(name, task, budget=budget, num_images=640, batch_size=8, target_rate=0.1)
-        assert evaluate(found, task, "train").cost == pytest.approx(budget, rel=0.1)
+    budget = {"precision_gating": 0.025, "channel_gating": 0.05}[name]
+    found = train(name, task, budget=budget, num_images=480, batch_size=8, target_rate=0.1)
+    assert evaluate(found, task, "train").cost == pytest.approx(budget, rel=0.1)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_costs_stay_between_the_methods_floor_and_its_ceiling(name, task):
-    for threshold, expected in ((-1e4, 1 / 16), (1e4, 1 / 64)):
-        found = trained(name, task, threshold=threshold, target=threshold)
-        assert evaluate(found, task, "test").cost == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_network_is_saved_and_loaded(name, task, tmp_path):
-    found = trained(name, task)
-    found.save(tmp_path)
-    again = evaluate(load_policy(tmp_path, task.mdp), task, "test").line()
-    assert again == evaluate(found, task, "test").line()
+def test_a_saved_network_of_another_width_than_the_backbone_is_refused(name, task, tmp_path):
+    train(name, task).save(tmp_path)
     wider = BlockMDP(ResNet(ResNetConfig(8, 10, 8)))
     with pytest.raises(ValueError, match=r"width 4\b.* 8"):
         load_policy(tmp_path, wider)
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "message"),
+    ("name", "option", "value"),
     [
-        ("precision_gating", {"prediction_bits": 4, "activation_bits": 4}, "prediction_bits 4"),
-        ("precision_gating", {"prediction_bits": 0}, "prediction_bits 0"),
-        ("precision_gating", {"activation_bits": 32}, "activation_bits 32"),
-        ("precision_gating", {"weight_bits": 20}, "weight_bits 20"),
-        ("channel_gating", {"p": 1}, "p 1 "),
-        ("channel_gating", {"block": "preactivation"}, "'preactivation'"),
-        ("channel_gating", {"gated": "second"}, "gated 'second'"),
-        ("channel_gating", {"start": "middle"}, "'middle'"),
-        ("channel_gating", {"target_rate": 0.0}, "target_rate"),
-        ("channel_gating", {"threshold": 10.0}, "threshold 10.0"),
-        ("precision_gating", {"schedule": "linear"}, "'linear'"),
+        ("precision_gating", "prediction_bits", 4),
+        ("precision_gating", "prediction_bits", 0),
+        ("precision_gating", "activation_bits", 32),
+        ("precision_gating", "weight_bits", 20),
+        ("precision_gating", "schedule", "linear"),
+        ("channel_gating", "p", 1),
+        ("channel_gating", "block", "preactivation"),
+        ("channel_gating", "gated", "second"),
+        ("channel_gating", "start", "middle"),
+        ("channel_gating", "target_rate", 0.0),
+        ("channel_gating", "threshold", 10.0),
     ],
 )
-def test_an_impossible_configuration_is_refused_at_once(name, values, message):
-    with pytest.raises(ValueError, match=message):
-        config_of(name, **values)
+def test_an_impossible_configuration_is_refused_at_once(name, option, value):
+    bits = {"activation_bits": 4} if option == "prediction_bits" else {}
+    with pytest.raises(ValueError, match=rf"{option}|{value!r}"):
+        config_of(name, **{**bits, option: value})
 
 
 def test_what_does_not_fit_the_task_is_refused_before_training(task):
@@ -280,12 +242,6 @@ def test_what_does_not_fit_the_task_is_refused_before_training(task):
     with pytest.raises(ValueError, match=r"p 3 .* 4 input"):
         method("channel_gating").train(config, task, recorder)
     assert recorder.images_seen == 0
-
-
-def test_groups_that_do_not_divide_the_outputs_are_refused():
-    with pytest.raises(ValueError, match=r"p 4 .* 6 output"):
-        base_path(4, 6, ChannelGating(p=4, groups=True))
-    assert base_path(4, 6, ChannelGating(p=4)).sum() == 6
 
 
 def test_a_backbone_of_another_shape_is_refused_as_a_start(backbone):

@@ -1,6 +1,7 @@
 """Gates, policies, evaluation, the SB3 adapter, the recorder: properties on the tiny task."""
 
-import json
+import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.evaluation import evaluate, shuffled_accuracy
 from agents.gates import GATES, make_gate, mdp_for_gate
-from agents.lagrangian import DualAscent
 from agents.methods.random import cost_matched_distribution
 from agents.policies import AllocationPolicy, GatePolicy, RandomPolicy
 from agents.recorder import Recorder
@@ -43,10 +43,16 @@ def test_a_gate_scores_every_action_and_an_image_apart_from_its_mates(name, mdp,
         state, alone = mdp.transition(state, action), mdp.transition(alone, action[3:4])
 
 
-def test_the_recurrent_gates_macs_by_hand(mdp):
-    policy = make_policy("recurrent", mdp)
+def test_the_macs_of_gates_by_hand(mdp):
+    """FFGate-II takes an eighth of a block at the same width and FFGate-I 5/32, next to the linear scores."""
     d, layers, actions = mdp.layout.dim, mdp.num_layers, mdp.num_actions
-    assert policy.macs_per_image == layers * (10 * d + 4 * 10 * (10 + 10) + 10 * actions)
+    shapes = mdp.feature_shapes[:3]
+    block = sum(2 * 9 * c * c * h * w for c, h, w in shapes)
+    scores = sum(c * actions for c, _, _ in shapes)
+    expected = {"recurrent": layers * (10 * d + 4 * 10 * (10 + 10) + 10 * actions)}
+    expected |= {"convolutional2": block / 8 + scores, "convolutional1": block * 5 / 32 + scores}
+    for name, macs in expected.items():
+        assert make_policy(name, mdp).macs_per_image == pytest.approx(macs)
 
 
 def test_evaluation_visits_every_image_once_and_is_the_same_twice_and_at_any_batch_size(task):
@@ -76,11 +82,11 @@ def test_evaluation_equals_playing_the_environment(task):
     assert np.array_equal(found.routes.numpy(), info["route"])
 
 
-def test_routes_given_to_images_at_random(task):
+def test_the_accuracy_of_shuffled_routes_by_hand(task):
     images, actions, layers = task.dataset.test, task.mdp.num_actions, task.mdp.num_layers
     same = torch.ones(len(images), layers, dtype=torch.long)
     alike = evaluate(AllocationPolicy(same[0]), task, "test")
-    assert shuffled_accuracy(task, "test", same) == pytest.approx(alike.accuracy)  # nothing was told apart
+    assert shuffled_accuracy(task, "test", same) == pytest.approx(alike.accuracy)
     assert shuffled_accuracy(task, "test", same, batch_size=3) == pytest.approx(alike.accuracy)
     routes = torch.randint(actions, same.shape, generator=torch.Generator().manual_seed(1))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(2))
@@ -91,7 +97,7 @@ def test_routes_given_to_images_at_random(task):
     )
     assert by_hand != unshuffled
     assert shuffled_accuracy(task, "test", routes, seed=2) == pytest.approx(by_hand)
-    with pytest.raises(ValueError, match="no single route"):
+    with pytest.raises(ValueError, match="route"):
         shuffled_accuracy(task, "test", torch.zeros(len(images), 0))
 
 
@@ -104,30 +110,29 @@ def test_the_cost_of_full_execution_is_one_and_of_skipping_everything_is_that_of
     assert (none.cost, none.total_cost) == pytest.approx((0.0, task.mdp.cost.total_ungated), abs=1e-6)
 
 
-def test_a_gates_own_work_is_in_the_total_cost_and_not_in_the_paper_cost(task):
+def test_a_gates_own_compute_is_in_the_total_cost_and_not_in_the_block_cost(task):
     policy = make_policy("feedforward", task.mdp)
     found = evaluate(policy, task)
-    paper, total = task.mdp.cost.route_cost(found.routes)
-    assert found.cost == pytest.approx(float(paper.mean()))
+    block, total = task.mdp.cost.route_cost(found.routes)
+    assert found.cost == pytest.approx(float(block.mean()))
     gate = policy.macs_per_image * 32 * 32 / task.mdp.cost.full_bitops
     assert found.total_cost == pytest.approx(float(total.mean()) + gate)
 
 
-@pytest.mark.parametrize("kind", [*GATES, "assignment", "assignments", "random", "randoms"])
+SHARES = [[1.0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4]]
+TABLES = {
+    "allocation": AllocationPolicy(torch.tensor([1, 0, 3])),
+    "allocations": AllocationPolicy(torch.tensor([[0, 0, 0], [1, 0, 3]]), torch.tensor([0.0, 0.3])),
+    "random": RandomPolicy(torch.tensor(SHARES[1]), seed=7),
+    "randoms": RandomPolicy(torch.tensor(SHARES), 7, torch.tensor([0.0, 0.5])),
+}
+
+
+@pytest.mark.parametrize("kind", [*GATES, *TABLES])
 def test_a_policy_that_is_saved_and_loaded_decides_the_same(kind, task, tmp_path):
-    mdp = task.mdp
-    if kind == "assignment":
-        policy = AllocationPolicy(torch.tensor([1, 0, 3]))
-    elif kind == "assignments":
-        policy = AllocationPolicy(torch.tensor([[0, 0, 0], [1, 0, 3]]), torch.tensor([0.0, 0.3]))
-    elif kind == "randoms":
-        policy = RandomPolicy(torch.tensor([[1.0, 0, 0, 0], [0.1, 0.2, 0.3, 0.4]]), 7, torch.tensor([0.0, 0.5]))
-    elif kind == "random":
-        policy = RandomPolicy(torch.tensor([0.1, 0.2, 0.3, 0.4]), seed=7)
-    else:
-        policy = make_policy(kind, mdp)
+    policy = copy.deepcopy(TABLES[kind]) if kind in TABLES else make_policy(kind, task.mdp)
     policy.save(tmp_path)
-    loaded = load_policy(tmp_path, mdp)
+    loaded = load_policy(tmp_path, task.mdp)
     assert torch.equal(evaluate(policy, task).routes, evaluate(loaded, task).routes)
 
 
@@ -143,7 +148,7 @@ def test_of_several_allocations_the_most_expensive_within_each_images_budget_is_
     assert torch.equal(torch.stack(chosen, 1), table[[0, 1, 1, 2]])
 
 
-def test_draws_of_several_distributions_follow_each_images_budget(task):
+def test_a_random_policy_of_several_budgets_follows_each_images_budget(task):
     one_hot = torch.eye(4, dtype=torch.float64)[[0, 3]]
     policy = RandomPolicy(one_hot, 0, torch.tensor([0.0, 1.0]))
     observation = np.zeros((2, task.mdp.layout.dim), np.float32)
@@ -155,40 +160,28 @@ def test_a_damaged_policy_is_named(mdp, tmp_path):
     with pytest.raises(FileNotFoundError, match="policy"):
         load_policy(tmp_path, mdp)
     (tmp_path / "policy.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=r"policy\.safetensors.*damaged"):
+    with pytest.raises(ValueError, match=r"policy\.safetensors"):
         load_policy(tmp_path, mdp)
 
 
-@pytest.mark.parametrize("budget", [0.001, 0.01, 0.3, 0.9, 1.0])
-def test_the_random_baselines_distribution_costs_the_budget(budget, mdp):
+def test_the_random_baselines_distribution_costs_the_budget(mdp):
     costs = mdp.cost.block.sum(0)
-    p = cost_matched_distribution(costs, budget)
-    assert float(p @ costs.double()) == pytest.approx(budget, rel=1e-3)
-    assert float(p.sum()) == pytest.approx(1)
-    assert (p >= 0).all()
-
-
-@pytest.mark.parametrize("off", [-1e-7, 1e-7])
-def test_the_random_baseline_takes_budgets_at_the_ends_however_costs_are_summed(off):
-    costs = torch.tensor([0.0625 - off, 0.25, 1 + off], dtype=torch.float64)
-    for action, budget in ((0, 0.0625), (2, 1.0)):
+    for budget in (0.001, 0.01, 0.3, 0.9, 1.0):
+        p = cost_matched_distribution(costs, budget)
+        assert float(p @ costs.double()) == pytest.approx(budget, rel=1e-3)
+        assert float(p.sum()) == pytest.approx(1)
+        assert (p >= 0).all()
+    for off, (action, budget) in itertools.product((-1e-7, 1e-7), ((0, 0.0625), (2, 1.0))):  # however costs are summed
+        costs = torch.tensor([0.0625 - off, 0.25, 1 + off], dtype=torch.float64)
         assert float(cost_matched_distribution(costs, budget)[action]) == pytest.approx(1)
-
-
-def test_dual_ascent_settles_where_the_cost_meets_the_budget():
-    dual = DualAscent(0.2, lr=0.1)
-    for step in range(500):
-        cost = 1 / (1 + dual.multiplier)  # any decreasing response
-        dual.update(cost, step / 500)
-    assert cost == pytest.approx(0.2, rel=0.01)
 
 
 def test_rollouts_report_the_route_they_took(mdp, images):
     gate = make_gate("recurrent", mdp)
     for rollout in (straight_through_rollout(mdp, gate, images, 0.5), sampled_rollout(mdp, gate, images, 0.5)):
-        paper, _ = mdp.cost.route_cost(rollout.routes)
-        torch.testing.assert_close(rollout.cost, paper)
-        torch.testing.assert_close(rollout.step_costs.sum(1), paper)
+        block_cost, _ = mdp.cost.route_cost(rollout.routes)
+        torch.testing.assert_close(rollout.cost, block_cost)
+        torch.testing.assert_close(rollout.step_costs.sum(1), block_cost)
         torch.testing.assert_close(rollout.logits, mdp.run(images, rollout.routes), atol=1e-5, rtol=1e-4)
 
 
@@ -223,7 +216,7 @@ def test_sb3_plays_the_images_and_the_budgets_that_it_is_asked_for(task):
     assert split(env.reset()).budget == pytest.approx(np.full(3, 0.04))
     for options in ([{"budget": 0.1}, {}, {}], {"budgets": 0.1}, [{"budget": 0.1}, {"indices": 1}, {}]):
         env.set_options(options)
-        with pytest.raises(ValueError, match="for every sub-environment, or for none"):
+        with pytest.raises(ValueError, match="sub-environment"):
             env.reset()
 
 
@@ -240,6 +233,8 @@ def test_runs_with_neighbouring_seeds_see_images_of_their_own(task):
 
 
 def test_sb3_sees_whole_episodes(task):
+    with pytest.raises(ValueError, match="SameStep"):
+        SB3VecEnv(DFSVectorEnv(task, 2))
     env = SB3VecEnv(DFSVectorEnv(task, 4, autoreset_mode="SameStep"))
     env.seed(0)
     env.reset()
@@ -259,11 +254,6 @@ def test_sb3_sees_whole_episodes(task):
     assert env.get_attr("budget", [0, 2]) == [0.04, 0.04]
     env.set_attr("cost_coef", 3.0)
     assert env.env.cost_coef == 3.0
-
-
-def test_sb3_needs_the_autoreset_mode_it_expects(task):
-    with pytest.raises(ValueError, match="SameStep"):
-        SB3VecEnv(DFSVectorEnv(task, 2))
 
 
 def test_the_recorder_keeps_the_most_accurate_policy_within_the_budget(task, tmp_path):
@@ -290,19 +280,6 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_what_is_kept(task, t
     assert load_policy(tmp_path, task.mdp).at(1.0).tolist() == [0] * task.mdp.num_layers
 
 
-def test_an_evaluation_is_plain_data(task):
-    json.dumps(evaluate(AllocationPolicy(torch.zeros(task.mdp.num_layers)), task).line())
-
-
-def test_the_convolutional_gates_macs_by_hand(mdp):
-    """An eighth of a block at the same width for FFGate-II, 5/32 for FFGate-I, beside the linear scores."""
-    shapes = mdp.feature_shapes[:3]
-    block = sum(2 * 9 * c * c * h * w for c, h, w in shapes)
-    scores = sum(c * mdp.num_actions for c, _, _ in shapes)
-    assert make_policy("convolutional2", mdp).macs_per_image == pytest.approx(block / 8 + scores)
-    assert make_policy("convolutional1", mdp).macs_per_image == pytest.approx(block * 5 / 32 + scores)
-
-
 def test_a_gate_that_needs_features_is_not_built_without_them(mdp):
-    with pytest.raises(ValueError, match="needs observation 'features', not 'pooled'"):
+    with pytest.raises(ValueError, match=r"'features'.*'pooled'"):
         make_gate("one_shot", mdp)

@@ -1,49 +1,11 @@
-"""Every method that learns logs the same scalars under the same names, in the table and for TensorBoard."""
-
-import csv
-import dataclasses
+"""The table of a run's scalars, and the multiplier that budget losses amount to."""
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.budget_losses import effective_multiplier, hinge, sign
-from agents.logs import SCALARS, TABLE, Table
-from agents.methods import method, method_names
+from agents.logs import TABLE, Table
 from agents.rollouts import straight_through_rollout
-from agents.runs.config import RunConfig, TaskConfig
-from agents.runs.run import run
-
-LEARNED = [name for name in method_names() if method(name).Config.role not in ("baseline", "bound")]
-SMALL = {"num_images": 48, "batch_size": 12, "num_envs": 8, "allocations": 1, "oracle_images": 24, "beam": 2}
-SMALL |= {"learning_starts": 24, "gradient_steps": 1, "n_epochs": 1}
-
-
-@pytest.mark.parametrize("name", LEARNED)
-def test_every_method_logs_the_same_scalars(name, tiny_data, tmp_path):
-    known = {field.name for field in dataclasses.fields(method(name).Config)}
-    config = method(name).Config(budget=0.3, **{key: value for key, value in SMALL.items() if key in known})
-    request = RunConfig(name, config, TaskConfig(dataset=tiny_data, depth=8, checkpoint="random"))
-    result = run(request, tmp_path)
-    with open(tmp_path / request.name / TABLE) as file:
-        rows = list(csv.DictReader(file))
-    assert set(SCALARS) <= rows[-1].keys()
-    assert all(rows[-1][scalar] for scalar in SCALARS)
-    components = [column for column in rows[-1] if column.startswith("train/reward_")]
-    for row in rows:
-        parts = [float(row[column] or 0) for column in components]  # a stage need not have all of them
-        assert float(row["train/reward"]) == pytest.approx(sum(parts), rel=1e-4, abs=1e-6)
-        assert 0 <= float(row["train/entropy"]) <= torch.log(torch.tensor(5.0))
-        assert 0 <= float(row["train/cost"]) <= 1 + 1e-6
-    events = EventAccumulator(str(tmp_path / request.name)).Reload()
-    tags = set(events.Tags()["scalars"])
-    assert set(SCALARS) <= tags
-    assert [event.step for event in events.Scalars("train/cost")] == [int(row["time/images"]) for row in rows]
-    assert events.Scalars("test/accuracy")[-1].value == pytest.approx(result["accuracy"])
-    assert "_hparams_/session_start_info" in events.summary_metadata
-    if result["histogram"]:  # else images take no single route
-        shares = [events.Scalars(f"blocks/00/bits_{bits}")[-1].value for bits in result["bitwidths"]]
-        assert sum(shares) == pytest.approx(1, abs=1e-4)
 
 
 def test_the_table_has_every_row_and_its_columns_in_order(tmp_path):

@@ -15,27 +15,13 @@ from agents.gates import make_gate
 from agents.policies import GatePolicy
 from agents.recorder import Recorder
 from dfs_env import DFSEnv, DFSVectorEnv
-
-
-class Killed(BaseException):
-    """As a kill ends a run."""
+from tests.helpers import Killed, killed_at
 
 
 def make_recorder(task, folder, progress=None):
     torch.manual_seed(0)
     folder.mkdir(exist_ok=True)
     return Recorder(task, 0.3, 60, folder, num_evals=5, progress=progress)
-
-
-def killed_at(images):
-    shown = []
-
-    def progress(count):
-        shown.append(count)
-        if sum(shown) >= images:
-            raise Killed
-
-    return progress
 
 
 def loop(task, recorder, without=(), kind="wrapped vector"):
@@ -89,7 +75,7 @@ def test_a_loop_on_an_environment_that_is_killed_equals_one_that_never_was(kind,
     whole, state = loop(task, make_recorder(task, tmp_path / "whole"), kind=kind)
     for kill in (24, 44):
         with pytest.raises(Killed):
-            loop(task, make_recorder(task, tmp_path / "killed", killed_at(kill)), kind=kind)
+            loop(task, make_recorder(task, tmp_path / "killed", killed_at(kill)[0]), kind=kind)
     assert (tmp_path / "killed" / CHECKPOINT).is_file()
     resumed, again = loop(task, make_recorder(task, tmp_path / "killed"), kind=kind)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -127,27 +113,19 @@ class Learner:
         return self.rng.random()
 
 
-def hidden_in(place):
-    """A loop that changes something that is not one of its local variables, and what the mend says."""
-    if place == "closure":
-        generator = torch.Generator()
-        return lambda: torch.rand(1, generator=generator), "generator=generator"
-    if place == "method":
-        return Learner().draw, r"change_rng=change\.rng"
-    if place == "global":
-        return draw_globally, "RNG=RNG"
-    if place == "iterator":
-        batches = iter([1, 2, 3, 4, 5, 6, 7])
-        return lambda: next(batches), "batches=batches"
-    shadow = nn.Linear(2, 2).requires_grad_(False)
-    return lambda: shadow.weight.add_(1), "shadow=shadow"
-
-
 RNG = np.random.default_rng(0)
 
 
-def draw_globally():
-    return RNG.random()
+def hidden_in(place):
+    """A loop that changes something that is not one of its local variables, and what the mend says."""
+    generator, batches, shadow = torch.Generator(), iter(range(9)), nn.Linear(2, 2).requires_grad_(False)
+    return {
+        "closure": (lambda: torch.rand(1, generator=generator), "generator=generator"),
+        "method": (Learner().draw, r"change_rng=change\.rng"),
+        "global": (lambda: RNG.random(), "RNG=RNG"),
+        "iterator": (lambda: next(batches), "batches=batches"),
+        "frozen module": (lambda: shadow.weight.add_(1), "shadow=shadow"),
+    }[place]
 
 
 @pytest.mark.parametrize("place", ["closure", "method", "global", "iterator", "frozen module"])

@@ -2,8 +2,6 @@
 
 import copy
 import csv
-import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -17,61 +15,30 @@ from agents.learning import Stream
 from agents.logs import TABLE
 from agents.methods import method, method_names
 from agents.recorder import Recorder
-from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.folders import CONFIG, ERROR, finished_folders
 from agents.runs.results import RESULT
 from agents.runs.run import run
 from dfs_env import DFSVectorEnv
 from scripts.train import train
+from tests.helpers import FEW_IMAGES, Killed, killed_at, tiny_run, untimed
 
 SEARCHED = {"cascade", "second_look"}  # without steps: after a kill it begins anew, as static does
 LEARNED = [
     name for name in method_names() if method(name).Config.role not in ("baseline", "bound") and name not in SEARCHED
 ]
-TIMES = {"seconds", "seconds_per_thousand_images", "time/images_per_second"}
-# Whatever a method calls it: two updates or more for each validation, and stages that end between the kills.
-SMALL = {"num_images": 144, "batch_size": 12, "num_envs": 8, "allocations": 1, "oracle_images": 24, "beam": 2}
-
-SMALL |= {
-    "routes": 2,
-    "learning_starts": 24,
-    "gradient_steps": 1,
-    "target_update_interval": 16,
-    "buffer_size": 300,
-    "n_epochs": 1,
-}
 STAGES = {"cotrain": True, "warmup": 0.5, "pretraining": 0.5, "reinforce": 0.5, "curriculum": 0.3, "joint": 0.4}
+REMEMBERING = "accuracy_within_budget(placement=reward_to_go, potential=confidence)"
+RANGED = {"budget_range": (0.1, 0.6), "ent_schedule": "linear", "multiplier_schedule": "linear(first=0, to=1)"}
 
 
-class Killed(BaseException):
-    """As an interrupt or a kill ends a run: nobody catches it."""
-
-
-def small_run(name, data, **values):
-    known = {field.name for field in dataclasses.fields(method(name).Config)}
-    config = method(name).Config(budget=0.3, **{k: v for k, v in {**SMALL, **values}.items() if k in known})
-    return RunConfig(name, config, TaskConfig(dataset=data, depth=8, checkpoint="random"))
-
-
-def killed_at(images):
-    """A progress callback that ends the run once so many images are shown, and what it was called with."""
-    calls = []
-
-    def progress(count):
-        calls.append(count)
-        if sum(calls) >= images:
-            raise Killed
-
-    return progress, calls
-
-
-def without_times(row):
-    return {key: value for key, value in row.items() if key not in TIMES}
+def long_run(name, data, **values):
+    """Two updates or more for each validation, and stages that end between the kills."""
+    return tiny_run(name, data, **{"num_images": 144, **values})
 
 
 def rows_of(folder):
     with open(folder / TABLE) as file:
-        return [without_times(row) for row in csv.DictReader(file)]
+        return [untimed(row) for row in csv.DictReader(file)]
 
 
 @pytest.fixture
@@ -90,26 +57,17 @@ def last_weights(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        *(pytest.param(name, STAGES, id=name) for name in LEARNED),
+        *(pytest.param(name, {"sizes": FEW_IMAGES | STAGES}, id=name) for name in LEARNED),
         pytest.param("ppo", {}, id="ppo on a frozen backbone"),
+        pytest.param("ppo", RANGED, id="ppo for a range of budgets"),
         pytest.param(
-            "ppo",
-            {"budget_range": (0.1, 0.6), "ent_schedule": "linear", "multiplier_schedule": "linear(first=0, to=1)"},
-            id="ppo for a range of budgets",
-        ),
-        pytest.param(
-            "ppo",
-            {
-                "reward": "accuracy_within_budget(placement=reward_to_go, potential=confidence)",
-                "budget_schedule": "linear(first=2, to=1)",
-            },
-            id="ppo with a reward that remembers",
+            "ppo", {"reward": REMEMBERING, "budget_schedule": "linear(first=2, to=1)"}, id="ppo, reward that remembers"
         ),
         pytest.param("ppo", {"dual": "pid"}, id="ppo with a pid"),
     ],
 )
 def test_a_run_that_is_killed_twice_equals_one_that_never_was(name, values, tiny_data, tmp_path, last_weights):
-    config = small_run(name, tiny_data, **values)
+    config = long_run(name, tiny_data, **values)
     whole = run(config, tmp_path / "whole")
     for kill in (60, 110):
         progress, calls = killed_at(kill)
@@ -118,7 +76,7 @@ def test_a_run_that_is_killed_twice_equals_one_that_never_was(name, values, tiny
         assert (tmp_path / "killed" / config.name / CHECKPOINT).is_file()
     assert calls[0] >= 24, "the second run began anew"
     resumed = run(config, tmp_path / "killed")
-    assert without_times(resumed) == without_times(whole)
+    assert untimed(resumed) == untimed(whole)
     folders = tmp_path / "whole" / config.name, tmp_path / "killed" / config.name
     assert rows_of(folders[0]) == rows_of(folders[1])
     for left, right in zip(*last_weights, strict=True):
@@ -130,40 +88,37 @@ def test_a_run_that_is_killed_twice_equals_one_that_never_was(name, values, tiny
 def test_a_run_that_is_killed_between_any_two_updates_equals_one_that_never_was(tiny_data, tmp_path, monkeypatch):
     """With a checkpoint at every update, as after a minute: also where a stage ends, and between validations."""
     monkeypatch.setattr("agents.recorder.CHECKPOINT_SECONDS", 0.0)
-    config = small_run("skipnet", tiny_data, num_images=72, pretraining=0.5, baseline=True, ent_coef=0.1)
+    config = long_run("skipnet", tiny_data, num_images=72, pretraining=0.5, baseline=True, ent_coef=0.1)
     whole = run(config, tmp_path / "whole")
     for kill in range(12, 73, 12):
         with pytest.raises(Killed):
             run(config, tmp_path / "killed", killed_at(kill)[0])
-    assert without_times(run(config, tmp_path / "killed")) == without_times(whole)
+    assert untimed(run(config, tmp_path / "killed")) == untimed(whole)
     assert rows_of(tmp_path / "whole" / config.name) == rows_of(tmp_path / "killed" / config.name)
 
 
+KILLED = """
+import os, pathlib, signal, sys, torch
+from agents.runs.run import run
+from tests.helpers import tiny_run
+torch.set_num_threads(1)
+seen = 0
+def progress(count):
+    global seen
+    seen += count
+    if seen >= 80:
+        os.kill(os.getpid(), signal.SIGKILL)
+run(tiny_run("dfs", "digits", num_images=144), pathlib.Path(sys.argv[1]), progress)
+"""
+
+
 def test_a_process_that_is_killed_by_the_system_is_resumed_by_another(tmp_path):
-    code = (
-        "import os, pathlib, signal, sys, torch\n"
-        "from agents.methods import method\n"
-        "from agents.runs.config import RunConfig, TaskConfig\nfrom agents.runs.run import run\n"
-        "torch.set_num_threads(1)\n"
-        "config = method('dfs').Config(budget=0.3, num_images=144, batch_size=12)\n"
-        "seen = 0\n"
-        "def progress(count):\n"
-        "    global seen\n"
-        "    seen += count\n"
-        "    if seen >= 80:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "task = TaskConfig(depth=8, width=4, checkpoint='random')\n"
-        "run(RunConfig('dfs', config, task), pathlib.Path(sys.argv[1]), progress)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], env=environment, timeout=600)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed")], timeout=600)
     assert done.returncode == -signal.SIGKILL
-    config = method("dfs").Config(budget=0.3, num_images=144, batch_size=12)
-    config = RunConfig("dfs", config, TaskConfig(depth=8, width=4, checkpoint="random"))
-    calls = []
+    config, calls = tiny_run("dfs", "digits", num_images=144), []
     resumed = run(config, tmp_path / "killed", calls.append)
     assert calls[0] > 12
-    assert without_times(resumed) == without_times(run(config, tmp_path / "whole"))
+    assert untimed(resumed) == untimed(run(config, tmp_path / "whole"))
     folders = [tmp_path / name / config.name for name in ("killed", "whole")]
     assert rows_of(folders[0]) == rows_of(folders[1])
     # What the killed process logged after its checkpoint is not shown twice.
@@ -175,7 +130,7 @@ def test_a_process_that_is_killed_by_the_system_is_resumed_by_another(tmp_path):
 @pytest.fixture
 def unfinished(tiny_data, tmp_path):
     """A configuration, and the folder of its run that was killed."""
-    config = small_run("gumbel", tiny_data)
+    config = long_run("gumbel", tiny_data)
     with pytest.raises(Killed):
         run(config, tmp_path, killed_at(60)[0])
     folder = tmp_path / config.name
@@ -207,17 +162,18 @@ def test_a_run_begins_anew_if_asked_to_or_if_the_checkpoint_is_of_another_config
     assert not {ERROR, ".checkpoint.1.pt", CHECKPOINT} & {file.name for file in (tmp_path / config.name).iterdir()}
 
 
-@pytest.mark.parametrize("content", [b"", b"half", None])
-def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named_with_the_way_out(content, unfinished, tmp_path):
+@pytest.mark.parametrize("content", ["empty", "half", "of something else"])
+def test_a_checkpoint_that_is_damaged_or_of_something_else_is_named(content, unfinished, tmp_path):
     config, folder = unfinished
-    if content is None:
+    if content == "of something else":
         states = torch.load(folder / CHECKPOINT, weights_only=False)
         torch.save({**states, "surprise": 1}, folder / CHECKPOINT)
     else:
-        (folder / CHECKPOINT).write_bytes(content)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt.*--no-resume"):
+        (folder / CHECKPOINT).write_bytes(b"" if content == "empty" else b"half")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt"):
         run(config, tmp_path)
-    run(config, tmp_path, resume=False)
+    with pytest.raises(Killed):
+        run(config, tmp_path, killed_at(12)[0], resume=False)
 
 
 def test_what_follows_the_logs_of_a_run_has_them_when_it_has_ended(unfinished, tmp_path):
@@ -248,11 +204,11 @@ def test_a_run_that_was_killed_under_another_label_is_resumed(unfinished, tmp_pa
 
 
 def test_a_run_that_another_process_is_at_is_refused_by_name(tiny_data, tmp_path):
-    config = small_run("gumbel", tiny_data)
+    config = long_run("gumbel", tiny_data)
     messages = []
 
     def second(_):
-        with pytest.raises(ValueError, match=f"another process is at {config.name}") as refused:
+        with pytest.raises(ValueError, match=config.name) as refused:
             run(config, tmp_path)
         messages.append(refused)
 
@@ -262,31 +218,22 @@ def test_a_run_that_another_process_is_at_is_refused_by_name(tiny_data, tmp_path
 
 
 def test_an_environment_is_put_back_in_the_middle_of_its_episodes(task):
-    arguments = {
-        "budget": 0.3,
-        "reward": "cross_entropy_minus_cost",
-        "cost_coef": 1.0,
-        "augment": True,
-        "autoreset_mode": "SameStep",
-    }
-    env, other = (DFSVectorEnv(task, 6, **arguments) for _ in range(2))
+    arguments = {"budget": 0.3, "reward": "cross_entropy_minus_cost", "cost_coef": 1.0, "augment": True}
+    env, other = (DFSVectorEnv(task, 6, **arguments, autoreset_mode="SameStep") for _ in range(2))
     env.reset(seed=3)
     env.cost_coef = 2.0
     env.step(env.action_space.sample())
     env.budget = {"low": 0.2, "high": 0.4}  # of the episodes to come
-    state = copy.deepcopy(env.state_dict())
-    actions = [env.action_space.sample() for _ in range(7)]
-    expected = [env.step(action) for action in actions]
-    other.load_state_dict(state)
-    for action, (observation, reward, *_) in zip(actions, expected, strict=True):
-        found = other.step(action)
-        assert (found[0] == observation).all()
-        assert (found[1] == reward).all()
+    other.load_state_dict(copy.deepcopy(env.state_dict()))
+    for _ in range(7):
+        action = env.action_space.sample()
+        for left, right in zip(env.step(action)[:2], other.step(action)[:2], strict=True):
+            assert (left == right).all()
     assert torch.equal(env.last_played[0], other.last_played[0])
 
 
 @pytest.mark.parametrize("batch_size", [4, 5, 20])
-def test_a_stream_goes_on_where_it_was_and_shows_every_image_once_in_a_pass(batch_size):
+def test_a_stream_resumes_and_shows_every_image_once_an_epoch(batch_size):
     def stream():
         return Stream(10, batch_size, 0, lambda rows, generator: (rows, torch.rand(2, generator=generator)))
 

@@ -14,7 +14,7 @@ from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from agents.evaluation import evaluate
-from agents.methods import dqn, maskable_ppo, method, ppo, qrdqn, recurrent_ppo
+from agents.methods import dqn, method, ppo, qrdqn, recurrent_ppo
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig
 from agents.runs.saved import load_policy
@@ -26,15 +26,9 @@ from agents.sb3.recurrent import AlignedLstmPolicy, AlignedRecurrentPPO
 from backbone.cost import TOLERANCE, count_macs
 from backbone.training import TrainingDivergedError
 from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, Task
+from tests.helpers import SB3_FAMILY, config_of, train
 
-FAMILY = ["a2c", "dqn", "maskable_ppo", "ppo", "qrdqn", "recurrent_ppo"]
 BUDGETS = [1e-4, 0.0209, 0.1, 0.36, 1.0]
-TIGHT = {"num_envs": 8, "num_images": 32}
-
-
-def learn(module, task, **values):
-    config = module.Config(**{**TIGHT, **values})
-    return module.train(config, task, Recorder(task, config.budget, config.num_images))
 
 
 def test_an_action_fits_if_some_continuation_stays_within_the_budget(mdp):
@@ -52,24 +46,6 @@ def test_an_action_fits_if_some_continuation_stays_within_the_budget(mdp):
             assert found[i, action] == (cost <= budget + TOLERANCE)
 
 
-@pytest.mark.parametrize("bitwidths", [(0, 2, 4, 8), (2, 4, 8)])
-@pytest.mark.parametrize("budget", [0.0625, 0.1, 0.36, 1.0])
-def test_random_actions_that_fit_never_exceed_a_hard_budget(bitwidths, budget, backbone, dataset):
-    task = Task(BlockMDP(backbone, bitwidths), dataset)
-    env = DFSVectorEnv(task, 64, budget=budget, hard_budget=True, autoreset_mode="Disabled")
-    _, info = env.reset(seed=0)
-    rng, spent = np.random.default_rng(0), []
-    for _ in range(task.mdp.num_layers):
-        masks = env.action_masks()
-        assert masks.shape == (64, len(bitwidths))
-        assert masks.dtype == np.bool_
-        assert np.array_equal(info["action_mask"], masks)
-        _, _, _, _, info = env.step(np.array([rng.choice(np.flatnonzero(mask)) for mask in masks]))
-        spent.append(info["spent"])
-    assert spent[-1].max() <= budget + TOLERANCE
-    assert env.action_masks().all()  # at the end there is nothing to decide
-
-
 def test_an_action_that_does_not_fit_is_refused_and_changes_nothing(task):
     env = DFSVectorEnv(task, 3, budget=0.1, hard_budget=True, autoreset_mode="SameStep")
     with pytest.raises(ResetNeeded, match="action_masks"):
@@ -85,14 +61,12 @@ def test_an_action_that_does_not_fit_is_refused_and_changes_nothing(task):
     free.step(np.array([0, 3, 0]))
 
 
-def test_a_hard_budget_that_leaves_no_route_is_refused_with_the_reason(backbone, dataset):
+def test_a_policy_whose_hard_budget_leaves_no_route_is_refused_with_the_cheapest(backbone, dataset):
     task = Task(BlockMDP(backbone, (2, 4, 8)), dataset)
-    with pytest.raises(ValueError, match=r"hard budget 0\.05 leaves no action: the cheapest route .* costs 0\.0625"):
-        DFSVectorEnv(task, 2, budget=0.05, hard_budget=True)
-    with pytest.raises(ValueError, match="leaves no action"):
-        learn(maskable_ppo, task, budget=0.05, batch_size=24)
+    with pytest.raises(ValueError, match=r"0\.0625"):
+        train("maskable_ppo", task, budget=0.05)
     model = MaskablePPO("MlpPolicy", SB3VecEnv(DFSVectorEnv(task, 2, autoreset_mode="SameStep")), n_steps=3)
-    with pytest.raises(ValueError, match="leaves no action"):
+    with pytest.raises(ValueError, match=r"0\.0625"):
         evaluate(SB3Policy(model, task.mdp), task, budget=0.05)
 
 
@@ -102,7 +76,7 @@ def test_masks_of_one_image_and_of_an_adapted_batch(task):
     assert single.action_masks().tolist() == [True, True, True, False]
     for _ in range(20):
         assert single.action_space.sample(info["action_mask"]) < 3
-    made = gym.make("DFS/Digits-v0", checkpoint="random", budget=0.05, hard_budget=True)
+    made = gym.make("DFS/Digits-v0", depth=8, width=4, checkpoint="random", budget=0.05, hard_budget=True)
     _, info = made.reset(seed=0)
     assert made.unwrapped.action_masks().tolist() == [bool(fits) for fits in info["action_mask"]]
     batch = SB3VecEnv(DFSVectorEnv(task, 4, budget=0.1, autoreset_mode="SameStep"))
@@ -112,9 +86,9 @@ def test_masks_of_one_image_and_of_an_adapted_batch(task):
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_maskable_policy_never_exceeds_any_budget(trained, task, tmp_path):
-    policy = learn(maskable_ppo, task, budget=0.36, num_images=200 if trained else 8, batch_size=24)
+    policy = train("maskable_ppo", task, budget=0.36, num_images=200 if trained else 8, batch_size=24)
     if not trained:
-        for parameter in policy.model.policy.parameters():  # sure of itself, and of nothing in particular
+        for parameter in policy.model.policy.parameters():  # confident, whatever the image
             torch.nn.init.normal_(parameter, std=3.0)
     policy.save(tmp_path)
     for candidate, budget in itertools.product((policy, load_policy(tmp_path, task.mdp)), BUDGETS):
@@ -126,11 +100,10 @@ def test_a_maskable_policy_never_exceeds_any_budget(trained, task, tmp_path):
             observation, *_ = env.step(candidate.predict(observation)[0])
 
 
-@pytest.mark.parametrize("name", FAMILY)
+@pytest.mark.parametrize("name", SB3_FAMILY)
 def test_any_hyper_parameter_reaches_the_algorithm(name, task):
-    config = {"num_images": 8, "batch_size": 12, "sb3": ("stats_window_size=31", "policy_kwargs={'net_arch': [7]}")}
-    known = {field.name for field in dataclasses.fields(method(name).Config)}
-    policy = learn(method(name), task, **{key: value for key, value in config.items() if key in known})
+    sb3 = ("stats_window_size=31", "policy_kwargs={'net_arch': [7]}")
+    policy = train(name, task, num_images=8, sb3=sb3)
     assert policy.model._stats_window_size == 31
     shapes = [tuple(p.shape) for p in policy.model.policy.parameters()]
     assert any(7 in shape for shape in shapes)
@@ -141,66 +114,59 @@ def test_an_algorithm_whose_models_could_not_be_read_again_is_refused_before_it_
     class Config(SB3Config):
         algorithm = TRPO
 
-    with pytest.raises(ValueError, match=r"TRPO is not among A2C, .*ALGORITHMS in agents/sb3/policy\.py"):
+    with pytest.raises(ValueError, match="TRPO"):
         Config()
 
 
-def test_classes_are_named_and_a_methods_own_policy_arguments_are_kept():
+def test_settings_are_plain_data_and_classes_are_given_by_name():
     config = recurrent_ppo.Config(sb3=("policy_kwargs={'activation_fn': 'torch.nn:ReLU'}",))
     kwargs = config.arguments()["policy_kwargs"]
-    assert kwargs["activation_fn"] is torch.nn.ReLU
-    assert kwargs["lstm_hidden_size"] == 32
+    assert (kwargs["activation_fn"], kwargs["lstm_hidden_size"]) == (torch.nn.ReLU, 32)
     assert ppo.Config(sb3=("tensorboard_log=None",)).arguments()["tensorboard_log"] is None
-
-
-@pytest.mark.parametrize("given", ["vf_coef=0.7", ("vf_coef=0.7",), ["vf_coef=0.7"], {"vf_coef": 0.7}])
-def test_settings_are_plain_data_however_they_are_given(given):
-    config = ppo.Config(sb3=given)
-    assert config.arguments()["vf_coef"] == 0.7
-    run = RunConfig("ppo", config)
-    assert json.loads(json.dumps(run.resolved()))["options"]["sb3"] == ["vf_coef=0.7"]
-    assert run.name == RunConfig("ppo", ppo.Config(sb3=("vf_coef=0.7",))).name != RunConfig("ppo", ppo.Config()).name
+    for given in ("vf_coef=0.7", ("vf_coef=0.7",), ["vf_coef=0.7"], {"vf_coef": 0.7}):
+        config = ppo.Config(sb3=given)
+        assert config.arguments()["vf_coef"] == 0.7
+        assert json.loads(json.dumps(RunConfig("ppo", config).resolved()))["options"]["sb3"] == ["vf_coef=0.7"]
 
 
 @pytest.mark.parametrize(
-    ("module", "setting", "message"),
+    ("module", "setting", "culprit"),
     [
-        (ppo, "vf_coeff=0.7", "PPO of Stable-Baselines3 has no option 'vf_coeff'; did you mean 'vf_coef'"),
-        (dqn, "target_kl=0.7", "DQN of Stable-Baselines3 has no option 'target_kl'"),
-        (ppo, "ent_coef=0.1", "'ent_coef' is an option of the method itself"),
-        (ppo, "vf_coef", "not of the form NAME=VALUE"),
-        (ppo, "env=None", "no option 'env'"),
-        (ppo, "policy_kwargs=32", "must be a dict"),
-        (qrdqn, "policy_kwargs={'n_quantile': 9}", "no option 'n_quantile'; did you mean 'n_quantiles'"),
+        (ppo, "vf_coeff=0.7", "PPO.*'vf_coeff'.*'vf_coef'"),
+        (dqn, "target_kl=0.7", "DQN.*'target_kl'"),
+        (ppo, "ent_coef=0.1", "'ent_coef'"),
+        (ppo, "vf_coef", "NAME=VALUE"),
+        (ppo, "env=None", "'env'"),
+        (ppo, "policy_kwargs=32", "policy_kwargs"),
+        (qrdqn, "policy_kwargs={'n_quantile': 9}", "'n_quantile'.*'n_quantiles'"),
         (ppo, "policy_kwargs={'activation_fn': 'torch.nn:Rely'}", "torch.nn:Rely"),
     ],
 )
-def test_a_setting_that_does_not_exist_is_refused_before_anything_runs(module, setting, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_setting_that_does_not_exist_is_refused_before_anything_runs(module, setting, culprit):
+    with pytest.raises(ValueError, match=culprit):
         module.Config(sb3=(setting,))
 
 
 @pytest.mark.parametrize(
-    ("module", "values", "message"),
+    ("name", "values", "culprit"),
     [
-        (ppo, {"sb3": "n_steps=4"}, "n_steps 4 is not a multiple of the 3 decisions"),
-        (ppo, {"batch_size": 25}, "batch_size 25 is larger than the rollout of 24 decisions: .*num_envs larger"),
-        (dqn, {"sb3": "train_freq=2"}, "train_freq 2 is not a multiple"),
-        (dqn, {"sb3": "train_freq=(1, 'episode')"}, "not a multiple"),
-        (dqn, {"buffer_size": 100, "batch_size": 200}, "larger than the replay buffer of 100"),
-        (recurrent_ppo, {"batch_size": 16}, "batch_size 16 is not a multiple of the 3 decisions.*use 15"),
-        (recurrent_ppo, {"batch_size": 12, "sb3": "n_steps=5"}, "n_steps 5 is not a multiple"),
+        ("ppo", {"sb3": "n_steps=4"}, "n_steps 4 .* 3 decisions"),
+        ("ppo", {"batch_size": 25}, "batch_size 25 .* 24 decisions"),
+        ("dqn", {"sb3": "train_freq=2"}, "train_freq 2"),
+        ("dqn", {"sb3": "train_freq=(1, 'episode')"}, "train_freq"),
+        ("dqn", {"buffer_size": 100, "batch_size": 200}, "100"),
+        ("recurrent_ppo", {"batch_size": 16}, "batch_size 16 .* 3 decisions.* 15"),
+        ("recurrent_ppo", {"batch_size": 12, "sb3": "n_steps=5"}, "n_steps 5"),
     ],
 )
-def test_rollouts_and_minibatches_that_cannot_work_are_refused(module, values, message, task):
-    with pytest.raises(ValueError, match=message):
-        learn(module, task, **values)
+def test_rollouts_and_minibatches_that_cannot_work_are_refused(name, values, culprit, task):
+    with pytest.raises(ValueError, match=culprit):
+        train(name, task, **values)
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn", "recurrent_ppo"])
 def test_rollouts_of_several_episodes_count_every_image(name, task):
-    setting = "train_freq=6" if name == "dqn" else "n_steps=6"
-    config = method(name).Config(**TIGHT, batch_size=12, cotrain=True, sb3=setting)
+    config = config_of(name, num_images=32, cotrain=True, sb3="train_freq=6" if name == "dqn" else "n_steps=6")
     recorder = Recorder(task, config.budget, config.num_images)
     method(name).train(config, task, recorder)
     assert recorder.images_seen == 32
@@ -267,8 +233,8 @@ def test_a_q_function_of_nans_stops_training_although_it_decides(task, monkeypat
         next(model.policy.parameters()).data.fill_(float("nan"))
 
     monkeypatch.setattr(DQN, "train", spoil)
-    with pytest.raises(TrainingDivergedError, match="smaller learning rate"):
-        learn(dqn, task, learning_starts=1, batch_size=8)
+    with pytest.raises(TrainingDivergedError, match="learning rate"):
+        train("dqn", task, learning_starts=1, batch_size=8)
 
 
 def recurrent_model(algorithm, policy, task, episodes=1, **kwargs):
@@ -302,7 +268,7 @@ def test_a_rollout_that_cuts_episodes_is_refused_by_the_buffer(task):
     model.rollout_buffer.episode_starts[1:] = 1
     model.rollout_buffer.full = True
     model.rollout_buffer.episode_starts[0] = 0
-    with pytest.raises(ValueError, match="does not hold whole episodes"):
+    with pytest.raises(ValueError, match="episodes"):
         next(model.rollout_buffer.get(12))
 
 
@@ -319,18 +285,14 @@ def test_a_recurrent_policy_remembers_within_an_episode_and_forgets_between(task
     np.testing.assert_allclose(fewer[0], first[0][:, :2], atol=1e-6)
 
 
-def test_only_what_decides_is_counted_of_a_recurrent_policy(task):
+def test_the_macs_of_a_recurrent_policy_are_those_of_what_decides(task):
     d, layers, actions = task.mdp.layout.dim, task.mdp.num_layers, task.mdp.num_actions
     by_hand = layers * (4 * 6 * (d + 6) + 6 * 5 + 5 * actions)
     for kwargs in ({}, {"enable_critic_lstm": False}, {"enable_critic_lstm": False, "shared_lstm": True}):
         model = recurrent_model(AlignedRecurrentPPO, AlignedLstmPolicy, task, **kwargs)
         assert SB3Policy(model, task.mdp).macs_per_image == by_hand
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_the_macs_of_recurrent_layers_by_hand(batch_first):
-    shape = (2, 7, 5) if batch_first else (7, 2, 5)  # 2 examples of 7 steps
-    lstm = torch.nn.LSTM(5, 3, num_layers=2, batch_first=batch_first)
-    assert count_macs(lstm, lambda: lstm(torch.zeros(shape))) == {"": 7 * 4 * 3 * (5 + 3 + 3 + 3)}
+    for shape, batch_first in (((2, 7, 5), True), ((7, 2, 5), False)):  # 2 examples of 7 steps
+        lstm = torch.nn.LSTM(5, 3, num_layers=2, batch_first=batch_first)
+        assert count_macs(lstm, lambda lstm=lstm, shape=shape: lstm(torch.zeros(shape))) == {"": 7 * 12 * (8 + 6)}
     gru = torch.nn.GRUCell(5, 3)
     assert count_macs(gru, lambda: gru(torch.zeros(2, 5))) == {"": 3 * 3 * (5 + 3)}

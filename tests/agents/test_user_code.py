@@ -12,7 +12,6 @@ from agents.options import with_options
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
 from agents.runs.user_code import code_digests
-from backbone import checkpoint
 from backbone.checkpoint import save_backbone
 from backbone.resnet import ResNet, ResNetConfig
 
@@ -71,9 +70,6 @@ def test_an_edit_of_the_module_or_of_what_it_imports_counts_and_of_no_other(file
 )
 def test_code_counts_wherever_it_is_named(value, folder):
     assert code_digests(value).keys() == {"mine"}
-
-
-def test_modules_in_packages_count(folder):
     assert code_digests("space.within:reward").keys() == {"space.within"}
 
 
@@ -128,12 +124,3 @@ def test_a_run_is_done_again_when_its_reward_is_edited(folder, tiny_data):
     second = ppo(tiny_data, reward="mine:reward")
     assert second.identity != first.identity
     assert run(second, folder / "runs")["config"]["code"] != lines[0]["config"]["code"]
-
-
-def test_the_backbone_file_is_read_once_for_a_configuration(backbone, tmp_path, monkeypatch):
-    save_backbone(tmp_path / "tiny.safetensors", backbone)
-    read, calls = checkpoint._read, []
-    monkeypatch.setattr(checkpoint, "_read", lambda path: calls.append(path) or read(path))
-    config = replace(ppo(), task=TaskConfig(checkpoint=str(tmp_path / "tiny.safetensors"), depth=8))
-    assert config.resolved()["task"]["backbone"] != "random"
-    assert len(calls) == 1

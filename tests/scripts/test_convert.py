@@ -18,7 +18,7 @@ from agents.runs.saved import load_policy, load_run
 from backbone.checkpoint import SHIPPED, identity_of, load_backbone, load_tensors, save_tensors
 from dfs_env import BlockMDP
 from scripts.convert import Convert, convert
-from tests.agents.test_methods import tiny_run
+from tests.helpers import tiny_run
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUNS = ("static", "random", "dfs", "ppo-lagrangian", "second_look", "cascade")
@@ -47,11 +47,11 @@ def aged(folder, label, role):
     [("constant", "four", "baseline"), ("cascade_finetuned", "cascade_finetuned", "cotrained")],
 )
 def test_a_run_of_version_3_is_converted_once_and_evaluates_to_the_same(name, label, role, tiny_data, tmp_path):
-    before = run(tiny_run(name, tiny_data, budget=0.3), tmp_path)
+    before = run(tiny_run(name, tiny_data), tmp_path)
     folder = tmp_path / before["run"]
     aged(folder, label, role)
     (tmp_path / RESULTS).write_bytes((folder / RESULT).read_bytes())
-    with pytest.raises(ValueError, match=r"result\.json.*scripts\.convert"):
+    with pytest.raises(ValueError, match=r"result\.json"):
         load_run(folder)
     assert convert(Convert((tmp_path,))) >= 4
     assert not convert(Convert((tmp_path,)))

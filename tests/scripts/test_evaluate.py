@@ -12,17 +12,17 @@ from agents.runs.results import RESULT
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from scripts.evaluate import Evaluate, main
-from tests.agents.test_methods import tiny_run
+from tests.helpers import tiny_run
 
 
 @pytest.fixture
 def folder(tiny_data, tmp_path):
-    return tmp_path / run(tiny_run("ppo", tiny_data, budget=0.3), tmp_path)["run"]
+    return tmp_path / run(tiny_run("ppo", tiny_data), tmp_path)["run"]
 
 
 @pytest.mark.parametrize("name", ["ppo", "dfs", "static_finetuned", "static"])
 def test_the_files_that_are_published_are_enough_to_evaluate(name, tiny_data, tmp_path):
-    folder = tmp_path / "runs" / run(tiny_run(name, tiny_data, budget=0.3), tmp_path / "runs")["run"]
+    folder = tmp_path / "runs" / run(tiny_run(name, tiny_data), tmp_path / "runs")["run"]
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in (RESULT, FILE, "backbone.safetensors"):
@@ -56,7 +56,7 @@ def test_the_accuracy_of_shuffled_routes_is_the_mean_of_all_orders(folder, capsy
 
 
 def test_where_images_take_no_single_route_there_is_nothing_to_shuffle(tiny_data, tmp_path, capsys):
-    result = run(tiny_run("cascade", tiny_data, budget=0.3), tmp_path)
+    result = run(tiny_run("cascade", tiny_data), tmp_path)
     main(Evaluate(tmp_path / result["run"], shuffles=2))
     printed = capsys.readouterr()
     assert "nothing to shuffle" in printed.err

@@ -16,7 +16,7 @@ from agents.runs.run import run
 from scripts import compare, pretrain
 from scripts.cli import NOTHING_KEPT, clear_errors, keeping
 from scripts.train import train
-from tests.agents.test_resume import small_run
+from tests.helpers import tiny_run
 
 ROOT = Path(__file__).parents[2]
 SLOW = """
@@ -59,7 +59,7 @@ def test_an_interrupt_is_one_line_and_status_130(raised, said, capsys, monkeypat
 
 
 def test_training_says_what_is_kept_where_it_resumes_and_that_it_is_only_read(tiny_data, tmp_path, monkeypatch, capsys):
-    config = small_run("gumbel", tiny_data)
+    config = tiny_run("gumbel", tiny_data, num_images=144)
     arguments = "gumbel", config.config, config.task, tmp_path, 1, True
     for images, kept in ((12, NOTHING_KEPT), (60, "of 144 images are done, in ")):
         interrupted_at(images, monkeypatch)
@@ -69,11 +69,10 @@ def test_training_says_what_is_kept_where_it_resumes_and_that_it_is_only_read(ti
     capsys.readouterr()
     train(*arguments)
     said = capsys.readouterr().err
-    assert re.search(rf"resuming: \d+ of 144 images are done, in {tmp_path / config.name}", said)
+    assert re.search(rf"resuming: \d+ of 144 .* {tmp_path / config.name}", said)
     train(*arguments)
     said = capsys.readouterr().err
-    assert "finished on 20" in said
-    assert f"only read now; to run it again, delete {tmp_path / config.name}" in said
+    assert re.search(f"finished on 20.* delete {tmp_path / config.name}", said)
     assert "resuming" not in said
 
 
@@ -100,9 +99,8 @@ def test_a_comparison_says_what_it_reuses_resumes_and_keeps(tiny_data, tmp_path,
 
 
 def test_pretraining_says_what_is_kept_and_where_it_resumes(tiny_data, tmp_path, monkeypatch, capsys):
-    args = pretrain.Pretrain(
-        tiny_data, depth=8, width=4, bitwidths=(0, 8), output=tmp_path / "b.safetensors", threads=1
-    )
+    file = tmp_path / "b.safetensors"
+    args = pretrain.Pretrain(tiny_data, depth=8, width=4, bitwidths=(0, 8), output=file, threads=1)
     assert args.kept() == f"no epoch was finished: {NOTHING_KEPT}"
     log = pretrain.log
     monkeypatch.setattr(pretrain, "log", lambda file, line: interrupt() if line["epoch"] == 2 else log(file, line))
@@ -124,14 +122,9 @@ def test_an_interrupt_of_a_terminal_ends_a_comparison_and_its_workers_without_a_
     )
     words = [str(tmp_path / "slow.toml"), "--output", str(tmp_path / "runs")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "scripts.compare", *words],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-m", "scripts.compare", *words]
+    pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    running = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
     deadline = time.monotonic() + 100
     while not (tmp_path / "begun").exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -27,7 +28,13 @@ IMAGES, COSTS = 8, np.array([0, 1 / 16, 1 / 4, 1]) / BLOCKS
 ODD = "skipnet(alpha=0.1) <b>&amp; $x_1$ | [/b]"
 
 
+def few() -> list[dict]:
+    """Result lines of two methods on digits."""
+    return [line(name, b, s) for name in ("static", "ppo") for b in (0.1, 0.5) for s in range(3)]
+
+
 def compared() -> list[dict]:
+    """Result lines of every kind, on the tiny data set."""
     lines = [line(name, b, s) for name in ("static", "ppo", "ppo-tuned", "dfs") for b in (0.1, 0.5) for s in range(3)]
     lines += [line("skipnet", b, s, label=ODD) for b in (0.1, 0.5) for s in range(3)]
     lines += [line("precision_gating", 0.5, s, role="activation_gating", histogram=[], cost=0.6) for s in range(2)]
@@ -37,7 +44,7 @@ def compared() -> list[dict]:
     return [each | {"dataset": "tiny_data:load", "seconds": 12.5} for each in lines]
 
 
-def leave(folder: Path, lines: list[dict], decided: bool = True) -> Path:
+def leave(folder: Path, lines: list[dict]) -> Path:
     """Write what finished runs leave: result lines, learning curves, decisions."""
     rng = np.random.default_rng(0)
     for each in lines:
@@ -47,7 +54,7 @@ def leave(folder: Path, lines: list[dict], decided: bool = True) -> Path:
             table = csv.writer(text)
             table.writerow(["validation/cost", "time/images", "validation/accuracy"])
             table.writerows([each["cost"] * (4 - k), 100 * k, 0.3 * k] for k in (1, 2, 3))
-        if decided and each["method"] not in ("constant", "oracle"):
+        if each["method"] not in ("constant", "oracle"):
             routes = rng.integers(4, size=(IMAGES, BLOCKS if each["histogram"] else 0)).astype(np.uint8)
             cost = COSTS[routes].sum(1).astype(np.float32)
             numbers = {name: rng.random(IMAGES).astype(np.float32) for name in ("loss", "confidence")}
@@ -97,10 +104,7 @@ class Reader(HTMLParser):
 def markdown_cells(text: str) -> list[str]:
     rows = [row for row in text.splitlines() if row.startswith("| ") and not row.startswith("| --- |")]
     cells = [cell.strip() for row in rows for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
-    plain = (("\\|", "|"), ("\\*", "*"), ("&lt;", "<"), ("&amp;", "&"))
-    for old, new in plain:
-        cells = [cell.replace(old, new) for cell in cells]
-    return cells
+    return [unescape(re.sub(r"\\([|*])", r"\1", cell)) for cell in cells]
 
 
 def test_the_page_needs_no_other_file_and_markdown_has_the_same_numbers(folder, tmp_path, capsys):
@@ -171,32 +175,28 @@ def test_summary_and_tables_name_the_best_and_missed_budgets():
 
 
 def colours_in(figure) -> dict[str, str]:
-    pairs = [panel.get_legend_handles_labels() for panel in figure.axes]
-    drawn = [(label, handle) for handles, labels in pairs for handle, label in zip(handles, labels, strict=True)]
-    return {
-        label: to_hex(handle[0].get_color() if isinstance(handle, tuple) else handle.get_color())
-        for label, handle in drawn
-    }
+    found = {}
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found[label] = to_hex((handle[0] if isinstance(handle, tuple) else handle).get_color())
+    return found
 
 
 def test_a_method_has_one_colour_in_every_figure_and_its_presets_other_markers(folder):
     (whole,) = read_comparisons([folder])
-    few = Comparison("few", [each for each in whole.lines if each["method"] in ("ppo", "static")], folder)
-    drawn = [draw(each) for each in (whole, few) for draw in (figures.fronts, figures.learning_curves)]
-    for figure in [*drawn, figures.networks([whole, few])]:
-        found = colours_in(figure)
-        for label, colour in found.items():
-            if label in whole.labels:
-                assert colour == colour_of(whole.labels[label]["method"]).lower(), label
+    part = Comparison("part", [each for each in whole.lines if each["method"] in ("ppo", "static")], folder)
+    drawn = [draw(each) for each in (whole, part) for draw in (figures.fronts, figures.learning_curves)]
+    for figure in [*drawn, figures.networks([whole, part])]:
+        for label in colours_in(figure).keys() & whole.labels:
+            assert colours_in(figure)[label] == colour_of(whole.labels[label]["method"]).lower(), label
     marker_of = markers([whole])
     assert marker_of["ppo"] != marker_of["ppo-tuned"]
     assert len(set(COLOURS.values())) == len(COLOURS)
-    assert colour_of("mine:method") == colour_of("mine:method")
 
 
 def test_networks_are_compared_in_absolute_bitops(tmp_path):
-    other = [each | {"depth": 20, "bitops": 2 * each["bitops"], "dataset": "cifar10"} for each in compared()]
-    for name, lines in (("a", compared()), ("b", other)):
+    other = [each | {"depth": 20, "bitops": 2 * each["bitops"], "dataset": "cifar10"} for each in few()]
+    for name, lines in (("a", few()), ("b", other)):
         write_lines(tmp_path / name / "results.jsonl", lines)
     page = report(read_comparisons([tmp_path]))
     assert {"networks.png", "fronts-a.png", "fronts-b.png"} <= set(page.figures)
@@ -236,17 +236,17 @@ def test_how_decisions_depend_on_images_by_hand(tmp_path):
     assert row[:2] == ["ppo", "0.1, 2.5 x budget"]
 
 
-def test_tiles_are_left_out_where_the_data_are_missing_and_nothing_is_downloaded(folder, tmp_path, monkeypatch):
+def test_tiles_are_left_out_where_the_data_are_missing_and_nothing_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr("backbone.cifar._fetch", lambda *_: pytest.fail("asked the network"))
-    (comparison,) = read_comparisons([folder])
-    moved = Comparison("x", [each | {"dataset": "cifar10"} for each in comparison.lines], folder)
-    page = report([moved], str(tmp_path / "empty"))
+    folder = leave(tmp_path, [each | {"dataset": "cifar10"} for each in few()])
+    page = report(read_comparisons([folder]), str(tmp_path / "empty"))
     assert not any("tiles" in name for name in page.figures)
     assert "cifar-10-batches-py" in page.markdown()
 
 
-def test_damaged_decisions_are_named(folder):
-    (folder / compared()[0]["run"] / FILE).write_bytes(b"PK")
+def test_damaged_outcomes_are_named(tmp_path):
+    folder = leave(tmp_path, few())
+    (folder / few()[0]["run"] / FILE).write_bytes(b"PK")
     with pytest.raises(ValueError, match=FILE):
         main(Report((folder,)))
     assert not list(folder.glob("report.*"))
