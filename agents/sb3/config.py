@@ -183,7 +183,7 @@ class PPOConfig(SB3Config):
     batch_size: int = limited(256, low=1)
     """Decisions per minibatch."""
     n_epochs: int = limited(4, low=1)
-    """Passes over each rollout."""
+    """Epochs over each rollout."""
     gae_lambda: float = limited(0.95, low=0, high=1)
     """Lambda of generalised advantage estimation."""
     clip_range: float = limited(0.2, low=0)
