@@ -123,7 +123,8 @@ class SB3Config(MethodConfig):
 class LagrangianConfig(SB3Config):
     """With a reward whose `cost_coef` is left open, dual ascent moves the multiplier of its component `cost` until the
     mean cost meets the budget, unless `cost_coef` fixes it; with any other, the budget enters through the observation
-    and that reward alone.
+    and that reward alone. The published coefficients of `dfs` and `blockdrop` count as left open, too: to keep one,
+    give it, as in "dfs(cost_coef=0.045)".
 
     Raises:
         ValueError: a cost coefficient, or a schedule of it, for a reward that leaves none open; an unknown form of dual
