@@ -98,8 +98,9 @@ class MODFSVectorEnv(DFSVectorEnv):
     def __init__(
         self, task: Task, num_envs: int = 1, *, objectives: tuple[str, ...] = ("accuracy", "cost"), **kwargs: Any
     ) -> None:
-        if "reward" in kwargs:
-            raise ValueError("the reward of this environment is a vector: give objectives in place of a reward")
+        for name in ("reward", "cost_coef"):
+            if name in kwargs:
+                raise ValueError(f"the reward of this environment is a vector: give objectives in place of {name}")
         self.objectives = make_objectives(objectives)
         super().__init__(task, num_envs, reward=self._components, **kwargs)
         low, high = ([getattr(each, end) for each in self.objectives.values()] for end in ("low", "high"))

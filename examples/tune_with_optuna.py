@@ -36,6 +36,7 @@ def main(
         )
         line = run(RunConfig("ppo", config, TaskConfig(depth=depth)), folder)
         spent = line["validation_cost"] / budget
+        trial.set_user_attr("accuracy", line["validation_accuracy"])
         return line["validation_accuracy"] if spent <= LEEWAY else -spent
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,9 @@ def main(
         study_name=f"ppo at {budget}, {num_images} images", storage=storage, load_if_exists=True, direction="maximize"
     )
     study.optimize(score, n_trials=trials - len(study.trials))
-    print(f"validation accuracy {study.best_value:.4f} with {study.best_params}")
+    if study.best_value < 0:
+        print(f"no trial met the budget; the nearest spent {-study.best_value:.3g} times as much")
+    print(f"validation accuracy {study.best_trial.user_attrs['accuracy']:.4f} with {study.best_params}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from agents.runs.results import EXPERIMENT, RESULT, line_text
 from agents.sb3.policy import ARCHIVE, read_archive, save_model
 from backbone.checkpoint import add_checksum, load_tensors, save_tensors, write_atomically
 from backbone.checksums import checked_json
+from backbone.names import parse_call
 from scripts.cli import clear_errors
 
 RENAMED = {
@@ -52,6 +53,16 @@ RENAMED = {
     "decisions.npz": outcomes.FILE,
 }
 """What things are called now, by what earlier versions called them."""
+METHODS_OWN = {"rloo": {"price": "multiplier_init"}}
+"""The same, where a method has another name for it than the others."""
+FIXED_WEIGHTS = {
+    "accuracy_minus_cost": 0.5,
+    "cross_entropy_minus_cost": 0.5,
+    "probability_minus_cost": 0.5,
+    "dfs": 0.045,
+    "blockdrop": 1.0,
+}
+"""The weight of cost by default in earlier versions; what is not given is left to the learner now."""
 SECOND_INFERENCE = "cascade_finetuned"
 """The method whose role earlier versions gave as "cotrained", and which is no policy."""
 UNSEEDED = ("constant", "early_layers", "oracle")
@@ -143,16 +154,23 @@ def renamed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved configuration with the names of this version; it still says by which version the run was made."""
     found = {"options" if key == "config" else key: value for key, value in config.items()}
     found["method"] = str(found["method"]).partition("-")[0]
+    names = RENAMED | METHODS_OWN.get(found["method"], {})
     for part in ("options", "task"):
-        found[part] = {RENAMED.get(key, key): value for key, value in found[part].items()}
+        found[part] = {names.get(key, key): value for key, value in found[part].items()}
     return found
 
 
 def renamed_experiment(text: str, file: Path) -> str:
     """An experiment file with the names of this version; its comments stay."""
     text = re.sub(r"^baseline_budgets\s*=\s*\[[^\]]*\].*\n", "", text, flags=re.M)
-    key = re.compile(r"^(\s*(?:\[\[)?)(\w+)(?=\]\]|\s*=)", re.M)
-    text = key.sub(lambda found: found[1] + RENAMED.get(found[2], found[2]), text)
+    if re.search(r"^\s*\[\[arms\]\]", text, re.M):  # else its rewards are those of this version already
+        text = re.sub(
+            r"""^(\s*reward\s*=\s*)(["'])(.*?)\2""",
+            lambda found: f'{found[1]}"{renamed_reward(found[3])}"',
+            text,
+            flags=re.M,
+        )
+    text = "".join(map(_renamed_table, re.split(r"^(?=\s*\[)", text, flags=re.M)))
     content = read_toml(file, text)
     if "parts" in content:
         raise ValueError(f"{file} has [[parts]]: make each a file of its own, which may begin with extends = ...")
@@ -162,6 +180,24 @@ def renamed_experiment(text: str, file: Path) -> str:
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
     return text
+
+
+def _renamed_table(text: str) -> str:
+    """One table of an experiment file, its head included."""
+    method = re.search(r"""^\s*method\s*=\s*["'](\w+)""", text, re.M)
+    names = RENAMED | METHODS_OWN.get(method[1] if method else "", {})
+    key = re.compile(r"^(\s*(?:\[\[)?)(\w+)(?=\]\]|\s*=)", re.M)
+    return key.sub(lambda found: found[1] + names.get(found[2], found[2]), text)
+
+
+def renamed_reward(reward: str) -> str:
+    """A reward of an earlier version, whose weight of cost was fixed unless it was "price", as this version names it:
+    a coefficient that is given is fixed, one that is left out is learned."""
+    name, parameters = parse_call("reward", reward)
+    weight = parameters.pop("weight", FIXED_WEIGHTS[name]) if name in FIXED_WEIGHTS else "price"
+    coefficient = {} if weight == "price" else {"cost_coef": weight}
+    given = ", ".join(f"{key}={value}" for key, value in {**coefficient, **parameters}.items())
+    return {"priced": "cross_entropy_minus_cost"}.get(name, name) + (f"({given})" if given else "")
 
 
 def _rename_kind(file: Path) -> bool:

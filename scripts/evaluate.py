@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from agents.evaluation import evaluate, shuffled_accuracy
 from agents.methods import default_config
+from agents.policies import AllocationPolicy, RandomPolicy
 from agents.runs.results import expanded
 from agents.runs.saved import load_run
 from backbone.torch_state import use_threads
@@ -70,6 +71,9 @@ def main(args: Evaluate) -> None:
         alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
         print(f"{alone}: at another budget it need not spend that", file=sys.stderr)
     reported = {line["budget"]: line["accuracy"] for line in (result, *expanded([result]))}
+    if isinstance(policy, AllocationPolicy | RandomPolicy) and len(policy.costs) > 1 and set(budgets) - set(reported):
+        count = f"{len(policy.costs)} that {result['run']} found"
+        print(f"at budgets other than its own it plays the most expensive that fits of the {count}", file=sys.stderr)
     total = len(task.dataset.split(args.split)) * (1 + args.shuffles)
     for budget in budgets:
         with tqdm(total=total, unit="image") as bar:

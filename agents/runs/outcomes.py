@@ -31,7 +31,7 @@ class Outcomes:
     confidence: NDArray[np.float32]
     """[N] probability of the predicted class."""
     cost: NDArray[np.float32]
-    """[N] block cost, a fraction of full execution."""
+    """[N] cost in the unit of budgets."""
 
 
 def write_outcomes(folder: Path, test: Evaluation) -> None:

@@ -123,7 +123,8 @@ class SB3Config(MethodConfig):
 class LagrangianConfig(SB3Config):
     """With a reward whose `cost_coef` is left open, dual ascent moves the multiplier of its component `cost` until the
     mean cost meets the budget, unless `cost_coef` fixes it; with any other, the budget enters through the observation
-    and that reward alone.
+    and that reward alone. The published coefficients of `dfs` and `blockdrop` count as left open, too: to keep one,
+    give it, as in "dfs(cost_coef=0.045)".
 
     Raises:
         ValueError: a cost coefficient, or a schedule of it, for a reward that leaves none open; an unknown form of dual
@@ -183,7 +184,7 @@ class PPOConfig(SB3Config):
     batch_size: int = limited(256, low=1)
     """Decisions per minibatch."""
     n_epochs: int = limited(4, low=1)
-    """Passes over each rollout."""
+    """Epochs over each rollout."""
     gae_lambda: float = limited(0.95, low=0, high=1)
     """Lambda of generalised advantage estimation."""
     clip_range: float = limited(0.2, low=0)

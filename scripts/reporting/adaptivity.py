@@ -48,10 +48,12 @@ class Hardness:
 
 
 def hardness(comparison: Comparison) -> Hardness | None:
-    """By the loss of the most expensive static allocation, so that no image is hard because a method skips on it; else
-    by the mean loss of all runs. None without recorded decisions."""
+    """By the loss of the most expensive static allocation that was recorded, so that no image is hard because a method
+    skips on it; else by the mean loss of all runs. Runs that skip everything count only if there are no others. None
+    without recorded decisions."""
     lines = [line for line in comparison.lines if line["role"] != "bound"]
-    found = [(line, each.loss) for line in lines if (each := comparison.decisions(line)) is not None]
+    recorded = {str(line["run"]): (line, d.loss) for line in lines if (d := comparison.decisions(line)) is not None}
+    found = [pair for pair in recorded.values() if pair[0]["cost"] > 0] or list(recorded.values())
     if fixed := [pair for pair in found if pair[0]["method"] in BASELINES]:
         line, loss = max(fixed, key=lambda pair: float(pair[0]["cost"]))
         return Hardness(loss.astype(float), f"loss of {line['label']} at cost {line['cost']:.4g}")

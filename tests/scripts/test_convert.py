@@ -93,6 +93,26 @@ def test_an_experiment_of_an_earlier_version_is_rewritten_with_its_comments_or_r
         assert file.read_text() == text
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("priced(placement=terminal)", "cross_entropy_minus_cost(placement=terminal)"),
+        ("accuracy_minus_cost", "accuracy_minus_cost(cost_coef=0.5)"),
+        ("blockdrop(weight=price)", "blockdrop"),
+        ("dfs(weight=0.1, normalize=macs)", "dfs(cost_coef=0.1, normalize=macs)"),
+        ("skipnet(alpha=0.2)", "skipnet(alpha=0.2)"),
+    ],
+)
+def test_a_weight_of_cost_that_was_fixed_or_learned_remains_so(tmp_path, before, after):
+    file = tmp_path / "old.toml"
+    file.write_text(f'{OLD}reward = "{before}"\n[[arms]]\nmethod = "rloo"\nprice = 2.0\n')
+    for _ in range(2):  # what is rewritten already stays as it is
+        convert(Convert((file,)))
+        learner, other = read_experiment(file).variants
+        assert learner.options["reward"] == after
+        assert dict(other.options) == {"multiplier_init": 2.0}
+
+
 @pytest.mark.parametrize("file", sorted(DOCS.rglob("*.toml")), ids=lambda file: file.stem)
 def test_committed_experiments_can_be_planned(file):
     assert plan(read_experiment(file))

@@ -236,6 +236,20 @@ def test_how_decisions_depend_on_images_by_hand(tmp_path):
     assert row[:2] == ["ppo", "0.1, 2.5 x budget"]
 
 
+def test_images_are_not_hard_for_a_network_that_skips_everything(tmp_path):
+    lines = [line("constant", budget, run="skips-everything", cost=0.0) for budget in (0.01, 0.1)]
+    lines += [line("ppo", 0.1, seed, cost=1.0) for seed in range(2)]
+    for each in lines:
+        (tmp_path / each["run"]).mkdir(exist_ok=True)
+        loss = np.arange(IMAGES, dtype=np.float32) * (-1 if each["method"] == "constant" else 1)
+        numbers = {"loss": loss, "confidence": loss, "correct": loss > 3, "cost": np.full(IMAGES, each["cost"])}
+        np.savez(tmp_path / each["run"] / FILE, routes=np.ones((IMAGES, BLOCKS), np.uint8), **numbers)
+    hard = hardness(Comparison("x", lines, tmp_path))
+    assert "2 runs" in hard.source
+    assert hard.order.tolist() == list(range(IMAGES))
+    assert "constant" in hardness(Comparison("x", lines[:2], tmp_path)).source
+
+
 def test_tiles_are_left_out_where_the_data_are_missing_and_nothing_is_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr("backbone.cifar._fetch", lambda *_: pytest.fail("asked the network"))
     folder = leave(tmp_path, [each | {"dataset": "cifar10"} for each in few()])
