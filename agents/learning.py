@@ -112,7 +112,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 FULL_BIAS = 3.0
-"""Head start of the widest bitwidth's score in a gate that begins at full execution."""
+"""Bias on the score of the widest bitwidth in a gate that begins at full execution."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class GateLearner:
         stream: Stream | None = None,
         before_validation: Callable[[], None] | None = None,
     ) -> None:
-        """Minimise `loss_of` until the recorder has seen `until` images.
+        """Minimise `loss_of` until `until` images are done.
 
         Args:
             loss_of: the loss of a batch.

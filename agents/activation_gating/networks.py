@@ -30,7 +30,7 @@ STARTS = ("backbone", "scratch")
 SHAPE = ("depth", "num_classes", "width")
 """Fields in which the network equals the task's backbone."""
 LARGEST_THRESHOLD = 9.0
-"""Of thresholds that follow a moving target, whose exponential is a multiplier of `DualAscent`."""
+"""Largest threshold that follows a moving target; the exponential of the target is a multiplier of `DualAscent`."""
 
 
 class ActivationGatedNetwork:
@@ -149,7 +149,7 @@ class ActivationGatingConfig(MethodConfig):
 
     @property
     def holds_budget(self) -> bool:
-        """Not with a fixed target."""
+        """False with a fixed target."""
         return self.target is None
 
     def __post_init__(self) -> None:

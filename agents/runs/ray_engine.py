@@ -118,10 +118,10 @@ def _connected(engine: Ray) -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Make sure that somebody listens there: Ray itself waits for long, and may end the process.
+    """Check that a cluster listens there: Ray itself waits for long, and may end the process.
 
     Raises:
-        ConnectionError: nobody does.
+        ConnectionError: none does.
         ValueError: not an address.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
