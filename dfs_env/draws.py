@@ -16,8 +16,7 @@ from dfs_env.checks import Array, checked_seeds
 
 
 class Draws:
-    """N generators, one for each sub-environment. Seeded with s, they draw what N environments seeded with s, s + 1,
-    ... draw.
+    """N generators, one for each sub-environment. Seeded with s, they draw as N environments seeded with s, s + 1, ...
 
     An episode draws its image, the image's augmentation and its budget, in this order. Before the first, generators
     must be seeded or loaded.
