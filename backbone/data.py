@@ -70,7 +70,7 @@ class Dataset:
     std: tuple[float, ...]
     """Likewise; above 0."""
     train: Split
-    """The only images that weights are fitted to, in random order: a sample of them is the first ones."""
+    """The only images that weights are fitted to. They are in random order, so the first ones are a random sample."""
     validation: Split
     """For choosing policies and checkpoints; carved from the training part."""
     test: Split

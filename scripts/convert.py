@@ -1,11 +1,11 @@
-"""Rewrite what earlier versions saved, as this version reads it: runs, result lines, experiment files.
+"""Convert what earlier versions saved to the format of this version: runs, result lines, experiment files.
 
     python -m scripts.convert runs/compare
     python -m scripts.convert runs/compare --trust-pickle
     python -m scripts.convert ablation.toml
 
 Options and keys get their present names, files get checksums, which show damage, and policies lose their pickles.
-Numbers, routes, and the identities of runs and backbones stay as they are.
+Numbers, routes, and the identities of runs and backbones do not change.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m scripts.train dfs --budget 0.04
     python -m scripts.train ppo --budget 0.04 --dataset cifar10 --depth 20
 
-A run that was killed resumes where it was when it is started again; --no-resume starts it anew.
-`python -m scripts.train METHOD --help` explains every option of a method. METHOD-PRESET starts from a preset.
+The same command resumes a killed run; --no-resume starts it anew. `python -m scripts.train METHOD --help` explains
+every option of a method. METHOD-PRESET starts from a preset.
 """
 
 from __future__ import annotations
