@@ -174,8 +174,8 @@ class LoopCheck:
             names = ", ".join(carried)
             values = ", ".join(f"{name}={name}" for name in carried)
             raise ValueError(
-                f"a killed run could not be resumed exactly: {names} passed from one update to the next and not "
-                f"registered. Hold such values in state = agents.checkpoints.Variables({values}), read and set "
+                f"a killed run could not be resumed exactly: {names} pass from one update to the next and are "
+                f"not registered. Hold such values in state = agents.checkpoints.Variables({values}), read and set "
                 f"state.{carried[0]} in the loop, and call recorder.register_state(state=state) before it"
             )
         moved = [name for name, module in self._frozen.items() if _version(module) != self._versions[name]]

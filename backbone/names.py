@@ -45,7 +45,7 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
     except Exception as error:  # whatever the user's own module raises
         raise ValueError(f"{kind} {name!r} cannot be imported ({type(error).__name__}: {error})") from error
     if not callable(found):
-        raise ValueError(f"{kind} {name!r} is {type(found).__name__} and no function")
+        raise ValueError(f"{kind} {name!r} is not a function, but of type {type(found).__name__}")
     return found
 
 
@@ -57,8 +57,8 @@ def check_own(kind: str, name: Any, file: object, trusted: bool = False) -> None
     """
     if isinstance(name, str) and ":" in name and not trusted and not is_own(name):
         raise ValueError(
-            f"{file} names {kind} {name!r}, which is not in a source file of your own, so a stranger could have it do "
-            "harm; if you made that run, give --trust-code (in Python, trust_code=True)"
+            f"{file} names {kind} {name!r}, which is not in a source file of your own and could run harmful code; "
+            "if you made that run, give --trust-code (in Python, trust_code=True)"
         )
 
 

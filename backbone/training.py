@@ -253,7 +253,7 @@ class BackboneTrainer:
         try:
             state = load_state(self.state_file, weights_only=True)
             if state["identity"] != self.identity:
-                raise ValueError(f"it is of {state['identity']}, this is {self.identity}")
+                raise ValueError(f"it is of training {state['identity']}, this is training {self.identity}")
             self.backbone.load_state_dict(state["backbone"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])

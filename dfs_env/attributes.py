@@ -35,8 +35,8 @@ class Guarded:
         """Raise AttributeError unless the attribute may be set from outside."""
         if name not in SETTABLE + OF_GYMNASIUM and not callable(getattr(type(self), name, None)):
             raise AttributeError(
-                f"{name!r} cannot be set on a {type(self).__name__} that is made, only {' and '.join(SETTABLE)} can: "
-                f"make an environment with another {name!r} if there is such an argument"
+                f"{name!r} cannot be set on an existing {type(self).__name__}, only {' and '.join(SETTABLE)} can: "
+                f"if it is an argument, make a new environment with another {name!r}"
             )
 
     def take_from_wrappers(self) -> None:

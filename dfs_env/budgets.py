@@ -60,7 +60,7 @@ def make_budget(spec: float | Mapping[str, Any]) -> Budget:
     given = spec.get("values")
     if set(spec) != {"values"} or not isinstance(given, (Sequence, np.ndarray)) or len(given) == 0:
         raise ValueError(
-            f'budget {dict(spec)!r} is not one: give a number, {{"low": a, "high": b}} or {{"values": [a, b, ...]}}'
+            f'budget {dict(spec)!r} is no budget: give a number, {{"low": a, "high": b}} or {{"values": [a, b, ...]}}'
         )
     values = tuple(check_budget(value) for value in given)
     return Budget(min(values), max(values), values)

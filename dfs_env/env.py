@@ -53,7 +53,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     last block the network predicts the class. All N episodes have exactly L steps, one per block, and are computed
     together.
 
-    `budget` and `cost_coef` may be set on an environment that is made; other public attributes are fixed.
+    `budget` and `cost_coef` may be set on an existing environment; other public attributes are fixed.
 
     ## Action Space
     `Discrete(A)`: an index into `bitwidths`. With (0, 2, 4, 8): 0 skips the block, 1 to 3 run it at 2, 4 or 8 bits.

@@ -213,7 +213,9 @@ class BlockMDP:
             ValueError: blocks are still undecided.
         """
         if not self.terminal(state):
-            raise ValueError(f"logits exist after the last block only; {self.num_layers - state.layer} are undecided")
+            raise ValueError(
+                f"logits exist only after the last block; {self.num_layers - state.layer} blocks are undecided"
+            )
         return self.backbone.head(state.features, self.widest)
 
     def run(self, images: Tensor, routes: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ class MODFSEnv(DFSEnv):
                 name = "RecordEpisodeStatistics"
             if name:
                 raise ValueError(
-                    f"{name} takes a reward for a number, and those of a DFS/MO-* environment are vectors: use "
+                    f"{name} expects scalar rewards, and those of a DFS/MO-* environment are vectors: use "
                     "gymnasium.make_vec without a vectorization_mode, a wrapper such as LinearReward, or those of "
                     "mo_gymnasium.wrappers (MOSyncVectorEnv, MORecordEpisodeStatistics)"
                 )

@@ -51,7 +51,7 @@ def _single(kind: type[Single], kwargs: dict[str, Any]) -> Single:
         raise ValueError("num_envs is for many images at once: use gymnasium.make_vec, not gymnasium.make")
     if "autoreset_mode" in kwargs:
         raise ValueError(
-            "autoreset_mode is no argument of an environment of one image: use gymnasium.make_vec without a "
+            "an environment of one image has no autoreset_mode: use gymnasium.make_vec without a "
             'vectorization_mode, or with "sync" or "async" give vector_kwargs={"autoreset_mode": ...}'
         )
     return _make(kind, kwargs)

@@ -139,13 +139,13 @@ def _say_what_is_there(
 ) -> None:
     """Say which runs are reused or resumed."""
     if known:
-        print(f"reused: {len(known)} of {len(runs)} runs, which were finished earlier, in {folder}")
+        print(f"reused: {len(known)} of {len(runs)} runs that had finished earlier, in {folder}")
     for run in (run for run in runs if run.name in wanted and run.name not in known):
         with suppress(ValueError):  # a damaged checkpoint, which fails its own run
             if point := resumes_from(run, folder):
                 print(f"resuming {run.readable}: {point}")
     if alone := sum(not (folder / line["run"] / RESULT).is_file() for line in known.values()):
-        print(f"{alone} finished runs have only a line in {folder / RESULTS}; to do one again, delete its line")
+        print(f"{alone} finished runs have only a line in {folder / RESULTS}; to run one again, delete its line")
 
 
 def _kept(runs: Sequence[RunConfig], folder: Path) -> str:

@@ -51,9 +51,9 @@ RENAMED = {
     # files of a run
     "decisions.npz": outcomes.FILE,
 }
-"""What things are called now, by what earlier versions called them."""
+"""Present names by the names in earlier versions."""
 SECOND_INFERENCE = "cascade_finetuned"
-"""The method whose role earlier versions gave as "cotrained", and which is no policy."""
+"""A method that is not a policy, whose role was "cotrained" in earlier versions."""
 UNSEEDED = ("constant", "early_layers", "oracle")
 """Methods that no seed changes; lines of version 2 do not say so themselves."""
 PATTERNS = (ARCHIVE, "*.safetensors", "decisions.npz", outcomes.FILE, RESULT, "results*.jsonl", CONFIG, EXPERIMENT)
@@ -110,7 +110,9 @@ def _rewrite(file: Path) -> bool:
     elif file.suffix == ".toml":
         after = renamed_experiment(before.decode(), file).encode()
     else:
-        raise ValueError(f"{file} is no file that this command rewrites")
+        raise ValueError(
+            f"{file} is not a file that this command converts: name folders of runs, result lines or TOML files"
+        )
     if after == before and to == file:
         return False
     write_atomically(to, after)

@@ -4,7 +4,7 @@ IDK cascades (Wang et al., UAI 2018, arXiv 1706.00885) with a threshold on confi
 largest probabilities. Both stages are the same network, and an image that takes both pays for both. The ungated layers
 then run twice; total cost counts this, block cost does not.
 
-It is no policy of the MDP, in which every block is decided once, before there is a prediction. Its difference to
+It is not a policy of the MDP, in which every block is decided once, before there is a prediction. Its difference to
 `static` is the gain from deciding after a first prediction.
 """
 

@@ -217,7 +217,7 @@ def _check_values(
         if values is not None and not values:
             raise ValueError(f"{who}: {what}s must not be empty")
         for value in _repeated(values or ()):
-            raise ValueError(f"{who}: {what} {value:g} is there twice; leave one out")
+            raise ValueError(f"{who}: {what} {value:g} is given twice; leave one out")
     for budget in budgets or ():
         try:
             check_budget(budget, highest_budget)

@@ -85,7 +85,7 @@ def _outcome(reference: Any, config: RunConfig, root: Path) -> bool:
         return False
     if ok and not (root / config.name / RESULT).is_file():
         raise FileNotFoundError(
-            f"{config.name} was done on a machine that does not share {root.resolve()} with this one: give an --output "
+            f"{config.name} ran on a machine that does not share {root.resolve()} with this one: give an --output "
             "that all machines of the cluster see under this path"
         )
     return ok

@@ -66,7 +66,7 @@ def mdp_and_state(t: Transition) -> tuple[BlockMDP, State]:
         ValueError: the transition was made by hand, without them.
     """
     if t.mdp is None or t.state is None:
-        raise ValueError("this reward looks at the network: it needs a transition with its MDP and state")
+        raise ValueError("this reward runs the network: give the transition its `mdp` and `state`")
     return t.mdp, t.state
 
 
