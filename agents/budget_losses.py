@@ -1,8 +1,8 @@
-"""Losses that hold the cost of a gate near its budget, for the methods that differentiate through the gate.
+"""Losses that keep the cost of a gate near its budget, for the methods that differentiate through the gate.
 
 A budget loss takes a straight-through `Rollout`, the target (a fraction of full execution), and the batch's mean
-cross-entropy (detached); it returns a scalar to add to the cross-entropy. Parameters beyond these are its own. Choose
-one by name, or give your own as "module:function".
+cross-entropy (detached); it returns a scalar to add to the cross-entropy. It may have further parameters. Choose one by
+name, or give your own as "module:function".
 """
 
 from __future__ import annotations

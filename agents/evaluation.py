@@ -64,7 +64,7 @@ class Evaluation:
 
 
 def average(results: Sequence[Evaluation]) -> Evaluation:
-    """The mean of every number; what is said of single images is that of the first."""
+    """The mean of every number; fields of single images are those of the first evaluation."""
     if len(results) == 1:
         return results[0]
     numbers = {name: sum(getattr(result, name) for result in results) / len(results) for name in NUMBERS}
@@ -74,8 +74,8 @@ def average(results: Sequence[Evaluation]) -> Evaluation:
 
 @runtime_checkable
 class SelfMeasured(Protocol):
-    """What `evaluate` takes in place of a policy: what does not decide block by block from observations alone, such as
-    an oracle that sees labels, or activation gating."""
+    """An alternative to a policy in `evaluate`: it does not decide block by block from observations alone. Examples are
+    an oracle that reads labels, and activation gating."""
 
     def measure(
         self, task: Task, split: str, budget: float, progress: Callable[[int], None] | None = None
@@ -106,7 +106,7 @@ def evaluate(
         progress: called with the number of images of each batch that is done.
 
     Raises:
-        TypeError: no policy, but perhaps a model that `agents.sb3.SB3Policy` makes one.
+        TypeError: not a policy. For a model of Stable-Baselines3, `agents.sb3.SB3Policy` makes one.
     """
     if isinstance(policy, SelfMeasured):
         return policy.measure(task, split, budget, progress)
@@ -138,7 +138,7 @@ def mdp_of(policy: Policy, task: Task) -> BlockMDP:
 def play(
     policy: Policy, mdp: BlockMDP, images: Tensor, budget: float = 1.0, memory: Any = None
 ) -> tuple[Tensor, Tensor, Any]:
-    """From normalised images [B, 3, H, W] to their routes [B, L], the logits [B, K] and the policy's memory."""
+    """Play normalised images [B, 3, H, W]: their routes [B, L], the logits [B, K] and the policy's memory."""
     state = mdp.initial(images, budget)
     taken = []
     for layer in range(mdp.num_layers):
@@ -159,8 +159,8 @@ def shuffled_accuracy(
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> float:
-    """The accuracy when a policy's routes are given to the images at random. They cost the same, so the difference to
-    the policy's own accuracy is what input-dependent decisions gain.
+    """The accuracy when a policy's routes are assigned to the images at random. The mean cost stays the same, so the
+    difference to the policy's own accuracy is the gain from input-dependent decisions.
 
     Args:
         task, split, batch_size, progress: as in `evaluate`.
@@ -193,7 +193,8 @@ def evaluate_predictions(
     progress: Callable[[int], None] | None = None,
     batch_size: int = 256,
 ) -> Evaluation:
-    """Every image of `split` once, for what predicts without deciding block by block: no routes and no histogram.
+    """Evaluate a predictor that does not decide block by block on every image of `split` once: no routes and no
+    histogram.
 
     Args:
         task, split, progress, batch_size: as in `evaluate`.

@@ -26,7 +26,7 @@ class RecurrentGate(nn.Module):
 
     Each block projects its own observation to 10 numbers (the pooled features pass "a 1x1 convolution"); one LSTM of 10
     units, shared by all blocks, carries observations and decisions on; one linear layer scores the actions. Unlike
-    theirs, it observes what every policy here does (normalised means, block index, cost spent, budget), and has a ReLU
+    theirs, it has the observation of every policy here (normalised means, block index, cost spent, budget), and a ReLU
     before the LSTM.
     """
 
@@ -83,7 +83,7 @@ class BlockwiseGate(nn.Module):
 class _ConvolutionalGate(nn.Module):
     """One convolutional gate for each block, over the block's whole input.
 
-    `looks` and `look` are parts of the names of saved weights.
+    The attributes `looks` and `look` keep their names because saved weights have them.
     """
 
     observation = "features"

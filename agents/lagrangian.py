@@ -1,6 +1,7 @@
 """Lagrange multipliers of the constraint that a policy's mean cost meets its budget.
 
-They belong to the learner (as OmniSafe's `Lagrange` does): it takes the multiplier times the cost off the reward.
+They belong to the learner (as OmniSafe's `Lagrange` does), which subtracts the multiplier times the cost from the
+reward.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ class DualAscent:
 
     The fixed point of each is the Lagrange multiplier of the constraint that the mean cost equals the target. The
     target moves geometrically from the first observed cost to the budget during the first `anneal` of training.
-    Otherwise a policy that starts expensive would drive the multiplier so high that it skips everything before it has
-    learned where blocks are worth their cost.
+    Otherwise, an expensive first policy would drive the multiplier so high that the policy skips everything before it
+    has learned which blocks are worth their cost.
 
     Args:
         budget: the mean cost to meet, a fraction of full execution.
         lr: step size, above 0; for the additive forms in units of the multiplier.
         anneal: share of training in which the target moves, in [0, 1].
-        init: the first multiplier, at least 0, in reward for full execution (cost 1).
+        init: the first multiplier, at least 0: the reward that full execution (cost 1) is charged.
         form: one of `FORMS`.
         schedule: factor on the budget over training, above 0; the target is at most 1.
 

@@ -112,12 +112,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 FULL_BIAS = 3.0
-"""Head start of the widest bitwidth's score in a gate that begins at full execution."""
+"""Bias on the score of the widest bitwidth in a gate that begins at full execution."""
 
 
 @dataclass(frozen=True)
 class GateConfig(MethodConfig):
-    """What the methods that differentiate through a gate share."""
+    """Options of the methods that differentiate through a gate."""
 
     family: ClassVar[str] = "gates trained by gradients of the loss"
 
@@ -133,12 +133,12 @@ class GateConfig(MethodConfig):
     lr: float = limited(1e-2, low=0)
     """First learning rate of the gate."""
     schedule: str = "linear"
-    """How it falls: "linear" to 0, so that the mean cost settles; "step", to a tenth at half and at three quarters of
-    each stage; "cosine" or "constant"; with parameters, if wished, such as "linear(to=0.1)"."""
+    """Schedule of the learning rate: "linear" to 0, so that the mean cost settles; "step", to a tenth at half and at
+    three quarters of each stage; "cosine"; or "constant". Parameters may follow, as in "linear(to=0.1)"."""
     cotrain: bool = False
     """Whether the backbone learns too, on the routes that the gate takes."""
     backbone_lr: float = limited(3e-3, low=0)
-    """First learning rate of the backbone (SGD with momentum), if it is co-trained; it falls as the gate's does."""
+    """First learning rate of the backbone (SGD with momentum), if it is co-trained; it has the gate's schedule."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,7 +176,7 @@ class GateLearner:
         stream: Stream | None = None,
         before_validation: Callable[[], None] | None = None,
     ) -> None:
-        """Minimise `loss_of` until the recorder has seen `until` images.
+        """Minimise `loss_of` until `until` images are done.
 
         Args:
             loss_of: the loss of a batch.

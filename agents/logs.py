@@ -38,7 +38,7 @@ SCALARS = (
   components, `train/reward_NAME`;
 - entropy: of the distribution over actions, in nats for a decision; with activation gating, of the share of gates that
   are on;
-- multiplier: the current multiplier of cost in the reward, such as dual ascent finds it; 0 if cost is not charged;
+- multiplier: the current cost coefficient in the reward, fixed or found by dual ascent; 0 if cost is not charged;
 - loss: what was minimised; with Stable-Baselines3, its own name and its own last value;
 - validation: the evaluation of the policy at that time; its loss is the mean cross-entropy in nats.
 

@@ -77,17 +77,18 @@ class MethodConfig:
     """
 
     family: ClassVar[str] = "other methods"
-    """Heading under which figures with many methods group this one."""
+    """Heading under which figures of many methods group this one."""
     role: ClassVar[str] = "policy"
-    """What a result line is of: a "policy"; a "baseline" that others are compared with at their own cost; a "bound",
-    which uses what no policy knows; "activation_gating", a network with its own weights that decides for single
-    activations; or "second_inference", where an image may be run twice, which no policy of the MDP can do."""
+    """What a result line describes: a "policy"; a "baseline" that others are compared with at their own cost; a
+    "bound", which uses information that no policy has; "activation_gating", a network with its own weights that decides
+    for single activations; or "second_inference", where an image may be run twice, which no policy of the MDP can
+    do."""
     highest_budget: ClassVar[float] = 1.0
     """The largest possible budget: more than 1 where images may be run more than once."""
     seeded: ClassVar[bool] = True
     """Whether the result depends on the seed."""
     revision: ClassVar[int] = 0
-    """Raised when a change of the code changes this method's results; results of other revisions are not reused."""
+    """Increased when a change of the code changes this method's results; results of other revisions are not reused."""
 
     budget: float = 0.04
     """Mean cost to stay within, as a fraction of full execution (block cost)."""
@@ -96,7 +97,7 @@ class MethodConfig:
     seed: int = 0
     """Seed of everything random."""
     num_evals: int = limited(10, low=1)
-    """How often the policy is validated; the best of these is kept."""
+    """How often the policy is validated in training; the best of these policies is kept."""
 
     @property
     def holds_budget(self) -> bool:
@@ -131,8 +132,8 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class AllBudgetsConfig(MethodConfig):
-    """What baselines and bounds share of which one run serves all budgets. They also report points of their own, from
-    the cheapest constant bitwidth to full execution, so that policies can be compared with them at equal cost.
+    """Base of baselines and bounds where one run serves all budgets. They also report points of their own, from the
+    cheapest constant bitwidth to full execution, so that policies can be compared with them at equal cost.
 
     Raises:
         ValueError: an impossible budget.
@@ -157,7 +158,7 @@ class AllBudgetsConfig(MethodConfig):
 
 
 def check_affordable(budget: float, costs: CostTable) -> None:
-    """Make sure that a route is within the budget.
+    """Check that some route is within the budget.
 
     Raises:
         ValueError: even the cheapest route costs more.

@@ -37,7 +37,7 @@ BACKBONE = "backbone.safetensors"
 LEEWAY = 1.02
 """A policy counts as within its budget up to this multiple of it, as measured on validation."""
 PATIENCE = 1000
-"""How often a method may call `should_continue` without having shown an image since."""
+"""How often a method may call `should_continue` without reporting an image."""
 
 
 class Recorder:
@@ -47,15 +47,15 @@ class Recorder:
     Where training does not aim at the budget, it is the most accurate one, at whatever cost.
 
     To resume exactly, a method registers whatever changes while it trains (`register_state`) and calls
-    `should_continue` between two updates; what it forgets is refused, see `agents.unregistered`. `should_continue`
-    writes a checkpoint after every validation, and every `CHECKPOINT_SECONDS`. If the folder holds one, `images_seen`
-    begins where that was written, so that loops which were finished by then are skipped, and the first
+    `should_continue` between two updates. If it forgets something, an error names it (see `agents.unregistered`).
+    `should_continue` writes a checkpoint after every validation, and every `CHECKPOINT_SECONDS`. If the folder holds a
+    checkpoint, `images_seen` begins at its count, so that loops that had finished by then are skipped. The first
     `should_continue` that is true restores everything.
 
     Args:
         task: what is learned on.
         budget: fraction of full execution.
-        num_images: how many images the learner is shown in all.
+        num_images: how many training images the learner sees in all.
         folder: where TensorBoard and CSV logs, checkpoints and the best policy go; None for nowhere.
         num_evals: how often the policy is validated.
         holds_budget: whether training aims at the budget.
@@ -110,7 +110,7 @@ class Recorder:
 
     @property
     def finished(self) -> bool:
-        """Whether the learner has been shown all its images."""
+        """Whether the learner has seen all its images."""
         return self.images_seen >= self.num_images
 
     def register_state(self, **states: Any) -> None:
@@ -129,13 +129,13 @@ class Recorder:
         self._loop = None
 
     def should_continue(self, until: int | None = None) -> bool:
-        """Whether the learner has not been shown all its images yet, or the first `until`.
+        """True until the learner has seen all its images, or the first `until` of them.
 
         Call it between two updates: this is where checkpoints are written and restored.
 
         Raises:
-            ValueError: a checkpoint of another method; a loop that never reports what it has shown; where there is a
-                folder, something that changes while training and is not registered.
+            ValueError: a checkpoint of another method; a loop that never reports images; where there is a folder,
+                something that changes while training and is not registered.
         """
         if self.images_seen >= (self.num_images if until is None else until):
             self._loop = None
@@ -164,8 +164,8 @@ class Recorder:
             self._checkpoint_due, self._saved = False, time.monotonic()
 
     def _check_loop(self, frame: FrameType, due: bool) -> None:
-        """Make sure that the loop in `frame` has registered what changes: before the first update, after it, and
-        whenever a checkpoint is due."""
+        """Check that the loop in `frame` has registered what changes: before the first update, after it, and whenever a
+        checkpoint is due."""
         if self._loop is None or self._loop.frame is not frame:
             self._loop, self._checked_once = LoopCheck(frame, self._registered, self._tracked, self), False
         elif due or not self._checked_once:
@@ -173,8 +173,8 @@ class Recorder:
             self._checked_once = True
 
     def step(self, images: int, **scalars: float) -> None:
-        """Count `images` and log the scalars of this update (`agents.logs.SCALARS`). The reward is the sum of those
-        named reward_NAME.
+        """Count `images` and log the scalars of this update (`agents.logs.SCALARS`). The logged reward is the sum of
+        the scalars named reward_NAME.
 
         Raises:
             TrainingDivergedError: a scalar is NaN or infinite.
@@ -211,7 +211,8 @@ class Recorder:
                     save_backbone(self.folder / BACKBONE, mdp.backbone, statistics=statistics)
 
     def track_weights(self, *modules: nn.Module) -> None:
-        """Name the modules that learn and that the policy's decisions or the network's predictions depend on."""
+        """Name the modules whose best weights are kept: those that learn and on which decisions or predictions
+        depend."""
         self._tracked = modules
 
     def restore_best(self) -> None:
@@ -221,7 +222,7 @@ class Recorder:
         self.task.mdp.backbone.requires_grad_(False)
 
     def check_weights(self, module: nn.Module, cause: Exception | None = None) -> None:
-        """Make sure that every weight of `module` is finite.
+        """Check that every weight of `module` is finite.
 
         Raises:
             TrainingDivergedError: one is not.
@@ -234,7 +235,7 @@ class Recorder:
         return TrainingDivergedError(f"{what} after {self.images_seen} images; {kept}; try a smaller learning rate")
 
     def summarise(self, settings: Mapping[str, Any], scalars: Mapping[str, float]) -> None:
-        """Log for TensorBoard what the run's settings were, and the scalars, by name, that they led to in the end."""
+        """Log the run's settings and its final scalars, by name, for TensorBoard."""
         for output in self.logger.output_formats:
             if isinstance(output, Board):
                 output.summarise(settings, scalars, self.images_seen)

@@ -3,9 +3,9 @@
 A checkpoint holds what a method gave to `Recorder.register_state`. The search for what it forgot begins in the function
 that calls `Recorder.should_continue`: its local variables, what these hold, closures, and the globals that it names.
 
-Objects of kinds that change while they are used (`KINDS`) are refused before the first update. Local variables with
-plain values (numbers, arrays, lists, ...) are refused once an update has changed them. Attributes with plain values,
-and objects of other libraries' classes, are not looked into.
+Objects of kinds that change while they are used (`KINDS`) raise an error before the first update. Local variables with
+plain values (numbers, arrays, lists, ...) do once an update has changed them. Attributes with plain values, and objects
+of other libraries' classes, are not inspected.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ KINDS = (
 """What changes while it is used."""
 _is_library = functools.cache(is_library)
 LARGEST_CONTAINER = 1000
-"""Containers with more items are not looked into."""
+"""Containers with more items are not inspected."""
 GLOBAL_GENERATORS = {id(torch.default_generator), id(np.random.mtrand._rand), id(getattr(random, "_inst", None))}
 """Ids of the generators that every checkpoint holds."""
 
@@ -60,8 +60,8 @@ def walk(roots: Mapping[str, Any], inside: bool, skip: object = None) -> dict[st
 
     Args:
         roots: values by their names.
-        inside: whether to look for what an object of `KINDS` holds and does not save itself.
-        skip: an object that is not looked into.
+        inside: whether to search an object of `KINDS` for parts that it does not save itself.
+        skip: an object that is not inspected.
     """
     found: dict[str, Any] = {}
     seen, queue = GLOBAL_GENERATORS | {id(skip)}, deque(roots.items())
@@ -128,13 +128,13 @@ def _own(what: Any) -> bool:
 
 
 class LoopCheck:
-    """A loop that calls `Recorder.should_continue`, as it is before its first update.
+    """The state of a loop that calls `Recorder.should_continue`, before its first update.
 
     Args:
         frame: of the function that calls it.
         kept: what the loop has registered, by name.
         tracked: modules whose best weights are kept.
-        recorder: the recorder itself, which is not looked into.
+        recorder: the recorder itself, which is not inspected.
 
     Raises:
         ValueError: something that changes while it is used is not registered; the message names each.
@@ -163,7 +163,7 @@ class LoopCheck:
         self._versions = {name: _version(module) for name, module in self._frozen.items()}
 
     def check(self, frame: FrameType) -> None:
-        """Make sure that what updates have changed is registered.
+        """Check that everything that updates have changed is registered.
 
         Raises:
             ValueError: something is not.
@@ -174,8 +174,8 @@ class LoopCheck:
             names = ", ".join(carried)
             values = ", ".join(f"{name}={name}" for name in carried)
             raise ValueError(
-                f"a killed run could not be resumed exactly: {names} passed from one update to the next and not "
-                f"registered. Hold such values in state = agents.checkpoints.Variables({values}), read and set "
+                f"a killed run could not be resumed exactly: {names} pass from one update to the next and are "
+                f"not registered. Hold such values in state = agents.checkpoints.Variables({values}), read and set "
                 f"state.{carried[0]} in the loop, and call recorder.register_state(state=state) before it"
             )
         moved = [name for name, module in self._frozen.items() if _version(module) != self._versions[name]]

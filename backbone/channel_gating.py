@@ -1,4 +1,5 @@
-"""Channel Gating (Hua et al., NeurIPS 2019, arXiv 1805.12549): few input channels everywhere, all where it matters.
+"""Channel Gating (Hua et al., NeurIPS 2019, arXiv 1805.12549): few input channels everywhere, all of them where a gate
+is on.
 
 The first 1/p of the input channels is convolved everywhere (the base path). Where the result, normalised, is above a
 learned threshold, the other channels are added (section 3.1). With groups, each 1/p of the outputs has its own 1/p of
@@ -77,8 +78,7 @@ class ChannelGatedConv(GatedConvNorm):
 
     @property
     def bitops_per_mac(self) -> tuple[float, float]:
-        """1/p of the multiply-accumulates everywhere, the rest where the gate is on; the norm counts none, as norms do
-        everywhere here."""
+        """1/p of the multiply-accumulates everywhere, the rest where the gate is on. Norms count none."""
         whole = float(self.config.weight_bits * self.config.activation_bits)
         return whole / self.config.p, whole - whole / self.config.p
 

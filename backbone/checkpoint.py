@@ -27,9 +27,9 @@ from backbone.torch_state import default_torch_state
 SHIPPED = Path(__file__).parent / "weights"
 """Folder of the trained backbones that ship with the package."""
 IDENTITY_KEY = "identity"
-"""In a file's description: what `identity_of` returns, where it does not follow from the content."""
+"""Key in a file's description of its identity, if that does not follow from the content (see `identity_of`)."""
 STATISTICS = ("feature_mean", "feature_std")
-"""Tensors in a backbone's file that are not the network's, but normalise observations."""
+"""Tensors in a backbone's file that do not belong to the network, but normalise observations."""
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 def save_state(path: str | Path, state: Mapping[str, Any], protocol: int = 2) -> None:
     """Write a state for `load_state`, with a checksum at its end, atomically.
 
-    With `weights_only` torch reads pickle's protocol 2 alone.
+    It uses pickle's protocol 2, the only one that torch reads with `weights_only`.
 
     Raises:
         OSError: it cannot be written, or the disk is full.
@@ -102,7 +102,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a whole safetensors file of this project, or not what was written.
+        ValueError: a truncated file, a file that this project did not write, or changed content.
     """
     content, about, found = _read(path)
     if found is None:
@@ -116,7 +116,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def identity_of(path: str | Path) -> str:
     """16 hexadecimal digits that distinguish the file's content from any other: the start of its checksum.
 
-    A file that `add_checksum` rewrote keeps those that it had before, by which finished runs name it. Raises as
+    A file that `add_checksum` rewrote keeps its earlier identity, by which finished runs name it. Raises as
     `load_tensors`.
     """
     return identity_and_about(path)[0]
@@ -247,8 +247,8 @@ def find_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
     """The trained backbone of that shape: the user's own, else the shipped one.
 
     Raises:
-        FileNotFoundError: there is neither; the message says which command makes it.
-        ValueError: no network has that depth, or the data set is no name.
+        FileNotFoundError: there is none; the message says which command makes it.
+        ValueError: no network has that depth, or the data set is not given by its name.
     """
     ResNetConfig(depth)
     if not isinstance(dataset, str):

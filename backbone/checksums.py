@@ -1,4 +1,4 @@
-"""Checksums inside files: what is read is what was written, or it is refused by name.
+"""Checksums inside files: a file whose content has changed raises an error that names it.
 
 They detect damage, not forgery: whoever changes a file on purpose can compute its checksum anew.
 """
@@ -32,7 +32,7 @@ def verify_checksum(content: bytes, place: object, mend: str) -> str | None:
     """The checksum that `with_checksum` put into `content`, in hexadecimal; None where there is none.
 
     Raises:
-        ValueError: the content is not what was written; the message names `place` and ends with `mend`.
+        ValueError: the content has changed; the message names `place` and ends with `mend`.
     """
     found = _CHECKSUM.search(content)
     if found is None and not _DAMAGED_CHECKSUM.search(content):
@@ -57,7 +57,7 @@ def checked_json(text: bytes, place: object, mend: str) -> Any:
     """The JSON in `text`, without its checksum. Text without one is accepted, since people write and edit JSON, too.
 
     Raises:
-        ValueError: no JSON, or not what was written; the message names `place` and ends with `mend`.
+        ValueError: not JSON, or changed content; the message names `place` and ends with `mend`.
     """
     how = f"{mend}, or, if you changed it yourself, remove its {CHECKSUM_KEY!r}"
     verify_checksum(text.removesuffix(b"\n"), place, how)

@@ -124,7 +124,9 @@ def _locate(source: Source, folder: Path) -> Path:
 def _download(source: Source, archive: Path) -> None:
     """Fetch the archive; it appears under its name only when complete and sound."""
     if not may_download.get():
-        raise FileNotFoundError(f"{source.folder} is not in {archive.parent}, and nothing is downloaded for this")
+        raise FileNotFoundError(
+            f"{source.folder} is not in {archive.parent}, and this command downloads nothing: put it there"
+        )
     try:
         archive.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".download-") as folder:

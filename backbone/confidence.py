@@ -1,4 +1,4 @@
-"""Linear classifier heads on a frozen backbone: how confident a prediction before each block is.
+"""Linear classifier heads on a frozen backbone: how confident a prediction before each block would be.
 
 In the manner of linear probes (Alain & Bengio 2016) and of early exits: multinomial logistic regression on the channel
 means of each block's input.

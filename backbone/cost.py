@@ -7,9 +7,9 @@ Two conventions, both fractions of full execution (every block at the widest bit
 - *total cost*: every multiply-accumulate of stem, blocks, shortcuts and head, times weight bits, times activation bits,
   over the same at full execution. Ungated layers run at the widest bitwidth. The evaluation adds a gate's own work.
 
-Absolute BitOps (multiply-accumulates x weight bits x activation bits) stand next to them. Modelled costs are no
-latencies: on CPUs nothing runs faster below 8 bits. Measured time (`dfs_env.latency`) is a quantity of its own, which
-decisions can be charged in place of block cost.
+Absolute BitOps (multiply-accumulates x weight bits x activation bits) stand next to them. Modelled costs are not
+latencies: on CPUs nothing runs faster below 8 bits. Measured time (`dfs_env.latency`) is a separate quantity, which can
+replace block cost as the unit of budgets and rewards.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class CostTable:
     unit: str = "blocks"
     """The unit of budgets and rewards: "blocks", the block cost, or "latency", measured time."""
     milliseconds: Tensor | None = None
-    """[L, A] measured time of an action at a block for an image, if a latency table is in use."""
+    """[L, A] measured milliseconds an image of an action at a block, if a latency table is in use."""
     ungated_milliseconds: float = 0.0
     """Measured time of stem and head for an image."""
     gate_milliseconds: float = 0.0
@@ -98,7 +98,8 @@ class CostTable:
         return self._along(self.charged, actions), self._along(self.total, actions) + self.total_ungated
 
     def route_milliseconds(self, actions: Tensor) -> Tensor | None:
-        """[B] measured time of routes [B, L] of actions, stem and head included and gates not; None without a table."""
+        """[B] measured milliseconds of routes [B, L] of actions, with stem and head, without gates; None without a
+        table."""
         if self.milliseconds is None:
             return None
         return self._along(self.milliseconds, actions) + self.ungated_milliseconds
@@ -113,7 +114,7 @@ class CostTable:
 
     @cached_property
     def by_macs(self) -> Tensor:
-        """[L, A] block cost of an action at a block, if blocks weigh as their multiply-accumulates do."""
+        """[L, A] block cost of an action at a block, if blocks are weighted by their multiply-accumulates."""
         return self.total / self.total[:, -1].sum()
 
     @cached_property
@@ -154,7 +155,7 @@ def _block_macs(backbone: Any) -> tuple[list[float], float]:
 def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 0) -> CostTable:
     """The costs of running each block of `backbone` at each of `bitwidths`.
 
-    The first `ungated_blocks` blocks always run at the widest bitwidth, and are no rows of the tables.
+    The first `ungated_blocks` blocks always run at the widest bitwidth, and have no rows in the tables.
 
     Raises:
         ValueError: `bitwidths` is not a possible tuple.
@@ -199,8 +200,8 @@ class GatedCost:
 
 
 def gated_cost(network: GatedResNet, full_bitops: float) -> GatedCost:
-    """The costs of `network`, whose total is a fraction of `full_bitops`. The comparison with a threshold and the norm
-    before it count nothing, as is usual."""
+    """The costs of `network`, whose total is a fraction of `full_bitops`. As is usual, the comparison with a threshold
+    and the norm before it count nothing."""
     image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(network.parameters()).device)
     with evaluation_mode(network):
         macs = count_macs(network, lambda: network(image))

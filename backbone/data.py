@@ -70,7 +70,7 @@ class Dataset:
     std: tuple[float, ...]
     """Likewise; above 0."""
     train: Split
-    """The only images that weights are fitted to, in random order: a sample of them is the first ones."""
+    """The only images that weights are fitted to. They are in random order, so the first ones are a random sample."""
     validation: Split
     """For choosing policies and checkpoints; carved from the training part."""
     test: Split
@@ -82,7 +82,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"the name of a data set must be a string that is not empty, got {self.name!r}")
+            raise ValueError(f"the name of a data set must be a non-empty string, got {self.name!r}")
         if not isinstance(self.flip, bool | np.bool_):
             raise ValueError(f"{self.name}: flip must be True or False, got {self.flip!r}")
         num_classes = checked_integer(self.num_classes, "num_classes", 1, MOST_CLASSES, self.name)

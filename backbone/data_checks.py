@@ -1,4 +1,4 @@
-"""A user's data set: brought into one form where nothing is lost, else refused.
+"""A user's data set: converted to one form if nothing is lost by it, else refused.
 
 Every refusal is a ValueError. `where` begins its message: the data set's name, and the split's where there is one.
 """
@@ -18,10 +18,10 @@ IMAGE_SIZE = 32
 """Height and width of an image in pixels: CIFAR's, and that of every data set here."""
 
 SMALLEST_STD = 1e-6
-"""Of a channel: pixels that are divided by less overflow within a network."""
+"""The smallest standard deviation of a channel: division by less makes a network overflow."""
 
 ABSENCE_IS_CHANCE_BELOW = 10
-"""Training images expected of a class, by its share of the other splits, below which their absence may be chance."""
+"""If a class's share of the other splits predicts fewer training images than this, their absence may be chance."""
 
 
 def checked_images(images: Any, where: str) -> Tensor:

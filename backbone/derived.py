@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 Place = tuple[dict[str, Any], str, Any]
-"""Where a module holds a parameter, a buffer or a part: its dictionary, the name in it, and what is there."""
+"""Where a module holds a parameter, a buffer or a part: its dictionary, the name in it, and the value."""
 
 
 def places(module: nn.Module) -> Iterator[Place]:

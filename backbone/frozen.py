@@ -1,8 +1,8 @@
 """Convolutions whose parameters are frozen, on integer kernels, differentiable in their input.
 
-Forward, they are those of `backbone.integer`. Backward, the gradient is the float path's: that of the quantizer of
-activations, after the transposed convolution (in float32) with the quantized weights. A frozen network needs no
-gradients of weights, scales and norms, nor the float levels that they are made of.
+The forward pass is that of `backbone.integer`. The backward pass has the float path's gradient: a transposed
+convolution (in float32) with the quantized weights, then the gradient of the activation quantizer. A frozen network
+needs no gradients of weights, scales and norms, so their float levels are not computed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Quantized convolutions on integer kernels: levels of one byte, sums in 32-bit integers, everything else fused.
 
-Activations are unsigned bytes, weights signed bytes. Scales, folded norm, ReLU, the rounding to the next layer's
-levels, and the sum with the residual are part of oneDNN's convolution, which torch brings and which takes groups of any
-size. The float path of `backbone.layers` is the specification: both differ only where the rounding of a scale moves a
-tie, and both give an image the same result in any batch. Features that are not finite become finite levels.
+Activations are unsigned bytes, weights signed bytes. oneDNN's convolution, which comes with torch, takes batches of any
+size. It includes scales, folded norm, ReLU, the rounding to the next layer's levels, and the sum with the residual. The
+float path of `backbone.layers` is the specification. Both differ only where the rounding of a scale moves a tie, and
+both give an image the same result in any batch. Features that are not finite become finite levels.
 
 `DFS_ENGINE=float` in the environment forces the float path.
 """

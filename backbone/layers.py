@@ -58,7 +58,8 @@ class QuantizedLayer(nn.Module):
 
     @contextmanager
     def _arithmetic(self, x: Tensor, bits: int) -> Iterator[None]:
-        """Multiply levels exactly in evaluation, whatever the ambient state, which training follows.
+        """Multiply levels exactly in evaluation, whatever torch's ambient settings are; training follows these
+        settings.
 
         TensorFloat-32 has 11 significant bits: enough for levels of up to 8 bits, not for more.
         """
@@ -123,7 +124,7 @@ class QuantizedLayer(nn.Module):
         raise NotImplementedError
 
     def train(self, mode: bool = True) -> Self:
-        """As in torch, and so `eval()`; what was derived from the parameters is forgotten."""
+        """As in torch, for `eval()` too; values derived from the parameters are dropped."""
         self._cache.clear()
         return super().train(mode)
 
@@ -180,8 +181,8 @@ class QuantConvNorm(QuantizedLayer):
         return out.add_(bias)
 
     def integer(self, x: Tensor, bits: int, stride: int = 1) -> IntegerConv | None:
-        """The layer on integer kernels for the input `x` [B, C_in, H, W], or for what a layer of that stride makes of
-        it; None where the float path is needed.
+        """The layer on integer kernels for the input `x` [B, C_in, H, W], or for the output of a layer of that stride
+        on it; None where the float path is needed.
 
         The kernels serve evaluation on the CPU at up to 8 bits, without gradients and hooks.
         """

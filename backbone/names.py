@@ -26,10 +26,10 @@ def nearest(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
 def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any]:
     """`known[name]`, or the function that `name` gives as 'module:function'.
 
-    `kind` says in error messages what was asked for, such as "data set" or "reward".
+    Error messages call it a `kind`, such as "data set" or "reward".
 
     Raises:
-        ValueError: the name is neither known nor 'module:function', or it cannot be imported.
+        ValueError: an unknown name that is not 'module:function', or one that cannot be imported.
     """
     if not isinstance(name, str):
         raise ValueError(f"a {kind} is given by its name, got {name!r}")
@@ -45,7 +45,7 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
     except Exception as error:  # whatever the user's own module raises
         raise ValueError(f"{kind} {name!r} cannot be imported ({type(error).__name__}: {error})") from error
     if not callable(found):
-        raise ValueError(f"{kind} {name!r} is {type(found).__name__} and no function")
+        raise ValueError(f"{kind} {name!r} is not a function, but of type {type(found).__name__}")
     return found
 
 
@@ -57,13 +57,14 @@ def check_own(kind: str, name: Any, file: object, trusted: bool = False) -> None
     """
     if isinstance(name, str) and ":" in name and not trusted and not is_own(name):
         raise ValueError(
-            f"{file} names {kind} {name!r}, which is not in a source file of your own, so a stranger could have it do "
-            "harm; if you made that run, give --trust-code (in Python, trust_code=True)"
+            f"{file} names {kind} {name!r}, which is not in a source file of your own and could run harmful code; "
+            "if you made that run, give --trust-code (in Python, trust_code=True)"
         )
 
 
 def is_own(name: str) -> bool:
-    """Whether a module, or 'module:function', is neither Python's, nor an installed package's, nor this project's.
+    """Whether a module, or 'module:function', is the user's own: not Python's, an installed package's or this
+    project's.
 
     Nothing is imported. A module that cannot be found counts as the user's own.
     """

@@ -1,4 +1,4 @@
-"""Precision Gating (Zhang et al., ICLR 2020, arXiv 2002.07136): few bits everywhere, all bits where it matters.
+"""Precision Gating (Zhang et al., ICLR 2020, arXiv 2002.07136): few bits everywhere, all bits where a gate is on.
 
 The most significant bits of the activations are convolved everywhere. Where the result is above a learned threshold,
 the convolution of the remaining bits is added (section 3.1, equations 1 to 3).

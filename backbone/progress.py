@@ -13,7 +13,7 @@ from tqdm import tqdm
 PATIENCE = 2.0
 """Seconds after which a bar is shown."""
 LONG = 3600.0
-"""Seconds above which work says first how long it will take."""
+"""Seconds above which work first reports how long it will take."""
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def check_bitwidths(bitwidths: Iterable[int]) -> tuple[int, ...]:
 class Quantized(NamedTuple):
     """A quantized tensor: its value is `levels * scale`.
 
-    `scale` carries no gradient: the quantizers give the whole gradient, of a learned scale too, through `levels`.
+    `scale` carries no gradient: the whole gradient, that of a learned scale too, passes through `levels`.
     """
 
     levels: Tensor
@@ -288,7 +288,7 @@ def minmax() -> Quantizer:
 def pact_sawb() -> Quantizer:
     """Learned clipping of activations, statistics-aware clipping of weights. Stays accurate at 2 to 4 bits.
 
-    Its weights have odd levels at every bitwidth, up to +-255 at 8 bits, which no integer kernel takes.
+    Its weights have odd levels at every bitwidth, up to +-255 at 8 bits, which integer kernels cannot run.
     """
     return Quantizer(OddWeights, LearnedActivations)
 

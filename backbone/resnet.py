@@ -115,7 +115,8 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A CIFAR ResNet, and the contract that a backbone of one's own keeps. B images, C channels, K classes:
+    """A CIFAR ResNet. Its attributes are also the contract that a user's own backbone must satisfy. B images, C
+    channels, K classes:
 
     | name | what |
     |---|---|
@@ -128,9 +129,9 @@ class ResNet(nn.Module):
     | `blocks[i].skip_is_identity` | whether `skip` returns `x` itself |
     | `head(x, widest)` | features after the last block [B, C, H, W] -> logits [B, K] |
 
-    `widest` is the widest bitwidth in use; `blocks` is an `nn.ModuleList`. The cost accountant runs
-    `forward(images, bits, widest)` -> logits [B, K] and counts the convolutions, linear and recurrent layers: what is
-    decided must lie in `blocks`, a block's shortcut in its `shortcut`.
+    `widest` is the widest bitwidth in use; `blocks` is an `nn.ModuleList`. The cost accountant runs `forward(images,
+    bits, widest)` -> logits [B, K] and counts the convolutions, linear and recurrent layers. Decided layers must be in
+    `blocks`, and a block's shortcut in its attribute `shortcut`.
     """
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -150,8 +151,8 @@ class ResNet(nn.Module):
         - Depth: each stage's blocks are spread evenly over the stage; a block in between begins as the identity, since
           the gain of its last norm is zero. Of a deeper network, evenly spaced blocks are taken.
         - Classes: if their number differs, the classifier keeps its own weights.
-        - Bitwidths: of one that `other` lacks, norms begin from those of its next wider one, and the range of
-          activations from the first batch of training.
+        - Bitwidths: where `other` lacks one, norms begin as those of its next wider bitwidth, and ranges of activations
+          are set by the first batch of training.
         - Quantizer: it must learn the same numbers.
 
         Raises:

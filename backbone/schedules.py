@@ -19,7 +19,7 @@ def constant(progress: float, to: float = 1.0) -> float:
 
 
 def linear(progress: float, first: float = 1.0, to: float = 0.0, start: float = 0.0, end: float = 1.0) -> float:
-    """`first` until the share `start` of training, then in a straight line to `to` at `end`, and `to` ever after."""
+    """`first` until the share `start` of training, then linearly to `to` at the share `end`, and `to` from then on."""
     progress = min(max(progress, start), end)
     return first + (to - first) * ((progress - start) / (end - start))
 

@@ -1,8 +1,8 @@
-"""Torch's ambient state, on which results do not depend and which is left as it was found.
+"""Torch's ambient state: results do not depend on it, and it is restored.
 
 Autocast, default dtype and device, inference mode and the number of threads belong to the program that uses this
-project. Entry points (environments, evaluation, training, loading) run inside `default_torch_state`: on one thread, as
-small networks on several threads mostly wait, many times longer on a busy machine.
+project. Entry points (environments, evaluation, training, loading) run inside `default_torch_state`: on one thread,
+because several threads of a small network mostly wait for each other.
 """
 
 from __future__ import annotations

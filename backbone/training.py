@@ -1,8 +1,9 @@
 """Training of backbones: plainly, or on any route, so that a frozen backbone can be gated.
 
-A plainly trained network collapses when its blocks are skipped or rounded. Any-route training runs every image at full
-execution and on a random route, distilled from full execution if wished: the sandwich rule of slimmable networks (Yu &
-Huang 2019), with routes for widths. Each batch draws one of the backbone's widest bitwidths for ungated layers.
+A plainly trained network collapses when its blocks are skipped or rounded. Any-route training runs images at full
+execution and on random routes, optionally distilled from full execution. This is the sandwich rule of slimmable
+networks (Yu & Huang 2019), with routes in place of widths. Each batch draws one of the backbone's widest bitwidths for
+ungated layers.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class TrainingConfig:
     """Bitwidth of every block at full execution; by default the widest. With `any_route` off, this trains a network for
     these bits, whose stem, shortcuts and head stay at the widest."""
     epochs: int = 30
-    """Epochs; 0 keeps the weights that are started from."""
+    """Epochs; 0 keeps the initial weights."""
     batch_size: int = 128
     """Images per step."""
     lr: float = 0.1
@@ -141,7 +142,7 @@ def route_loss(
 
 @default_torch_state(one_thread=False)
 def accuracy(run: Runner, dataset: Dataset, split: Split, routes: Tensor, device: torch.device | str = "cpu") -> float:
-    """Share of `split` that is classified correctly on the routes [N, L] by what runs on `device`."""
+    """Share of `split` that is classified correctly on the routes [N, L] by a runner on `device`."""
     correct = 0
     with torch.no_grad():
         for rows in batches(split, 256):
@@ -252,7 +253,7 @@ class BackboneTrainer:
         try:
             state = load_state(self.state_file, weights_only=True)
             if state["identity"] != self.identity:
-                raise ValueError(f"it is of {state['identity']}, this is {self.identity}")
+                raise ValueError(f"it is of training {state['identity']}, this is training {self.identity}")
             self.backbone.load_state_dict(state["backbone"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.generator.set_state(state["generator"])

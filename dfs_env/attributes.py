@@ -19,7 +19,7 @@ OF_GYMNASIUM = ("spec", "metadata", "render_mode", "np_random", "closed", *SPACE
 """Attributes that Gymnasium, MO-Gymnasium and programs around them set."""
 
 FIXED_ATTRIBUTES = ("reward", "split", "hard_budget", "task", "mdp", "augment", "bitwidths", "budgets")
-"""Attributes that are refused on a wrapper, too, which does not pass them on to the environment."""
+"""Attributes that may not be set on a wrapper either, because a wrapper does not pass them on to the environment."""
 
 
 class Guarded:
@@ -35,18 +35,18 @@ class Guarded:
         """Raise AttributeError unless the attribute may be set from outside."""
         if name not in SETTABLE + OF_GYMNASIUM and not callable(getattr(type(self), name, None)):
             raise AttributeError(
-                f"{name!r} cannot be set on a {type(self).__name__} that is made, only {' and '.join(SETTABLE)} can: "
-                f"make an environment with another {name!r} if there is such an argument"
+                f"{name!r} cannot be set on an existing {type(self).__name__}, only {' and '.join(SETTABLE)} can: "
+                f"if it is an argument, make a new environment with another {name!r}"
             )
 
     def take_from_wrappers(self) -> None:
-        """Move here what was set on the wrappers that the call came through.
+        """Move attributes that were set on the wrappers of this call to the environment.
 
         `env.budget = 0.1` on what `gymnasium.make` returned, and Stable-Baselines3's `set_attr`, set it on the
         outermost wrapper, which does not pass it on.
 
         Raises:
-            AttributeError: one of `FIXED_ATTRIBUTES`, or what resembles `SETTABLE`, was set there.
+            AttributeError: one of `FIXED_ATTRIBUTES`, or a name that resembles one of `SETTABLE`, was set there.
         """
         for wrapper in callers():
             if isinstance(wrapper, Guarded) and wrapper is not self:
@@ -59,7 +59,7 @@ class Guarded:
 
 
 def callers() -> Iterator[Any]:
-    """The call stack above the caller, the nearest first: of methods their object, of functions their code."""
+    """The call stack above the caller, the nearest first: the object of each method, the code of each function."""
     frame: FrameType | None = sys._getframe(2)
     while frame:
         method = frame.f_code.co_varnames[:1] == ("self",)
@@ -68,8 +68,8 @@ def callers() -> Iterator[Any]:
 
 
 def vectorizer(caller: Any) -> str | None:
-    """The caller's name, if it is a vectorizer of Gymnasium or anything of Stable-Baselines3: these expect five results
-    of a step, and a reward that is a number."""
+    """The caller's name, if it is a vectorizer of Gymnasium or belongs to Stable-Baselines3: both expect five results
+    of a step and a scalar reward."""
     if isinstance(caller, CodeType):
         return {"_async_worker": "AsyncVectorEnv", "_worker": "SubprocVecEnv"}.get(caller.co_name)
     kind = type(caller)

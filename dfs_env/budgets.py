@@ -32,7 +32,7 @@ class Budget:
     high: float
     """The highest."""
     values: tuple[float, ...] = ()
-    """The only budgets that can be drawn; empty for all from `low` to `high`."""
+    """The budgets to draw from; if empty, all from `low` to `high`."""
 
     def draw(self, generator: np.random.Generator) -> float:
         """An episode's budget."""
@@ -48,7 +48,7 @@ def make_budget(spec: float | Mapping[str, Any]) -> Budget:
     """The budget that `spec` describes: a number, {"low": a, "high": b}, or {"values": [a, b, c]}.
 
     Raises:
-        ValueError: other keys, no values, `low` above `high`, or what is not a fraction in (0, 1].
+        ValueError: other keys, no values, `low` above `high`, or a budget outside (0, 1].
     """
     if not isinstance(spec, Mapping):
         return Budget(check_budget(spec), check_budget(spec))
@@ -60,7 +60,7 @@ def make_budget(spec: float | Mapping[str, Any]) -> Budget:
     given = spec.get("values")
     if set(spec) != {"values"} or not isinstance(given, (Sequence, np.ndarray)) or len(given) == 0:
         raise ValueError(
-            f'budget {dict(spec)!r} is not one: give a number, {{"low": a, "high": b}} or {{"values": [a, b, ...]}}'
+            f'budget {dict(spec)!r} is no budget: give a number, {{"low": a, "high": b}} or {{"values": [a, b, ...]}}'
         )
     values = tuple(check_budget(value) for value in given)
     return Budget(min(values), max(values), values)

@@ -1,4 +1,4 @@
-"""Arguments of the environments: brought into one form, or refused with a ValueError that names the culprit."""
+"""Arguments of the environments: converted to one form, or refused with a ValueError that names the culprit."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def check_hard_budget(hard_budget: bool) -> None:
 
 
 def check_evaluating(mdp: BlockMDP) -> None:
-    """Raise ValueError in training mode, in which playing changes norms and an image's result depends on others."""
+    """Raise ValueError in training mode, in which playing would change norms and images would affect each other."""
     if mdp.backbone.training:
         raise ValueError("the backbone is in training mode: call its eval() before it is played")
 
 
 def check_render_mode(render_mode: str | None) -> None:
-    """Raise ValueError unless it is one, or None."""
+    """Raise ValueError unless it is a render mode or None."""
     if render_mode is not None and render_mode not in RENDER_MODES:
         raise ValueError(f"unknown render_mode {render_mode!r}: choose one of {', '.join(RENDER_MODES)}, or None")
 
 
 def checked_autoreset_mode(autoreset_mode: str | AutoresetMode) -> AutoresetMode:
-    """The mode, which may be given by its value."""
+    """The autoreset mode, given as such or by its value."""
     try:
         return AutoresetMode(autoreset_mode)
     except ValueError:
@@ -62,7 +62,7 @@ def check_reachable(budget: float, mdp: BlockMDP) -> None:
 
 
 def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> list[int | None]:
-    """A seed for each of N sub-environments, None where its generator continues: s, s + 1, ... of an integer s."""
+    """A seed for each of N sub-environments: s, s + 1, ... for an integer s; None where the generator continues."""
     seeds: list[int | None] = [None] * num_envs
     if seed is not None:
         seeds = [int(seed) + i for i in range(num_envs)] if isinstance(seed, Integral) else list(seed)  # type: ignore[arg-type]
@@ -72,7 +72,7 @@ def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> lis
 
 
 def checked_options(options: Mapping[str, Any], num_envs: int, num_images: int) -> tuple[Array | None, Array | None]:
-    """The indices [N] and the budgets [N] that are given as options of a reset, None for what is not."""
+    """The indices [N] and the budgets [N] in the options of a reset; None for one that is not given."""
     for name in options:
         if name not in ("budget", "indices", "reset_mask"):
             raise ValueError(f"unknown reset option {name!r}: there are 'budget', 'indices' and 'reset_mask'")
@@ -94,7 +94,7 @@ def checked_indices(indices: Any, num_envs: int, num_images: int) -> Array:
 
 
 def checked_budgets(budgets: Any, num_envs: int) -> Array:
-    """Budgets [N], of which one for all may be given."""
+    """Budgets [N] from one number for all or N numbers."""
     if np.shape(budgets) not in ((), (num_envs,)):
         raise ValueError(f"budget must be one number or {num_envs}, got {budgets!r}")
     return np.array([check_budget(budget) for budget in np.broadcast_to(budgets, num_envs).tolist()])

@@ -16,14 +16,14 @@ from dfs_env.checks import Array, checked_seeds
 
 
 class Draws:
-    """N generators, one for each sub-environment: seeded with s, they draw as N environments with s, s + 1, ... do.
+    """N generators, one for each sub-environment. Seeded with s, they draw as N environments seeded with s, s + 1, ...
 
     An episode draws its image, the image's augmentation and its budget, in this order. Before the first, generators
     must be seeded or loaded.
 
     Args:
         dataset: where the images are from.
-        split: its "train", "validation" or "test".
+        split: "train", "validation" or "test".
         num_envs: N.
         augment: whether images are shifted and mirrored as the data set allows.
 

@@ -39,9 +39,9 @@ from dfs_env.rewards import RewardSpec, Transition, begin, cost_coef_of, make_re
 from dfs_env.task import Task
 
 DEFAULT_BUDGET = 0.04
-"""The default budget: below 2 bits everywhere (1/16), so that some blocks must be skipped."""
+"""The default budget: below the cost of 2 bits everywhere (1/16), so that some blocks must be skipped."""
 DEFAULT_REWARD = "accuracy_minus_cost(cost_coef=1.0)"
-"""The default reward: on digits its best static allocation costs about the default budget."""
+"""The default reward: on digits, the best static allocation for it costs about the default budget."""
 
 
 class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
@@ -53,7 +53,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     last block the network predicts the class. All N episodes have exactly L steps, one per block, and are computed
     together.
 
-    `budget` and `cost_coef` may be set on an environment that is made; other public attributes are fixed.
+    `budget` and `cost_coef` may be set on an existing environment; other public attributes are fixed.
 
     ## Action Space
     `Discrete(A)`: an index into `bitwidths`. With (0, 2, 4, 8): 0 skips the block, 1 to 3 run it at 2, 4 or 8 bits.
@@ -71,8 +71,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     `env.unwrapped.mdp.layout.split(observation)` returns the parts by these names, as views.
 
-    The summary is `observation`: "pooled" (channel means, S = 1), "confidence" (and how confident a classifier
-    trained on them is; D is 3 more), "confidence_alone" (without the means, S = 0), "statistics" (means and standard
+    The summary is `observation`: "pooled" (channel means, S = 1), "confidence" (channel means and the part
+    `confidence`, which adds 3 to D), "confidence_alone" (without the means, S = 0), "statistics" (means and standard
     deviations, S = 2), "position" (nothing of the image, S = 0), or "features" (the C x H x W numbers of the block's
     input, clipped, channels last, zero-padded to the largest; D is then thousands).
 
@@ -86,27 +86,27 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     ## Starting State
     The stem has run on an image drawn uniformly from the split with the sub-environment's own generator, so that N
     sub-environments seeded with s behave as N environments seeded with s, s + 1, ... A budget that is drawn is drawn by
-    the same generator. `reset(options={"indices": [...]})` plays exactly these images, `options={"budget": [...]}`
-    within these budgets.
+    the same generator. `reset(options={"indices": [...]})` plays exactly these images; `options={"budget": [...]}` sets
+    the budgets.
 
     ## Episode End
-    Termination after L decisions; there is no truncation. At the end `info` holds `correct`, `loss`, `prediction` and
-    `route` [L]; at every step `cost`, what the decision cost (as in Safety-Gymnasium); always `spent`, the cost of the
-    episode so far, and `index`.
+    Termination after L decisions; there is no truncation. `info` always holds `spent`, the cost of the episode so far,
+    and `index`. At every step it holds `cost`, the cost of the decision (as in Safety-Gymnasium). At the end it also
+    holds `correct`, `loss`, `prediction` and `route` [L].
 
     ## Action Masks
     `action_masks()` [N, A] is true where an image can take the action and still end within the budget. Under
-    `hard_budget` an action that does not fit is refused, and every info holds the masks as `action_mask`, int8, as
-    `action_space.sample(mask)` of one image takes it.
+    `hard_budget` an action that does not fit raises an error, and every info holds the masks as `action_mask`. They are
+    int8, as `action_space.sample(mask)` of one image needs them.
 
     ## Arguments
     Objects, where `dfs_env.make_vec_env` and the registered ids take names:
 
     - `task`: backbone, bitwidths and data set.
     - `num_envs`: N.
-    - `budget`: the fraction of full execution that an image should stay within: a number, or, for budgets that are
-      drawn for every episode, {"low": a, "high": b} (log-uniformly) or {"values": [a, b, ...]} (one of these).
-    - `hard_budget`: whether it must.
+    - `budget`: the fraction of full execution that an image should stay within. A number, or a distribution from which
+      every episode draws: {"low": a, "high": b} (log-uniform) or {"values": [a, b, ...]} (uniform).
+    - `hard_budget`: whether actions that would exceed the budget are refused.
     - `reward`: a name, "name(parameter=value)", a mapping with "name" and parameters, or a function.
     - `cost_coef`: the reward's cost coefficient, in place of what `reward` says.
     - `split`: "train", "validation" or "test".
@@ -172,11 +172,11 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @property
     def budget(self) -> float | Mapping[str, Any]:
-        """The budgets of episodes: a number, or a mapping from which they are drawn. It may be set, for the episodes
-        to come.
+        """The budgets of episodes: a number, or a mapping from which they are drawn. A new value holds from the next
+        episodes on.
 
         Raises:
-            ValueError: it is no budget, or a hard one below the cheapest route.
+            ValueError: not a budget, or a hard budget below the cheapest route.
         """
         return self._given_budget
 
@@ -189,10 +189,10 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @property
     def cost_coef(self) -> float | None:
-        """The reward's cost coefficient, which may be set between steps, such as by dual ascent; None if it has none.
+        """The reward's cost coefficient; None if it has none. It may be set between steps, for example by dual ascent.
 
         Raises:
-            ValueError: it is no finite number of at least 0, or the reward has none.
+            ValueError: not a finite number of at least 0, or the reward has no cost coefficient.
         """
         return cost_coef_of(self.reward)
 
@@ -238,8 +238,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
                 episodes only. "reset_mask" must be true everywhere, as episodes run in lockstep.
 
         Raises:
-            ValueError: a list of seeds, indices or budgets of another length than N, an index out of range, or a budget
-                that is none.
+            ValueError: a list of seeds, indices or budgets of another length than N, an index out of range, or an
+                impossible budget.
         """
         self._check_open()
         self.take_from_wrappers()
@@ -300,8 +300,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         return _numpy(self.mdp.cost.fits(state.layer, state.cost, state.budget))
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the episodes and of the generators, from which `load_state_dict` of an environment that was
-        made with the same arguments resumes.
+        """The state of the episodes and of the generators. `load_state_dict` of an environment that was made with the
+        same arguments resumes from it.
 
         Raises:
             ResetNeeded: before the first reset.
@@ -322,8 +322,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
     @default_torch_state()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a `state_dict`. Rewards with a memory (a placement, cost by MACs) forget the current episodes:
-        with these, resume where episodes begin."""
+        """Resume from a `state_dict`. Rewards with a memory (a placement, cost by MACs) lose the current episodes: with
+        these, save between episodes."""
         self._draws.load_state_dict(state["generators"])
         device = self.mdp.device
         self._rows, self._route = state["rows"].copy(), state["route"].copy()
@@ -408,7 +408,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         return info | {"action_mask": self.action_masks().astype(np.int8)} if self.hard_budget else info
 
     def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Gymnasium's form of a vector's infos: next to each key, who has it."""
+        """Gymnasium's form of a vector's infos: for each key, also a mask `_KEY` of the sub-environments that have
+        it."""
         return info | {f"_{key}": np.ones(self.num_envs, np.bool_) for key in info}
 
     def _picture(self, state: State, i: int) -> Picture:
@@ -430,5 +431,5 @@ def _numpy(tensor: Tensor) -> Array:
 
 
 def _copied(value: Any, device: torch.device | None = None) -> Any:
-    """A tensor's copy, on `device` if one is given; anything else as it is."""
+    """A copy of a tensor, on `device` if one is given; anything else is returned unchanged."""
     return value.to(device, copy=True) if isinstance(value, Tensor) else value

@@ -27,7 +27,8 @@ def _chunks(images: Tensor) -> tuple[Tensor, ...]:
 
 
 def in_chunks(run: Callable[[Tensor], Tensor], images: Tensor, features: Tensor | None = None) -> Tensor:
-    """What `run` makes of images [B, ...] in chunks, without gradients; in `features` [B, C, H, W] if given."""
+    """The results of `run` on images [B, ...] in chunks, without gradients; written into `features` [B, C, H, W] if
+    given."""
     start = 0
     for chunk in _chunks(images):
         outcome = run(chunk)
@@ -46,7 +47,7 @@ class GroupedBlock:
     block: Any
     """A block of a network that keeps the contract of `backbone.resnet.ResNet`."""
     bitwidths: tuple[int, ...]
-    """Bitwidths to choose from, ascending; stem, shortcuts and head are at the last."""
+    """Bitwidths to choose from, ascending; stem, shortcuts and head run at the last."""
 
     def run(self, features: Tensor, bits: int, in_place: bool = False) -> Tensor:
         """All images at one bitwidth, or none of them with 0 bits; `in_place` may overwrite the features."""
@@ -120,7 +121,7 @@ class GroupedBlock:
 
     @torch.no_grad()
     def _outcome(self, features: Tensor, rows: Tensor, bits: int) -> Tensor:
-        """The images at `rows` [R] at one bitwidth, or all images where that takes no work."""
+        """The outcome of the images at `rows` [R] at one bitwidth; that of all images where it is free."""
         if not bits and self.block.skip_is_identity:
             return features
         return self.run(take(features, rows), bits, in_place=True)

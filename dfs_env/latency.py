@@ -1,4 +1,4 @@
-"""Measured latency: how long each block takes at each bitwidth on this machine, as a table that costs can count in.
+"""Measured latency: a table of how long each block takes at each bitwidth on this machine. Costs can be in its unit.
 
 `python -m scripts.bench latency` measures one. A table is valid for one machine, engine, number of threads and shape of
 network, and refused for any other. Measured time is never mixed with modelled cost.
@@ -84,7 +84,7 @@ class LatencyTable:
         Args:
             mdp: of a network of the same shape as the measured one; weights may differ.
             batch_size: images at once.
-            charged: whether budgets and rewards count in them.
+            charged: whether they are the unit of budgets and rewards.
             place: how error messages name the table.
             here: whether the table must have been measured on this machine.
 
@@ -141,7 +141,7 @@ def latency_file(dataset: str, depth: int, folder: Path) -> Path:
 
 
 def find_latency(cost: str, latency: str | None, dataset: str, depth: int, folder: Path) -> Path | None:
-    """The file of the latency table that is given, or, where cost is latency, the one in the data folder.
+    """The given file of a latency table; by default, if cost is latency, the one in the data folder.
 
     Raises:
         FileNotFoundError: there is none in the data folder.
@@ -157,7 +157,7 @@ def find_latency(cost: str, latency: str | None, dataset: str, depth: int, folde
 
 
 def parse_cost(cost: str) -> tuple[bool, int]:
-    """Whether "blocks", "latency" or "latency@BATCH" counts in measured time, and at which batch size (1 by default).
+    """Whether "blocks", "latency" or "latency@BATCH" is measured time, and at which batch size (1 by default).
 
     Raises:
         ValueError: it is none of these.
@@ -188,7 +188,7 @@ def this_machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its model name, on Linux with family and stepping, since cloud machines share names."""
+    """The processor's model name; on Linux also family and stepping, because cloud machines share names."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
         found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

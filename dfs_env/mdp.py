@@ -1,4 +1,5 @@
-"""The MDP: the blocks of B images are decided one after the other. Only here are blocks run on decisions."""
+"""The MDP: the blocks of B images are decided one after the other. This is the only place where decisions run
+blocks."""
 
 from __future__ import annotations
 
@@ -50,8 +51,8 @@ class BlockMDP:
             by default.
         observation: a name in `OBSERVATIONS`, or "module:function".
         ungated_blocks: how many leading blocks run at the widest bitwidth without a decision (in DFS the first, Shen et
-            al. 2020, section 4.1); they are no layers of the MDP and have no block cost.
-        statistics: by which observations are normalised; without them, features are summarised as they are.
+            al. 2020, section 4.1); they are not layers of the MDP and have no block cost. statistics: by which
+            observations are normalised; without them, summaries are not normalised.
 
     Raises:
         ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation, or no
@@ -195,7 +196,7 @@ class BlockMDP:
 
     @property
     def observation_macs(self) -> float:
-        """Multiply-accumulates of the observations of an image's L decisions that are not the network's own."""
+        """Multiply-accumulates that an image's L observations need beyond those of the network."""
         if not self.layout.num_confidence or self.heads is None:
             return 0.0
         channels = sum(shape[0] for shape in self.feature_shapes[:-1])
@@ -212,7 +213,9 @@ class BlockMDP:
             ValueError: blocks are still undecided.
         """
         if not self.terminal(state):
-            raise ValueError(f"logits exist after the last block only; {self.num_layers - state.layer} are undecided")
+            raise ValueError(
+                f"logits exist only after the last block; {self.num_layers - state.layer} blocks are undecided"
+            )
         return self.backbone.head(state.features, self.widest)
 
     def run(self, images: Tensor, routes: Tensor) -> Tensor:

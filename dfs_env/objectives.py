@@ -118,8 +118,8 @@ class MODFSVectorEnv(DFSVectorEnv):
         """The discounted mean returns [K] over the split's images of all non-dominated policies, as MO-Gymnasium's
         environments with known fronts have it.
 
-        All routes of every image are played, under a hard budget those that fit it. So the policies know the image,
-        and are a bound for those that see the observation. A warning tells if this will take longer than an hour.
+        All routes of every image are played; under a hard budget, those that fit. So these policies know the image, and
+        bound those that decide from the observation. A warning says if this will take longer than an hour.
 
         Raises:
             ValueError: too many routes, too many points, or budgets that are drawn.
@@ -148,7 +148,7 @@ class MODFSVectorEnv(DFSVectorEnv):
         return list(front / len(self.images))
 
     def _extended(self, front: Array, choices: Array) -> Array:
-        """The front [P, K] of sums of returns, with the choices [Q, K] that one more image adds."""
+        """The front [P, K] of sums of returns, extended by the choices [Q, K] of one more image."""
         if len(front) * len(choices) > POINTS:
             mend = "use a split of fewer images, or fewer bitwidths"
             raise ValueError(f"there are more than {POINTS:,} points to compare: {mend}")
@@ -207,7 +207,7 @@ class MODFSEnv(DFSEnv):
         """As `DFSEnv.reset`.
 
         Raises:
-            ValueError: Gymnasium's own vectorizers would take the reward for a number.
+            ValueError: a vectorizer of Gymnasium plays the environment; it would take the reward for a number.
         """
         for caller in callers():
             module, name = type(caller).__module__, vectorizer(caller)
@@ -215,7 +215,7 @@ class MODFSEnv(DFSEnv):
                 name = "RecordEpisodeStatistics"
             if name:
                 raise ValueError(
-                    f"{name} takes a reward for a number, and those of a DFS/MO-* environment are vectors: use "
+                    f"{name} expects scalar rewards, and those of a DFS/MO-* environment are vectors: use "
                     "gymnasium.make_vec without a vectorization_mode, a wrapper such as LinearReward, or those of "
                     "mo_gymnasium.wrappers (MOSyncVectorEnv, MORecordEpisodeStatistics)"
                 )

@@ -48,7 +48,7 @@ class ObservationLayout:
 
     @classmethod
     def of_dim(cls, dim: int, num_layers: int = 0) -> ObservationLayout:
-        """The layout of D entries for code that does not know the MDP: all but the last L + 2 count as features."""
+        """The layout of D entries, for code without an MDP: all but the last L + 2 count as features."""
         return cls(dim - cls(0, num_layers).dim, num_layers)
 
     @property
@@ -118,8 +118,8 @@ OBSERVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "position": _nothing,
     "features": _whole,
 }
-"""Summaries of the features by name: [B, C, H, W] -> [B, K, C]. K <= 2 numbers for each channel, namely its mean, then
-its standard deviation, are normalised; "features" are all K = H * W positions, as they are. "position" includes nothing
+"""Summaries of the features by name: [B, C, H, W] -> [B, K, C]. K <= 2 numbers for each channel (its mean, then its
+standard deviation) are normalised; "features" are all K = H * W positions, not normalised. "position" includes nothing
 of the image, so a policy on it chooses the same bits for every image. "confidence" and "confidence_alone" add the three
 numbers of `BlockMDP.confidence`."""
 
@@ -168,7 +168,7 @@ def summarise(
     one of `NORMALISED` and there are statistics. Channels of those are zero-padded to `feature_dim`.
 
     Raises:
-        ValueError: a user's own observation returned something else than a summary of each image.
+        ValueError: a user's own observation did not return a summary of each image.
     """
     summary = resolve("observation", observation, OBSERVATIONS)(features)
     if not isinstance(summary, Tensor) or summary.ndim < 2 or len(summary) != len(features):

@@ -35,7 +35,7 @@ def _make(kind: type[Env], kwargs: dict[str, Any], *num_envs: int) -> Env:
     """The environment, from the arguments of its task and its own.
 
     Raises:
-        ValueError: an argument that neither `make_task` nor the environment has.
+        ValueError: an argument that `make_task` and the environment both lack.
     """
     vector: type = kind.vector_class if issubclass(kind, DFSEnv) else kind
     fixed = {"task", "num_envs", "kwargs"} | ({"autoreset_mode"} if vector is not kind else set())
@@ -51,7 +51,7 @@ def _single(kind: type[Single], kwargs: dict[str, Any]) -> Single:
         raise ValueError("num_envs is for many images at once: use gymnasium.make_vec, not gymnasium.make")
     if "autoreset_mode" in kwargs:
         raise ValueError(
-            "autoreset_mode is no argument of an environment of one image: use gymnasium.make_vec without a "
+            "an environment of one image has no autoreset_mode: use gymnasium.make_vec without a "
             'vectorization_mode, or with "sync" or "async" give vector_kwargs={"autoreset_mode": ...}'
         )
     return _make(kind, kwargs)
@@ -95,7 +95,7 @@ for _maker in (make_env, make_mo_env, make_safe_env):  # where Gymnasium looks w
 def register() -> None:
     """Register every id of `ENVIRONMENTS`, and its two variants, with Gymnasium.
 
-    Gymnasium's checker knows neither vector rewards nor six results of a step, and is off for the variants.
+    The variants are registered without Gymnasium's checker, which rejects vector rewards and six results of a step.
     """
     for name, kwargs in ENVIRONMENTS.items():
         for prefix, maker in (("", ""), ("MO-", "mo_"), ("Safe-", "safe_")):

@@ -19,11 +19,11 @@ from dfs_env.single_env import DFSEnv
 from dfs_env.task import Task
 
 TRANSPARENT_WRAPPERS = (OrderEnforcing, gym.ActionWrapper, VectorActionWrapper)
-"""Gymnasium's wrappers that return a step's results, however many they are."""
+"""Gymnasium's wrappers that return the results of a step without unpacking them."""
 
 
 def check_wrapper() -> None:
-    """Raise ValueError if the step that calls this was called by something of Gymnasium's that unpacks five results."""
+    """Raise ValueError if the calling step was called by a part of Gymnasium that unpacks five results."""
     for caller in callers():
         name = vectorizer(caller)
         if name is None:
@@ -43,9 +43,9 @@ class SafeDFSVectorEnv(DFSVectorEnv):
     """`DFSVectorEnv` for constrained learning: `step` returns (observations, rewards, costs, terminated, truncated,
     info).
 
-    `costs` [N] are those of the images' decisions: an episode's sum is its block cost, and the limit of its mean
-    (`cost_limit` in OmniSafe) is the `budget`. `info` has no `cost`, which Safety-Gymnasium's converter to Gymnasium
-    adds. Wrappers of Gymnasium that unpack five results raise an error.
+    `costs` [N] are those of the images' decisions. An episode's sum of costs is its block cost; the limit of the mean
+    sum (`cost_limit` in OmniSafe) is the `budget`. `info` has no `cost`, which Safety-Gymnasium's converter to
+    Gymnasium adds. Wrappers of Gymnasium that unpack five results raise an error.
     """
 
     def __init__(self, task: Task, num_envs: int = 1, *, reward: RewardSpec = "accuracy", **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ from dfs_env.task import Task
 
 
 class OfVector:
-    """An attribute of the one-image environment that is its vector's."""
+    """An attribute of the one-image environment that its vector environment holds."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

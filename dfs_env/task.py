@@ -29,8 +29,8 @@ HEAD_IMAGES = 2048
 class Task:
     """What environments, methods and evaluation share.
 
-    An MDP without statistics to normalise observations, as on a backbone of one's own, is given some by `calibrate`.
-    Call it again if the backbone is trained further.
+    If the MDP has no statistics to normalise observations, as on a user's own backbone, `calibrate` measures them. Call
+    it again if the backbone is trained further.
 
     Raises:
         ValueError: statistics must be measured, and there are no training images.
@@ -76,13 +76,13 @@ def calibrate(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> ObservationStat
 
 @default_torch_state()
 def train_heads(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> LinearHeads:
-    """Linear classifiers of the features before each decision and after the last, for `BlockMDP.confidence`.
+    """Train linear classifiers of the features before each decision and after the last, for `BlockMDP.confidence`.
 
     They are trained on the first `HEAD_IMAGES` training images, each on one uniformly random route. The
     result depends on backbone, bitwidths, images and seed alone.
 
     Raises:
-        ValueError: a class is only among the others, as in a data set that is sorted by class.
+        ValueError: one of the classes is not among these images, as in a data set that is sorted by class.
     """
     labels, others = (dataset.train.labels[part] for part in (slice(HEAD_IMAGES), slice(HEAD_IMAGES, None)))
     missing = set(others.tolist()) - set(labels.tolist())
@@ -136,7 +136,7 @@ def make_task(
     Raises:
         FileNotFoundError: no such checkpoint or latency table (the message says which command makes it), or data files
             are missing.
-        ValueError: a name or number that is not possible, or a checkpoint that does not fit.
+        ValueError: an impossible name or number, or a checkpoint that does not fit.
     """
     check_device(device)
     charged, batch_size = parse_cost(cost)

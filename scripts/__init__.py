@@ -1,5 +1,5 @@
-"""The commands. While one still imports what it needs, an interrupt ends it at once: libraries take it for a failed
-import of their own. `scripts.cli.clear_errors` makes it an exception again."""
+"""The commands. During a command's imports, an interrupt ends the process at once, because libraries would mistake the
+exception for a failed import. `scripts.cli.clear_errors` makes it an exception again."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What the commands share: bad input and an interrupt end in one line, not in a traceback."""
+"""What the commands share: after bad input or an interrupt they end with one line, not with a traceback."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ NOTHING_KEPT = "nothing is kept; the same command starts anew"
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn the errors that name their culprit and the mend into one line on standard error and exit status 2, and an
-    interrupt into one that says what is kept and exit status 130."""
+    """Turn errors that name culprit and remedy into one line on standard error and exit status 2. Turn an interrupt
+    into one line that says what is saved, and exit status 130."""
     if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -38,7 +38,7 @@ def clear_errors() -> Iterator[None]:
 
 @contextmanager
 def keeping(what: Callable[[], str]) -> Iterator[None]:
-    """Have an interrupt say what is kept and how it is resumed."""
+    """Have an interrupt say what is saved and how to resume."""
     try:
         yield
     except KeyboardInterrupt:

@@ -4,8 +4,8 @@
     python -m scripts.compare --methods dfs ppo static random --budgets 0.05 0.1 --dataset cifar10 --depth 20
 
 The experiment is described by a file (see agents/runs/experiment.py), which may give methods options of their own, or
-by flags; either way the results' folder gets an experiment.toml. Runs that are there already are not run again, so a
-killed comparison resumes where it was, and a file may be changed and run again.
+by flags; either way the results' folder gets an experiment.toml. Finished runs are not run again: a killed comparison
+resumes, and a file may be changed and run again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Compare:
     """What to compare, and where."""
 
     file: Annotated[Path | None, tyro.conf.Positional] = None
-    """Experiment file (TOML); then of the flags that describe an experiment only --data and --device may be given."""
+    """Experiment file (TOML). With a file, the only flags that describe the experiment and may be given are --data and
+    --device."""
     methods: tuple[str, ...] = tuple(method_names())
     """Names of methods, or METHOD-PRESET."""
     budgets: tuple[float, ...] = Experiment.budgets
@@ -56,17 +57,17 @@ class Compare:
     seeds: tuple[int, ...] = Experiment.seeds
     """Seeds."""
     num_images: int | None = None
-    """Training images seen by each learner; by default what the methods say."""
+    """Training images seen by each learner; by default that of each method."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What to learn on."""
     output: Path | None = None
     """Folder of the runs, the result lines, the table and the figure; by default runs/NAME for NAME.toml, else
     runs/compare."""
     only: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Of the runs that are not finished, do only those whose name fits this pattern with * and ?, such as
-    "ppo-budget0.05-*" or "*-seed0"; may be given several times."""
+    """Run only those unfinished runs whose name matches this pattern with * and ?, such as "ppo-budget0.05-*" or
+    "*-seed0"; may be given several times."""
     collect: bool = False
-    """Run nothing: only write result lines, table and figure of the runs that are finished."""
+    """Run nothing; only write result lines, table and figure of the finished runs."""
     engine: Literal["processes", "ray"] = "processes"
     """Where runs are done: worker processes on this machine, or Ray."""
     workers: int = 2
@@ -138,13 +139,13 @@ def _say_what_is_there(
 ) -> None:
     """Say which runs are reused or resumed."""
     if known:
-        print(f"reused: {len(known)} of {len(runs)} runs, which were finished earlier, in {folder}")
+        print(f"reused: {len(known)} of {len(runs)} runs that had finished earlier, in {folder}")
     for run in (run for run in runs if run.name in wanted and run.name not in known):
         with suppress(ValueError):  # a damaged checkpoint, which fails its own run
             if point := resumes_from(run, folder):
                 print(f"resuming {run.readable}: {point}")
     if alone := sum(not (folder / line["run"] / RESULT).is_file() for line in known.values()):
-        print(f"{alone} finished runs have only a line in {folder / RESULTS}; to do one again, delete its line")
+        print(f"{alone} finished runs have only a line in {folder / RESULTS}; to run one again, delete its line")
 
 
 def _kept(runs: Sequence[RunConfig], folder: Path) -> str:

@@ -1,11 +1,11 @@
-"""Rewrite what earlier versions saved, as this version reads it: runs, result lines, experiment files.
+"""Convert what earlier versions saved to the format of this version: runs, result lines, experiment files.
 
     python -m scripts.convert runs/compare
     python -m scripts.convert runs/compare --trust-pickle
     python -m scripts.convert ablation.toml
 
 Options and keys get their present names, files get checksums, which show damage, and policies lose their pickles.
-Numbers, routes, and the identities of runs and backbones stay as they are.
+Numbers, routes, and the identities of runs and backbones do not change.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ RENAMED = {
     # files of a run
     "decisions.npz": outcomes.FILE,
 }
-"""What things are called now, by what earlier versions called them."""
+"""Present names by the names in earlier versions."""
 METHODS_OWN = {"rloo": {"price": "multiplier_init"}}
 """The same, where a method has another name for it than the others."""
 FIXED_WEIGHTS = {
@@ -64,7 +64,7 @@ FIXED_WEIGHTS = {
 }
 """The weight of cost by default in earlier versions; what is not given is left to the learner now."""
 SECOND_INFERENCE = "cascade_finetuned"
-"""The method whose role earlier versions gave as "cotrained", and which is no policy."""
+"""A method that is not a policy, whose role was "cotrained" in earlier versions."""
 UNSEEDED = ("constant", "early_layers", "oracle")
 """Methods that no seed changes; lines of version 2 do not say so themselves."""
 PATTERNS = (ARCHIVE, "*.safetensors", "decisions.npz", outcomes.FILE, RESULT, "results*.jsonl", CONFIG, EXPERIMENT)
@@ -121,7 +121,9 @@ def _rewrite(file: Path) -> bool:
     elif file.suffix == ".toml":
         after = renamed_experiment(before.decode(), file).encode()
     else:
-        raise ValueError(f"{file} is no file that this command rewrites")
+        raise ValueError(
+            f"{file} is not a file that this command converts: name folders of runs, result lines or TOML files"
+        )
     if after == before and to == file:
         return False
     write_atomically(to, after)

@@ -69,7 +69,7 @@ def main(args: Evaluate) -> None:
             )
     if set(args.budgets) - {result["budget"]} and not (trained or default.serves_many_budgets):
         alone = f"{result['run']} was trained at budget {result['budget']:g} alone"
-        print(f"{alone}: at another budget it need not spend that", file=sys.stderr)
+        print(f"{alone}: at another budget it may spend another cost", file=sys.stderr)
     reported = {line["budget"]: line["accuracy"] for line in (result, *expanded([result]))}
     if isinstance(policy, AllocationPolicy | RandomPolicy) and len(policy.costs) > 1 and set(budgets) - set(reported):
         count = f"{len(policy.costs)} that {result['run']} found"
@@ -85,7 +85,7 @@ def main(args: Evaluate) -> None:
         if shuffled:
             line["shuffled_accuracy"] = sum(shuffled) / len(shuffled)
         elif args.shuffles:
-            print("images take no single route each: there is nothing to shuffle", file=sys.stderr)
+            print("no image takes a single route, so there is nothing to shuffle", file=sys.stderr)
         histogram = line.pop("histogram")
         print(json.dumps(line, indent=1))
         if args.split == "test" and budget in reported:

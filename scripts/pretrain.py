@@ -55,7 +55,7 @@ class Pretrain:
     quantizer: str = "pact_sawb_int8"
     """"pact_sawb_int8", "pact_sawb", "minmax", or "module:function"."""
     start: Path | None = None
-    """Backbone file of the same width to begin with, such as one that is trained plainly, is shallower, or has other
+    """Backbone file to start from, of the same width. It may be plainly trained, have another depth, or other
     classes."""
     output: Path | None = None
     """File to write; by default among your own weights in the data folder, where the environments look first. A

@@ -100,7 +100,7 @@ def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
 
 
 def summary(comparison: Comparison) -> list[str]:
-    """Who is best at each budget, and which methods missed budgets: sentences."""
+    """Sentences that say which method is best at each budget, and which methods missed budgets."""
     baseline = comparison.baseline_of()
     said = [_ranked(comparison, ranking, str(baseline)) for ranking in comparison.rankings]
     if baseline is None:

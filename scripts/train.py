@@ -3,8 +3,8 @@
     python -m scripts.train dfs --budget 0.04
     python -m scripts.train ppo --budget 0.04 --dataset cifar10 --depth 20
 
-A run that was killed resumes where it was when it is started again; --no-resume starts it anew.
-`python -m scripts.train METHOD --help` explains every option of a method. METHOD-PRESET starts from a preset.
+The same command resumes a killed run; --no-resume starts it anew. `python -m scripts.train METHOD --help` explains
+every option of a method. METHOD-PRESET starts from a preset.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def train(name: str, config: MethodConfig, task: TaskConfig, output: Path, threa
         print(f"at budget {line['budget']:g}: accuracy {line['accuracy']:.4f}, cost {line['cost']:.4f}")
     print(f"run folder: {output / result['run']}")
     if config.holds_budget and result["cost"] > LEEWAY * config.budget:
-        print(f"the budget was missed: it spends {result['cost'] / config.budget:.3g} times as much", file=sys.stderr)
+        print(
+            f"the budget was missed: the policy spends {result['cost'] / config.budget:.3g} times the budget",
+            file=sys.stderr,
+        )
 
 
 def _say_what_is_there(request: RunConfig, output: Path, resume: bool) -> None:
@@ -53,7 +56,7 @@ def _say_what_is_there(request: RunConfig, output: Path, resume: bool) -> None:
     finished = finished_folders(output).get(request.identity)
     if finished:
         when = datetime.fromtimestamp((finished / RESULT).stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-        print(f"finished on {when}, and only read now; to run it again, delete {finished}", file=sys.stderr)
+        print(f"already finished on {when}; to run it again, delete {finished}", file=sys.stderr)
         return
     if resume and (point := resumes_from(request, output)):
         print(f"resuming: {point}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Networks with activation gating: how they are configured, evaluated, saved and loaded.
 
-Gates decide for single output activations and not block by block from observations, so such a network is no policy on
+Gates decide for single output activations, not block by block from observations. So such a network is not a policy on
 the environment; `agents.evaluation.evaluate` takes it as `SelfMeasured`. The task's backbone is only its start.
 """
 
@@ -30,7 +30,7 @@ STARTS = ("backbone", "scratch")
 SHAPE = ("depth", "num_classes", "width")
 """Fields in which the network equals the task's backbone."""
 LARGEST_THRESHOLD = 9.0
-"""Of thresholds that follow a moving target, whose exponential is a multiplier of `DualAscent`."""
+"""Largest threshold that follows a moving target; the exponential of the target is a multiplier of `DualAscent`."""
 
 
 class ActivationGatedNetwork:
@@ -106,7 +106,7 @@ def load_network(
 
 @dataclass(frozen=True)
 class ActivationGatingConfig(MethodConfig):
-    """What the methods of activation gating share.
+    """Options of the methods of activation gating.
 
     Raises:
         ValueError: an impossible number or name.
@@ -140,8 +140,8 @@ class ActivationGatingConfig(MethodConfig):
     quantizer: str = "pact_sawb_int8"
     """"pact_sawb_int8" (PACT clipping), "pact_sawb", "minmax", or "module:function"."""
     target: float | None = limited(None)
-    """Value to which thresholds are pulled; a higher one costs less. None adapts it until the mean cost meets the
-    budget."""
+    """Value to which thresholds are pulled; a higher target means a lower cost. None adapts it until the mean cost
+    meets the budget."""
     target_rate: float = limited(0.05, above=0)
     """Largest step of a moving target."""
     threshold: float = limited(0.0)
@@ -149,7 +149,7 @@ class ActivationGatingConfig(MethodConfig):
 
     @property
     def holds_budget(self) -> bool:
-        """Not with a fixed target."""
+        """False with a fixed target."""
         return self.target is None
 
     def __post_init__(self) -> None:

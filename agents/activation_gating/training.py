@@ -106,7 +106,7 @@ class _Learner:
 def train_network(
     config: ActivationGatingConfig, task: Task, recorder: Recorder, loader: str
 ) -> ActivationGatedNetwork:
-    """Train a network of the shape of the task's backbone, which stays as it is.
+    """Train a network of the shape of the task's backbone, which is not changed.
 
     Raises:
         ValueError: the gate does not fit the channels, the backbone does not fit as a start, or the budget is below

@@ -1,5 +1,5 @@
 """Training methods, one file each: `agents/methods/NAME.py` holds `Config` and `train(config, task, recorder)`, which
-returns a policy, or what measures itself.
+returns a policy or a `SelfMeasured` (see `agents.evaluation`).
 
 The command line, the comparison and the tests discover the files. `Config` is a frozen dataclass, derived from
 `agents.method_config.MethodConfig`, whose field docstrings become the command line's help. `train` reports to the

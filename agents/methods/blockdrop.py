@@ -6,8 +6,8 @@ against the reward of the most probable route (self-critical baseline, equation 
 those that are still closed run in full. The joint stage at the end adds cross-entropy and trains the backbone, too.
 
 Published: a coefficient of 1, power 2, and cost is the share of the blocks that run. With bitwidths it is block cost;
-the multiplier may be learned by dual ascent, and then wrong predictions are charged for their cost, too, as otherwise
-the budget would not bind them. The default power is 1 here: squared costs of bitwidths differ so much that the few
+the multiplier may be learned by dual ascent. Then incorrect predictions are charged for their cost, too; otherwise the
+budget would not constrain them. Here the default power is 1: squared costs differ so much between bitwidths that a few
 draws of the widest dominate all others.
 """
 
@@ -39,7 +39,7 @@ class Config(GateConfig):
     gate: str = "one_shot"
     """"one_shot", or any other gate."""
     gamma: float = limited(1.0, low=0)
-    """Penalty of a wrong prediction (published: 1)."""
+    """Penalty of an incorrect prediction (published: 1)."""
     cost_coef: float | None = limited(None, low=0)
     """Fixed cost coefficient (published: 1); None learns the multiplier at which the mean cost meets the budget."""
     power: float = limited(1.0, low=0)
@@ -58,15 +58,16 @@ class Config(GateConfig):
     """`gamma` in the joint stage (published: 5); None for the same."""
     joint_lr: float | None = limited(None, low=0)
     """First learning rate of gate and backbone in the joint stage, times the schedule's factor (published: 1e-4); None
-    for that of each."""
+    for `lr` and `backbone_lr`."""
 
     @property
     def holds_budget(self) -> bool:
-        """Not with a fixed coefficient."""
+        """False with a fixed coefficient."""
         return self.cost_coef is None
 
     def dual(self) -> DualAscent:
-        """The multiplier's dual ascent, which starts so that the budget costs 1, or at the fixed coefficient."""
+        """The multiplier's dual ascent, or the fixed coefficient. Its first value makes a cost equal to the budget
+        count 1."""
         first = self.budget**-self.power if self.cost_coef is None else self.cost_coef
         return DualAscent(self.budget, self.multiplier_lr, anneal=0.0, init=first)
 
@@ -107,7 +108,7 @@ PRESETS = {
 def rewards(
     correct: Tensor, cost: Tensor, multiplier: float, gamma: float, power: float = 2.0, charge_wrong: bool = False
 ) -> Tensor:
-    """[B] rewards for correct [B] (1 or 0) and cost [B]; `charge_wrong` charges wrong predictions, too."""
+    """[B] rewards for correct [B] (1 or 0) and cost [B]; `charge_wrong` charges incorrect predictions, too."""
     charge = multiplier * cost**power
     return torch.where(correct > 0, 1 - charge, -gamma - charge * charge_wrong)
 

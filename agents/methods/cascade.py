@@ -2,10 +2,10 @@
 
 IDK cascades (Wang et al., UAI 2018, arXiv 1706.00885) with a threshold on confidence, the margin between the two
 largest probabilities. Both stages are the same network, and an image that takes both pays for both. The ungated layers
-run twice then, which block cost does not count and total cost does.
+then run twice; total cost counts this, block cost does not.
 
-It is no policy of the MDP, in which every block is decided once, before there is a prediction. Its difference to
-`static` is what it is worth to see a prediction first.
+It is not a policy of the MDP, in which every block is decided once, before there is a prediction. Its difference to
+`static` is the gain from deciding after a first prediction.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ HIGHEST_BUDGET = 2.0
 
 @dataclass(frozen=True)
 class Config(DescentConfig):
-    """Two static allocations, and how confident a prediction must be to stand. `criterion` is that of the descent."""
+    """Two static allocations, and the confidence below which an image takes the second. `criterion` is that of the
+    descent."""
 
     family: ClassVar[str] = "allocations"
     role: ClassVar[str] = "second_inference"
     highest_budget: ClassVar[float] = HIGHEST_BUDGET
 
     search_split: str = "validation"
-    """Split of the images, "validation" or "train"; the network is overconfident on memorised images."""
+    """Split of the images, "validation" or "train"; on training images, which it has memorised, the network is
+    overconfident."""
 
 
 class Cascade:

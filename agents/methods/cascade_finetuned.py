@@ -13,7 +13,8 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class Config(FineTuningConfig):
-    """Two static allocations, cross-entropy on the routes of both, and how confident a prediction must be to stand."""
+    """Two static allocations, cross-entropy on both routes, and the confidence below which an image takes the
+    second."""
 
     role: ClassVar[str] = "second_inference"
     highest_budget: ClassVar[float] = HIGHEST_BUDGET
@@ -22,7 +23,7 @@ class Config(FineTuningConfig):
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> Cascade:
-    """Search, then fine-tune; as the weights change, so does the threshold."""
+    """Search, then fine-tune; the threshold is fitted again as the weights change."""
     actions, *_ = search_cascade(config, task)
 
     def cascade_now() -> Cascade:

@@ -1,15 +1,15 @@
 """Distillation: a gate imitates the routes of the per-image oracle, optionally followed by RL.
 
-The oracle (`agents.search.oracle`) finds routes of some training images. The cheapest good routes are bad targets: of
-very many routes one is correct by luck, a different one for each image, and no observation says which. So the target is
-the good route of least cost + loss_price * cross-entropy. The `loss_price` is chosen so that the mean cost of the
-targets meets the budget; images that still exceed it get the cheapest route of all. Along the target route, the gate's
-scores are trained by cross-entropy to predict the target's action at each block (behavioural cloning).
+The oracle (`agents.search.oracle`) finds routes of some training images. The cheapest good routes are bad targets:
+among very many routes some are correct by luck, different ones for each image, and no observation shows which. So the
+target is the good route of least cost + loss_price * cross-entropy. The `loss_price` is chosen so that the mean cost of
+the targets meets the budget; images that still exceed it get the cheapest route of all. Along the target route, the
+gate's scores are trained by cross-entropy to predict the target's action at each block (behavioural cloning).
 
-Argmax decisions of an unconfident gate do not cost what its targets cost. So, before each validation, a multiple of the
-actions' costs is subtracted from the scores. Bisection chooses it so that the mean cost of the gate's own routes meets
-the budget on held-out searched images: on imitated images the gate is more confident and spends less. As all blocks
-have the same costs, this correction goes into the bias of the gate's last layer.
+The greedy decisions of an unconfident gate do not cost as much as its targets. So, before each validation, a multiple
+of the actions' costs is subtracted from the scores. Bisection chooses it so that the mean cost of the gate's own routes
+meets the budget on held-out searched images: on imitated images the gate is more confident and spends less. As all
+blocks have the same costs, this correction goes into the bias of the gate's last layer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LOSS_PRICES = (1e-3, 5.0)
 """Bounds of `loss_price`, in costs of full execution for a nat."""
 LOSS_PRICE_BISECTIONS, BIAS_BISECTIONS = 8, 14
 HELD_OUT_SHARE = 5
-"""One in so many images is not imitated; the cost is corrected on these."""
+"""One in this many images is not imitated; the cost is corrected on these images."""
 LARGEST_SHIFT = 20.0
 """Largest change of the difference between the scores of the two cheapest actions."""
 
@@ -51,7 +51,7 @@ class Config(GateConfig):
     revision: ClassVar[int] = 1
 
     labels: bool = True
-    """Whether the oracle's routes predict the label; else, what full execution predicts."""
+    """Whether the oracle's routes have to predict the label; otherwise, the class that full execution predicts."""
     search: str = "beam"
     """"beam" search, "exact" enumeration (far slower with a `loss_price`), or "auto": exact where there are few
     routes."""
@@ -61,7 +61,7 @@ class Config(GateConfig):
     """Augmented training images whose routes are searched: four fifths are imitated, on the others the cost is
     corrected."""
     loss_price: float | None = limited(None, low=0)
-    """Cost that a nat of cross-entropy counts as in the choice of the routes; None for the one that meets the
+    """Cost to which a nat of cross-entropy is equivalent in the choice of routes; None for the value that meets the
     budget."""
     reinforce: float = limited(0.0, low=0, below=1)
     """Share of the images, at the end, for SkipNet's hybrid REINFORCE."""
@@ -152,7 +152,7 @@ def meet_budget(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -
     """Change the bias of the gate's last layer so that its routes on `images` [N, 3, H, W] cost `budget` on average.
 
     Raises:
-        ValueError: a gate of one's own whose score layers are not called as those here.
+        ValueError: a user's gate whose score layers have other names than `score` or `scores`.
     """
     biases = [layer.bias.view(-1, mdp.num_actions) for layer in score_layers(gate)]
     starts = [bias.detach().clone() for bias in biases]

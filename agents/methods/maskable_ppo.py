@@ -1,8 +1,8 @@
 """PPO with invalid actions masked (Huang and Ontanon 2022) by sb3-contrib, for hard budgets.
 
-The budget binds each image, not their mean: an action after which even the cheapest continuation would exceed it is
-masked, in training and in evaluation. So there is no multiplier, and the reward, by default `cross_entropy`, need not
-charge cost.
+The budget constrains each image, not their mean: an action after which even the cheapest continuation would exceed it
+is masked, in training and in evaluation. So there is no multiplier, and the reward, by default `cross_entropy`, need
+not charge cost.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 Every image of the split is searched for its cheapest route to the correct prediction (`agents.search.routes`). At a
 budget, images take these routes in ascending order of cost as long as the mean cost stays within it; all others take
-the cheapest route of all. With exact enumeration no choice of routes at that mean block cost, on the same backbone, has
-more correct predictions. Beam search ("auto" takes it beyond 20,000 routes) may miss cheaper routes, and so estimates
-that bound from below. The label-free oracle requires full execution's prediction in place of the label: it knows where
-computation changes nothing, but not what is correct.
+the cheapest route of all. With exact enumeration, no choice of routes at that mean block cost has more correct
+predictions on the same backbone. Beam search ("auto" uses it beyond 20,000 routes) may miss cheaper routes, so it
+underestimates that bound. The label-free oracle requires full execution's prediction in place of the label: it knows
+which images need little computation, but not what is correct.
 
 It reads the labels of the split that it is measured on (per-input oracles: arXiv 2402.04359) and chooses among A^L
-routes for each image, so it profits from luck too: it is a bound that no policy can reach.
+routes for each image, so it profits from luck, too. It is a bound that no policy can reach.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Config(AllBudgetsConfig):
     seeded: ClassVar[bool] = False
 
     labels: bool = True
-    """Whether a good route is one that predicts the label; else, one that predicts what full execution does."""
+    """Whether a good route has to predict the label; otherwise, the class that full execution predicts."""
     search: str = "auto"
     """"exact" enumeration, "beam" search, or "auto": exact where there are few routes."""
     beam: int = limited(8, low=1)

@@ -1,9 +1,9 @@
 """REINFORCE with several routes of each image, whose rewards are the baseline of one another.
 
 How well an image is classified depends more on the image than on its route, and a baseline on the policy's observations
-cannot know which images the network gets wrong. So every image takes several sampled routes, and the baseline of each
-route's reward is the mean of the image's other routes (leave-one-out: Kool, van Hoof & Welling 2019, "Buy 4 REINFORCE
-samples, get a baseline for free!"; RLOO: Ahmadian et al. 2024). What is left is the effect of the route.
+cannot tell which images the network misclassifies. So every image takes several sampled routes, and the baseline of
+each route's reward is the mean of the image's other routes (leave-one-out: Kool, van Hoof & Welling 2019, "Buy 4
+REINFORCE samples, get a baseline for free!"; RLOO: Ahmadian et al. 2024). The difference is the effect of the route.
 
 The reward of a prediction is the probability of the true class by default: the expected accuracy if the class were
 drawn. Costs count as in SkipNet's reward-to-go, times a multiplier found by dual ascent.
@@ -51,13 +51,13 @@ class Config(GateConfig, SearchConfig):
     multiplier_init: float = limited(3.0, low=0)
     """First multiplier of cost."""
     multiplier_lr: float = limited(0.1, above=0)
-    """Step size of the dual ascent that moves it until the mean cost meets the budget."""
+    """Step size of the multiplier's dual ascent, which moves it until the mean cost meets the budget."""
     multiplier_anneal: float = limited(0.1, low=0, high=1)
     """Share of training in which the target of dual ascent falls from the first cost to the budget."""
     ent_coef: float = limited(0.003, low=0)
     """First weight of the entropy bonus, a sum over an image's decisions."""
     ent_schedule: str = "linear"
-    """How it falls; "linear", to 0: decisions are greedy in the end."""
+    """Factor on it over training. "linear" lets it fall to 0, so that decisions are greedy in the end."""
     start_static: float = limited(0.9, low=0, below=1)
     """Probability of `static`'s action at each block in the untrained gate; 0 to start without `static`."""
 
@@ -90,7 +90,7 @@ def prefer(gate: nn.Module, allocation: Tensor, actions: int, probability: float
     """Bias a new gate's scores so that it takes each block's action of `allocation` [L] with the given probability, and
     the neighbouring bitwidths with almost all of the rest.
 
-    Larger deviations are not worth trying: a few draws of the widest bitwidth cost as much as the whole route.
+    Larger deviations do not pay: a few draws of the widest bitwidth cost as much as the whole route.
 
     Raises:
         ValueError: the gate scores all blocks by one layer.

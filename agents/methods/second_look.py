@@ -3,7 +3,7 @@
 Predictions are averaged over an image and its reflection (test-time augmentation: Krizhevsky et al., NIPS 2012, section
 4.1). As in `agents.methods.cascade`, the margin between the two largest probabilities decides which images get the
 second inference, and these cost twice as much. Where a reflection changes the class, as with digits, the image is moved
-by a pixel instead. Like the cascade it is no policy of the MDP.
+by a pixel instead. Like the cascade, it is not a policy of the MDP.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from dfs_env.task import Task
 
 @dataclass(frozen=True)
 class Config(CascadeConfig):
-    """One static allocation, and how confident a prediction must be to stand. `criterion` is that of the descent."""
+    """One static allocation, and the confidence below which an image gets a second inference. `criterion` is that of
+    the descent."""
 
 
 class SecondLook(Cascade):
@@ -96,8 +97,8 @@ def candidates(search: Search, budget: float) -> list[Allocation]:
 
 
 def search_second_look(config: DescentConfig, task: Task) -> tuple[Tensor, Choice, int]:
-    """The allocation [L] of the candidates that is best with a second look, the cascade that it makes, and how many
-    images were shown."""
+    """The candidate allocation [L] that is best with a second look, the cascade that it makes, and how many images were
+    run."""
     view = partial(other_view, mirror=task.dataset.flip)
     search, again = make_search(config, task), make_search(config, task, view)
     found: list[tuple[Choice, Allocation]] = []

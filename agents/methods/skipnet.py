@@ -40,30 +40,30 @@ class Config(GateConfig):
     alpha: float | None = limited(None, low=0)
     """Fixed cost coefficient (published: 0.1); None learns the multiplier at which the mean cost meets the budget."""
     multiplier_lr: float = limited(0.03, above=0)
-    """Step size of its dual ascent."""
+    """Step size of the multiplier's dual ascent."""
     multiplier_anneal: float = limited(0.1, low=0, high=1)
     """Share of training in which the target of dual ascent falls from the first cost to the budget."""
     rl_weight: float = limited(1.0, low=0)
     """Weight of the REINFORCE loss, a mean over the batch (published: 0.01, of a sum over the batch, in one optimizer
     with cross-entropy; here gate and backbone have their own optimizers)."""
     rl_lr: float | None = limited(None, low=0)
-    """First learning rate of gate and backbone in HRL, times the schedule's factor (published: 1e-4); None for that of
-    each."""
+    """First learning rate of gate and backbone in HRL, times the schedule's factor (published: 1e-4); None for `lr` and
+    `backbone_lr`."""
     rl_schedule: str = "linear"
-    """How they fall in HRL (published: "constant")."""
+    """Schedule of these learning rates in HRL (published: "constant")."""
     baseline: bool = False
     """Whether to subtract the batch's mean reward-to-go at each block."""
     ent_coef: float = limited(0.0, low=0)
     """First weight of an entropy bonus."""
     ent_schedule: str = "linear"
-    """How it falls over HRL; "linear", to 0: decisions are greedy in the end."""
+    """Factor on it over HRL. "linear" lets it fall to 0, so that decisions are greedy in the end."""
     supervised: bool = True
     """Whether the prediction is trained by cross-entropy. If not (pure RL), the class is drawn like any other action,
     the reward is 1 for the correct one, and REINFORCE alone trains gate and backbone."""
 
     @property
     def holds_budget(self) -> bool:
-        """Not with a fixed coefficient, and not in supervised pre-training, which knows no cost."""
+        """False with a fixed coefficient, and in supervised pre-training alone, which has no cost term."""
         return self.alpha is None and self.pretraining < 1
 
     def dual(self) -> DualAscent:

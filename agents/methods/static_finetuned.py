@@ -1,6 +1,6 @@
 """The best allocation that is the same for all images, and the backbone fine-tuned on it.
 
-A policy on a co-trained backbone must beat it: a backbone that specialises in one route gains, too.
+A policy on a co-trained backbone must beat it, because specialising the backbone in one route gains accuracy, too.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Config(MethodConfig):
     allocations: int = limited(8, low=1)
     """Allocations drawn per update."""
     batch_size: int = limited(32, low=1)
-    """Images on which each of them, and full execution, is tried; `num_images` counts each trial."""
+    """Images on which each allocation, and full execution, is evaluated; `num_images` counts each evaluation."""
     lr: float = limited(0.1, low=0)
     """Learning rate of the agent's preferences (Adam)."""
     reward_scale: float = limited(0.1, low=0)

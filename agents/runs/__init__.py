@@ -1,2 +1,2 @@
-"""From an experiment to result lines: what decides a run, how one is done and found again, and how many are planned and
-done side by side."""
+"""From an experiment to result lines: what identifies a run, how one is executed and found again, and how many are
+planned and executed in parallel."""

@@ -18,8 +18,8 @@ from backbone.data import data_folder
 from dfs_env.latency import LatencyTable, find_latency, load_latency
 
 VERSION = 4
-"""Raised when a change of the code changes what the same configuration gives with most methods; results of other
-versions are not reused. Where it is one method, `MethodConfig.revision`."""
+"""Increased when a change of the code changes the results of most methods; results of other versions are not reused. If
+it changes those of one method, increase its `MethodConfig.revision` instead."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class RunConfig:
     """Everything that decides a run."""
 
     method: str
-    """METHOD, or METHOD-PRESET; with the same options, the preset decides nothing."""
+    """METHOD, or METHOD-PRESET; runs with the same options are the same, whatever the preset."""
     config: MethodConfig
     """The method's own configuration."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What is learned on."""
     label: str = ""
-    """What tables and figures call it; by default the method. It decides nothing."""
+    """Its name in tables and figures, by default the method. It does not change the run."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.method)
@@ -102,7 +102,7 @@ class RunConfig:
         return {"method": method, "preset": preset, "label": self.label}
 
     def resolved(self) -> dict[str, Any]:
-        """The configuration as plain data: what decides the result, and so neither where files lie nor the device.
+        """The configuration as plain data: all that decides the result. File locations and the device are left out.
 
         Raises:
             FileNotFoundError: there is no backbone.
@@ -129,7 +129,7 @@ class RunConfig:
 
     @property
     def readable(self) -> str:
-        """What people call the run, such as ppo-budget0.05-seed0; others of the experiment may be called the same."""
+        """The readable part of the run's name, such as ppo-budget0.05-seed0; runs of one experiment may share it."""
         label = re.sub(r"[^\w.-]+", "_", self.label, flags=re.ASCII)[:60]
         return f"{label}-budget{self.config.budget:g}-seed{self.config.seed}"
 

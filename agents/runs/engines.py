@@ -1,7 +1,7 @@
 """Where runs are done: by worker processes on this machine, or by Ray (`agents.runs.ray_engine`).
 
-An engine does the same pure `agents.runs.run.run(config, root)` wherever it does it. Meanwhile it reports "started"
-runs, and training "image"s that learners have seen.
+Every engine executes the same pure function, `agents.runs.run.run(config, root)`. Meanwhile it reports "started" runs,
+and the training "image"s that learners have seen.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ from backbone.checkpoint import write_atomically
 WORKER_DIED = "the worker process died, perhaps for want of memory: run the same command again, with fewer --workers"
 
 Report = Callable[[str, int], None]
-"""Called with what there is more of, and how many."""
+"""Called with the kind of event, and how many more there are."""
 Ended = Generator[tuple[RunConfig, bool], None, None]
 """Each configuration as its run ends, with whether it succeeded. Closing it ends what runs, and begins no more."""
 Engine = Callable[[Sequence[RunConfig], Path, Report], Ended]
 """Does runs in a folder of runs, several at a time, in the order given. A run that fails leaves its traceback in
-`ERROR` in its own folder. An OSError says that nothing can be written any more: what runs then is ended."""
+`ERROR` in its own folder. An OSError means that nothing can be written any more; the runs that are at work are then
+ended."""
 
 
 def check_workers(workers: int) -> None:
-    """Make sure that there is at least one worker.
+    """Check that there is at least one worker.
 
     Raises:
         ValueError: there is none.
@@ -87,7 +88,8 @@ def attempt(config: RunConfig, root: Path, report: Report) -> bool:
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error means that, by Python's number or by the text of libraries that write files by themselves."""
+    """Whether an error says that the disk is full, by its number or by the text of libraries that write files
+    themselves."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
             return True
@@ -110,7 +112,7 @@ class Processes:
         check_workers(self.workers)
 
     def __call__(self, configs: Sequence[RunConfig], root: Path, report: Report) -> Ended:
-        """See `Engine`. Closing it kills the workers: what they were doing is resumed another time."""
+        """See `Engine`. Closing it kills the workers; their runs can be resumed later."""
         waiting, team = deque(configs), list[_Worker]()
         try:
             while waiting or team:

@@ -1,4 +1,4 @@
-"""Experiments: what is compared with what, over which budgets and seeds, in one small TOML file.
+"""Experiments: which variants are compared, at which budgets and with which seeds, in one TOML file.
 
     description = "PPO with the cost charged at each step, and at the end"
     budgets = [0.02, 0.05]
@@ -64,7 +64,7 @@ class Variant:
     method: str
     """METHOD, or METHOD-PRESET."""
     label: str = ""
-    """What tables and figures call it; by default the method."""
+    """Its name in tables and figures, by default the method."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the method by name, such as {"ent_coef": 0.02}."""
     budgets: tuple[float, ...] | None = None
@@ -102,15 +102,15 @@ class Experiment:
     variants: tuple[Variant, ...]
     """What is compared."""
     description: str = ""
-    """What for."""
+    """Purpose of the experiment."""
     budgets: tuple[float, ...] = (0.02, 0.03, 0.05)
     """Budgets, as fractions of full execution. Those above 1 are left out for methods that run each image once."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
     num_images: int | None = None
-    """Training images seen by each learner, unless a variant says otherwise; by default what the methods say."""
+    """Training images seen by each learner, unless a variant sets its own; None for the methods' defaults."""
     num_evals: int | None = None
-    """How often each learner is validated, likewise."""
+    """How often each learner is validated, unless a variant sets its own; None for the methods' defaults."""
     task: TaskConfig = field(default_factory=TaskConfig)
     """What is learned on."""
 
@@ -217,7 +217,7 @@ def _check_values(
         if values is not None and not values:
             raise ValueError(f"{who}: {what}s must not be empty")
         for value in _repeated(values or ()):
-            raise ValueError(f"{who}: {what} {value:g} is there twice; leave one out")
+            raise ValueError(f"{who}: {what} {value:g} is given twice; leave one out")
     for budget in budgets or ():
         try:
             check_budget(budget, highest_budget)

@@ -1,4 +1,5 @@
-"""Folders of runs: READABLE-IDENTITY from the first moment on, so that whatever follows the logs of a run keeps them.
+"""Folders of runs are called READABLE-IDENTITY from the start, so that a program that follows the logs need not be
+restarted.
 
 A run is finished exactly when its folder holds result.json, which is written last and atomically. It is found by its
 identity, whatever the readable part of the name: that begins with a label, and labels change.

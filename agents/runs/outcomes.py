@@ -1,4 +1,4 @@
-"""What came of each test image: its route, and how it was classified. Written once, next to the result line, and read
+"""The outcome of each test image: its route, and how it was classified. Written once, next to the result line, and read
 by the report."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def write_outcomes(folder: Path, test: Evaluation) -> None:
 
 
 def with_comment(content: bytes) -> bytes:
-    """An npz file with a checksum as the comment of its zip archive; as it is, if it has one."""
+    """An npz file with a checksum as the comment of its zip archive; unchanged if it has one already."""
     buffer = BytesIO(content)
     with zipfile.ZipFile(buffer, "a") as archive:
         if not archive.comment:

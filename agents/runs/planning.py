@@ -36,7 +36,7 @@ def _runs(variant: Variant, experiment: Experiment) -> list[RunConfig]:
     task = with_options(experiment.task, variant.task, f"task of variant {variant.label!r}")
     seeds, budgets = variant.seeds or experiment.seeds, sorted(experiment.budgets_of(variant))
     if not budgets:
-        raise ValueError(f"variant {variant.label!r} has no budget: it can be given none above {base.highest_budget:g}")
+        raise ValueError(f"variant {variant.label!r} has no budget: give it one of at most {base.highest_budget:g}")
     if base.serves_many_budgets:
         at_all: dict[str, Any] = {"eval_budgets": tuple(budgets)}
         base, budgets = replace(base, **at_all), [budgets[len(budgets) // 2]]

@@ -85,7 +85,7 @@ def _outcome(reference: Any, config: RunConfig, root: Path) -> bool:
         return False
     if ok and not (root / config.name / RESULT).is_file():
         raise FileNotFoundError(
-            f"{config.name} was done on a machine that does not share {root.resolve()} with this one: give an --output "
+            f"{config.name} ran on a machine that does not share {root.resolve()} with this one: give an --output "
             "that all machines of the cluster see under this path"
         )
     return ok
@@ -118,10 +118,10 @@ def _connected(engine: Ray) -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Make sure that somebody listens there: Ray itself waits for long, and may end the process.
+    """Check that a cluster listens there: Ray itself waits for long, and may end the process.
 
     Raises:
-        ConnectionError: nobody does.
+        ConnectionError: none does.
         ValueError: not an address.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")

@@ -9,8 +9,8 @@ from typing import Any
 from backbone.checksums import checked_json, json_with_checksum
 
 Line = Mapping[str, Any]
-"""What a finished run leaves behind. "method" is METHOD, "preset" the preset or "", "label" what tables call it; "role"
-see `MethodConfig.role`; "cotrained" is whether the backbone was trained, too. "cost", "total_cost" and "budget" are
+"""The result of a finished run. "method" is METHOD, "preset" the preset or "", "label" its name in tables. For "role"
+see `MethodConfig.role`; "cotrained" says whether the backbone was trained, too. "cost", "total_cost" and "budget" are
 fractions of full execution, "accuracy" one of the test images."""
 
 EXPERIMENT = "experiment.toml"
@@ -54,7 +54,7 @@ def read_line(file: Path) -> dict[str, Any]:
 
 
 def line_text(line: Line) -> str:
-    """A result line as it is kept: JSON with a checksum, and the end of the line."""
+    """A result line as it is written: JSON with a checksum, and the end of the line."""
     return json_with_checksum(line) + "\n"
 
 

@@ -47,8 +47,8 @@ def run(
     Args:
         config: what to run.
         root: folder of runs.
-        progress: called with the training images seen since the last call; first, if a killed run resumes, with those
-            before its checkpoint.
+        progress: called with the training images seen since the last call. If a killed run resumes, the first call
+            counts those before its checkpoint.
         resume: whether to resume from the checkpoint of a killed run of the same configuration, or start anew.
 
     Returns:
@@ -56,8 +56,8 @@ def run(
 
     Raises:
         TrainingDivergedError: the best policy before that is kept in the run's folder.
-        ValueError: among others, a checkpoint that is damaged, another process that is at this run, or user code that
-            has changed since the configuration was planned.
+        ValueError: among others, a damaged checkpoint, another process that executes this run, or user code that has
+            changed since the run was planned.
     """
     if replace(config).identity != config.identity:  # that of a configuration is of the time when it was planned
         raise ValueError(
@@ -155,7 +155,7 @@ def _hyper_parameters(result: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 
 def _check_reachable(config: MethodConfig, task: Task) -> None:
-    """Make sure that a method that aims at its budget can meet it.
+    """Check that a method that aims at its budget can meet it.
 
     Raises:
         ValueError: even the cheapest route costs more.

@@ -81,7 +81,7 @@ def _shipped(identity: str, folder: Path) -> str:
     """The shipped backbone that a run in `folder` was made with, which may be one of an earlier version."""
     found = next((file for file in sorted(SHIPPED.rglob("*.safetensors")) if identity_of(file) == identity), None)
     if not found:
-        raise ValueError(f"{folder} was made with another backbone than the one that is found now; name it again")
+        raise ValueError(f"{folder} was made with another backbone ({identity}) than is found now: put that file back")
     return str(found)
 
 

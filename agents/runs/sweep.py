@@ -91,7 +91,7 @@ def finished(configs: Sequence[RunConfig], root: Path) -> dict[str, dict[str, An
     folders, alone = finished_folders(root), _lines_by_identity(root)
     if stray := alone.keys() - folders.keys() - {config.identity for config in configs}:
         raise ValueError(
-            f"{root / RESULTS} has the only record of {len(stray)} runs that this experiment does not have: choose "
+            f"{root / RESULTS} has the only record of {len(stray)} runs that are not in this experiment: choose "
             "another --output, or move that file away"
         )
     lines = {each.name: {**alone[each.identity], **each.names} for each in configs if each.identity in alone}
@@ -117,7 +117,7 @@ def _check_version(root: Path) -> None:
             continue  # damaged, which is an error where it is used
         if version != VERSION:
             raise ValueError(
-                f"{root} holds results of version {version}, this is version {VERSION}, and the same options give "
-                "other numbers: choose another folder with --output, or delete that one; to report or evaluate what it "
-                f"holds, python -m scripts.convert {root}"
+                f"{root} holds results of version {version}, but this is version {VERSION}, with other results for "
+                "the same options: choose another folder with --output, or delete that one; to report or evaluate its "
+                f"runs, python -m scripts.convert {root}"
             )

@@ -2,7 +2,7 @@
 
 The source is that of the module and of every module that it imports, directly or not, but for the standard library,
 installed packages (other than one that is named itself), this project and what it is built on. Imports are found by
-their statements, without running anything; what is imported by other means, and data files, are not seen.
+their statements, without running anything; data files, and modules imported by other means, are not included.
 """
 
 from __future__ import annotations

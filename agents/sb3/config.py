@@ -27,7 +27,7 @@ from dfs_env.rewards import Shaped, cost_coef_is_open, is_budgeted, make_reward,
 
 @dataclass(frozen=True)
 class SB3Config(MethodConfig):
-    """What every method by Stable-Baselines3 has.
+    """Options of every method by Stable-Baselines3.
 
     Raises:
         ValueError: a setting in `sb3` that the algorithm does not have, an unknown reward or schedule, a budget that
@@ -42,7 +42,7 @@ class SB3Config(MethodConfig):
     policy: ClassVar[Any] = "MlpPolicy"
     """The constructor's first argument."""
     policy_kwargs: ClassVar[dict[str, Any]] = {}
-    """How the policy differs from SB3's default; `sb3` overrides it key by key."""
+    """Arguments of SB3's policy; `sb3` overrides them key by key."""
     hard_budget: ClassVar[bool] = False
     """Whether the environment refuses actions that would exceed the budget."""
 
@@ -152,7 +152,7 @@ class LagrangianConfig(SB3Config):
 
     @property
     def holds_budget(self) -> bool:
-        """Not with a fixed coefficient, nor with a reward that knows no budget."""
+        """False with a fixed coefficient, or with a reward that does not read the budget."""
         return self.is_lagrangian or (self.cost_coef is None and is_budgeted(self.reward))
 
     @property

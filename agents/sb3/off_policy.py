@@ -19,10 +19,10 @@ Array = np.ndarray[Any, Any]
 class LagrangianReplayBuffer(NStepReplayBuffer):
     """A replay buffer whose rewards follow the multiplier of cost.
 
-    Dual ascent moves the multiplier while old decisions are replayed, and a Q function fitted to the rewards of many
-    multipliers is right for none of them. So the buffer keeps what `SB3VecEnv` reports of each decision: its cost
-    component at a multiplier of 1, and the rest of its reward. `relabel` computes their sum again. The dynamics do not
-    depend on the multiplier, so the decisions stay valid; only a co-trained backbone slowly makes them stale.
+    Dual ascent moves the multiplier while old decisions are replayed. A Q function fitted to the rewards of many
+    multipliers would be correct for none of them. So the buffer keeps what `SB3VecEnv` reports of each decision: its
+    cost component at a multiplier of 1, and the rest of its reward. `relabel` computes their sum again. The dynamics do
+    not depend on the multiplier, so the decisions stay valid; only a co-trained backbone slowly makes them stale.
 
     With `n_steps` of 1 and no multiplier it samples what SB3's `ReplayBuffer` samples.
     """

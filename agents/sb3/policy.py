@@ -100,7 +100,7 @@ def _class_named(name: Any, base: type, file: object, trusted: bool) -> type:
         check_own("class", name, file, trusted)
     found = resolve("class", name, {})
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{file} names {name!r}, which is no {base.__name__}")
+        raise ValueError(f"{file} names {name!r}, which is not a subclass of {base.__name__}")
     return found
 
 
@@ -219,7 +219,7 @@ class SB3Policy:
         """The policy that `save` wrote.
 
         Raises:
-            ValueError: the description is of no policy, or of one that does not fit the MDP, or it names classes of
+            ValueError: the description is not of a policy, the policy does not fit the MDP, or it names classes of
                 code that is not trusted.
         """
         return cls.fitting(_policy_of(tensors, about, file, trusted), mdp, file, about)

@@ -26,7 +26,7 @@ States = tuple[Tensor, Tensor]
 
 
 def check_aligned(batch_size: int, num_layers: int) -> None:
-    """Make sure that a minibatch holds whole episodes.
+    """Check that a minibatch holds whole episodes.
 
     Raises:
         ValueError: it does not.

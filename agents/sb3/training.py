@@ -43,7 +43,7 @@ MODEL_STATE = (
 
 
 class Learning:
-    """What changes in a model of Stable-Baselines3 while it learns, as it is between two rollouts. Rollout buffers are
+    """What changes in a model of Stable-Baselines3 while it learns, saved between two rollouts. Rollout buffers are
     empty then; a replay buffer is included."""
 
     def __init__(self, model: Any) -> None:

@@ -54,8 +54,8 @@ class SB3VecEnv(VecEnv):
         """Without the wrappers."""
         self.wrapped = env
         self.multiplier: float | Array | None = None
-        """Factor on the component `cost` of the reward, a number or [N], which a Lagrangian learner moves; None leaves
-        rewards as they are."""
+        """Factor on the component `cost` of the reward, a number or [N], which a Lagrangian learner moves; None for no
+        factor."""
         self.render_mode = env.render_mode
         self._returns = np.zeros(env.num_envs)
         self._components: dict[str, Array] = {}

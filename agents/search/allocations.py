@@ -34,15 +34,15 @@ Change = tuple[int, int]
 
 @dataclass(frozen=True)
 class DescentConfig(MethodConfig):
-    """What the methods that compare allocations share."""
+    """Options of the methods that compare allocations."""
 
     revision: ClassVar[int] = 2
 
     search_images: int = limited(512, low=1)
-    """Images on which allocations are compared; each trial of an allocation shows them all."""
+    """Images on which allocations are compared; each allocation that is tried runs on all of them."""
     search_split: str = "train"
-    """Their split: "train", or "validation" where the backbone has memorised the training images, on which it needs
-    fewer blocks."""
+    """Their split: "train" or "validation". A backbone that has memorised its training images needs fewer blocks on
+    these; use "validation" then."""
     criterion: str = "log_probability"
     """Reward of a prediction: "log_probability" (minus cross-entropy), "probability" of the true class, which a few
     confident errors do not dominate, or "correct" (1 or 0)."""
@@ -57,11 +57,11 @@ class DescentConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class SearchConfig(DescentConfig):
-    """What the methods that search the best allocation share."""
+    """Options of the methods that search the best allocation."""
 
     exchanges: int = limited(24, low=0)
-    """Exchanges that are tried in one round, the most promising first; the search of a budget ends when none of them
-    lowers the loss."""
+    """Exchanges tried in one round, the most promising first. The search at a budget ends when none of them lowers the
+    loss."""
 
 
 def with_changes(allocation: Allocation, *changes: Change) -> Allocation:

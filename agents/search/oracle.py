@@ -1,7 +1,7 @@
 """Per-image oracles: the cheapest route on which each image gets a given prediction, and what these routes reach.
 
-An oracle finds by trial what a policy decides from observations, so it bounds what policies can reach on the same
-frozen backbone (per-input oracles: arXiv 2402.04359, there for early exits and model choice, here for routes). The
+An oracle finds routes by trial, where a policy decides from observations. So it bounds what policies can reach on the
+same frozen backbone (per-input oracles: arXiv 2402.04359, there for early exits and model choice, here for routes). The
 given prediction is the image's label (*label-aware*), or what full execution predicts (*label-free*).
 """
 
@@ -34,14 +34,14 @@ class RouteSearch:
     """
 
     labels: bool = True
-    """Whether a route has to predict the label; else, what full execution predicts."""
+    """Whether a route has to predict the label; otherwise, the class that full execution predicts."""
     search: str = "auto"
     """"exact" enumeration, "beam" search, or "auto": exact where an image has at most `MAX_ROUTES` routes."""
     beam: int = 8
     """Partial routes of an image that beam search keeps at each block."""
     loss_price: float = 0.0
-    """Cost that a nat of cross-entropy counts as, so that a more confident good route may cost more. The bound has 0;
-    routes to learn from are better with more, as the cheapest good ones owe much to luck."""
+    """Cost to which a nat of cross-entropy is equivalent, so that a more confident good route may cost more. The bound
+    has 0. Routes to learn from need more than 0, because the cheapest good routes are often correct by luck."""
 
     def __post_init__(self) -> None:
         if self.search not in ("auto", "exact", "beam"):

@@ -51,8 +51,8 @@ class Best:
         """[N] cost of the route plus that of its loss; NO_ROUTE where none is known to predict the target."""
 
     def offer(self, image: Tensor, routes: Tensor, logits: Tensor) -> None:
-        """Keep those of the routes [P, L] of images [P] whose logits [P, K] predict the target and whose objective is
-        below the best known; the first of several equal ones."""
+        """Keep, of the routes [P, L] of images [P], those whose logits [P, K] predict the target at an objective below
+        the best known; of several equal ones, the first."""
         objective = self.costs.gather(1, routes.T).sum(0)
         if self.loss_price:
             loss = F.cross_entropy(logits, self.targets[image], reduction="none")
@@ -126,7 +126,7 @@ def _constants(mdp: BlockMDP, start: State, labels: Tensor | None, loss_price: f
 
 
 def _complete(mdp: BlockMDP, state: State, routes: Tensor) -> Tensor:
-    """Logits [P, K] of states that continue along routes [P, L]. The states stay as they are."""
+    """Logits [P, K] of states that continue along routes [P, L]. The states are not changed."""
     ours = False  # whether the features are in this function's own memory
     for layer in range(state.layer, mdp.num_layers):
         skipped = not any(mdp.bitwidths[action] for action in set(routes[:, layer].tolist()))
@@ -160,7 +160,8 @@ def _search_beam(mdp: BlockMDP, partial: _Partial, best: Best, beam: int) -> Non
 
 
 def _most_promising(partial: _Partial, loss: Tensor, beam: int) -> Tensor:
-    """Rows of each image's `beam` partial routes that the fewest of its others equal or beat in cost and loss [P]."""
+    """Rows of each image's `beam` least dominated partial routes: those that the fewest others equal or beat in both
+    cost and loss [P]."""
     counts = partial.image.bincount()
     column = torch.arange(len(loss), device=loss.device) - (counts.cumsum(0) - counts)[partial.image]
     costs = _table(partial.image, column, partial.cost, NO_ROUTE)

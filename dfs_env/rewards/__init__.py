@@ -5,20 +5,20 @@ reward is their sum. The environment shows every component in `info` as `reward_
 (`reward="skipnet"`), by name with parameters (`reward={"name": "skipnet", "alpha": 0.01}`, or in one string
 `reward="skipnet(alpha=0.01)"`), as "module:function", with parameters or without, or pass the function itself.
 
-Rewards that charge cost have a parameter `cost_coef`: their component `cost` is proportional to it. An environment
-takes it as an argument, in the reward's own parameters, or later (`env.unwrapped.cost_coef = 3.0`), and refuses a
-reward that needs it and is given none. A Lagrangian learner (`agents.lagrangian`) gives 1, and multiplies the component
-by its multiplier. The decorator `budgeted` declares that a reward of one's own reads the budget: policies that learn
-from it are then selected within their budget.
+Rewards that charge cost have a parameter `cost_coef`: their component `cost` is proportional to it. Give it to the
+environment as an argument, in the reward's own parameters, or later (`env.unwrapped.cost_coef = 3.0`). A reward that
+needs it and has none raises an error. A Lagrangian learner (`agents.lagrangian`) gives 1, and multiplies the component
+by its multiplier. The decorator `budgeted` declares that a user's reward reads the budget: policies that learn from it
+are then selected within their budget.
 
-A reward that is chosen by name also has these parameters, unless it has one of that name itself:
+A reward that is chosen by name also has these parameters, unless its function has a parameter of that name:
 
 - `placement`: when the components are paid; their sum over an episode is the same. "step" (default): as the reward
   itself has it. "terminal": with the last decision, so that every decision's return is the whole total.
-  "reward_to_go": what the end will charge, such as an exceeded budget, is charged to the decision that causes it, so
-  that a decision's return is free of what earlier decisions were charged.
-- `normalize`: "blocks" (default): every block has the same weight, the block cost. "macs": blocks weigh as their
-  multiply-accumulates do.
+  "reward_to_go": what the end will charge, such as an exceeded budget, is charged to the decision that causes it. Then
+  a decision's return does not include charges for earlier decisions.
+- `normalize`: "blocks" (default): every block has the same weight, the block cost. "macs": blocks are weighted by their
+  multiply-accumulates.
 - `potential`, `shaping_weight`, `shaping_gamma`: potential-based shaping (see `dfs_env.rewards.shaping`), as the
   component `shaping`. The potential is "position", "spent", "confidence", or "module:function".
 

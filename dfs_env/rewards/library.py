@@ -56,7 +56,7 @@ def probability_minus_cost(t: Transition, cost_coef: float) -> Components:
 def accuracy_within_budget(t: Transition, penalty: float = 10.0) -> Components:
     """1 for a correct prediction, minus `penalty` times the excess of the image's own cost over its budget.
 
-    It binds every image, so a policy that learns from it spends less than the budget on average.
+    It constrains every image, so a policy that learns from it spends less than the budget on average.
     """
     overspent = (t.cost - t.budget).clamp_min(0) * t.done
     return {"accuracy": t.correct, "overspent": -penalty * overspent}
@@ -66,7 +66,7 @@ def skipnet(t: Transition, alpha: float = 0.1) -> Components:
     """SkipNet's reward (Wang et al. 2018, section 3.3): minus cross-entropy, plus alpha / L for the saved share of each
     block.
 
-    A block that is skipped saves all of its share, one at fewer bits 1 - (bits / widest)**2 of it.
+    A skipped block saves its whole share 1 / L; a block at fewer bits saves 1 - (bits / widest)**2 of it.
     """
     assert t.full_step_cost is not None
     return {"loss": -t.loss, "saving": alpha * (t.full_step_cost - t.step_cost)}
@@ -86,7 +86,7 @@ def dfs(t: Transition, cost_coef: float = 0.045) -> Components:
 
 def blockdrop(t: Transition, gamma: float = 1.0, cost_coef: float = 1.0) -> Components:
     """BlockDrop's reward (Wu et al. 2018, section 3.2, equation 2): 1 - cost_coef * cost**2 for a correct prediction,
-    -gamma for a wrong one, whose cost is not charged.
+    -gamma for an incorrect one, whose cost is not charged.
 
     There, the cost is the share of blocks that are used, and the coefficient is 1.
     """

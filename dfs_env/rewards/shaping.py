@@ -41,8 +41,8 @@ POTENTIALS: dict[str, Potential] = {function.__name__: function for function in 
 class Shaped(RewardWrapper):
     """Adds weight * (gamma * potential(next state) - potential(state)) as the component `shaping`.
 
-    The potential of the end is 0, as it must be where episodes are finite (Grzes 2017). So the component's return with
-    discount `gamma` is minus the potential of the first state: no decision changes it, and the best policy is the same.
+    The potential of the end is 0, as finite episodes require (Grzes 2017). So the component's return with discount
+    `gamma` is minus the potential of the first state. No decision changes it, so the optimal policy stays the same.
     """
 
     def __init__(self, inner: Reward, potential: Potential, weight: float = 1.0, gamma: float = 1.0) -> None:
@@ -55,7 +55,7 @@ class Shaped(RewardWrapper):
             task.ensure_confidence()
 
     def begin(self, mdp: BlockMDP, state: State) -> None:
-        """Look at the first state."""
+        """Remember the potential of the first state."""
         self._before = self.potential(mdp, state)  # now, for the features may be overwritten by the next decision
 
     def __call__(self, t: Transition) -> Components:

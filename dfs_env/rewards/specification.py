@@ -90,7 +90,7 @@ def set_cost_coef(reward: Reward, cost_coef: float) -> None:
 
 
 def cost_coef_is_open(spec: RewardSpec) -> bool:
-    """Whether the reward has a cost coefficient that `spec` does not give: one that a learner may find.
+    """Whether the reward has a cost coefficient that `spec` leaves open, so that a learner may adapt it.
 
     Raises as `make_reward`, except for a missing coefficient.
     """
@@ -127,7 +127,7 @@ def _checked(cost_coef: Any) -> float:
 
 
 def _described(spec: RewardSpec) -> tuple[str, Callable[..., Components], dict[str, Any], dict[str, Any]]:
-    """Name, function, its own parameters as far as they are given, and those of `COMMON_PARAMETERS`."""
+    """Name, function, the given parameters of its own, and those of `COMMON_PARAMETERS`."""
     if callable(spec):
         return getattr(spec, "__name__", repr(spec)), spec, {}, COMMON_PARAMETERS
     if isinstance(spec, str):

@@ -26,7 +26,7 @@ class Transition:
     done: bool
     """Whether that was the last block. Episodes run in lockstep, so it is true of all images or of none."""
     correct: Tensor
-    """[B] 1 where the network's prediction is correct, 0 where it is wrong and before the end."""
+    """[B] 1 where the network's prediction is correct, 0 where it is incorrect, and 0 before the end."""
     loss: Tensor
     """[B] cross-entropy of the prediction in nats; 0 before the end."""
     num_layers: int

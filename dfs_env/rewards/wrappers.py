@@ -20,17 +20,17 @@ PLACEMENTS = ("step", "terminal", "reward_to_go")
 
 
 class RewardWrapper:
-    """A reward around another one. It remembers the current episodes, so every environment needs one of its own, which
-    `make_reward` copies."""
+    """A reward around another one. It remembers the current episodes, so every environment needs its own copy, which
+    `make_reward` makes."""
 
     def __init__(self, inner: Reward) -> None:
         self.inner = inner
 
     def prepare(self, task: Task) -> None:
-        """Get ready for a task, once; the inner reward is told, too."""
+        """Prepare for a task, once; this prepares the inner reward, too."""
 
     def begin(self, mdp: BlockMDP, state: State) -> None:
-        """New episodes begin in `state`; the inner reward is told, too."""
+        """Begin new episodes in `state`; the inner reward does, too."""
 
     def __call__(self, t: Transition) -> Components:
         """The components of one decision."""
@@ -38,7 +38,7 @@ class RewardWrapper:
 
 
 def nested(reward: Reward) -> Iterator[Reward]:
-    """The reward, what it is a wrapper around, and so on to the innermost."""
+    """The reward, the one that it wraps, and so on to the innermost."""
     yield reward
     while isinstance(reward, RewardWrapper):
         reward = reward.inner
@@ -46,14 +46,14 @@ def nested(reward: Reward) -> Iterator[Reward]:
 
 
 def prepare(reward: Reward, task: Task) -> None:
-    """Tell a reward's wrappers its task."""
+    """Prepare a reward's wrappers for a task."""
     for each in nested(reward):
         if isinstance(each, RewardWrapper):
             each.prepare(task)
 
 
 def begin(reward: Reward, mdp: BlockMDP, state: State) -> None:
-    """Tell a reward's wrappers that new episodes begin in `state`."""
+    """Begin new episodes in `state` in a reward's wrappers."""
     for each in nested(reward):
         if isinstance(each, RewardWrapper):
             each.begin(mdp, state)
@@ -66,18 +66,18 @@ def mdp_and_state(t: Transition) -> tuple[BlockMDP, State]:
         ValueError: the transition was made by hand, without them.
     """
     if t.mdp is None or t.state is None:
-        raise ValueError("this reward looks at the network: it needs a transition with its MDP and state")
+        raise ValueError("this reward runs the network: give the transition its `mdp` and `state`")
     return t.mdp, t.state
 
 
 class CostByMacs(RewardWrapper):
-    """`normalize="macs"`: blocks weigh as their multiply-accumulates do; cost is still 1 at full execution.
+    """`normalize="macs"`: blocks are weighted by their multiply-accumulates; full execution still costs 1.
 
     Observations, hard budgets and a learner's dual ascent keep the block cost.
     """
 
     def begin(self, mdp: BlockMDP, state: State) -> None:
-        """Nothing is spent yet."""
+        """Begin new episodes, with nothing spent yet."""
         self._spent = torch.zeros_like(state.cost)
 
     def __call__(self, t: Transition) -> Components:
@@ -95,7 +95,7 @@ class PaidAtTheEnd(RewardWrapper):
     every decision on is the whole total."""
 
     def begin(self, mdp: BlockMDP, state: State) -> None:
-        """Nothing is held back yet."""
+        """Begin new episodes, with nothing held back yet."""
         self._held: Components = {}
 
     def __call__(self, t: Transition) -> Components:
@@ -111,11 +111,11 @@ class PaidWhenKnown(RewardWrapper):
     After each decision, the reward is asked what it would still pay if the episode ended there with a correct and
     certain prediction. The change of that by the decision is paid with it, and taken off the last payment. So the
     return from a decision on is SkipNet's reward-to-go r_i (Wang et al. 2018, section 3.3), without what earlier
-    decisions were charged. Rewards that charge all costs step by step are left as they are.
+    decisions were charged. Rewards that charge all costs step by step do not change.
     """
 
     def begin(self, mdp: BlockMDP, state: State) -> None:
-        """Nothing is known yet."""
+        """Begin new episodes, with nothing charged yet."""
         self._first: Components = {}
         self._known: Components = {}
 

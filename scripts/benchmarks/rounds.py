@@ -25,7 +25,7 @@ ENGINES = {FLOAT_PATH: "float", INTEGER_KERNELS: "auto"}
 
 
 def check_counts(options: object, *names: str) -> None:
-    """Make sure that these options are at least 1."""
+    """Check that these options are at least 1."""
     for name in names:
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")

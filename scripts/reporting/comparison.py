@@ -1,4 +1,4 @@
-"""What a report is about: the result lines of one network, a summary of each method at each budget, and who is best."""
+"""The data of a report: the result lines of one network, a summary of each method at each budget, and the ranking."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from scripts.reporting.stats import BETTER, UNKNOWN, BaselineCurve, Estimate, Sa
 NOT_LEARNED = ("baseline", "bound")
 """Roles of methods that learn no decisions."""
 BASELINES = ("static", "constant")
-"""What methods are compared with: the first of these that was run."""
+"""The default baseline: the first of these methods that was run."""
 FINETUNED = "static_finetuned"
-"""What methods that train the backbone are compared with, if it was run: fine-tuning alone gains accuracy."""
+"""The baseline of methods that train the backbone, if it was run, because fine-tuning alone gains accuracy."""
 BUDGET_TOLERANCE = 1.05
 """A run has missed its budget if it costs more than this multiple of it on the test images: policies that meet it on
 validation images are a few per cent off."""

@@ -60,7 +60,7 @@ class Page:
         self.parts.append((f"<ul>{items}</ul>", "\n".join(f"- {escaped(each)}" for each in words)))
 
     def code(self, text: str) -> None:
-        """Add text as it is."""
+        """Add preformatted text."""
         self.parts.append((f"<pre>{escape(text)}</pre>", f"```\n{text.strip()}\n```"))
 
     def table(self, table: Table) -> None:

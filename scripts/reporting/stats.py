@@ -28,7 +28,7 @@ COST_ROUNDING = 1e-6
 """Costs are sums of float32 numbers: a smaller difference is none."""
 MAX_COST_RATIO = 4.0
 """A baseline is interpolated between two points whose costs differ by at most this factor: across a wider gap, a
-straight line lies far below a concave front and flatters what is compared with it."""
+straight line lies far below a concave front, which favours what is compared with it."""
 
 BETTER, WORSE = "significantly better", "significantly worse"
 NO_DIFFERENCE, NO_INTERVAL = "no significant difference", "no interval"

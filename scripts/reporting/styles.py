@@ -1,4 +1,4 @@
-"""How methods look: one colour for each method in every figure, one marker for each of its presets."""
+"""Styles of methods in figures: one colour for each method, one marker for each of its presets."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def test_one_search_of_a_split_serves_all_budgets_and_another_split_or_other_dec
 
 
 def test_states_stay_as_they_are_while_routes_are_completed_from_them():
-    """The second block of each stage skips as it is."""
+    """Skipping the second block of each stage is the identity."""
     task = make_task(depth=14, width=4, checkpoint="random", ungated_blocks=1)
     later = task.mdp
     images = task.dataset.normalize(task.dataset.test.images[:4])

@@ -291,8 +291,8 @@ def test_a_policy_of_one_budget_reports_that_alone(tiny_data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.02, 0.03, 0.05])
 def test_lagrangian_ppo_holds_its_budget_on_the_demo_data(budget, tmp_path):
-    """None is 5 % above it, and as a mean over seeds they are at most 8 % below: what is kept is the best of those that
-    are not above, and the multiplier swings."""
+    """None is 5 % above it, and as a mean over seeds they are at most 8 % below: the kept policy is the best of those
+    that are not above, and the multiplier swings."""
     config = dataclasses.replace(default_config("ppo-lagrangian"), budget=budget, num_images=24_000)
     runs = [RunConfig("ppo-lagrangian", dataclasses.replace(config, seed=seed)) for seed in range(3)]
     costs = [run(each, tmp_path)["cost"] for each in runs]

@@ -1,4 +1,4 @@
-"""Every method: trains, repeats exactly, is loaded again; and learns on a problem with a known answer."""
+"""Every method: trains, repeats exactly, is loaded again; and learns on a problem with a known solution."""
 
 import copy
 import csv

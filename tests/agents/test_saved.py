@@ -125,7 +125,7 @@ FUNCTIONS = ["os:system", "torch:save", "torch.nn:Module.x", "torch:nn", "x", 3,
     ids=str,
 )
 def test_a_saved_policy_that_calls_functions_or_does_not_fit_is_refused_by_name(about, saved, mdp, tmp_path):
-    load_policy(saved, mdp)  # as it is, it fits
+    load_policy(saved, mdp)  # unchanged, it fits
     tensors, before = load_tensors(saved / FILE)
     kwargs = about.get("policy_kwargs")
     if isinstance(kwargs, dict):

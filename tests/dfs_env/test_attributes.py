@@ -1,4 +1,4 @@
-"""What may be set on an environment that is made, on every variant and by every way of Gymnasium and SB3."""
+"""What may be set on an existing environment, on every variant and by every way of Gymnasium and SB3."""
 
 import gymnasium as gym
 import numpy as np

@@ -1,4 +1,4 @@
-"""Potential-based shaping leaves the optimal policy as it is, other shaping does not; and the confidence heads."""
+"""Potential-based shaping does not change the optimal policy, other shaping does; and the confidence heads."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""An interrupt ends a command in one line, which says what is kept; the same command resumes there, and says so."""
+"""An interrupt ends a command with one line, which says what is saved; the same command resumes, and says so."""
 
 import os
 import re
