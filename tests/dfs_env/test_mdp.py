@@ -235,7 +235,7 @@ def test_calibrated_observations_have_mean_zero_and_deviation_one(backbone, data
 
 def test_terminal_states_take_no_decision_and_others_give_no_logits(mdp, images):
     state = mdp.initial(images)
-    with pytest.raises(ValueError, match="3 .*undecided"):
+    with pytest.raises(ValueError, match=r"3 .*undecided"):
         mdp.logits(state)
     for _ in range(3):
         assert not mdp.terminal(state)
