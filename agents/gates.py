@@ -191,7 +191,7 @@ def score_layers(gate: nn.Module) -> list[nn.Linear]:
     """The linear layers whose outputs are a gate's scores.
 
     Raises:
-        ValueError: a gate of one's own whose `score` or `scores` are no such layers.
+        ValueError: a user's gate whose `score` or `scores` are no such layers.
     """
     found: Any = getattr(gate, "scores", None) or [getattr(gate, "score", None)]
     if any(not isinstance(layer, nn.Linear) or layer.bias is None for layer in found):

@@ -1,4 +1,4 @@
-"""A training loop of one's own resumes exactly if what changes in it is registered, and is refused by name if not."""
+"""A user's training loop resumes exactly if what changes in it is registered, and is refused by name if not."""
 
 import copy
 import threading

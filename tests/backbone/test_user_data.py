@@ -284,6 +284,6 @@ def test_a_missing_backbone_is_named_with_the_command_that_makes_it(tmp_path):
     shipped = own_checkpoint("digits", 14, tmp_path)
     assert find_checkpoint("digits", 14, tmp_path) == SHIPPED / shipped.name
     shipped.touch()
-    assert find_checkpoint("digits", 14, tmp_path) == shipped, "one's own comes before the shipped one"
+    assert find_checkpoint("digits", 14, tmp_path) == shipped, "the user's backbone has precedence"
     with pytest.raises(ValueError, match="3"):
         find_checkpoint(3, 8, tmp_path)

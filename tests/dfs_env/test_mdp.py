@@ -284,7 +284,7 @@ def test_own_observations_that_are_no_summary_of_each_image_are_refused(backbone
         BlockMDP(backbone, (0, 8), "dfs_env.observations:peaks")
 
 
-# --- ungated blocks, and observations of one's own
+# --- ungated blocks, and users' observations
 
 
 def test_ungated_blocks_run_in_full_and_have_no_block_cost(backbone, images):
