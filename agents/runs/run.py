@@ -21,7 +21,7 @@ import torch
 
 from agents.checkpoints import CHECKPOINT, Randomness, read_checkpoint
 from agents.evaluation import SelfMeasured, evaluate
-from agents.method_config import MethodConfig
+from agents.method_config import MethodConfig, check_affordable
 from agents.methods import method
 from agents.policies import Policy
 from agents.recorder import Recorder
@@ -30,7 +30,6 @@ from agents.runs.folders import CONFIG, ERROR, LATENCY, clear, finished_folders,
 from agents.runs.outcomes import write_outcomes
 from agents.runs.results import RESULT, line_text, read_line
 from backbone.checkpoint import write_atomically
-from backbone.cost import TOLERANCE
 from backbone.torch_state import default_torch_state
 from dfs_env.task import Task, make_task
 
@@ -160,13 +159,9 @@ def _check_reachable(config: MethodConfig, task: Task) -> None:
     Raises:
         ValueError: even the cheapest route costs more.
     """
-    budgets = (config.budget, *config.validation_budgets, *getattr(config, "eval_budgets", ()))
-    cheapest, budget = float(task.mdp.cost.cheapest[0]), min(budgets)
-    if config.holds_budget and config.role != "activation_gating" and budget < cheapest - TOLERANCE:
-        raise ValueError(
-            f"budget {budget} is below the cheapest route, which costs {cheapest:.4f} with bitwidths "
-            f"{task.mdp.bitwidths}; raise it, or let blocks be skipped"
-        )
+    if config.holds_budget and config.role != "activation_gating":
+        budgets = (config.budget, *config.validation_budgets, *getattr(config, "eval_budgets", ()))
+        check_affordable(min(budgets), task.mdp.cost)
 
 
 @contextmanager
