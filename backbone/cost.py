@@ -77,7 +77,8 @@ class CostTable:
     full_bitops: float
     """BitOps of full execution for one image; total cost is a fraction of this."""
     unit: str = "blocks"
-    """The unit of budgets and rewards: "blocks", the block cost, or "latency", measured time."""
+    """The unit of budgets and rewards: "blocks", the block cost, "bitops", the total cost, or "latency", measured
+    time."""
     milliseconds: Tensor | None = None
     """[L, A] measured milliseconds an image of an action at a block, if a latency table is in use."""
     ungated_milliseconds: float = 0.0
@@ -87,8 +88,13 @@ class CostTable:
 
     @cached_property
     def charged(self) -> Tensor:
-        """[L, A] what an action at a block is charged, in the unit of budgets: `block`, or its share of the time that
-        all decided blocks take at full execution."""
+        """[L, A] what an action at a block is charged, in the unit of budgets: `block`; `total`, in which the first
+        decision is charged for the ungated layers, too; or its share of the time that all decided blocks take at full
+        execution."""
+        if self.unit == "bitops":
+            ungated = self.total.new_zeros(len(self.total), 1)
+            ungated[0] = self.total_ungated
+            return self.total + ungated
         if self.unit == "blocks" or self.milliseconds is None:
             return self.block
         return self.milliseconds / self.milliseconds[:, -1].sum()
@@ -130,10 +136,17 @@ class CostTable:
         return at_least <= budget[:, None] + TOLERANCE
 
 
+UNITS = {"blocks": "block cost", "bitops": "total cost", "latency": "measured time"}
+"""The units of budgets and rewards, in words."""
+
+
 def check_modelled(cost: CostTable, what: str) -> None:
-    """Raise ValueError if budgets count measured time, since `what` weights modelled cost by multiply-accumulates."""
+    """Raise ValueError unless budgets count block cost, which `what` weights by multiply-accumulates."""
     if cost.unit != "blocks":
-        raise ValueError(f"{what} counts multiply-accumulates, and budgets count measured time: leave one of them out")
+        raise ValueError(
+            f"{what} weights block cost by multiply-accumulates, but budgets count {UNITS[cost.unit]}: leave one of "
+            "them out"
+        )
 
 
 def _block_macs(backbone: Any) -> tuple[list[float], float]:

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 from backbone.cost import TOLERANCE
 from dfs_env.budgets import check_budget
-from dfs_env.mdp import BlockMDP, State
+from dfs_env.mdp import BlockMDP
 from dfs_env.render import RENDER_MODES
 
 Array = np.ndarray[Any, Any]
@@ -71,15 +71,20 @@ def checked_seeds(seed: int | Sequence[int | None] | None, num_envs: int) -> lis
     return seeds
 
 
-def checked_options(options: Mapping[str, Any], num_envs: int, num_images: int) -> tuple[Array | None, Array | None]:
-    """The indices [N] and the budgets [N] in the options of a reset; None for one that is not given."""
+def checked_options(
+    options: Mapping[str, Any], num_envs: int, num_images: int
+) -> tuple[Array, Array | None, Array | None]:
+    """Which sub-environments [N] bool the options of a reset mean, their indices [N] and their budgets [N]; None for
+    one that is not given."""
     for name in options:
         if name not in ("budget", "indices", "reset_mask"):
             raise ValueError(f"unknown reset option {name!r}: there are 'budget', 'indices' and 'reset_mask'")
-    indices, budgets, mask = (options.get(name) for name in ("indices", "budget", "reset_mask"))
-    if mask is not None and not (np.shape(mask) == (num_envs,) and np.all(mask)):
-        raise ValueError(f"reset_mask must be true for all {num_envs} sub-environments: they run in lockstep")
+    indices, budgets, given = (options.get(name) for name in ("indices", "budget", "reset_mask"))
+    mask = np.ones(num_envs, np.bool_) if given is None else np.asarray(given)
+    if mask.shape != (num_envs,) or mask.dtype != np.bool_ or not mask.any():
+        raise ValueError(f"reset_mask must be {num_envs} truth values, one for each sub-environment, and one be true")
     return (
+        mask,
         None if indices is None else checked_indices(indices, num_envs, num_images),
         None if budgets is None else checked_budgets(budgets, num_envs),
     )
@@ -100,9 +105,10 @@ def checked_budgets(budgets: Any, num_envs: int) -> Array:
     return np.array([check_budget(budget) for budget in np.broadcast_to(budgets, num_envs).tolist()])
 
 
-def checked_actions(actions: Any, num_envs: int, bitwidths: tuple[int, ...]) -> Array:
-    """Actions [N] int64, each the index of a bitwidth."""
-    array, count = _checked_integers(actions, num_envs, "actions"), len(bitwidths)
+def checked_actions(actions: Any, ignored: Array, bitwidths: tuple[int, ...]) -> Array:
+    """Actions [N] int64, each the index of a bitwidth; 0 for those that are `ignored` [N] bool."""
+    array, count = _checked_integers(actions, len(ignored), "actions"), len(bitwidths)
+    array[ignored] = 0
     for wrong in array[(array < 0) | (array >= count)]:
         raise ValueError(f"action {wrong} is outside the space: 0 to {count - 1}, for bitwidths {bitwidths}")
     return array
@@ -128,12 +134,13 @@ def checked_components(components: Any, shape: torch.Size) -> Mapping[str, torch
     return components
 
 
-def check_fit(actions: Array, fits: Array, budgets: Array, state: State) -> None:
-    """Raise ValueError unless the actions [N] fit the hard budgets [N], by the masks `fits` [N, A]."""
+def check_fit(actions: Array, fits: Array, budgets: Array, spent: Array) -> None:
+    """Raise ValueError unless the actions [N] fit the hard budgets [N], of which `spent` [N] is spent, by the masks
+    `fits` [N, A]."""
     wrong = np.flatnonzero(~fits[np.arange(len(actions)), actions])
     if len(wrong):
         i = int(wrong[0])
         raise ValueError(
             f"action {actions[i]} of sub-environment {i} does not fit the hard budget {budgets[i]:g}, of "
-            f"which {float(state.cost[i]):g} is spent: choose one of {np.flatnonzero(fits[i]).tolist()}"
+            f"which {spent[i]:g} is spent: choose one of {np.flatnonzero(fits[i]).tolist()}"
         )

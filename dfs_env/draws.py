@@ -45,9 +45,9 @@ class Draws:
         """The images to draw from."""
         return self.dataset.split(self.split_name)
 
-    def seed(self, seed: int | Sequence[int | None] | None) -> None:
+    def seed(self, seed: int | Sequence[int | None] | None, among: Array | None = None) -> None:
         """An integer s seeds the generators with s, s + 1, ...; a list seeds each; generators given None continue if
-        they have been seeded before.
+        they have been seeded before, and so do those that are not `among` [N] bool.
 
         Raises:
             ValueError: a list of another length than N.
@@ -55,6 +55,8 @@ class Draws:
         if seed is None and self.generators:
             return
         seeds = checked_seeds(seed, self.num_envs)
+        if among is not None:
+            seeds = [each if wanted else None for each, wanted in zip(seeds, among, strict=True)]
         begun = list(zip(self.generators, self.seeds, strict=True))
         seeded = [begun[i] if begun and new is None else seeding.np_random(new) for i, new in enumerate(seeds)]
         self.generators, self.seeds = [each for each, _ in seeded], [number for _, number in seeded]
@@ -65,24 +67,24 @@ class Draws:
             raise ValueError(f"got {len(generators)} generators for {self.num_envs} sub-environments")
         self.generators, self.seeds = list(generators), [-1] * self.num_envs
 
-    def rows(self) -> Array:
-        """Indices [N] into the split."""
+    def rows(self, envs: Array) -> Array:
+        """Indices [B] into the split, for the sub-environments `envs` [B]."""
         count = len(self.split)
-        return np.array([generator.integers(count) for generator in self.generators])
+        return np.array([self.generators[i].integers(count) for i in envs])
 
-    def images(self, rows: Array) -> Tensor:
-        """The images [N, 3, H, W] of these indices, normalised, and augmented by new draws with `augment`."""
+    def images(self, rows: Array, envs: Array) -> Tensor:
+        """The images [B, 3, H, W] of these indices, normalised, and augmented by new draws with `augment`."""
         images = self.dataset.normalize(self.split.images[torch.from_numpy(rows)])
         if not self.augment:
             return images
         pad = self.dataset.pad
-        draws = np.array([generator.integers((2 * pad + 1, 2 * pad + 1, 2)) for generator in self.generators])
+        draws = np.array([self.generators[i].integers((2 * pad + 1, 2 * pad + 1, 2)) for i in envs])
         moves = torch.from_numpy(draws)
         return shift_and_flip(images, moves[:, :2] - pad, (moves[:, 2] == 1) & self.dataset.flip)
 
-    def budgets(self, budget: Budget) -> Array:
-        """Budgets [N]."""
-        return np.array([budget.draw(generator) for generator in self.generators])
+    def budgets(self, budget: Budget, envs: Array) -> Array:
+        """Budgets [B]."""
+        return np.array([budget.draw(self.generators[i]) for i in envs])
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The states of the generators."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -32,10 +33,12 @@ from dfs_env.checks import (
     checked_options,
 )
 from dfs_env.draws import Draws
+from dfs_env.episodes import Cohort, Entries, copied, numpy
 from dfs_env.mdp import State
 from dfs_env.observations import OBSERVATION_BOUND
 from dfs_env.render import RENDER_MODES, Picture, draw, line
-from dfs_env.rewards import RewardSpec, Transition, begin, cost_coef_of, make_reward, prepare, set_cost_coef
+from dfs_env.rewards import Reward, RewardSpec, Transition, begin, cost_coef_of, make_reward, prepare, set_cost_coef
+from dfs_env.rewards.wrappers import remembering
 from dfs_env.task import Task
 
 DEFAULT_BUDGET = 0.04
@@ -165,9 +168,10 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         self.last_played: tuple[Tensor, Tensor] | None = None
         """Images [N, 3, H, W], normalised and augmented as they were played, and labels [N] of the episodes that ended
         last, for learners that train the backbone, too."""
-        self._state: State | None = None
-        self._logits: Tensor | None = None
-        self._playing: tuple[Tensor, Tensor] | None = None
+        self._cohorts: list[Cohort] = []
+        self._ended = np.zeros(num_envs, np.bool_)  # episodes that have ended and were not begun anew
+        self._rows = np.zeros(num_envs, np.int64)
+        self._route = np.full((num_envs, self.mdp.num_layers), -1)
         self._stem_features: Tensor | None = None
 
     @property
@@ -224,31 +228,36 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     @property
     def episode_over(self) -> bool:
         """Whether the current episodes have ended and none has begun since."""
-        return self._logits is not None
+        return bool(self._ended.all())
 
     @default_torch_state()
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Begin N episodes.
+        """Begin N episodes, or some of them.
 
         Args:
             seed: an integer s seeds the sub-environments with s, s + 1, ...; a list seeds each; None continues.
             options: "indices", N indices into the split: the images to play. "budget", N budgets or one: those of these
-                episodes only. "reset_mask" must be true everywhere, as episodes run in lockstep.
+                episodes only. "reset_mask" [N] bool: the sub-environments whose episodes begin anew; all by default.
 
         Raises:
             ValueError: a list of seeds, indices or budgets of another length than N, an index out of range, or an
                 impossible budget.
+            ResetNeeded: the first reset is not one of all sub-environments.
         """
         self._check_open()
         self.take_from_wrappers()
-        indices, budgets = checked_options(options or {}, self.num_envs, len(self.images))
+        mask, indices, budgets = checked_options(options or {}, self.num_envs, len(self.images))
+        if not (self._cohorts or mask.all()):
+            raise ResetNeeded("the first reset must begin all episodes: leave out reset_mask")
         if budgets is not None and self.hard_budget:
-            check_reachable(float(budgets.min()), self.mdp)
-        self._draws.seed(seed)
-        self._begin(indices, budgets)
-        return self._observation(), self._with_masks(self._common_info())
+            check_reachable(float(budgets[mask].min()), self.mdp)
+        self._draws.seed(seed, mask)
+        self._cohorts = [kept for each in self._cohorts if (kept := each.without(mask))]
+        begun, entries = self._begin(np.flatnonzero(mask), indices, budgets), Entries(self.num_envs)
+        entries.put(begun.envs, self._common_info(begun))
+        return self._observations(self._cohorts), entries.infos()
 
     @default_torch_state()
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -259,34 +268,58 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
 
         Raises:
             ValueError: an action outside the space, or, under `hard_budget`, one that does not fit the budget.
-            ResetNeeded: before the first reset, or at the end of the episodes if autoreset is disabled.
+            ResetNeeded: before the first reset, or at the end of an episode if autoreset is disabled.
             ClosedEnvironmentError: after `close`.
         """
         self.take_from_wrappers()
         self._check_open()
-        state, no = self._current_state("step"), np.zeros(self.num_envs, np.bool_)
-        if self.episode_over:
-            if self.autoreset_mode == AutoresetMode.DISABLED:
-                raise ResetNeeded("every episode is over; call reset() before step()")
-            self._begin(None)  # whatever the actions, as autoreset is in mode NEXT_STEP
-            nothing: Array = np.zeros((self.num_envs, *self.reward_shape), self.reward_dtype)
-            return self._observation(), nothing, no, no.copy(), self._with_masks(self._common_info())
-        actions = checked_actions(actions, self.num_envs, self.mdp.bitwidths)
+        self._check_begun("step")
+        over = self._ended.copy()  # these begin anew, whatever their actions, as autoreset is in mode NEXT_STEP
+        if over.any() and self.autoreset_mode == AutoresetMode.DISABLED:
+            raise ResetNeeded(
+                "every episode is over; call reset() before step()"
+                if over.all()
+                else f"the episodes of sub-environments {np.flatnonzero(over).tolist()} are over; call "
+                'reset(options={"reset_mask": ...}) for these before step()'
+            )
+        actions = (
+            np.zeros(self.num_envs, np.int64) if over.all() else checked_actions(actions, over, self.mdp.bitwidths)
+        )
         if self.hard_budget:
-            check_fit(actions, self.action_masks(), self.budgets, state)
-        self._route[:, state.layer] = actions
-        with torch.no_grad():
-            action = torch.from_numpy(actions).to(self.mdp.device)
-            self._state = self.mdp.transition(state, action, in_place=True)
-            rewards, info = self._outcome(state, action, self._state)
-        observation, ended = self._observation(), np.full(self.num_envs, self.episode_over)
-        if self.episode_over and self.autoreset_mode == AutoresetMode.SAME_STEP:
-            final_obs = np.empty(self.num_envs, dtype=object)
-            final_obs[:] = list(observation)
-            final = {"final_obs": final_obs, "final_info": self._with_masks(info)}
-            self._begin(None)
-            observation, info = self._observation(), {**self._common_info(), **final}
-        return observation, rewards, ended, no, self._with_masks(info)
+            check_fit(actions, self.action_masks(), self.budgets, self._spent())
+        played = [part for each in self._cohorts if each.logits is None for part in self._advanced(each, actions)]
+        return self._results(played, over)
+
+    def _results(
+        self, played: Sequence[tuple[Cohort, Array, dict[str, Array]]], over: Array
+    ) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """The results of a step from those of `_advanced`. Sub-environments that were `over` [N] bool begin anew, and
+        in mode SAME_STEP those that are over now."""
+        rewards: Array = np.zeros((self.num_envs, *self.reward_shape), self.reward_dtype)
+        infos, final, begins = Entries(self.num_envs), Entries(self.num_envs), over
+        self._cohorts, self._ended = [cohort for cohort, _, _ in played], np.zeros(self.num_envs, np.bool_)
+        same_step = self.autoreset_mode == AutoresetMode.SAME_STEP
+        for cohort, reward, info in played:
+            rewards[cohort.envs] = reward
+            self._ended[cohort.envs] = cohort.logits is not None
+            (final if same_step and cohort.logits is not None else infos).put(cohort.envs, info)
+        terminated = self._ended.copy()
+        if ended := [each for each in self._cohorts if each.logits is not None]:
+            self._remember_played(ended)
+        if same_step:
+            begins = terminated
+            self._cohorts = [each for each in self._cohorts if each.logits is None]
+            for each in ended:
+                final_obs = np.empty(len(each.envs), dtype=object)
+                final_obs[:] = list(self._observations([each]))
+                infos.put(each.envs, {"final_obs": final_obs})
+        if begins.any():
+            begun = self._begin(np.flatnonzero(begins))
+            infos.put(begun.envs, self._common_info(begun))
+        results = infos.infos()
+        if final.arrays:
+            results |= {"final_info": final.infos(), "_final_info": terminated.copy()}
+        return self._observations(self._cohorts), rewards, terminated, np.zeros(self.num_envs, np.bool_), results
 
     def action_masks(self) -> Array:
         """[N, A] bool: the actions after which an image can still end within its budget; all at the end of episodes.
@@ -294,10 +327,11 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         Raises:
             ResetNeeded: before the first reset.
         """
-        state = self._current_state("action_masks")
-        if self.mdp.terminal(state):
-            return np.ones((self.num_envs, self.mdp.num_actions), np.bool_)
-        return _numpy(self.mdp.cost.fits(state.layer, state.cost, state.budget))
+        self._check_begun("action_masks")
+        masks = np.ones((self.num_envs, self.mdp.num_actions), np.bool_)
+        for each in self._cohorts:
+            masks[each.envs] = self._fitting(each)
+        return masks
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the episodes and of the generators. `load_state_dict` of an environment that was made with the
@@ -306,15 +340,21 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         Raises:
             ResetNeeded: before the first reset.
         """
-        state = self._current_state("state_dict")
-        assert self._playing is not None
+        self._check_begun("state_dict")
         return {
             "generators": self._draws.state_dict(),
             "rows": self._rows.copy(),
             "route": self._route.copy(),
-            "images": self._playing[0].clone(),
-            "state": {name: _copied(value) for name, value in vars(state).items()},
-            "logits": _copied(self._logits),
+            "ended": self._ended.copy(),
+            "cohorts": [
+                {
+                    "envs": each.envs.copy(),
+                    "images": each.images.clone(),
+                    "state": {name: copied(value) for name, value in vars(each.state).items()},
+                    "logits": copied(each.logits),
+                }
+                for each in self._cohorts
+            ],
             "cost_coef": self.cost_coef,
             "budget": self.budget,
             "budgets": self.budgets.copy(),
@@ -326,16 +366,16 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
         these, save between episodes."""
         self._draws.load_state_dict(state["generators"])
         device = self.mdp.device
-        self._rows, self._route = state["rows"].copy(), state["route"].copy()
+        self._rows, self._route, self._ended = (state[name].copy() for name in ("rows", "route", "ended"))
         if state["cost_coef"] is not None:
             self.cost_coef = state["cost_coef"]
         self.budget, self.budgets = state["budget"], state["budgets"].copy()
-        self._labels = self.images.labels[torch.from_numpy(self._rows)].to(device)
-        self._playing = state["images"].to(device), self._labels
-        self._state = State(**{name: _copied(value, device) for name, value in state["state"].items()})
-        self._logits = _copied(state["logits"], device)
-        with torch.no_grad():
-            begin(self.reward, self.mdp, self._state)
+        self._cohorts = []
+        for saved in state["cohorts"]:
+            before = self.mdp.state_type(**{name: copied(value, device) for name, value in saved["state"].items()})
+            labels = self.images.labels[torch.from_numpy(self._rows[saved["envs"]])].to(device)
+            reward, logits = self._begun_reward(before), copied(saved["logits"], device)
+            self._cohorts.append(Cohort(saved["envs"], before, saved["images"].to(device), labels, reward, logits))
         self._stem_features = self.last_played = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -348,88 +388,126 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             gym.logger.warn('render() needs a render_mode; give render_mode="rgb_array" or "ansi" to make')
             return None
         check_render_mode(self.render_mode)
-        show, state = draw if self.render_mode == "rgb_array" else line, self._current_state("render")
-        return tuple(show(self._picture(state, i)) for i in range(self.num_envs))
+        self._check_begun("render")
+        show = draw if self.render_mode == "rgb_array" else line
+        pictures = {int(env): self._picture(each, i) for each in self._cohorts for i, env in enumerate(each.envs)}
+        return tuple(show(pictures[i]) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Free the features."""
-        self._state = self._logits = self._playing = self.last_played = self._stem_features = None
+        self._cohorts, self.last_played, self._stem_features = [], None, None
 
     def _check_open(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("this environment is closed; make a new one")
 
-    def _current_state(self, method: str) -> State:
-        if self._state is None:
+    def _check_begun(self, method: str) -> None:
+        if not self._cohorts:
             raise ResetNeeded(f"call reset() before {method}()")
-        return self._state
 
     @torch.no_grad()
-    def _begin(self, indices: Array | None, budgets: Array | None = None) -> None:
+    def _begin(self, envs: Array, indices: Array | None = None, budgets: Array | None = None) -> Cohort:
+        """Begin episodes in the sub-environments `envs` [B]; `indices` and `budgets` are of all [N]."""
         check_evaluating(self.mdp)
-        self._rows = self._draws.rows() if indices is None else indices
-        images = self._draws.images(self._rows)
-        self.budgets = self._draws.budgets(self._budget) if budgets is None else budgets
-        self._labels = self.images.labels[torch.from_numpy(self._rows)].to(self.mdp.device)
-        self._playing = images.to(self.mdp.device), self._labels
-        self._route = np.full((self.num_envs, self.mdp.num_layers), -1)
-        self._logits = None
-        budget = torch.from_numpy(self.budgets)
-        self._state = self.mdp.initial(self._playing[0], budget, reuse=self._stem_features)
-        begin(self.reward, self.mdp, self._state)
-        self._stem_features = self._state.features
+        rows = self._draws.rows(envs) if indices is None else indices[envs]
+        images = self._draws.images(rows, envs).to(self.mdp.device)
+        drawn = self._draws.budgets(self._budget, envs) if budgets is None else budgets[envs]
+        self._rows[envs], self._route[envs], self._ended[envs] = rows, -1, False
+        self.budgets = self.budgets.copy()
+        self.budgets[envs] = drawn
+        reuse = self._stem_features if len(envs) == self.num_envs else None
+        state = self.mdp.initial(images, torch.from_numpy(drawn), reuse=reuse)
+        if len(envs) == self.num_envs:
+            self._stem_features = state.features
+        labels = self.images.labels[torch.from_numpy(rows)].to(self.mdp.device)
+        self._cohorts.append(Cohort(envs, state, images, labels, self._begun_reward(state)))
+        return self._cohorts[-1]
 
-    def _outcome(self, before: State, action: Tensor, after: State) -> tuple[Array, dict[str, Any]]:
-        """Rewards [N] and the info of the step that led by `action` from `before` to `after`."""
-        if self.mdp.terminal(after):
-            self.last_played, self._logits = self._playing, self.mdp.logits(after)
-        transition = Transition.between(before, action, after, self.mdp, self._labels, self._logits)
-        parts = checked_components(self.reward(transition), after.cost.shape)
-        components = {name: _numpy(part) for name, part in parts.items()}
-        info = {"cost": _numpy(transition.step_cost), **self._common_info()}
+    def _begun_reward(self, state: State) -> Reward:
+        reward = remembering(self.reward)
+        begin(reward, self.mdp, state)
+        return reward
+
+    @torch.no_grad()
+    def _advanced(self, cohort: Cohort, actions: Array) -> Iterator[tuple[Cohort, Array, dict[str, Array]]]:
+        """The episodes after the actions [N]: those that have ended, and those that go on, with their rewards [B] and
+        infos."""
+        taken, spent = actions[cohort.envs], cohort.state.cost
+        self._route[cohort.envs, cohort.state.layer] = taken
+        action = torch.from_numpy(taken).to(self.mdp.device)
+        after = replace(cohort, state=self.mdp.transition(cohort.state, action, in_place=True))
+        finished = self.mdp.finished(after.state)
+        if finished.all() or not finished.any():
+            yield self._judged(after, spent, action)
+            return
+        for rows in (finished.nonzero().squeeze(1), (~finished).nonzero().squeeze(1)):
+            yield self._judged(after.take(rows), spent[rows], action[rows])
+
+    def _judged(self, cohort: Cohort, spent: Tensor, action: Tensor) -> tuple[Cohort, Array, dict[str, Array]]:
+        """Episodes after `action` [B], before which `spent` [B] was spent, with rewards [B] and infos. All of them have
+        ended, or none."""
+        mdp, state = self.mdp, cohort.state
+        if mdp.terminal(state):
+            cohort = replace(cohort, logits=mdp.logits(state))
+            self._route[cohort.envs, state.layer :] = 0
+        transition = Transition.between(spent, action, state, mdp, cohort.labels, cohort.logits)
+        parts = checked_components(cohort.reward(transition), state.cost.shape)
+        components = {name: numpy(part) for name, part in parts.items()}
+        info = {"cost": numpy(transition.step_cost), **self._common_info(cohort)}
         info.update({f"reward_{name}": part for name, part in components.items()})
-        if self._logits is not None:
-            info.update(correct=_numpy(transition.correct), loss=_numpy(transition.loss))
-            info.update(prediction=_numpy(self._logits.argmax(1)), route=self._route.copy())
-        return self._combined(components), info
+        if cohort.logits is not None:
+            info.update(correct=numpy(transition.correct), loss=numpy(transition.loss))
+            info.update(prediction=numpy(cohort.logits.argmax(1)), route=self._route[cohort.envs])
+        return cohort, self._combined(components), info
 
     def _combined(self, components: Mapping[str, Array]) -> Array:
-        """Rewards [N] from their components, each [N]."""
+        """Rewards [B] from their components, each [B]."""
         return np.asarray(sum(part.astype(self.reward_dtype) for part in components.values()))
 
-    def _observation(self) -> Array:
-        assert self._state is not None
-        return _numpy(self.mdp.observe(self._state))
+    def _remember_played(self, ended: Sequence[Cohort]) -> None:
+        order = torch.from_numpy(np.argsort(np.concatenate([each.envs for each in ended]), kind="stable"))
+        parts = [[each.images for each in ended], [each.labels for each in ended]]
+        images, labels = (part[0] if len(part) == 1 else torch.cat(part)[order.to(part[0].device)] for part in parts)
+        self.last_played = images, labels
 
-    def _common_info(self) -> dict[str, Any]:
+    def _observations(self, cohorts: Sequence[Cohort]) -> Array:
+        """[B, D] of one cohort, or [N, D] of all."""
+        if len(cohorts) == 1:
+            return numpy(self.mdp.observe(cohorts[0].state))
+        observations = np.empty((self.num_envs, self.mdp.layout.dim), np.float32)
+        for each in cohorts:
+            observations[each.envs] = self.mdp.observe(each.state).cpu().numpy()
+        return observations
+
+    def _fitting(self, cohort: Cohort) -> Array:
+        """[B, A] bool, see `action_masks`."""
+        state = cohort.state
+        if cohort.logits is not None:
+            return np.ones((len(cohort.envs), self.mdp.num_actions), np.bool_)
+        return numpy(self.mdp.cost.fits(state.layer, state.cost, state.budget))
+
+    def _spent(self) -> Array:
+        """[N] what the episodes have spent."""
+        spent = np.zeros(self.num_envs)
+        for each in self._cohorts:
+            spent[each.envs] = each.state.cost.cpu().numpy()
+        return spent
+
+    def _common_info(self, cohort: Cohort) -> dict[str, Array]:
         """The entries of every info."""
-        assert self._state is not None
-        info = {"spent": _numpy(self._state.cost), "index": self._rows.copy()}
-        return info | {"action_mask": self.action_masks().astype(np.int8)} if self.hard_budget else info
+        info = {"spent": numpy(cohort.state.cost), "index": self._rows[cohort.envs]}
+        return info | {"action_mask": self._fitting(cohort).astype(np.int8)} if self.hard_budget else info
 
-    def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Gymnasium's form of a vector's infos: for each key, also a mask `_KEY` of the sub-environments that have
-        it."""
-        return info | {f"_{key}": np.ones(self.num_envs, np.bool_) for key in info}
-
-    def _picture(self, state: State, i: int) -> Picture:
+    def _picture(self, cohort: Cohort, i: int) -> Picture:
+        env, state = cohort.envs[i], cohort.state
         return Picture(
-            image=_numpy(self.images.images[self._rows[i]].permute(1, 2, 0)),
-            label=int(self._labels[i]),
-            route=tuple(self.mdp.bitwidths[a] for a in self._route[i, : state.layer]),
+            image=numpy(self.images.images[self._rows[env]].permute(1, 2, 0)),
+            label=int(cohort.labels[i]),
+            route=tuple(self.mdp.bitwidths[a] for a in self._route[env, : state.layer]),
             num_layers=self.mdp.num_layers,
             bitwidths=self.mdp.bitwidths,
             cost=float(state.cost[i]),
-            budget=float(self.budgets[i]),
-            scores=None if self._logits is None else _numpy(self._logits[i].softmax(0)),
+            budget=float(self.budgets[env]),
+            scores=None if cohort.logits is None else numpy(cohort.logits[i].softmax(0)),
+            accepts=self.mdp.accept_layers,
         )
-
-
-def _numpy(tensor: Tensor) -> Array:
-    """A copy that shares no memory with the tensor."""
-    return tensor.detach().cpu().numpy().copy()
-
-
-def _copied(value: Any, device: torch.device | None = None) -> Any:
-    """A copy of a tensor, on `device` if one is given; anything else is returned unchanged."""
-    return value.to(device, copy=True) if isinstance(value, Tensor) else value

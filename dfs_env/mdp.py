@@ -36,7 +36,8 @@ class State:
 
     def take(self, rows: Tensor) -> State:
         """The images at `rows` [K] int64, in memory of their own; one image may be taken several times."""
-        return State(take(self.features, rows), self.layer, self.cost[rows], self.budget[rows])
+        others = {name: part[rows] for name, part in vars(self).items() if name not in ("features", "layer")}
+        return replace(self, features=take(self.features, rows), **others)
 
 
 class BlockMDP:
@@ -58,6 +59,8 @@ class BlockMDP:
         ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation, or no
             block left to decide.
     """
+
+    state_type: type[State] = State
 
     @default_torch_state()
     def __init__(
@@ -89,6 +92,8 @@ class BlockMDP:
         self.device = next(backbone.parameters()).device
         self.heads: LinearHeads | None = None
         """Classifiers of the features before each decision and after the last, see `dfs_env.task.train_heads`."""
+        self.stages: tuple[BlockMDP, ...] = (self,)
+        """The networks that an image may run through, one after the other."""
         self.statistics = None if statistics is None else statistics.to(self.device)
         self._set_observation(observation)
 
@@ -133,8 +138,21 @@ class BlockMDP:
         return features
 
     def terminal(self, state: State) -> bool:
-        """Whether every block is decided."""
+        """Whether every image is decided."""
         return state.layer == self.num_layers
+
+    @property
+    def accept_layers(self) -> tuple[int, ...]:
+        """Indices of the decisions that are not about a block, but whether to accept a prediction."""
+        return ()
+
+    def finished(self, state: State) -> Tensor:
+        """[B] bool, which images are decided. Decisions on these change nothing and cost nothing."""
+        return torch.full_like(state.cost, self.terminal(state), dtype=torch.bool)
+
+    def charged_weights(self, state: State, weights: Tensor) -> Tensor:
+        """[B, A] the shares of each action that images are charged for, if the next decision is `weights` [B, A]."""
+        return weights
 
     def transition(self, state: State, action: Tensor, in_place: bool = False) -> State:
         """Run the current block on each image at its own bitwidth.
@@ -177,11 +195,17 @@ class BlockMDP:
         """
         summary = self._summary(state.features, state.layer)
         features = F.pad(summary, (0, self.layout.num_features - summary.shape[1]))
-        confidence = self.confidence(state) if self.layout.num_confidence else summary.new_zeros(len(summary), 0)
-        block = summary.new_zeros(len(summary), self.num_layers)
+        nothing = summary.new_zeros(len(summary), 0)
+        confidence = self.confidence(state) if self.layout.num_confidence else nothing
+        parts = ObservationParts(features, confidence, nothing, self._block_index(state), state.cost, state.budget)
+        return self.layout.join(parts)
+
+    def _block_index(self, state: State) -> Tensor:
+        """[B, L] one-hot index of the block to decide, all zeros at the end."""
+        index = state.cost.new_zeros(len(state.cost), self.num_layers)
         if not self.terminal(state):
-            block[:, state.layer] = 1
-        return self.layout.join(ObservationParts(features, confidence, block, state.cost, state.budget))
+            index[:, state.layer] = 1
+        return index
 
     def confidence(self, state: State) -> Tensor:
         """[B, 3] of a linear classifier of the current features' channel means: its largest probability, the margin

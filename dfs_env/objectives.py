@@ -174,7 +174,7 @@ class MODFSVectorEnv(DFSVectorEnv):
             before, labels = state.take(parents), labels[parents]
             state = mdp.transition(before, action, in_place=True)
             logits = mdp.logits(state) if mdp.terminal(state) else None
-            components = self._components(Transition.between(before, action, state, mdp, labels, logits))
+            components = self._components(Transition.between(before.cost, action, state, mdp, labels, logits))
             rewards = self._combined({name: part.cpu().numpy() for name, part in components.items()})
             returns = returns[parents.cpu().numpy()] + gamma**layer * rewards.astype(np.float64)
         return returns.reshape(len(rows), -1, self.reward_dim)

@@ -27,6 +27,9 @@ class ObservationParts(Generic[ArrayOrTensor]):
     """[..., F] summary of the block's input, zero-padded to the widest summary of any block."""
     confidence: ArrayOrTensor
     """[..., 3] the numbers of `BlockMDP.confidence`; [..., 0] if the observation does not include them."""
+    prediction: ArrayOrTensor
+    """[..., 3] largest probability, margin and entropy of the last stage's prediction, zeros before the first; [..., 0]
+    without stages, see `dfs_env.cascade`."""
     block: ArrayOrTensor
     """[..., L] one-hot index of the block to decide, all zeros after the last."""
     spent: ArrayOrTensor
@@ -37,7 +40,7 @@ class ObservationParts(Generic[ArrayOrTensor]):
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """The layout of a flat observation [..., D]: features, confidence, block index, spent cost, budget."""
+    """The layout of a flat observation [..., D]: features, confidence, prediction, block index, spent cost, budget."""
 
     num_features: int
     """F."""
@@ -45,6 +48,8 @@ class ObservationLayout:
     """L."""
     num_confidence: int = 0
     """3 if the observation includes confidence, else 0."""
+    num_prediction: int = 0
+    """3 in a cascade, else 0."""
 
     @classmethod
     def of_dim(cls, dim: int, num_layers: int = 0) -> ObservationLayout:
@@ -54,7 +59,7 @@ class ObservationLayout:
     @property
     def dim(self) -> int:
         """D."""
-        return self.num_features + self.num_confidence + self.num_layers + 2
+        return self.num_features + self.num_confidence + self.num_prediction + self.num_layers + 2
 
     def split(self, observation: ArrayOrTensor) -> ObservationParts[ArrayOrTensor]:
         """The parts of observations [..., D], as views: writing to a part writes to the observation.
@@ -65,11 +70,13 @@ class ObservationLayout:
         if observation.shape[-1] != self.dim:
             raise ValueError(f"an observation of {self} has {self.dim} entries, got shape {tuple(observation.shape)}")
         confidence = self.num_features
-        block = confidence + self.num_confidence
+        prediction = confidence + self.num_confidence
+        block = prediction + self.num_prediction
         spent = block + self.num_layers
         return ObservationParts(
             observation[..., :confidence],
-            observation[..., confidence:block],
+            observation[..., confidence:prediction],
+            observation[..., prediction:block],
             observation[..., block:spent],
             observation[..., spent],
             observation[..., spent + 1],
@@ -78,7 +85,7 @@ class ObservationLayout:
     def join(self, parts: ObservationParts[Tensor]) -> Tensor:
         """Observations [..., D] from their parts; the inverse of `split`."""
         last = (parts.spent[..., None], parts.budget[..., None])
-        return torch.cat((parts.features, parts.confidence, parts.block, *last), -1)
+        return torch.cat((parts.features, parts.confidence, parts.prediction, parts.block, *last), -1)
 
     def layer(self, observation: np.ndarray[Any, Any] | Tensor) -> int:
         """The block index that observations [B, D] share."""

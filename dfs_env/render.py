@@ -14,6 +14,7 @@ RENDER_MODES = ["rgb_array", "ansi"]
 
 WIDTH, HEIGHT, SIDE = 640, 240, 192
 SKIPPED, UNDECIDED, INK, PAPER = (206, 206, 206), (255, 255, 255), (40, 40, 40), (250, 250, 248)
+ACCEPTED, ENTERED = (150, 205, 160), (240, 190, 120)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Picture:
     label: int
     """The correct class."""
     route: tuple[int, ...]
-    """Bitwidths of the blocks decided so far."""
+    """Bitwidths of the blocks decided so far; at accept decisions 0 if the prediction was accepted."""
     num_layers: int
     """L."""
     bitwidths: tuple[int, ...]
@@ -35,7 +36,18 @@ class Picture:
     budget: float
     """The budget, likewise."""
     scores: np.ndarray[Any, Any] | None
-    """[num_classes] probabilities, or None before the last block is decided."""
+    """[num_classes] probabilities, or None before the end."""
+    accepts: tuple[int, ...] = ()
+    """Indices of the accept decisions of a cascade."""
+
+    def mark(self, layer: int) -> str:
+        """The sign of a decision: bits, "-" for a skipped block, "=" for an accepted prediction, ">" for one that is
+        not, "." for none yet."""
+        if layer >= len(self.route):
+            return "."
+        if layer in self.accepts:
+            return ">" if self.route[layer] else "="
+        return str(self.route[layer] or "-")
 
 
 def bit_colour(bits: int, bitwidths: tuple[int, ...]) -> tuple[int, int, int]:
@@ -50,9 +62,8 @@ def bit_colour(bits: int, bitwidths: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def line(picture: Picture) -> str:
-    """One line: label, bits per block ('-' skipped, '.' undecided), cost, budget and prediction."""
-    blocks = ["-" if bits == 0 else str(bits) for bits in picture.route]
-    blocks += ["."] * (picture.num_layers - len(blocks))
+    """One line: label, each decision's `Picture.mark`, cost, budget and prediction."""
+    blocks = [picture.mark(layer) for layer in range(picture.num_layers)]
     prediction = "?" if picture.scores is None else f"{int(picture.scores.argmax())} ({picture.scores.max():.2f})"
     return (
         f"label {picture.label}  [{' '.join(blocks)}]  cost {picture.cost:.3f} of {picture.budget:.3f}  "
@@ -78,18 +89,21 @@ def _text(
 
 
 def _draw_route(pen: ImageDraw.ImageDraw, picture: Picture, left: int, top: int, width: int) -> None:
-    _text(pen, (left, top - 16), "bits per block (- skipped)")
+    about = ", = accepted, > next stage" if picture.accepts else ""
+    _text(pen, (left, top - 16), f"bits per block (- skipped{about})")
     step = width / picture.num_layers
     for block in range(picture.num_layers):
         decided = block < len(picture.route)
         bits = picture.route[block] if decided else 0
         fill = bit_colour(bits, picture.bitwidths) if decided else UNDECIDED
+        if decided and block in picture.accepts:
+            fill = ENTERED if bits else ACCEPTED
         box = (left + block * step + 1, top, left + (block + 1) * step - 1, top + 36)
         pen.rectangle(box, fill=fill, outline=INK)
         if decided and step >= 14:
             light = sum(fill) > 380
-            mark = "-" if bits == 0 else str(bits)
-            _text(pen, ((box[0] + box[2]) / 2, top + 18), mark, fill=INK if light else PAPER, anchor="mm")
+            middle = (box[0] + box[2]) / 2, top + 18
+            _text(pen, middle, picture.mark(block), fill=INK if light else PAPER, anchor="mm")
 
 
 def _draw_cost(pen: ImageDraw.ImageDraw, picture: Picture, left: int, top: int, width: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from dfs_env.attributes import callers, vectorizer
 from dfs_env.checks import Array
 from dfs_env.env import DFSVectorEnv
-from dfs_env.mdp import State
+from dfs_env.episodes import Cohort
 from dfs_env.rewards import RewardSpec
 from dfs_env.single_env import DFSEnv
 from dfs_env.task import Task
@@ -59,11 +59,10 @@ class SafeDFSVectorEnv(DFSVectorEnv):
         observation, reward, *rest = super().step(actions)
         return observation, reward, self._costs.copy(), *rest
 
-    def _outcome(self, before: State, action: Tensor, after: State) -> tuple[Array, dict[str, Any]]:
-        self._costs = (after.cost - before.cost).cpu().numpy()
-        rewards, info = super()._outcome(before, action, after)
-        del info["cost"]
-        return rewards, info
+    def _judged(self, cohort: Cohort, spent: Tensor, action: Tensor) -> tuple[Cohort, Array, dict[str, Array]]:
+        cohort, rewards, info = super()._judged(cohort, spent, action)
+        self._costs[cohort.envs] = info.pop("cost")
+        return cohort, rewards, info
 
 
 class SafeDFSEnv(DFSEnv):

@@ -14,8 +14,8 @@ from dfs_env.mdp import BlockMDP, State
 
 @dataclass(frozen=True)
 class Transition:
-    """One decision on each of B images. Costs are block costs, fractions of full execution, unless the reward was asked
-    for with `normalize="macs"`."""
+    """One decision on each of B images. Costs are in the unit of budgets, as a rule block costs, fractions of full
+    execution, unless the reward was asked for with `normalize="macs"`."""
 
     step_cost: Tensor
     """[B] what this decision cost; at most `full_step_cost`."""
@@ -24,7 +24,7 @@ class Transition:
     budget: Tensor
     """[B] what each image should stay within."""
     done: bool
-    """Whether that was the last block. Episodes run in lockstep, so it is true of all images or of none."""
+    """Whether that was the last decision, of all of these images or of none."""
     correct: Tensor
     """[B] 1 where the network's prediction is correct, 0 where it is incorrect, and 0 before the end."""
     loss: Tensor
@@ -32,7 +32,7 @@ class Transition:
     num_layers: int
     """L, the number of decisions in an episode."""
     full_step_cost: float | None = None
-    """The block's cost at the widest bitwidth; by default 1 / L."""
+    """What the decision, with all that it makes unnecessary, costs at the widest bitwidth; by default 1 / L."""
     action: Tensor | None = None
     """[B] int64, the actions taken; the environment sets it, as it does what follows."""
     state: State | None = None
@@ -46,16 +46,19 @@ class Transition:
 
     @classmethod
     def between(
-        cls, before: State, action: Tensor, after: State, mdp: BlockMDP, labels: Tensor, logits: Tensor | None
+        cls, spent: Tensor, action: Tensor, after: State, mdp: BlockMDP, labels: Tensor, logits: Tensor | None
     ) -> Transition:
-        """The decisions [B] that led from `before` to `after`: the last ones where there are logits [B, K]."""
+        """The decisions [B] that led to `after` from states in which `spent` [B] was spent: the last ones where there
+        are logits [B, K]."""
         correct = loss = torch.zeros_like(after.cost)
         if logits is not None:
             loss = F.cross_entropy(logits, labels, reduction="none")
             correct = (logits.argmax(1) == labels).to(loss.dtype)
-        costs = after.cost - before.cost, after.cost, after.budget
-        done = logits is not None
-        return cls(*costs, done, correct, loss, mdp.num_layers, action=action, state=after, mdp=mdp)
+        costs = after.cost - spent, after.cost, after.budget
+        full, done = None, logits is not None
+        if mdp.cost.unit == "bitops" or len(mdp.stages) > 1:
+            full = float(mdp.cost.charged[after.layer - 1 : None if done else after.layer, -1].sum())
+        return cls(*costs, done, correct, loss, mdp.num_layers, full, action, after, mdp)
 
 
 Components = Mapping[str, Tensor]

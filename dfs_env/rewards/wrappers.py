@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from backbone.cost import check_modelled
 from dfs_env.mdp import BlockMDP, State
@@ -20,8 +22,8 @@ PLACEMENTS = ("step", "terminal", "reward_to_go")
 
 
 class RewardWrapper:
-    """A reward around another one. It remembers the current episodes, so every environment needs its own copy, which
-    `make_reward` makes."""
+    """A reward around another one, which remembers the current episodes: its attributes that are tensors, or mappings
+    of tensors, have an entry for each image."""
 
     def __init__(self, inner: Reward) -> None:
         self.inner = inner
@@ -43,6 +45,21 @@ def nested(reward: Reward) -> Iterator[Reward]:
     while isinstance(reward, RewardWrapper):
         reward = reward.inner
         yield reward
+
+
+def remembering(reward: Reward, rows: Tensor | None = None) -> Reward:
+    """The reward with a memory of its own, of the images at `rows` [K] of those that it remembers, or of all. What it
+    wraps innermost is shared."""
+    if not isinstance(reward, RewardWrapper):
+        return reward
+    other = copy(reward)
+    other.inner = remembering(reward.inner, rows)
+    for name, value in vars(reward).items() if rows is not None else ():
+        if isinstance(value, Tensor):
+            setattr(other, name, value[rows])
+        elif isinstance(value, Mapping):
+            setattr(other, name, {key: part[rows] for key, part in value.items()})
+    return other
 
 
 def prepare(reward: Reward, task: Task) -> None:

@@ -356,7 +356,8 @@ def test_bad_actions_are_named_and_change_nothing(task, actions, culprit):
         (0, {"indices": [0, 1]}, "indices .*5"),
         (0, {"indices": [0.0] * 5}, "indices .*5"),
         (0, {"index": [0] * 5}, "'index'"),
-        (0, {"reset_mask": np.array([True, False, True, True, True])}, "reset_mask"),
+        (0, {"reset_mask": np.array([True, False, True])}, "reset_mask .*5"),
+        (0, {"reset_mask": np.zeros(5, np.bool_)}, "reset_mask"),
         ([1, 2], {}, "2 seeds .*5"),
     ],
 )
@@ -403,7 +404,7 @@ def test_last_played_images_belong_to_the_routes_that_a_step_returns(task, mode)
     env = DFSVectorEnv(task, 3, augment=True, autoreset_mode=mode)
     env.reset(seed=0)
     for _ in range(2):
-        played = env._playing[0]
+        played = env._cohorts[0].images
         for _ in range(task.mdp.num_layers):
             _, _, _, _, info = env.step(np.array([3, 1, 0]))
         ended = info.get("final_info", info)

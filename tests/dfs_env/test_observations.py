@@ -41,12 +41,12 @@ def test_the_layout_splits_every_observation_into_its_parts(task, images, observ
 
 
 def test_writing_to_a_part_writes_to_the_observation():
-    layout = ObservationLayout(num_features=4, num_layers=3, num_confidence=3)
+    layout = ObservationLayout(num_features=4, num_layers=3, num_confidence=3, num_prediction=3)
     for blank in (np.zeros((2, layout.dim)), torch.zeros(2, layout.dim)):
         parts = layout.split(blank)
         for value, part in enumerate(vars(parts).values()):
             part[:] = value
-        assert blank.tolist() == [[0] * 4 + [1] * 3 + [2] * 3 + [3, 4]] * 2
+        assert blank.tolist() == [[0] * 4 + [1] * 3 + [2] * 3 + [3] * 3 + [4, 5]] * 2
 
 
 def test_a_layout_by_its_size_finds_all_parts_but_confidence():

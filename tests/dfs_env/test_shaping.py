@@ -79,7 +79,7 @@ def test_shaping_is_a_component_of_its_own_and_sums_to_minus_the_first_potential
     env = DFSVectorEnv(problem, 4, reward=spec, autoreset_mode="SameStep")
     env.reset(seed=0)
     for _ in range(2):
-        first = 2 * problem.mdp.confidence(env._state)[:, 0].numpy()
+        first = 2 * problem.mdp.confidence(env._cohorts[0].state)[:, 0].numpy()
         parts = []
         for action in ([0, 1, 2, 0], [2, 2, 0, 1], [1, 0, 2, 2]):
             _, reward, _, _, info = env.step(np.array(action))

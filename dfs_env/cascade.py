@@ -1,0 +1,327 @@
+"""The MDP over several networks: after each prediction, the next stage is skipped or entered.
+
+A cascade (Wang et al. 2018, IDK cascades, arXiv 1706.00885; Wang et al. 2020, arXiv 2012.01988): an image runs through
+the first network, which predicts; if the prediction is not accepted, the image runs through the next. Here the blocks
+of every stage are decided, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backbone.confidence import NUM_MEASURES, confidence
+from backbone.cost import CostTable
+from dfs_env.execution import take
+from dfs_env.mdp import BlockMDP, State
+from dfs_env.observations import ObservationLayout, ObservationParts
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "": lambda images: images,
+    "mirrored": lambda images: images.flip(3),
+    "shifted": lambda images: F.pad(images, (1, -1, 1, -1)),
+}
+"""What a stage sees of normalised images [B, 3, H, W]: themselves, mirrored left to right (test-time augmentation:
+Krizhevsky et al., NIPS 2012, section 4.1), or moved right and down by a pixel, where mirroring changes the class."""
+
+COMBINATIONS = ("last", "average")
+"""Which prediction counts: the last, or the average over the probabilities of all so far."""
+
+ACCEPT = 0
+"""The action that accepts a prediction, in front of the next stage: that stage is skipped."""
+
+
+@dataclass(frozen=True)
+class CascadeState(State):
+    """B images in front of the same decision of a cascade; some may be finished already.
+
+    Decisions are shares where they are relaxed: then `reach` and `accepted` are differentiable in them.
+    """
+
+    images: Tensor
+    """[B, 3, H, W] normalised, for the stages to come."""
+    prediction: Tensor
+    """[B, K] class scores of the predictions so far, as the cascade combines them; zeros before the first."""
+    reach: Tensor
+    """[B] in [0, 1], the share of the image that is not accepted yet."""
+    accepted: Tensor
+    """[B, K] class scores that were accepted, each times the share that accepted it."""
+    running: Tensor
+    """[B] bool, the images that the current stage runs; others are finished, and have no features."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One decision."""
+
+    stage: int
+    """Index of the network; of an accept decision, the one that has predicted."""
+    layer: int
+    """Block of the stage; of an accept decision, its number of blocks."""
+
+
+class CascadeMDP(BlockMDP):
+    """Stages of networks: block by block as in `BlockMDP`, and between two stages a decision whether to accept.
+
+    The L decisions of an image are the blocks of the first stage, an accept decision, the blocks of the second stage,
+    and so on. At an accept decision action 0 accepts the prediction, which skips all further stages; any other action
+    enters the next stage, which is charged for its ungated layers. Costs of all stages add up. In lockstep, decisions
+    on accepted images change nothing and cost nothing (see `finished`).
+
+    Observations have the part `prediction`.
+
+    Args:
+        stages: MDPs of one data set with the same bitwidths and observation. One network may occur twice.
+        views: what each stage sees of the images, names of `VIEWS`; by default the images themselves.
+        combine: which prediction counts, one of `COMBINATIONS`.
+        unit: the unit of budgets: "bitops", total cost relative to full execution of the largest stage; or "blocks",
+            block cost, in which stages must not differ in their number of blocks.
+
+    Raises:
+        ValueError: fewer than two stages, or stages that do not fit each other.
+    """
+
+    state_type = CascadeState
+
+    def __init__(
+        self,
+        stages: Sequence[BlockMDP],
+        views: Sequence[str] | None = None,
+        combine: str = "last",
+        unit: str = "bitops",
+    ) -> None:
+        self.stages, self.combine = tuple(stages), combine
+        self.views = ("",) * len(self.stages) if views is None else tuple(views)
+        self._check()
+        first = self.stages[0]
+        self.backbone = nn.ModuleList(dict.fromkeys(stage.backbone for stage in self.stages))
+        self.backbone.training = any(network.training for network in self.backbone)
+        self.bitwidths, self.widest, self.num_actions = first.bitwidths, first.widest, first.num_actions
+        self.ungated_blocks, self.device, self.heads, self.statistics = 0, first.device, None, None
+        self._places = [_Place(i, n) for i, stage in enumerate(self.stages) for n in range(stage.num_layers + 1)][:-1]
+        self.num_layers = len(self._places)
+        self.cost = joined_costs([stage.cost for stage in self.stages], unit)
+        self.num_classes: int = first.backbone.config.num_classes
+        self._set_observation(first.observation)
+
+    def _check(self) -> None:
+        if len(self.stages) < 2:
+            raise ValueError(f"a cascade has two stages or more, got {len(self.stages)}")
+        if self.combine not in COMBINATIONS:
+            raise ValueError(f"combine {self.combine!r} must be one of {', '.join(COMBINATIONS)}")
+        if len(self.views) != len(self.stages) or not set(self.views) <= set(VIEWS):
+            raise ValueError(f"views {self.views} must be one of {', '.join(VIEWS)} for each of the stages")
+        for what, values in {
+            "bitwidths": [stage.bitwidths for stage in self.stages],
+            "numbers of classes": [stage.backbone.config.num_classes for stage in self.stages],
+            "observations": [stage.observation for stage in self.stages],
+            "devices": [stage.device for stage in self.stages],
+        }.items():
+            if len(set(values)) > 1:
+                raise ValueError(f"the stages of a cascade have different {what}: {', '.join(map(str, values))}")
+
+    def _set_observation(self, observation: str) -> None:
+        self.observation = observation
+        self.stages = tuple(stage.with_observation(observation) for stage in self.stages)
+        widest = max(stage.layout.num_features for stage in self.stages)
+        measures = self.stages[0].layout.num_confidence
+        self.layout = ObservationLayout(widest, self.num_layers, measures, NUM_MEASURES)
+
+    @property
+    def accept_layers(self) -> tuple[int, ...]:
+        """Indices of the accept decisions."""
+        return tuple(layer for layer in range(self.num_layers) if self._accepts(layer))
+
+    def _accepts(self, layer: int) -> bool:
+        place = self._places[layer]
+        return place.layer == self.stages[place.stage].num_layers
+
+    def stage_layers(self, stage: int) -> slice:
+        """The decisions on the blocks of a stage."""
+        begin = sum(each.num_layers + 1 for each in self.stages[:stage])
+        return slice(begin, begin + self.stages[stage].num_layers)
+
+    @property
+    def feature_shapes(self) -> list[tuple[int, ...]]:
+        """(C, H, W) of the features before each decision, and after the last."""
+        return [shape for stage in self.stages for shape in stage.feature_shapes]
+
+    def initial(self, images: Tensor, budget: float | Tensor = 1.0, reuse: Tensor | None = None) -> CascadeState:
+        """Run the first stem on normalised images [B, 3, H, W]; see `BlockMDP.initial`."""
+        first = self.stages[0].initial(VIEWS[self.views[0]](images), budget, reuse)
+        nothing = first.cost.new_zeros(len(images), self.num_classes)
+        reach = torch.ones_like(first.cost)
+        return CascadeState(
+            **vars(first), images=images, prediction=nothing, reach=reach, accepted=nothing, running=reach > 0
+        )
+
+    def terminal(self, state: State) -> bool:
+        """Whether every image is decided."""
+        return state.layer == self.num_layers or not bool(_cascade(state).running.any())
+
+    def finished(self, state: State) -> Tensor:
+        """[B] bool, which images are decided."""
+        reach = _cascade(state).reach
+        return torch.full_like(reach, True, dtype=torch.bool) if state.layer == self.num_layers else reach == 0
+
+    def charged_weights(self, state: State, weights: Tensor) -> Tensor:
+        """[B, A] the shares of each action that images are charged for: those accepted take action 0, for nothing."""
+        reach = _cascade(state).reach[:, None]
+        return reach * weights + (1 - reach) * F.one_hot(torch.tensor(ACCEPT), self.num_actions).to(weights)
+
+    def transition(self, state: State, action: Tensor, in_place: bool = False) -> CascadeState:
+        """Run the current block, or enter the next stage, on each image that is not finished; see
+        `BlockMDP.transition`."""
+        now, place = self._undecided_place(state)
+        action = action.long() * now.running
+        cost = state.cost + self.cost.charged[state.layer, action] * now.running
+        if self._accepts(state.layer):
+            share = (action != ACCEPT).to(cost.dtype)
+            return replace(self._entered(now, share, now.running & (action != ACCEPT)), cost=cost)
+        stage, inner = self.stages[place.stage], self._inner(now, place)
+        features = stage.transition(inner, action, in_place).features
+        return self._predicted(replace(now, features=features, layer=state.layer + 1, cost=cost), place)
+
+    def relaxed_transition(self, state: State, weights: Tensor, needed: Tensor | None = None) -> CascadeState:
+        """Mix the outcomes of the actions by `weights` [B, A]; see `BlockMDP.relaxed_transition`.
+
+        At an accept decision, the image goes on with the share of the actions that enter the next stage, and the
+        prediction is mixed at the end. Where that share is 0 the next stage is run if its outcome is `needed`.
+        """
+        now, place = self._undecided_place(state)
+        if needed is None:
+            everywhere = torch.is_grad_enabled() and weights.requires_grad
+            needed = torch.ones_like(weights, dtype=torch.bool) if everywhere else weights != 0
+        cost = state.cost + self.charged_weights(state, weights) @ self.cost.charged[state.layer]
+        if self._accepts(state.layer):
+            share = 1 - weights[:, ACCEPT]
+            enters = now.running & ((share != 0) | needed[:, ACCEPT + 1 :].any(1))
+            return replace(self._entered(now, share, enters), cost=cost)
+        undecided = (now.reach != 0)[:, None]  # of others, one outcome is enough: gradients of its weights are 0
+        weights = torch.where(now.running[:, None], weights, F.one_hot(torch.tensor(0), self.num_actions).to(weights))
+        stage, inner = self.stages[place.stage], self._inner(now, place)
+        features = stage.relaxed_transition(inner, weights, needed & undecided | (weights != 0)).features
+        return self._predicted(replace(now, features=features, layer=state.layer + 1, cost=cost), place)
+
+    def observe(self, state: State) -> Tensor:
+        """[B, D] observations, whose parts `layout` names; see `BlockMDP.observe`."""
+        now, place = _cascade(state), self._place(state.layer)
+        summary = self.stages[place.stage]._summary(now.features, place.layer)
+        features = F.pad(summary, (0, self.layout.num_features - summary.shape[1]))
+        nothing = summary.new_zeros(len(summary), 0)
+        sure = self.confidence(state) if self.layout.num_confidence else nothing
+        predicted = place.stage > 0 or place.layer == self.stages[0].num_layers
+        measures = confidence(now.prediction) if predicted else summary.new_zeros(len(summary), NUM_MEASURES)
+        index = self._block_index(state)
+        return self.layout.join(ObservationParts(features, sure, measures, index, state.cost, state.budget))
+
+    def confidence(self, state: State) -> Tensor:
+        """[B, 3] by the linear classifiers of the current stage, see `BlockMDP.confidence`."""
+        place = self._place(state.layer)
+        return self.stages[place.stage].confidence(self._inner(_cascade(state), place))
+
+    @property
+    def observation_macs(self) -> float:
+        """Multiply-accumulates that an image's L observations need beyond those of the networks."""
+        return sum(stage.observation_macs for stage in self.stages)
+
+    def logits(self, state: State) -> Tensor:
+        """Class scores [B, num_classes] of a terminal state: those accepted, or the last ones.
+
+        Raises:
+            ValueError: an image is still undecided.
+        """
+        now = _cascade(state)
+        if not self.terminal(state):
+            raise ValueError(
+                f"predictions are final only when all images are decided, not before decision {state.layer}"
+            )
+        return now.accepted + now.reach[:, None] * now.prediction
+
+    def _place(self, layer: int) -> _Place:
+        """The decision; after the last, the end of the last stage."""
+        last = len(self.stages) - 1
+        return self._places[layer] if layer < self.num_layers else _Place(last, self.stages[last].num_layers)
+
+    def _undecided_place(self, state: State) -> tuple[CascadeState, _Place]:
+        if state.layer == self.num_layers:
+            raise ValueError("every decision is made already: this state is terminal")
+        return _cascade(state), self._places[state.layer]
+
+    def _inner(self, state: CascadeState, place: _Place) -> State:
+        """The images as the stage's own MDP has them."""
+        return State(state.features, place.layer, state.cost, state.budget)
+
+    def _predicted(self, state: CascadeState, place: _Place) -> CascadeState:
+        """After a block: with the stage's prediction, if that was its last block."""
+        stage = self.stages[place.stage]
+        if place.layer + 1 < stage.num_layers:
+            return state
+        scores = stage.logits(State(state.features, stage.num_layers, state.cost, state.budget))
+        if self.combine == "average":
+            scores = averaged(state.prediction, scores, place.stage)
+        return replace(state, prediction=torch.where(state.running[:, None], scores, state.prediction))
+
+    def _entered(self, state: CascadeState, share: Tensor, enters: Tensor) -> CascadeState:
+        """After an accept decision: the stem of the next stage has run on the images that are to enter [B] bool, of
+        which `share` [B] goes on."""
+        number = self._places[state.layer].stage + 1
+        stage, rows = self.stages[number], enters.nonzero().squeeze(1)
+        view, whole = VIEWS[self.views[number]], len(rows) == len(enters)
+        images = view(state.images if whole else take(state.images, rows))
+        features = stage.initial(images).features
+        if not whole:
+            blank = features.new_zeros(len(enters), *features.shape[1:]).contiguous(memory_format=torch.channels_last)
+            features = blank.index_copy(0, rows, features)
+        accepted = state.accepted + (state.reach * (1 - share))[:, None] * state.prediction
+        reach = state.reach * share
+        return replace(state, features=features, layer=state.layer + 1, reach=reach, accepted=accepted, running=enters)
+
+
+def _cascade(state: State) -> CascadeState:
+    assert isinstance(state, CascadeState)
+    return state
+
+
+def averaged(before: Tensor, scores: Tensor, count: int = 1) -> Tensor:
+    """Log-probabilities [B, K] of the mean of `count` predictions, whose mean is given by scores [B, K] `before`, and
+    of one more by its class scores [B, K]."""
+    if not count:
+        return scores.log_softmax(1)
+    total = math.log(count + 1)
+    return torch.logaddexp(before.log_softmax(1) + math.log(count) - total, scores.log_softmax(1) - total)
+
+
+def joined_costs(tables: Sequence[CostTable], unit: str = "bitops") -> CostTable:
+    """The costs of a cascade, as fractions of full execution of its most expensive stage.
+
+    Between the rows of two stages is that of the accept decision: entering the next stage costs its ungated layers.
+
+    Raises:
+        ValueError: an unknown unit, measured time, or block cost of stages that differ in their number of blocks.
+    """
+    blocks = max(len(table.block) for table in tables)
+    if any(table.unit == "latency" for table in tables) or unit not in ("bitops", "blocks"):
+        raise ValueError(
+            "the costs of a cascade are counted in bitops, or in blocks of equal stages, not in measured time"
+        )
+    if unit == "blocks" and any(len(table.block) != blocks for table in tables):
+        raise ValueError('stages with different numbers of blocks have no common block cost: use the unit "bitops"')
+    full = max(table.full_bitops for table in tables)
+    block, total = [], []
+    for number, table in enumerate(tables):
+        share = table.full_bitops / full
+        if number:
+            entered = table.total.new_full((1, len(table.bitwidths)), table.total_ungated * share)
+            entered[0, ACCEPT] = 0
+            total.append(entered)
+            block.append(torch.zeros_like(entered))
+        total.append(table.total * share)
+        block.append(table.block * len(table.block) / blocks)
+    ungated = tables[0].total_ungated * tables[0].full_bitops / full
+    return CostTable(tables[0].bitwidths, torch.cat(block), torch.cat(total), ungated, full, unit)
