@@ -124,12 +124,15 @@ def evaluate(
         if progress:
             progress(len(rows))
     observing = mdp.observation_macs if policy.macs_per_image else 0.0  # an allocation observes nothing
-    macs = policy.macs_per_image + observing
-    return evaluation_of_routes(task, macs, torch.cat(routes), torch.cat(outputs), images.labels)
+    taken, macs = torch.cat(routes), policy.macs_per_image + observing
+    return evaluation_of_routes(mdp, macs * mdp.decided_share(taken), taken, torch.cat(outputs), images.labels)
 
 
 def mdp_of(policy: Policy, task: Task) -> BlockMDP:
-    """The task's MDP with the observation that the policy needs."""
+    """The task's MDP with the observation that the policy needs, or the one on its backbone that the policy names."""
+    if hasattr(policy, "mdp_on"):
+        found: BlockMDP = policy.mdp_on(task.mdp)
+        return found
     own = getattr(policy, "mdp", None)
     return task.mdp if own is None else task.mdp.with_observation(own.observation)
 
@@ -145,7 +148,7 @@ def play(
         starts = np.full(len(images), layer == 0)
         observation = mdp.observe(state).cpu().numpy()
         action, memory = policy.predict(observation, memory, starts, deterministic=True)
-        taken.append(torch.as_tensor(action, device=mdp.device))
+        taken.append(torch.as_tensor(action, device=mdp.device) * ~mdp.finished(state))
         state = mdp.transition(state, taken[-1], in_place=True)
     return torch.stack(taken, 1), mdp.logits(state), memory
 
@@ -210,15 +213,15 @@ def evaluate_predictions(
     return _evaluation(logits, images.labels, cost, total_cost, task.mdp.cost.full_bitops)
 
 
-def evaluation_of_routes(task: Task, gate_macs: float, routes: Tensor, logits: Tensor, labels: Tensor) -> Evaluation:
+def evaluation_of_routes(mdp: BlockMDP, gate_macs: float, routes: Tensor, logits: Tensor, labels: Tensor) -> Evaluation:
     """The evaluation of N images from their routes [N, L], the network's logits [N, K] on these, their labels [N], and
-    the gate's own multiply-accumulates for an image."""
-    costs = task.mdp.cost
+    the gate's own multiply-accumulates for an image, on average."""
+    costs = mdp.cost
     cost, total_cost = costs.route_cost(routes)
     total_cost = total_cost.double() + gate_bitops(gate_macs) / costs.full_bitops
-    chosen = F.one_hot(routes, task.mdp.num_actions).double().mean(0)
+    chosen = F.one_hot(routes, mdp.num_actions).double().mean(0)
     measured = costs.route_milliseconds(routes)
-    gate = task.mdp.num_layers * costs.gate_milliseconds if gate_macs else 0.0
+    gate = mdp.num_layers * costs.gate_milliseconds if gate_macs else 0.0
     return replace(
         _evaluation(logits, labels, cost, total_cost, costs.full_bitops),
         gate_macs=gate_macs,

@@ -31,13 +31,21 @@ from agents.policies import Policy
 from agents.unregistered import LoopCheck
 from backbone.checkpoint import save_backbone
 from backbone.training import TrainingDivergedError
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
-BACKBONE = "backbone.safetensors"
 LEEWAY = 1.02
 """A policy counts as within its budget up to this multiple of it, as measured on validation."""
 PATIENCE = 1000
 """How often a method may call `should_continue` without reporting an image."""
+
+
+def cotrained_files(mdp: BlockMDP) -> list[str]:
+    """Names of the files in a run's folder of the co-trained backbone of each stage; equal where two share one."""
+    if len(mdp.stages) == 1:
+        return ["backbone.safetensors"]
+    networks = [stage.backbone for stage in mdp.stages]
+    return [f"backbone-{networks.index(network)}.safetensors" for network in networks]
 
 
 class Recorder:
@@ -205,10 +213,10 @@ class Recorder:
             self._snapshot = [copy.deepcopy(module.state_dict()) for module in self._tracked]
             if self.folder:
                 policy.save(self.folder)
-                mdp = self.task.mdp
-                if mdp.backbone in self._tracked:
-                    statistics = mdp.statistics.tensors() if mdp.statistics else None
-                    save_backbone(self.folder / BACKBONE, mdp.backbone, statistics=statistics)
+                if self.task.mdp.backbone in self._tracked:
+                    for name, stage in zip(cotrained_files(self.task.mdp), self.task.mdp.stages, strict=True):
+                        statistics = stage.statistics.tensors() if stage.statistics else None
+                        save_backbone(self.folder / name, stage.backbone, statistics=statistics)
 
     def track_weights(self, *modules: nn.Module) -> None:
         """Name the modules whose best weights are kept: those that learn and on which decisions or predictions

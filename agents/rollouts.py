@@ -23,11 +23,11 @@ class Rollout:
     logits: Tensor
     """[B, num_classes]."""
     weights: Tensor
-    """[B, L, A], one-hot: the action at each block."""
+    """[B, L, A], one-hot: the action at each block; 0 where an image was finished before."""
     log_probabilities: Tensor
-    """[B, L] of the action taken."""
+    """[B, L] of the action taken; 0 where an image was finished before."""
     entropies: Tensor
-    """[B, L] of the gate's distribution at each block, in nats."""
+    """[B, L] of the gate's distribution at each block, in nats, likewise."""
     mdp: BlockMDP
     """What was unrolled."""
 
@@ -150,6 +150,7 @@ def unroll(
             observation = mdp.observe(state)
         scores, hidden = gate(observation if attached else observation.detach(), hidden)
         log_p, action, relaxed = rule(layer, scores)
+        before, decides = state, ~mdp.finished(state)
         chosen = F.one_hot(action, mdp.num_actions).to(scores.dtype)
         if relaxed is None:
             with torch.set_grad_enabled(passes):
@@ -160,8 +161,8 @@ def unroll(
                 relaxed = relaxed * needed / (relaxed * needed).sum(1, keepdim=True)
             chosen = straight_through(relaxed, chosen)
             state = mdp.relaxed_transition(state, chosen, needed)
-        weights.append(chosen)
-        log_probabilities.append(log_p.gather(1, action[:, None]).squeeze(1))
-        entropies.append(-(log_p.exp() * log_p).sum(1))
+        weights.append(mdp.charged_weights(before, chosen))
+        log_probabilities.append(log_p.gather(1, action[:, None]).squeeze(1) * decides)
+        entropies.append(-(log_p.exp() * log_p).sum(1) * decides)
     steps = (torch.stack(weights, 1), torch.stack(log_probabilities, 1), torch.stack(entropies, 1))
     return Rollout(mdp.logits(state), *steps, mdp)

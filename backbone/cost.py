@@ -129,10 +129,10 @@ class CostTable:
         least = torch.cat((self.charged.amin(1), self.charged.new_zeros(1)))
         return least.flip(0).cumsum(0).flip(0)
 
-    def fits(self, layer: int, spent: Tensor, budget: Tensor) -> Tensor:
-        """[B, A] bool: the actions at block `layer` after which the cheapest continuation stays within the `budget`
-        [B] of the whole route, `spent` [B] of it before the block."""
-        at_least = spent[:, None] + self.charged[layer] + self.cheapest[layer + 1]
+    def fits(self, layer: int | Tensor, spent: Tensor, budget: Tensor) -> Tensor:
+        """[B, A] bool: the actions at block `layer`, one for all or [B], after which the cheapest continuation stays
+        within the `budget` [B] of the whole route, `spent` [B] of it before the block."""
+        at_least = spent[:, None] + self.charged[layer] + self.cheapest[layer + 1][..., None]
         return at_least <= budget[:, None] + TOLERANCE
 
 

@@ -1,5 +1,6 @@
 """Dynamic Fractional Skipping as a Gymnasium environment. Importing this package registers the environments."""
 
+from dfs_env.cascade import CascadeMDP, CascadeState
 from dfs_env.env import DFSVectorEnv
 from dfs_env.mdp import BlockMDP, State
 from dfs_env.objectives import OBJECTIVES, MODFSEnv, MODFSVectorEnv
@@ -14,6 +15,8 @@ __all__ = [
     "OBJECTIVES",
     "REWARDS",
     "BlockMDP",
+    "CascadeMDP",
+    "CascadeState",
     "DFSEnv",
     "DFSVectorEnv",
     "MODFSEnv",

@@ -127,7 +127,8 @@ class CascadeMDP(BlockMDP):
 
     def _set_observation(self, observation: str) -> None:
         self.observation = observation
-        self.stages = tuple(stage.with_observation(observation) for stage in self.stages)
+        changed = {stage: stage.with_observation(observation) for stage in self.stages}
+        self.stages = tuple(changed[stage] for stage in self.stages)  # the same network stays the same
         widest = max(stage.layout.num_features for stage in self.stages)
         measures = self.stages[0].layout.num_confidence
         self.layout = ObservationLayout(widest, self.num_layers, measures, NUM_MEASURES)
@@ -168,6 +169,13 @@ class CascadeMDP(BlockMDP):
         """[B] bool, which images are decided."""
         reach = _cascade(state).reach
         return torch.full_like(reach, True, dtype=torch.bool) if state.layer == self.num_layers else reach == 0
+
+    def decided_share(self, routes: Tensor) -> float:
+        """The share of the L decisions that images on routes [B, L] make, on average."""
+        made = torch.full((len(routes),), self.num_layers)
+        for layer in reversed(self.accept_layers):
+            made[routes[:, layer].cpu() == ACCEPT] = layer + 1
+        return float(made.double().mean()) / self.num_layers
 
     def charged_weights(self, state: State, weights: Tensor) -> Tensor:
         """[B, A] the shares of each action that images are charged for: those accepted take action 0, for nothing."""
@@ -281,6 +289,11 @@ class CascadeMDP(BlockMDP):
         accepted = state.accepted + (state.reach * (1 - share))[:, None] * state.prediction
         reach = state.reach * share
         return replace(state, features=features, layer=state.layer + 1, reach=reach, accepted=accepted, running=enters)
+
+
+def cascade_on(mdp: BlockMDP, view: str = "", combine: str = "last") -> CascadeMDP:
+    """The MDP itself if it is a cascade; else the cascade of its network twice, in the same unit of cost."""
+    return mdp if isinstance(mdp, CascadeMDP) else CascadeMDP((mdp, mdp), ("", view), combine, mdp.cost.unit)
 
 
 def _cascade(state: State) -> CascadeState:

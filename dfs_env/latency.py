@@ -16,6 +16,7 @@ import torch
 from backbone import integer
 from backbone.checkpoint import own_checkpoint, write_atomically
 from backbone.checksums import checked_json, json_with_checksum
+from backbone.cost import UNITS
 from backbone.torch_state import default_torch_state
 from dfs_env.mdp import BlockMDP
 
@@ -89,14 +90,16 @@ class LatencyTable:
             here: whether the table must have been measured on this machine.
 
         Raises:
-            ValueError: the table is of another network or machine, or has no such batches.
+            ValueError: the table is of another network or machine, or has no such batches; the MDP is a cascade.
         """
+        if len(mdp.stages) > 1:
+            raise ValueError(f"{place} is of one network, and cannot give the costs of a cascade")
         self._check_fits(mdp, place, here)
         timings = self.at(batch_size)
         columns = [self.bitwidths.index(bits) for bits in mdp.bitwidths]
         mdp.cost = replace(
             mdp.cost,
-            unit="latency" if charged else "blocks",
+            unit="latency" if charged else mdp.cost.unit,
             milliseconds=torch.tensor([[row[c].median for c in columns] for row in timings.blocks]).to(mdp.device),
             ungated_milliseconds=timings.stem.median + timings.head.median,
             gate_milliseconds=timings.gate.median,
@@ -140,7 +143,7 @@ def latency_file(dataset: str, depth: int, folder: Path) -> Path:
     return folder / "latency" / own_checkpoint(dataset, depth, folder).with_suffix(".json").name
 
 
-def find_latency(cost: str, latency: str | None, dataset: str, depth: int, folder: Path) -> Path | None:
+def find_latency(cost: str | None, latency: str | None, dataset: str, depth: int, folder: Path) -> Path | None:
     """The given file of a latency table; by default, if cost is latency, the one in the data folder.
 
     Raises:
@@ -156,15 +159,18 @@ def find_latency(cost: str, latency: str | None, dataset: str, depth: int, folde
     return file
 
 
-def parse_cost(cost: str) -> tuple[bool, int]:
-    """Whether "blocks", "latency" or "latency@BATCH" is measured time, and at which batch size (1 by default).
+def parse_cost(cost: str | None) -> tuple[bool, int]:
+    """Whether "blocks", "bitops", "latency" or "latency@BATCH" is measured time, and at which batch size (1 by
+    default); None is none of them.
 
     Raises:
         ValueError: it is none of these.
     """
-    unit, at, size = str(cost).partition("@")
-    if unit not in ("blocks", "latency") or (at and not (unit == "latency" and size.isdecimal() and int(size))):
-        raise ValueError(f'cost {cost!r} is unknown: choose "blocks", "latency", or "latency@64" for batches of 64')
+    unit, at, size = (cost or "blocks").partition("@")
+    if unit not in UNITS or (at and not (unit == "latency" and size.isdecimal() and int(size))):
+        raise ValueError(
+            f'cost {cost!r} is unknown: choose "blocks", "bitops", "latency", or "latency@64" for batches of 64'
+        )
     return unit == "latency", int(size or 1)
 
 

@@ -150,6 +150,10 @@ class BlockMDP:
         """[B] bool, which images are decided. Decisions on these change nothing and cost nothing."""
         return torch.full_like(state.cost, self.terminal(state), dtype=torch.bool)
 
+    def decided_share(self, routes: Tensor) -> float:
+        """The share of the L decisions that images on routes [B, L] make, on average."""
+        return 1.0
+
     def charged_weights(self, state: State, weights: Tensor) -> Tensor:
         """[B, A] the shares of each action that images are charged for, if the next decision is `weights` [B, A]."""
         return weights

@@ -52,9 +52,10 @@ class ObservationLayout:
     """3 in a cascade, else 0."""
 
     @classmethod
-    def of_dim(cls, dim: int, num_layers: int = 0) -> ObservationLayout:
-        """The layout of D entries, for code without an MDP: all but the last L + 2 count as features."""
-        return cls(dim - cls(0, num_layers).dim, num_layers)
+    def of_dim(cls, dim: int, num_layers: int = 0, num_prediction: int = 0) -> ObservationLayout:
+        """The layout of D entries, for code without an MDP: all but the last L + 2, and in a cascade the prediction,
+        count as features."""
+        return cls(dim - cls(0, num_layers, 0, num_prediction).dim, num_layers, 0, num_prediction)
 
     @property
     def dim(self) -> int:
@@ -90,6 +91,10 @@ class ObservationLayout:
     def layer(self, observation: np.ndarray[Any, Any] | Tensor) -> int:
         """The block index that observations [B, D] share."""
         return int(self.split(observation).block[0].argmax())  # type: ignore[type-var]
+
+    def layers(self, observation: ArrayOrTensor) -> ArrayOrTensor:
+        """The block index [B] of each of the observations [B, D]."""
+        return self.split(observation).block.argmax(-1)
 
 
 def _channel_means(features: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,9 +15,11 @@ from backbone.data import Dataset, data_folder, load_dataset
 from backbone.progress import PATIENCE
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state, evaluation_mode
+from dfs_env.cascade import CascadeMDP
 from dfs_env.latency import find_latency, load_latency, parse_cost
 from dfs_env.mdp import BlockMDP
 from dfs_env.observations import CONFIDENT, ObservationStatistics, channel_statistics
+from dfs_env.stages import find_stages
 
 CALIBRATION_IMAGES = 1024
 """Training images by which observations are normalised."""
@@ -42,13 +45,15 @@ class Task:
     """Train, validation and test images."""
 
     def __post_init__(self) -> None:
-        if self.mdp.statistics is None:
-            calibrate(self.mdp, self.dataset)
+        for stage in self.mdp.stages:
+            if stage.statistics is None:
+                calibrate(stage, self.dataset)
 
     def ensure_confidence(self) -> None:
         """Train the MDP's confidence heads, if it has none. Further training of the backbone does not change them."""
-        if self.mdp.heads is None:
-            self.mdp.heads = train_heads(self.mdp, self.dataset)
+        for stage in self.mdp.stages:
+            if stage.heads is None:
+                stage.heads = train_heads(stage, self.dataset)
 
 
 @default_torch_state()
@@ -114,10 +119,12 @@ def make_task(
     ungated_blocks: int = 0,
     device: str = "cpu",
     data: str | None = None,
-    cost: str = "blocks",
+    cost: str | None = None,
     latency: str | None = None,
+    stages: tuple[str, ...] = (),
+    combine: str = "last",
 ) -> Task:
-    """Load a data set and a frozen backbone.
+    """Load a data set and a frozen backbone, or several as the stages of a cascade.
 
     Args:
         dataset: "digits", "cifar10", "cifar100", or "module:function".
@@ -129,9 +136,12 @@ def make_task(
         ungated_blocks: how many leading blocks always run at the widest bitwidth and are not decided.
         device: a torch device.
         data: the data folder; by default $DFS_DATA, else the user's cache folder.
-        cost: the unit of budgets and rewards: "blocks" (block cost), or "latency", measured time of single images on
-            this machine ("latency@64": in batches of 64).
+        cost: the unit of budgets and rewards: "blocks" (block cost; the default of one backbone), "bitops" (total cost;
+            the default of stages), or "latency", measured time of single images on this machine ("latency@64": in
+            batches of 64).
         latency: a file of `python -m scripts.bench latency`; for cost "latency", by default that in the data folder.
+        stages: the networks of a cascade in place of `depth` and `checkpoint`, see `dfs_env.stages`.
+        combine: which prediction of a cascade counts: "last", or "average" over all so far.
 
     Raises:
         FileNotFoundError: no such checkpoint or latency table (the message says which command makes it), or data files
@@ -142,26 +152,41 @@ def make_task(
     charged, batch_size = parse_cost(cost)
     file = find_latency(cost, latency, dataset, depth, data_folder(data))
     table = load_latency(file) if file else None
-    if checkpoint is None:  # before any data are downloaded
+    networks = find_stages(stages, dataset, checkpoint, data_folder(data)) if stages else []
+    if checkpoint is None and not stages:  # before any data are downloaded
         checkpoint = str(find_checkpoint(dataset, depth, data_folder(data)))
     images = load_dataset(dataset, data)
-    statistics = None
-    if checkpoint == "random":
+
+    def mdp_of(backbone: ResNet, statistics: ObservationStatistics | None) -> BlockMDP:
+        chosen = _default(backbone.config) if bitwidths is None else bitwidths
+        return BlockMDP(backbone.to(device), chosen, observation, ungated_blocks, statistics)
+
+    if stages:
+        read = {each.file: mdp_of(*_trained(each.file, None, images)) for each in networks}
+        views = [each.view for each in networks]
+        mdp: BlockMDP = CascadeMDP([read[each.file] for each in networks], views, combine, cost or "bitops")
+    elif checkpoint == "random":
         config = ResNetConfig(depth, images.num_classes, width, bitwidths or ResNetConfig.bitwidths)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            backbone = ResNet(config).eval().requires_grad_(False)
+            mdp = mdp_of(ResNet(config).eval().requires_grad_(False), None)
     else:
-        backbone, others = read_backbone(checkpoint, depth, images.num_classes, dataset)
-        statistics = ObservationStatistics.from_tensors(others)
-    chosen = _default(backbone.config) if bitwidths is None else bitwidths
-    mdp = BlockMDP(backbone.to(device), chosen, observation, ungated_blocks, statistics)
+        assert checkpoint is not None
+        mdp = mdp_of(*_trained(checkpoint, depth, images))
     if table:
         table.apply(mdp, batch_size, charged, file)
+    elif cost == "bitops":
+        mdp.cost = replace(mdp.cost, unit=cost)
     task = Task(mdp, images)
     if observation in CONFIDENT:
         task.ensure_confidence()
     return task
+
+
+def _trained(file: str | Path, depth: int | None, images: Dataset) -> tuple[ResNet, ObservationStatistics | None]:
+    """The backbone in a file, and the statistics of its observations if the file has them."""
+    backbone, others = read_backbone(file, depth, images.num_classes, images.name)
+    return backbone, ObservationStatistics.from_tensors(others)
 
 
 def _default(config: ResNetConfig) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 from backbone.data import Dataset, Split
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.training import BackboneTrainer, TrainingConfig
-from dfs_env import BlockMDP, Task
+from dfs_env import BlockMDP, CascadeMDP, Task
 from tests.helpers import settle
 
 torch.set_num_threads(1)
@@ -66,6 +66,25 @@ def mdp(backbone: ResNet) -> BlockMDP:
 def task(mdp: BlockMDP, dataset: Dataset) -> Task:
     """The tiny MDP, its observations normalised, and the tiny data set."""
     return Task(mdp, dataset)
+
+
+@pytest.fixture(scope="session")
+def _larger(images: torch.Tensor) -> ResNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return settle(ResNet(ResNetConfig(14, 10, 4, BITWIDTHS, (8, 32))), images)
+
+
+@pytest.fixture
+def cascade(mdp: BlockMDP, _larger: ResNet) -> CascadeMDP:
+    """The tiny MDP, then one of six blocks: L = 10, of which decision 3 accepts."""
+    return CascadeMDP((mdp, BlockMDP(copy.deepcopy(_larger), (0, 2, 4, 8))))
+
+
+@pytest.fixture
+def cascade_task(cascade: CascadeMDP, dataset: Dataset) -> Task:
+    """The tiny cascade, and the tiny data set."""
+    return Task(cascade, dataset)
 
 
 @pytest.fixture(scope="session")

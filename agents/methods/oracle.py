@@ -88,7 +88,7 @@ class Oracle:
         with torch.no_grad():  # in large chunks, as each image's whole route is known
             parts = zip(inputs.split(8 * CHUNK), routes.split(8 * CHUNK), strict=True)
             logits = torch.cat([mdp.run(some, theirs) for some, theirs in parts])
-        return evaluation_of_routes(task, 0.0, routes, logits, labels)
+        return evaluation_of_routes(task.mdp, 0.0, routes, logits, labels)
 
     def save(self, folder: Path) -> None:
         """Write the routes that were found."""

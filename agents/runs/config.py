@@ -16,6 +16,7 @@ from agents.runs.user_code import code_digests
 from backbone.checkpoint import find_checkpoint, identity_and_about, identity_of
 from backbone.data import data_folder
 from dfs_env.latency import LatencyTable, find_latency, load_latency
+from dfs_env.stages import depths, find_stages
 
 VERSION = 4
 """Increased when a change of the code changes the results of most methods; results of other versions are not reused. If
@@ -45,16 +46,26 @@ class TaskConfig:
     """Torch device."""
     data: str | None = None
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
-    cost: str = "blocks"
-    """What budgets and rewards count: "blocks" (block cost), or "latency", measured time of single images on this
-    machine; "latency@64" in batches of 64."""
+    cost: str | None = None
+    """What budgets and rewards count: "blocks" (block cost; the default of one backbone), "bitops" (total cost; the
+    default of stages), or "latency", measured time of single images on this machine; "latency@64" in batches of 64."""
     latency: str | None = None
     """File of `python -m scripts.bench latency`; by default, where cost is latency, the one in the data folder."""
 
+    stages: tuple[str, ...] = ()
+    """Networks of a cascade in place of depth and checkpoint: "resnet20", a checkpoint file, and ":mirrored" or
+    ":shifted" after it, see `dfs_env.stages`."""
+    combine: str = "last"
+    """Which prediction of a cascade counts: "last", or "average" over all so far."""
+
     def backbone_identity(self) -> str:
-        """Identity of the weights: that of the checkpoint file (`backbone.checkpoint.identity_of`), or "random"."""
-        path = self.backbone_file()
-        return identity_of(path) if path else "random"
+        """Identity of the weights: those of the checkpoint files (`backbone.checkpoint.identity_of`), or "random"."""
+        return "+".join(map(identity_of, self.backbone_files())) or "random"
+
+    @property
+    def network(self) -> int | str:
+        """The depth of the network; of a cascade those of its stages."""
+        return depths(self.stages) if self.stages else self.depth
 
     def latency_table(self) -> LatencyTable | None:
         """The latency table; None where none is in use.
@@ -65,18 +76,22 @@ class TaskConfig:
         file = find_latency(self.cost, self.latency, self.dataset, self.depth, data_folder(self.data))
         return load_latency(file) if file else None
 
-    def backbone_file(self) -> Path | None:
-        """The checkpoint file; None for an untrained backbone.
+    def backbone_files(self) -> list[Path]:
+        """The checkpoint file, or those of the stages; none for an untrained backbone.
 
         Raises:
             FileNotFoundError: there is none.
+            ValueError: impossible stages.
         """
+        if self.stages:
+            found = find_stages(self.stages, self.dataset, self.checkpoint, data_folder(self.data))
+            return [Path(stage.file) for stage in found]
         if self.checkpoint == "random":
-            return None
+            return []
         path = Path(self.checkpoint or find_checkpoint(self.dataset, self.depth, data_folder(self.data)))
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint {path} does not exist; name a file that scripts.pretrain wrote")
-        return path
+        return [path]
 
 
 @dataclass(frozen=True)
@@ -108,18 +123,24 @@ class RunConfig:
             FileNotFoundError: there is no backbone.
             ValueError: user code that it names cannot be identified, see `code_digests`.
         """
-        where = ("checkpoint", "data", "device", "cost", "latency")
+        where = ("checkpoint", "data", "device", "cost", "latency", "stages", "combine")
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
-        path = self.task.backbone_file()
-        task["backbone"], about = identity_and_about(path) if path else ("random", {})
+        found = [identity_and_about(path) for path in self.task.backbone_files()]
+        task["backbone"] = "+".join(identity for identity, _ in found) or "random"
+        about = [each.get("config") for _, each in found]
+        if self.task.stages:
+            del task["depth"], task["width"]
+            task |= {"stages": list(self.task.stages), "combine": self.task.combine}
         table = self.task.latency_table()
         if table:
             task |= {"cost": self.task.cost, "latency": hashlib.sha256(repr(table).encode()).hexdigest()[:16]}
+        elif self.task.cost not in (None, "bitops" if self.task.stages else "blocks"):
+            task |= {"cost": self.task.cost}
         options = asdict(self.config)
         revision = {"revision": self.config.revision} if self.config.revision else {}
-        code = code_digests([options, task, about.get("config")])
-        found = {"version": VERSION, **revision, "method": self.names["method"], "options": options, "task": task}
-        return {**found, "code": code} if code else found
+        code = code_digests([options, task, *about])
+        resolved = {"version": VERSION, **revision, "method": self.names["method"], "options": options, "task": task}
+        return {**resolved, "code": code} if code else resolved
 
     @cached_property
     def identity(self) -> str:

@@ -202,7 +202,7 @@ def _result(
         "role": settings.role,
         "cotrained": bool(getattr(settings, "cotrain", False)),
         "dataset": config.task.dataset,
-        "depth": config.task.depth,
+        "depth": config.task.network,
         "bitwidths": list(task.mdp.bitwidths),
         "budget": settings.budget,
         "seed": settings.seed,

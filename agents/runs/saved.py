@@ -19,8 +19,8 @@ from typing import Any
 
 from agents.evaluation import SelfMeasured
 from agents.gates import make_gate, mdp_for_gate
-from agents.policies import FILE, AllocationPolicy, GatePolicy, Policy, RandomPolicy
-from agents.recorder import BACKBONE
+from agents.policies import FILE, AllocationPolicy, GatePolicy, Policy, RandomPolicy, ThresholdPolicy
+from agents.recorder import cotrained_files
 from agents.runs.config import TaskConfig
 from agents.runs.folders import LATENCY
 from agents.runs.results import RESULT, read_line
@@ -29,6 +29,7 @@ from backbone.checkpoint import SHIPPED, identity_of, load_tensors
 from backbone.names import check_own, resolve
 from dfs_env.latency import load_latency, parse_cost
 from dfs_env.mdp import BlockMDP
+from dfs_env.stages import split_view
 from dfs_env.task import Task, make_task
 
 
@@ -58,23 +59,36 @@ def load_run(
         checkpoint = str(SHIPPED / Path(checkpoint).name)  # it was named from the repository's folder
     arguments = {**result["config"]["task"], "checkpoint": checkpoint, "device": device, "data": data}
     backbone = arguments.pop("backbone")
-    charged, batch_size = parse_cost(arguments.pop("cost", "blocks"))
+    charged, batch_size = parse_cost(arguments.get("cost"))
+    if charged:
+        del arguments["cost"]
     arguments.pop("latency", None)
-    if arguments["bitwidths"]:
-        arguments["bitwidths"] = tuple(arguments["bitwidths"])
+    for name in ("bitwidths", "stages"):
+        if arguments.get(name):
+            arguments[name] = tuple(arguments[name])
     for kind in ("dataset", "observation"):
         check_own(kind, arguments[kind], folder / RESULT, trust_code)
     config = TaskConfig(**arguments)
     if config.backbone_identity() != backbone:
-        config = replace(config, checkpoint=_shipped(backbone, folder))
+        config = _with_files(config, [_shipped(each, folder) for each in backbone.split("+")])
     task = make_task(**asdict(config))
-    if (folder / BACKBONE).is_file():
-        heads = task.mdp.heads  # as they were before the backbone was co-trained
-        task = make_task(**asdict(replace(config, checkpoint=str(folder / BACKBONE))))
-        task.mdp.heads = heads
+    cotrained = [str(folder / name) for name in cotrained_files(task.mdp)]
+    if all(Path(file).is_file() for file in cotrained):
+        heads = [stage.heads for stage in task.mdp.stages]  # as they were before the backbone was co-trained
+        task = make_task(**asdict(_with_files(config, cotrained)))
+        for stage, before in zip(task.mdp.stages, heads, strict=True):
+            stage.heads = before
     if (folder / LATENCY).is_file():
         load_latency(folder / LATENCY).apply(task.mdp, batch_size, charged, folder / LATENCY, here=False)
     return load_policy(folder, task.mdp, trust_code), task, result
+
+
+def _with_files(config: TaskConfig, files: list[str]) -> TaskConfig:
+    """The same task with the backbones in these files, one for each stage."""
+    if not config.stages:
+        return replace(config, checkpoint=files[0])
+    views = [split_view(stage)[1] for stage in config.stages]
+    return replace(config, stages=tuple(":".join(filter(None, pair)) for pair in zip(files, views, strict=True)))
 
 
 def _shipped(identity: str, folder: Path) -> str:
@@ -117,6 +131,8 @@ def load_policy(folder: Path, mdp: BlockMDP, trust_code: bool = False) -> Policy
         return GatePolicy(gate.to(mdp.device).eval(), about["gate"], mdp)
     if kind == "allocation":
         return AllocationPolicy(tensors["actions"], tensors.get("costs"))
+    if kind == "thresholds":
+        return ThresholdPolicy(**tensors, view=about["view"], combine=about["combine"])
     if kind == "random":
         return RandomPolicy(tensors["probabilities"], about["seed"], tensors.get("costs"))
     if not re.fullmatch(r"agents\.[\w.]+:load", kind):

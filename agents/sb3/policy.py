@@ -189,9 +189,10 @@ class SB3Policy:
             ValueError: an image has none.
         """
         tensor, layout = torch.as_tensor(observation, device=self.mdp.device), self.mdp.layout
-        parts, layer = layout.split(tensor), layout.layer(tensor)
-        masks = self.mdp.cost.fits(layer, parts.spent, parts.budget)
-        if not masks.any(1).all():
+        parts, layers = layout.split(tensor), layout.layers(tensor)
+        masks = self.mdp.cost.fits(layers, parts.spent, parts.budget)
+        if not (fits := masks.any(1)).all():
+            layer = int(layers[~fits][0])
             least = float(self.mdp.cost.cheapest[layer])
             raise ValueError(f"a hard budget leaves no action: the blocks from {layer} on cost at least {least:g}")
         return masks.cpu().numpy()

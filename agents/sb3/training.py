@@ -17,6 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from torch.nn import functional as F
 
+from agents.checkpoints import Variables
 from agents.learning import BackboneLearner
 from agents.policies import Policy
 from agents.recorder import Recorder
@@ -117,6 +118,7 @@ class _Rollouts(BaseCallback):
         self.config, self.recorder, self.venv, self.env = config, recorder, venv, venv.env
         self.backbone = BackboneLearner(self.env.mdp.backbone, config.backbone_lr) if config.cotrain else None
         self.ends: list[dict[str, Any]] = []
+        self.played = Variables(parts=[])  # images, labels and routes that the backbone has yet to learn from
         self.multiplier = config.multiplier()
         self.multiplier_factor = make_schedule(getattr(config, "multiplier_schedule", "constant"))
         self.budget_factor = make_schedule(config.budget_schedule)
@@ -128,7 +130,7 @@ class _Rollouts(BaseCallback):
         if self.multiplier:
             self.recorder.register_state(multiplier=self.multiplier)
         if self.backbone:
-            self.recorder.register_state(backbone=self.backbone)
+            self.recorder.register_state(backbone=self.backbone, played=self.played)
         self.recorder.register_state(model=Learning(self.model), env=self.env)
 
     def _on_rollout_start(self) -> None:
@@ -203,8 +205,13 @@ class _Rollouts(BaseCallback):
         return 0.0 if found is None else float(np.mean(found))
 
     def _cotrain(self, backbone: BackboneLearner, ends: list[dict[str, Any]]) -> None:
+        """One step of the backbone for each `num_envs` episodes that have ended."""
         assert self.env.last_played is not None
         images, labels = self.env.last_played
-        routes = torch.from_numpy(np.stack([end["route"] for end in ends])).to(images.device)
+        self.played.parts.append((images, labels, torch.from_numpy(np.stack([end["route"] for end in ends]))))
+        if sum(len(labels) for _, labels, _ in self.played.parts) < self.env.num_envs:
+            return
+        images, labels, routes = (torch.cat(parts) for parts in zip(*self.played.parts, strict=True))
+        self.played.parts = []
         F.cross_entropy(self.env.mdp.run(images, routes), labels).backward()
         backbone.apply()

@@ -58,6 +58,7 @@ class SB3VecEnv(VecEnv):
         factor."""
         self.render_mode = env.render_mode
         self._returns = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, np.int64)
         self._components: dict[str, Array] = {}
         self._start = time.time()
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -87,7 +88,7 @@ class SB3VecEnv(VecEnv):
         self.reset_infos = [{"index": int(index)} for index in info["index"]]
         self._reset_seeds()
         self._reset_options()
-        self._returns[:] = 0
+        self._returns[:] = self._lengths[:] = 0
         self._components = {}
         return observation
 
@@ -98,14 +99,15 @@ class SB3VecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Decide the current block of every image."""
         observation, rewards, terminated, truncated, info = self.wrapped.step(self._actions)
-        if np.any(truncated) or len(np.unique(terminated)) > 1:
-            raise ValueError(f"{self.wrapped} ends single episodes, but images are decided in lockstep: drop it")
+        if np.any(truncated) or not np.array_equal(terminated, info.get("_final_info", np.zeros_like(terminated))):
+            raise ValueError(f"{self.wrapped} ends episodes, which only a prediction does: drop it")
         if np.shape(rewards) != (self.num_envs,):
             raise ValueError(
                 f"Stable-Baselines3 needs one number for each reward, {self.wrapped} returns rewards of shape "
                 f"{np.shape(rewards)}: use a plain id, or a wrapper that makes a number of each"
             )
-        step = info.get("final_info", info)
+        ended = np.flatnonzero(terminated)
+        step = _merged(info, info.get("final_info", {}), ended)
         components = {name: value for name, value in step.items() if name.startswith("reward_")}
         infos: list[dict[str, Any]] = [{"cost": cost} for cost in step["cost"]]
         if self.multiplier is not None:
@@ -116,13 +118,14 @@ class SB3VecEnv(VecEnv):
             rewards = rewards - charge + components[COST]
             for each, charged in zip(infos, charge, strict=True):
                 each[CHARGE] = charged
+        self._lengths += 1
         self._returns += rewards
         for name, value in components.items():
             self._components[name] = self._components.get(name, 0) + value.astype(np.float64)
-        if terminated[0]:  # lockstep: all episodes end together
-            self._describe_end(infos, info)
-            self._returns[:] = 0
-            self._components = {}
+        if len(ended):
+            self._describe_ends(infos, info, ended)
+            for sums in (self._lengths, self._returns, *self._components.values()):
+                sums[ended] = 0
         return observation, rewards.astype(np.float32), terminated, infos
 
     def _check(self, value: Any, kind: type, what: str) -> None:
@@ -132,18 +135,20 @@ class SB3VecEnv(VecEnv):
                 f"{type(value).__name__}: leave out the wrapper that converts them"
             )
 
-    def _describe_end(self, infos: list[dict[str, Any]], info: dict[str, Any]) -> None:
+    def _describe_ends(self, infos: list[dict[str, Any]], info: dict[str, Any], ended: Array) -> None:
+        """Complete the infos of the sub-environments `ended` [K], whose episodes are over."""
         final = {key: value for key, value in info["final_info"].items() if not key.startswith("_")}
-        if np.shape(info["final_obs"][0]) != self.observation_space.shape:
+        if np.shape(info["final_obs"][ended[0]]) != self.observation_space.shape:
             raise ValueError(
                 f"final_obs is not in the observation space of {self.wrapped}: a wrapper must change it too"
             )
         elapsed = round(time.time() - self._start, 6)
-        for i, entry in enumerate(infos):
+        for i in ended.tolist():
+            entry = infos[i]
             entry.update({key: value[i] for key, value in final.items()})
             entry["terminal_observation"] = info["final_obs"][i]
             entry["TimeLimit.truncated"] = False
-            entry["episode"] = {"r": self._returns[i], "l": self.env.mdp.num_layers, "t": elapsed}
+            entry["episode"] = {"r": self._returns[i], "l": int(self._lengths[i]), "t": elapsed}
             entry["episode"].update({name: value[i] for name, value in self._components.items()})
 
     def close(self) -> None:
@@ -196,3 +201,16 @@ class SB3VecEnv(VecEnv):
 
     def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
         return range(self.num_envs) if indices is None else [indices] if isinstance(indices, int) else indices
+
+
+def _merged(info: dict[str, Any], final: dict[str, Any], ended: Array) -> dict[str, Array]:
+    """The entries [N] of a step's infos, those of the sub-environments `ended` [K] from its final info."""
+    if not len(ended):
+        return info
+    if len(ended) == len(final["cost"]):
+        return final
+    merged = {}
+    for name in ("cost", *(name for name in info if name.startswith("reward_"))):
+        merged[name] = info[name].copy()
+        merged[name][ended] = final[name][ended]
+    return merged

@@ -53,7 +53,7 @@ def test_an_action_that_does_not_fit_is_refused_and_changes_nothing(task):
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"action 3 of sub-environment 1 .* 0\.1, of which 0 is spent.*\[0, 1, 2\]"):
         env.step(np.array([0, 3, 0]))
-    assert env._state.layer == 0
+    assert env._cohorts[0].state.layer == 0
     free = DFSVectorEnv(task, 3, budget=0.1, autoreset_mode="SameStep")
     _, info = free.reset(seed=0)
     assert not free.action_masks()[:, 3].any()

@@ -76,7 +76,7 @@ def test_the_masked_reference_computes_what_the_mdp_does(setting):
 def test_playing_decides_every_block_and_resets(setting, monkeypatch):
     environment.play(setting, setting.half_skipped)
     assert not setting.env.episode_over
-    assert setting.env._state.layer == 0
+    assert setting.env._cohorts[0].state.layer == 0
     played = []
     monkeypatch.setattr(environment, "play", lambda s, routes: played.append(routes.unique().tolist()))
     for bits in (2, 4, 8):
