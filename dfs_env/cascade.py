@@ -271,7 +271,7 @@ class CascadeMDP(BlockMDP):
         if place.layer + 1 < stage.num_layers:
             return state
         scores = stage.logits(State(state.features, stage.num_layers, state.cost, state.budget))
-        if self.combine == "average":
+        if self.combine == "average" and place.stage:
             scores = averaged(state.prediction, scores, place.stage)
         return replace(state, prediction=torch.where(state.running[:, None], scores, state.prediction))
 
@@ -304,8 +304,6 @@ def _cascade(state: State) -> CascadeState:
 def averaged(before: Tensor, scores: Tensor, count: int = 1) -> Tensor:
     """Log-probabilities [B, K] of the mean of `count` predictions, whose mean is given by scores [B, K] `before`, and
     of one more by its class scores [B, K]."""
-    if not count:
-        return scores.log_softmax(1)
     total = math.log(count + 1)
     return torch.logaddexp(before.log_softmax(1) + math.log(count) - total, scores.log_softmax(1) - total)
 
