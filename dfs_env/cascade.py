@@ -106,6 +106,7 @@ class CascadeMDP(BlockMDP):
         self._places = [_Place(i, n) for i, stage in enumerate(self.stages) for n in range(stage.num_layers + 1)][:-1]
         self.num_layers = len(self._places)
         self.cost = joined_costs([stage.cost for stage in self.stages], unit)
+        self._entry_shapes = [stage.feature_shapes[0] for stage in self.stages]
         self.num_classes: int = first.backbone.config.num_classes
         self._set_observation(first.observation)
 
@@ -141,6 +142,11 @@ class CascadeMDP(BlockMDP):
     def _accepts(self, layer: int) -> bool:
         place = self._places[layer]
         return place.layer == self.stages[place.stage].num_layers
+
+    def skip_is_identity(self, layer: int) -> bool:
+        """Whether images that skip at a decision keep their features, in the same memory."""
+        place = self._places[layer]
+        return not self._accepts(layer) and self.stages[place.stage].skip_is_identity(place.layer)
 
     def stage_layers(self, stage: int) -> slice:
         """The decisions on the blocks of a stage."""
@@ -282,8 +288,11 @@ class CascadeMDP(BlockMDP):
         stage, rows = self.stages[number], enters.nonzero().squeeze(1)
         view, whole = VIEWS[self.views[number]], len(rows) == len(enters)
         images = view(state.images if whole else take(state.images, rows))
-        features = stage.initial(images).features
-        if not whole:
+        if not len(rows):
+            features = images.new_zeros(len(enters), *self._entry_shapes[number])
+        else:
+            features = stage.initial(images).features
+        if 0 < len(rows) < len(enters):
             blank = features.new_zeros(len(enters), *features.shape[1:]).contiguous(memory_format=torch.channels_last)
             features = blank.index_copy(0, rows, features)
         accepted = state.accepted + (state.reach * (1 - share))[:, None] * state.prediction

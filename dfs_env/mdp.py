@@ -146,6 +146,10 @@ class BlockMDP:
         """Indices of the decisions that are not about a block, but whether to accept a prediction."""
         return ()
 
+    def skip_is_identity(self, layer: int) -> bool:
+        """Whether images that skip at a decision keep their features, in the same memory."""
+        return bool(self.backbone.blocks[self.ungated_blocks + layer].skip_is_identity)
+
     def finished(self, state: State) -> Tensor:
         """[B] bool, which images are decided. Decisions on these change nothing and cost nothing."""
         return torch.full_like(state.cost, self.terminal(state), dtype=torch.bool)

@@ -109,10 +109,12 @@ def train_network(
     """Train a network of the shape of the task's backbone, which is not changed.
 
     Raises:
-        ValueError: the gate does not fit the channels, the backbone does not fit as a start, or the budget is below
-            what the network computes with all gates off.
+        ValueError: the gate does not fit the channels, the backbone does not fit as a start, the budget is below what
+            the network computes with all gates off, or the task has stages.
         TrainingDivergedError: the loss became NaN or infinite.
     """
+    if len(task.mdp.stages) > 1:
+        raise ValueError("activation gating is of one network, but this task has stages: drop them")
     network = GatedResNet(config.network(task.mdp.backbone.config, task.mdp.widest))
     with torch.no_grad():
         for threshold in network.thresholds():

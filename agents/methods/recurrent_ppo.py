@@ -39,7 +39,8 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Learn in rollouts of one episode for each of `num_envs` images.
 
     Raises:
-        ValueError: a minibatch would cut episodes.
+        ValueError: on a task of one network, a minibatch would cut episodes.
     """
-    check_aligned(config.batch_size, task.mdp.num_layers)
+    if len(task.mdp.stages) == 1:
+        check_aligned(config.batch_size, task.mdp.num_layers)
     return train_sb3(config, task, recorder)

@@ -20,6 +20,8 @@ from sb3_contrib.common.recurrent.type_aliases import RecurrentRolloutBufferSamp
 from stable_baselines3.common.buffers import RolloutBuffer
 from torch import Tensor, nn
 
+from agents.sb3.vec_env import SB3VecEnv
+
 FIELDS = ("observations", "actions", "values", "log_probs", "advantages", "returns", "episode_starts")
 
 States = tuple[Tensor, Tensor]
@@ -117,10 +119,13 @@ class EpisodeRolloutBuffer(RecurrentRolloutBuffer):
 
 
 class AlignedRecurrentPPO(RecurrentPPO):
-    """Recurrent PPO whose rollouts and minibatches are whole episodes. Use it with `AlignedLstmPolicy`."""
+    """Recurrent PPO whose rollouts and minibatches are whole episodes. Use it with `AlignedLstmPolicy`. In a cascade,
+    where episodes end at different decisions, it is sb3-contrib's own."""
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if isinstance(self.env, SB3VecEnv) and len(self.env.env.mdp.stages) > 1:
+            return
         lstm: Any = self.policy.lstm_actor
         self.rollout_buffer = EpisodeRolloutBuffer(
             self.n_steps,

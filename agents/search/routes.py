@@ -131,7 +131,7 @@ def _complete(mdp: BlockMDP, state: State, routes: Tensor) -> Tensor:
     for layer in range(state.layer, mdp.num_layers):
         skipped = not any(mdp.bitwidths[action] for action in set(routes[:, layer].tolist()))
         state = mdp.transition(state, routes[:, layer], in_place=ours or skipped)
-        ours = ours or not (skipped and mdp.backbone.blocks[mdp.ungated_blocks + layer].skip_is_identity)
+        ours = ours or not (skipped and mdp.skip_is_identity(layer))
     return mdp.logits(state)
 
 
