@@ -233,4 +233,4 @@ def interpolate(x: Array, y: Array, at: Array) -> Array:
     right = np.clip((x[:, None, :] <= at[:, None]).sum(-1), 1, x.shape[1] - 1)
     x0, x1, y0, y1 = (np.take_along_axis(v, right - step, 1) for v in (x, y) for step in (1, 0))
     share = np.divide(at - x0, x1 - x0, out=np.full_like(x0, 0.5), where=x1 > x0)
-    return np.where(share < 1, y0 + (y1 - y0) * share.clip(0, 1), y1)  # beyond the end, y0 may be nan
+    return np.select([share <= 0, share >= 1], [y0, y1], y0 + (y1 - y0) * share)  # the other point may be nan
