@@ -20,7 +20,8 @@ HULL = (
     "of multiply-accumulates x weight bits x activation bits). A static network takes the same route for all images; "
     "fine-tuned ones count, too. What lies between two of them is what a random mixture of the two achieves, without "
     "any information on the image. Above the most accurate one the hull is constant. Differences to it, in points of "
-    "accuracy, are at each run's own MBitOps, and resample the seeds of the networks on the hull, too."
+    "accuracy, are at each run's own MBitOps. They resample the seeds of the networks on the hull, too, and have no "
+    "interval where such a network has a single seed."
 )
 
 
@@ -34,6 +35,12 @@ class Entry(NamedTuple):
     def mbitops(self) -> float:
         """Mean over the runs."""
         return 1e-6 * self.row.mean("bitops")
+
+    @property
+    def runs(self) -> Runs:
+        """A point of a curve over BitOps."""
+        row = self.row
+        return Runs(f"{row.label} on {self.network}", row.values("bitops"), row.values("accuracy"), row.seeded)
 
     @property
     def input_dependent(self) -> bool:
@@ -74,7 +81,7 @@ class Networks:
     def hull(self) -> UpperHull:
         """The static hull, over BitOps; without points if there is no static network."""
         static = [each for each in self.all_entries if each.row.static]
-        return UpperHull.over([_runs(each) for each in static])
+        return UpperHull.over([each.runs for each in static])
 
     @property
     def limits(self) -> list[float]:
@@ -83,11 +90,6 @@ class Networks:
         least, most = self.hull.means[0, 0], front(self.all_entries)[-1].mbitops
         octaves = range(max(math.ceil(math.log2(most / FIRST_LIMIT)), 0) + 1)
         return [limit for octave in octaves if 1e6 * (limit := FIRST_LIMIT * 2.0**octave) >= least]
-
-
-def _runs(entry: Entry) -> Runs:
-    row = entry.row
-    return Runs(f"{row.label} on {entry.network}", row.values("bitops"), row.values("accuracy"), row.seeded)
 
 
 def by_dataset(comparisons: Iterable[Comparison]) -> list[Networks]:
@@ -136,7 +138,7 @@ def what_to_run(networks: Networks) -> Table:
         rows,
         "What to run: the most accurate static network, and the most accurate method of all, within a limit of MBitOps "
         "for an image. Both are chosen by their test accuracy, so it is slightly too high. The marks are those of the "
-        "next table.",
+        "other tables.",
     )
 
 

@@ -14,59 +14,53 @@ from matplotlib.ticker import LogLocator
 from backbone.quantization import FLOAT_BITS
 from scripts.reporting.figures import MATPLOTLIB_OPTIONS, WIDTH, log_costs, percent_axis
 from scripts.reporting.networks import Entry, Networks, front
-from scripts.reporting.published import Published, published_on, sources_on
-from scripts.reporting.stats import MAX_COST_RATIO
+from scripts.reporting.published import SOURCES, Published, published_on
+from scripts.reporting.stats import MAX_COST_RATIO, BaselineCurve
 from scripts.reporting.styles import colour_of, finish, legible, markers
 
+FLAT, DEPTH = 0.001, 0.1
+"""The axes begin where the static hull is `DEPTH` below its greatest accuracy, and end at five times the MBitOps at
+which it is `FLAT` below it."""
 HULL_STYLE: dict[str, Any] = {"color": "black", "linewidth": 2.6, "zorder": 3, "label": "static hull"}
 PUBLISHED_STYLE: dict[str, Any] = {"color": "#C9A400", "linestyle": "none", "markersize": 8, "zorder": 3.5}
 
 
 def caption(dataset: str) -> str:
     """What the figure of a data set shows."""
-    sources = sources_on(dataset)
-    depths = "Yellow: published networks with their depths, and their bits unless 32. " if sources else ""
+    published = f"Yellow: published networks with their depths, and their bits unless 32. {SOURCES}"
     return (
-        "Test accuracy over MBitOps for an image, on a logarithmic axis. Thick line: the static hull, whose straight "
-        "pieces look curved on this axis. Thin lines: the best static allocations of each network, with gaps of more "
-        f"than a factor of {MAX_COST_RATIO:g} left open. A network is named by its depth, its checkpoint if it is not "
-        "the registered one, its bitwidths if they are not (0, 2, 4, 8), and its comparison if several have it. "
-        "Markers: each network's Pareto front of methods whose decisions may depend on the image, and its fine-tuned "
-        f"static networks, with 95 % intervals; their edges have the network's colour. {depths}{sources}"
+        "Test accuracy over MBitOps for an image, on a logarithmic axis. Thick line: the static hull. Thin lines: "
+        "the best static allocations of each network and their mixtures, with gaps of more than a factor of "
+        f"{MAX_COST_RATIO:g} left open. Mixtures look curved on this axis. A network is named by its depth, its "
+        "checkpoint if it is not the registered one, its bitwidths if they are not (0, 2, 4, 8), and its comparison if "
+        "several have it. Markers: each network's Pareto front of methods whose decisions may depend on the image, and "
+        "its best fine-tuned static networks, with 95 % intervals; their edges have the network's colour. What is more "
+        f"than {100 * DEPTH:g} points below the hull's greatest accuracy is not shown. "
+        f"{published if published_on(dataset) else ''}"
     )
 
 
 @matplotlib.rc_context(MATPLOTLIB_OPTIONS)
 def networks_figure(networks: Networks) -> Figure:
-    """Static allocations, the static hull, and each network's Pareto front. The axis ends at five times the compute of
-    the most accurate static network; published networks beyond that have a panel of their own."""
-    published = published_on(networks.dataset)
-    end = 5e-6 * networks.hull.means[0, -1]
+    """Static allocations, the static hull, and each network's Pareto front. Published networks beyond the axis have a
+    panel of their own."""
+    published, hull = published_on(networks.dataset), networks.hull.means
+    low, near_top = hull[1, -1] - DEPTH, hull[1, -1] - FLAT
+    begin, end = [0.8e-6, 5e-6] * np.interp([low, near_top], hull[1], hull[0])
     beyond = [each.mbitops for each in published if each.mbitops > end]
     figure, ratios = Figure((WIDTH, 6.4), layout="constrained"), [6, 1] if beyond else [1]
     panels = figure.subplots(1, len(ratios), sharey=True, squeeze=False, width_ratios=ratios)[0]
-    low, high = _accuracy_limits(networks, published)
-    begin = 0.8e-6 * np.interp(low, *networks.hull.means[::-1])
     spans = [(begin, end), (0.7 * min(beyond, default=1), 1.4 * max(beyond, default=1))]
+    points = [each.accuracy for each in published] + [each.row.accuracy.value for each in networks.all_entries]
+    panels[0].set_ylim(low, max(points) + DEPTH / 15)
     for panel, span in zip(panels, spans, strict=False):
         _draw(panel, networks, published, span)
-    panels[0].set_ylim(low, high)
     panels[0].set_xlabel("MBitOps for an image, log")
     percent_axis(panels[0])
     if beyond:
         panels[1].xaxis.set_major_locator(LogLocator())
     finish(figure, panels)
     return figure
-
-
-def _accuracy_limits(networks: Networks, published: Sequence[Published]) -> tuple[float, float]:
-    """Without the least accurate tenth of the hull and of the markers, so that the rest can be read."""
-    shown = [each.row.accuracy.value for found in networks.entries.values() for each in _marked(found)]
-    shown += networks.hull.means[1].tolist()
-    low = np.quantile(shown, 0.1, method="lower")
-    high = max([*shown, *(each.accuracy for each in published)])
-    margin = 0.05 * max(high - low, 0.02)
-    return low - margin, high + margin
 
 
 def _marked(entries: Sequence[Entry]) -> list[Entry]:
@@ -81,7 +75,7 @@ def _draw(panel: Axes, networks: Networks, published: Sequence[Published], span:
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(networks.entries)))
     for number, (name, entries) in enumerate(networks.entries.items()):
         _draw_static(panel, name, entries, {"color": colours[number], "linestyle": ("-", "--", "-.", ":")[number % 4]})
-        for each in _marked(entries):
+        for each in (e for e in _marked(entries) if e.row.accuracy.value >= panel.get_ylim()[0]):
             _draw_marker(panel, each, marker_of[each.row.label], colours[number])
     costs = np.geomspace(networks.hull.means[0, 0], 1e6 * span[1], 500)
     panel.plot(1e-6 * costs, networks.hull.accuracy_at(costs), **HULL_STYLE)
@@ -91,11 +85,12 @@ def _draw(panel: Axes, networks: Networks, published: Sequence[Published], span:
 
 
 def _draw_static(panel: Axes, name: str, entries: Sequence[Entry], style: dict[str, Any]) -> None:
-    found = front(e for e in entries if e.row.static and not e.row.learned)
-    x, y = np.array([[each.mbitops, each.row.accuracy.value] for each in found]).reshape(-1, 2).T
-    gaps = np.flatnonzero(x[1:] > MAX_COST_RATIO * x[:-1]) + 1
-    x, y = (np.insert(values, gaps, np.nan) for values in (x, y))
-    panel.plot(x, y, marker=".", markersize=4, linewidth=1, label=f"{name}, static", **style)
+    curve = BaselineCurve([each.runs for each in front(e for e in entries if e.row.static and not e.row.learned)])
+    if not curve.points:
+        return
+    costs = np.union1d(curve.means[0], np.geomspace(curve.means[0, 0], curve.means[0, -1], 300))
+    panel.plot(1e-6 * costs, curve.accuracy_at(costs), linewidth=1, label=f"{name}, static", **style)
+    panel.plot(1e-6 * curve.means[0], curve.means[1], ".", markersize=5, zorder=3.2, color=style["color"])
 
 
 def _draw_marker(panel: Axes, entry: Entry, marker: str, edge: Any) -> None:

@@ -42,30 +42,15 @@ PUBLISHED = (
     Published("plain", "cifar100", 74, 32, 0.7064, 171_530),
     Published("plain", "cifar100", 110, 32, 0.7121, 258_503),
 )
-SOURCES = {
-    "plain": (
-        "plain networks and SkipNet of Wang et al. (ECCV 2018, arXiv 1711.09485), in full precision; the share of the "
-        "blocks' computation that is executed is counted"
-    ),
-    "BlockDrop": (
-        "BlockDrop of Wu et al. (CVPR 2018, arXiv 1711.08393), in full precision, which counts floating-point "
-        "operations of the whole network"
-    ),
-    "APoT": (
-        "APoT, static networks of Li et al. (ICLR 2020, arXiv 1909.13144; accuracies of its repository), 300 epochs a "
-        "stage, the best epoch chosen on test images; stem, shortcuts and classifier are counted at 8 bits"
-    ),
-}
-"""By system."""
+SOURCES = (
+    "Published points: plain networks and SkipNet of Wang et al. (ECCV 2018, arXiv 1711.09485), where the share of the "
+    "blocks' computation that is executed is counted; on CIFAR-10 also BlockDrop of Wu et al. (CVPR 2018, arXiv "
+    "1711.08393), which counts floating-point operations of the whole network, and APoT, static networks of Li et al. "
+    "(ICLR 2020, arXiv 1909.13144; accuracies of its repository): 300 epochs a stage, the best epoch chosen on test "
+    "images; stem, shortcuts and classifier are counted at 8 bits. All others are in full precision."
+)
 
 
 def published_on(dataset: str) -> list[Published]:
     """All points on a data set."""
     return [each for each in PUBLISHED if each.dataset == dataset]
-
-
-def sources_on(dataset: str) -> str:
-    """Where the points on a data set stem from, in a sentence; "" without points."""
-    systems = dict.fromkeys(each.system for each in published_on(dataset))
-    found = [SOURCES[system] for system in systems if system in SOURCES]
-    return f"Published points: {'; '.join(found)}." if found else ""
