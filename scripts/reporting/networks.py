@@ -87,9 +87,10 @@ class Networks:
     def limits(self) -> list[float]:
         """MBitOps of the table of what to run: octaves, from the cheapest static network to the most accurate
         method."""
-        least, most = self.hull.means[0, 0], front(self.all_entries)[-1].mbitops
-        octaves = range(max(math.ceil(math.log2(most / FIRST_LIMIT)), 0) + 1)
-        return [limit for octave in octaves if 1e6 * (limit := FIRST_LIMIT * 2.0**octave) >= least]
+        least = min(each.mbitops for each in self.all_entries if each.row.static)
+        most = max(least, front(self.all_entries)[-1].mbitops, FIRST_LIMIT)
+        octaves = range(math.ceil(math.log2(most / FIRST_LIMIT)) + 1)
+        return [limit for octave in octaves if (limit := FIRST_LIMIT * 2.0**octave) >= least]
 
 
 def by_dataset(comparisons: Iterable[Comparison]) -> list[Networks]:

@@ -124,6 +124,8 @@ def test_one_comparison_has_a_hull_and_none_without_static_networks():
     page = report([small()])
     assert "networks.png" in page.figures
     assert "published" not in page.markdown()
+    dominated = Networks("digits", [Comparison("x", runs("ppo", 20, 0.95) + constant(300, 0.9))])
+    assert [[row[0], row[4]] for row in what_to_run(dominated).rows] == [["400", "ResNet-14: ppo, budget 0.1"]]
     page = report([Comparison("x", runs("ppo", 100, 0.8))])
     assert "networks.png" not in page.figures
     assert "no static hull" in page.markdown()
