@@ -3,8 +3,9 @@
     python -m scripts.report runs/compare
     python -m scripts.report runs/resnet38 runs/resnet20 --output runs/report
 
-Several folders give one report: each network (data set, depth, bitwidths) has its own tables, and all are in one figure
-of accuracy over absolute BitOps. Result lines, learning curves and recorded decisions are read; no model is loaded.
+Several folders give one report. Each network (data set, depth, bitwidths) has its own tables. All networks on a data
+set are compared in absolute BitOps with the static hull, the best mixtures of static networks. Result lines, learning
+curves and recorded decisions are read; no model is loaded.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from scripts.cli import clear_errors
 from scripts.reporting import adaptivity, figures, tables
 from scripts.reporting.checks import NETWORK
 from scripts.reporting.comparison import Comparison, Ranking
+from scripts.reporting.networks import HULL, Networks, by_dataset, policies, what_to_run
+from scripts.reporting.networks_figure import caption, networks_figure
 from scripts.reporting.page import Page
+from scripts.reporting.stats import UpperHull
 
 METHOD_OF_COMPARISON = (
     "Accuracy at matched cost: each run is compared with the baseline's mean accuracy at the run's own cost, "
@@ -90,12 +94,13 @@ def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
         budgets = ", ".join(f"{budget:g}" for budget in each.budgets)
         page.listing([f"{each.name}: {each.network}; budgets {budgets}.", *summary(each)])
     page.text(f"{METHOD_OF_COMPARISON} {tables.FEW_SEEDS}")
-    if len(comparisons) > 1:
-        page.heading("All networks")
-        page.figure("networks", figures.networks(comparisons), figures.NETWORKS_CAPTION)
+    datasets = by_dataset(comparisons)
+    for networks in datasets:
+        _add_networks(page, networks, f"-{networks.dataset}" if len(datasets) > 1 else "")
+    hulls = {each.name: networks.hull for networks in datasets for each in networks.comparisons}
     for each in tqdm(comparisons, desc="report", unit="comparison", leave=False):
         suffix = f"-{each.name}" if len(comparisons) > 1 else ""
-        _add_comparison(page, each, suffix, data)
+        _add_comparison(page, each, suffix, data, hulls[each.name])
     return page
 
 
@@ -122,11 +127,23 @@ def _ranked(comparison: Comparison, ranking: Ranking, baseline: str) -> str:
     return f"{words}{baseline} ({gain.verdict}){'; no significant difference to ' * bool(others)}{', '.join(others)}."
 
 
-def _add_comparison(page: Page, comparison: Comparison, suffix: str, data: str | None) -> None:
+def _add_networks(page: Page, networks: Networks, suffix: str) -> None:
+    page.heading(f"All networks on {networks.dataset}")
+    if not networks.hull.points:
+        page.text("No static network was run, so there is no static hull.")
+        return
+    page.text(HULL)
+    page.figure(f"networks{suffix}", networks_figure(networks), caption(networks.dataset))
+    page.table(what_to_run(networks))
+    if (table := policies(networks)).rows:
+        page.table(table)
+
+
+def _add_comparison(page: Page, comparison: Comparison, suffix: str, data: str | None, hull: UpperHull) -> None:
     name = comparison.name
     page.heading(f"{name}: accuracy and cost")
     page.figure(f"fronts{suffix}", figures.fronts(comparison), figures.FRONTS_CAPTION)
-    page.table(tables.methods(comparison))
+    page.table(tables.methods(comparison, hull))
     page.heading(f"{name}: learning")
     if curves := figures.learning_curves(comparison):
         caption = "Accuracy and cost on validation images: mean over seeds, shaded from the least to the greatest."

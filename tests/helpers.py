@@ -27,6 +27,8 @@ def result_line(name: str, budget: float, seed: int = 0, accuracy: float | None 
     """A finished run's result line as tables and figures need it; its name is METHOD or METHOD-PRESET."""
     rng = np.random.default_rng(seed)
     method, _, preset = name.partition("-")
+    static = method in ("static", "constant", "static_finetuned")
+    routes = np.eye(len(BITWIDTHS))[rng.integers(len(BITWIDTHS), size=BLOCKS)]
     line = {
         "run": f"{others.get('label', name)}-budget{budget:g}-seed{seed}".replace("/", "_"),
         "method": method,
@@ -44,7 +46,7 @@ def result_line(name: str, budget: float, seed: int = 0, accuracy: float | None 
         "cost": budget,
         "total_cost": 0.1 + 0.9 * budget,
         "bitops": 1e9 * (0.1 + 0.9 * budget),
-        "histogram": rng.dirichlet(np.ones(len(BITWIDTHS)), BLOCKS).tolist(),
+        "histogram": (routes if static else rng.dirichlet(np.ones(len(BITWIDTHS)), BLOCKS)).tolist(),
     }
     return line | others
 

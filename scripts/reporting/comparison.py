@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from agents.logs import TABLE
 from agents.runs.outcomes import Outcomes, read_outcomes
 from agents.runs.results import Line, expanded
+from backbone.resnet import ResNetConfig
 from scripts.reporting.checks import check_comparable
 from scripts.reporting.stats import BETTER, UNKNOWN, BaselineCurve, Estimate, Sample, difference, sample
 
@@ -51,6 +52,11 @@ class Summary:
         return self.role not in NOT_LEARNED
 
     @property
+    def static(self) -> bool:
+        """Whether each run is a static network: one route for all images, without a gate or a second inference."""
+        return self.role in ("baseline", "policy") and all(_is_static(line) for line in self.lines)
+
+    @property
     def seeded(self) -> bool:
         """Whether another seed would give another result."""
         return any(line["seeded"] for line in self.lines)
@@ -63,6 +69,10 @@ class Summary:
         """The mean over the runs."""
         return float(self.values(key).mean())
 
+    def difference(self, curve: BaselineCurve, unit: str) -> Sample:
+        """Accuracy of the runs minus that of a curve over `unit` at matched cost."""
+        return difference(self.values(unit), self.values("accuracy"), curve, self.label, self.seeded)
+
     @property
     def missed(self) -> str:
         """By how much runs missed the budget: "5.2 x budget" if they did on average, "1 of 2 over budget" if some
@@ -71,6 +81,11 @@ class Summary:
         if costs.mean() > limit:
             return f"{costs.mean() / self.budget:.1f} x budget"
         return f"{(costs > limit).sum()} of {len(costs)} over budget" if (costs > limit).any() else ""
+
+
+def _is_static(line: Line) -> bool:
+    routes = line["histogram"]
+    return bool(routes) and not line.get("gate_macs") and all(max(block) == 1 for block in routes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,6 +135,14 @@ class Comparison:
         """Data set, depth and bitwidths in words."""
         first = self.lines[0]
         return f"{first['dataset']}, ResNet-{first['depth']}, bitwidths {', '.join(map(str, self.bitwidths))}"
+
+    @property
+    def short_network(self) -> str:
+        """The depth; the checkpoint's name, if one was given; bitwidths in brackets, if not the usual ones."""
+        first = self.lines[0]
+        given = Path(first.get("checkpoint") or "").stem.removeprefix(f"{first['dataset']}-resnet{first['depth']}")
+        bitwidths = "" if self.bitwidths == ResNetConfig.bitwidths else str(self.bitwidths)
+        return " ".join(filter(None, (f"ResNet-{first['depth']}", given.strip("-"), bitwidths)))
 
     @property
     def bitwidths(self) -> tuple[int, ...]:
@@ -188,8 +211,7 @@ class Comparison:
             own = [line for line in self.lines if line["label"] == baseline]
             points = [(float(line["budget"]), line["seed"], line[unit], line["accuracy"]) for line in own]
             self._curves[baseline, unit] = BaselineCurve.of(baseline, points, any(line["seeded"] for line in own))
-        curve = self._curves[baseline, unit]
-        return difference(row.values(unit), row.values("accuracy"), curve, row.label, row.seeded)
+        return row.difference(self._curves[baseline, unit], unit)
 
     @cached_property
     def rankings(self) -> list[Ranking]:

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from agents.runs.results import Line
 from backbone.checkpoint import replacing
 from scripts.reporting.comparison import BUDGET_TOLERANCE, Comparison, Summary
-from scripts.reporting.published import DATASET, PUBLISHED, SOURCES
-from scripts.reporting.stats import pareto_front
 from scripts.reporting.styles import (
     BASELINE_DASHES,
     WARNING_COLOUR,
@@ -43,11 +41,6 @@ FRONTS_CAPTION = (
     "blocks only; total cost and MBitOps (millions of multiply-accumulates x weight bits x activation bits) count "
     "everything, the gate's own work in float32 included. Costs are modelled, and none is drawn at 0. Hollow markers: "
     f"a run spent more than {BUDGET_TOLERANCE:g} times its budget."
-)
-NETWORKS_CAPTION = (
-    "All networks on one axis of absolute BitOps. Lines: the best static allocations, a line style for each network. "
-    "Markers: the other methods' points on each network's Pareto front. On CIFAR-10 also, with the depths of their "
-    f"networks, published results in full precision. {SOURCES}"
 )
 
 
@@ -77,47 +70,10 @@ def fronts(comparison: Comparison) -> Figure:
                 _draw_method(panel, rows, unit, marker_of[name])
         _limit_axes(panel, comparison.summaries, unit)
         panel.set_xlabel(label.format(cost_name=comparison.cost_name) + ", log" * (scale != 1))
-    _percent_axis(panels[0])
+    percent_axis(panels[0])
     figure.suptitle(comparison.network)
     finish(figure, panels)
     return figure
-
-
-@matplotlib.rc_context(MATPLOTLIB_OPTIONS)
-def networks(comparisons: Sequence[Comparison]) -> Figure:
-    """Several networks on one axis of absolute BitOps: static allocations and each network's Pareto front."""
-    figure = Figure((WIDTH, 5.6), layout="constrained")
-    panel, marker_of = figure.subplots(), markers(comparisons)
-    drawn: list[Summary] = []
-    for number, each in enumerate(comparisons):
-        baseline = each.baseline_of()
-        rows = [row for row in each.summaries if row.label == baseline]
-        x, table = _columns(sorted(rows, key=lambda row: row.mean("bitops")), "bitops")
-        style: dict[str, Any] = {"linestyle": ("-", "--", ":", "-.")[number % 4], "linewidth": 1 + number // 4 / 2}
-        panel.plot(x, table[0], marker=".", color=colour_of("static"), label=f"{baseline} on {each.name}", **style)
-        others = [row for row in each.summaries if row.role != "bound"]
-        best = pareto_front([row.mean("bitops") for row in others], [row.accuracy.value for row in others])
-        drawn += rows + [others[i] for i in best]
-        for row in (others[i] for i in best if others[i].label != baseline):
-            _draw_points(panel, [row], "bitops", marker_of[row.label], "")
-    points = _draw_published(panel) if any(each.lines[0]["dataset"] == DATASET for each in comparisons) else []
-    _limit_axes(panel, drawn, "bitops", points)
-    panel.set_xlabel("MBitOps for an image, log")
-    _percent_axis(panel)
-    finish(figure, [panel])
-    return figure
-
-
-def _draw_published(panel: Axes) -> list[tuple[float, float]]:
-    """Markers with the depths of the networks; returns the points."""
-    points = [(each.mbitops, each.accuracy) for each in PUBLISHED]
-    systems = list(dict.fromkeys(each.system for each in PUBLISHED))
-    for each, point in zip(PUBLISHED, points, strict=True):
-        marker = "*PX"[systems.index(each.system) % 3]
-        label = f"{each.system}, published, 32 bits"
-        panel.plot(*point, marker, color="#C9A400", markersize=9, label=label)
-        panel.annotate(str(each.depth), point, (0, 6), textcoords="offset points", fontsize=7, ha="center")
-    return points
 
 
 def _draw_method(panel: Axes, rows: Sequence[Summary], unit: str, marker: str) -> None:
@@ -151,27 +107,31 @@ def _columns(rows: Sequence[Summary], unit: str) -> tuple[NDArray[np.float64], N
     return costs, np.array([row.accuracy for row in shown]).reshape(-1, 3).T
 
 
-def _limit_axes(panel: Axes, rows: Sequence[Summary], unit: str, points: Sequence[tuple[float, float]] = ()) -> None:
-    """Logarithmic costs around the learned methods and further `points`. Baselines outside leave the frame, and so does
-    the least accurate tenth, so that the rest can be read."""
+def _limit_axes(panel: Axes, rows: Sequence[Summary], unit: str) -> None:
+    """Logarithmic costs around the learned methods. Baselines outside leave the frame, and so does the least accurate
+    tenth, so that the rest can be read."""
     costs, accuracies = _columns([row for row in rows if row.learned and row.mean(unit) > 0] or rows, unit)
-    inside = np.array([*zip(costs, accuracies[1], strict=True), *points])
-    if not len(inside):
+    if not len(costs):
         return
-    begin, end = 0.7 * inside[:, 0].min(), 1.4 * inside[:, 0].max()
+    log_costs(panel, 0.7 * costs.min(), end := 1.4 * costs.max())
+    low = np.quantile(accuracies[1], 0.1, method="lower")
+    costs, accuracies = _columns(rows, unit)
+    high = max(accuracies[2][costs <= end])
+    margin = 0.1 * max(high - low, 0.02)
+    panel.set_ylim(low - margin, high + margin)
+
+
+def log_costs(panel: Axes, begin: float, end: float) -> None:
+    """A logarithmic axis of costs from `begin` to `end`, with plain numbers."""
     panel.set_xscale("log")
     panel.set_xlim(begin, end)
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if end < 300 * begin else (1,)))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    costs, accuracies = _columns(rows, unit)
-    low = np.quantile(inside[:, 1], 0.1, method="lower")
-    high = max([*accuracies[2][costs <= end], *(accuracy for _, accuracy in points)])
-    margin = 0.1 * max(high - low, 0.02)
-    panel.set_ylim(low - margin, high + margin)
 
 
-def _percent_axis(panel: Axes) -> None:
+def percent_axis(panel: Axes) -> None:
+    """An axis of accuracies in per cent."""
     panel.yaxis.set_major_formatter(FuncFormatter(lambda accuracy, _: f"{100 * accuracy:.4g}"))
     panel.set_ylabel("test accuracy (%)")
 

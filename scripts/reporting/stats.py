@@ -10,7 +10,7 @@ Percentile intervals over few seeds are too narrow. Over three seeds they cover 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -113,17 +113,47 @@ def pareto_front(costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.int64]:
     return order[accuracy[order] > best]
 
 
-@dataclass(frozen=True, eq=False)
-class BaselineCurve:
-    """A baseline's accuracy over its cost, for each seed at the same budgets."""
+def upper_hull(costs: ArrayLike, accuracies: ArrayLike) -> list[int]:
+    """Indices, by ascending cost, of the points on the upper convex hull, from the cheapest to the most accurate."""
+    cost, accuracy = np.asarray(costs, float), np.asarray(accuracies, float)
+    hull: list[int] = []
+    for new in pareto_front(cost, accuracy).tolist():
+        while len(hull) > 1:
+            (first, last), rises = hull[-2:], np.diff(accuracy[[*hull[-2:], new]])
+            if rises[0] * (cost[new] - cost[last]) > rises[1] * (cost[last] - cost[first]):
+                break
+            hull.pop()
+        hull.append(new)
+    return hull
+
+
+class Runs(NamedTuple):
+    """The runs of one method at one budget, one for each seed: a point of a curve."""
 
     name: str
+    """What resamples depend on: points of the same name resample the same seeds."""
     costs: Array
-    """[seeds, points], ascending in their means over seeds."""
+    """[seeds]."""
     accuracies: Array
-    """[seeds, points]."""
+    """[seeds]."""
     seeded: bool = True
-    """Whether another seed gives another curve."""
+    """Whether another seed gives another point."""
+
+    @property
+    def draws(self) -> tuple[Array, Array]:
+        """Mean cost and mean accuracy [RESAMPLES] over resampled seeds; nan accuracies if a single seed is all there
+        is."""
+        seeds = resampled_seeds(len(self.costs), f"baseline {self.name}")
+        unknown = np.nan if self.seeded and len(self.costs) == 1 else 0.0
+        return self.costs[seeds].mean(1), self.accuracies[seeds].mean(1) + unknown
+
+
+@dataclass(frozen=True, eq=False)
+class BaselineCurve:
+    """A baseline's accuracy over its cost."""
+
+    points: Sequence[Runs]
+    """Ascending in their mean costs."""
 
     @classmethod
     def of(cls, name: str, points: Iterable[tuple[float, int, float, float]], seeded: bool = True) -> BaselineCurve:
@@ -135,26 +165,24 @@ class BaselineCurve:
         values = np.array([[table[b, seed] for b in budgets] for seed in seeds]).reshape(len(seeds), len(budgets), 2)
         costs, group = np.unique(np.round(values[..., 0].mean(0), 6), return_inverse=True)
         merged = [values[:, group == each].mean(1) for each in range(len(costs))]
-        costs_of, accuracies = np.stack(merged, 1).transpose(2, 0, 1) if merged else np.empty((2, len(seeds), 0))
-        return cls(name, costs_of, accuracies, seeded)
+        return cls([Runs(name, each[:, 0], each[:, 1], seeded) for each in merged])
 
-    @property
-    def certain(self) -> bool:
-        """Whether its uncertainty is known from resampling its seeds."""
-        return len(self.costs) > 1 or not self.seeded
+    @cached_property
+    def means(self) -> Array:
+        """Mean costs and mean accuracies of the points [2, points]."""
+        return np.array([[each.costs.mean(), each.accuracies.mean()] for each in self.points]).reshape(-1, 2).T
 
     @cached_property
     def resamples(self) -> tuple[Array, Array]:
         """Mean costs and accuracies [RESAMPLES, points] over resampled seeds, ascending in cost."""
-        seeds = resampled_seeds(len(self.costs), f"baseline {self.name}")
-        costs, accuracies = self.costs[seeds].mean(1), self.accuracies[seeds].mean(1)
+        costs, accuracies = np.stack([each.draws for each in self.points], -1)
         order = costs.argsort(1, kind="stable")
         return np.take_along_axis(costs, order, 1), np.take_along_axis(accuracies, order, 1)
 
     def accuracy_at(self, costs: ArrayLike) -> Array:
         """Mean accuracies [Q] at `costs` [Q]: linear between neighbouring points, which mixing two policies at random
         achieves; nan outside the measured range, or between points further apart than `MAX_COST_RATIO`."""
-        x, y, at = self.costs.mean(0), self.accuracies.mean(0), np.asarray(costs, float)
+        (x, y), at = self.means, np.asarray(costs, float)
         if not len(x):
             return np.full(at.shape, np.nan)
         right = np.searchsorted(x, at).clip(0, len(x) - 1)
@@ -162,6 +190,24 @@ class BaselineCurve:
         on_point = np.minimum(np.abs(x[right] - at), np.abs(x[left] - at)) <= COST_ROUNDING
         between = (x[left] <= at) & (at <= x[right]) & (x[right] <= (MAX_COST_RATIO + COST_ROUNDING) * x[left])
         return np.where(on_point | between, np.interp(at, x, y), np.nan)
+
+
+class UpperHull(BaselineCurve):
+    """The upper convex hull of points, which random mixtures of two of them achieve. Resampling seeds moves its points,
+    but does not choose others."""
+
+    @classmethod
+    def over(cls, points: Sequence[Runs]) -> UpperHull:
+        """Of the points' means."""
+        return cls([points[i] for i in upper_hull(*BaselineCurve(points).means)])
+
+    def accuracy_at(self, costs: ArrayLike) -> Array:
+        """Mean accuracies [Q] at `costs` [Q]: nan below the cheapest point, constant above the most expensive one. Gaps
+        of any width are interpolated: a mixture is real, and the hull is the best of them."""
+        (x, y), at = self.means, np.asarray(costs, float)
+        if not len(x):
+            return np.full(at.shape, np.nan)
+        return np.where(at < (1 - COST_ROUNDING) * x[0], np.nan, np.interp(at, x, y))
 
 
 def difference(costs: ArrayLike, accuracies: ArrayLike, curve: BaselineCurve, name: str, seeded: bool = True) -> Sample:
@@ -176,8 +222,7 @@ def difference(costs: ArrayLike, accuracies: ArrayLike, curve: BaselineCurve, na
     differences = own - curve.accuracy_at(at)
     if np.isnan(differences).any():
         return UNKNOWN
-    found = sample(differences, name, seeded, own - interpolate(*curve.resamples, at))
-    return found if curve.certain else Sample(found.value, UNKNOWN.draws)
+    return sample(differences, name, seeded, own - interpolate(*curve.resamples, at))
 
 
 def interpolate(x: Array, y: Array, at: Array) -> Array:
@@ -188,4 +233,4 @@ def interpolate(x: Array, y: Array, at: Array) -> Array:
     right = np.clip((x[:, None, :] <= at[:, None]).sum(-1), 1, x.shape[1] - 1)
     x0, x1, y0, y1 = (np.take_along_axis(v, right - step, 1) for v in (x, y) for step in (1, 0))
     share = np.divide(at - x0, x1 - x0, out=np.full_like(x0, 0.5), where=x1 > x0)
-    return y0 + (y1 - y0) * share.clip(0, 1)
+    return np.select([share <= 0, share >= 1], [y0, y1], y0 + (y1 - y0) * share)  # the other point may be nan

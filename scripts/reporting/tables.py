@@ -12,7 +12,7 @@ import rich.markup
 import rich.table
 
 from scripts.reporting.comparison import BUDGET_TOLERANCE, Comparison, Summary
-from scripts.reporting.stats import BETTER, NO_DIFFERENCE, NO_INTERVAL, WORSE, Estimate
+from scripts.reporting.stats import BETTER, NO_DIFFERENCE, NO_INTERVAL, WORSE, Estimate, UpperHull
 
 MARKS = {BETTER: "▲", WORSE: "▼", NO_DIFFERENCE: "=", NO_INTERVAL: "?"}
 """What stands after a difference."""
@@ -99,8 +99,9 @@ def _cost(row: Summary) -> str:
     return ", ".join(filter(None, (f"{row.mean('cost'):.4f}", row.missed)))
 
 
-def methods(comparison: Comparison) -> Table:
-    """Every method at every budget, and its differences to its baseline at matched cost."""
+def methods(comparison: Comparison, hull: UpperHull | None = None) -> Table:
+    """Every method at every budget, and its differences to its baseline at matched cost, and to the static `hull` at
+    matched BitOps."""
     rows = []
     for row in sorted(comparison.summaries, key=lambda row: (row.budget, -row.accuracy.value)):
         if row.budget not in comparison.budgets:
@@ -117,12 +118,15 @@ def methods(comparison: Comparison) -> Table:
                 f"{1e-6 * row.mean('bitops'):.1f}",
                 baseline or "-",
                 *(marked_difference(comparison.difference(row, baseline, u).estimate) for u in ("cost", "total_cost")),
+                *([marked_difference(row.difference(hull, "bitops").estimate)] if hull else []),
                 _number(row.mean("seconds")),
             ]
         )
     heads = ("method", "budget", "runs", "accuracy %", comparison.cost_name, "total cost", "MBitOps", "compared with")
+    compared = [f"difference at equal {comparison.cost_name}", "at equal total cost"]
+    compared += ["difference to the static hull"] if hull else []
     return Table(
-        (*heads, f"difference at equal {comparison.cost_name}", "at equal total cost", "seconds"),
+        (*heads, *compared, "seconds"),
         rows,
         "Interquartile mean over seeds, with 95 % bootstrap intervals. Differences, in points, are to the baseline at "
         f"each run's own cost, and resample the baseline's seeds, too. {LEGEND} {COST_MARKS}",

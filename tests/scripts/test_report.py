@@ -18,7 +18,8 @@ from scripts.report import Report, main, read_comparisons, report, summary
 from scripts.reporting import figures, tables
 from scripts.reporting.adaptivity import adaptivity_table, hardness
 from scripts.reporting.comparison import Comparison
-from scripts.reporting.published import PUBLISHED
+from scripts.reporting.networks import Networks
+from scripts.reporting.networks_figure import networks_figure
 from scripts.reporting.styles import COLOURS, colour_of, markers
 from scripts.reporting.tables import Table
 from tests.helpers import BITWIDTHS, BLOCKS, write_lines
@@ -116,7 +117,7 @@ def test_the_page_needs_no_other_file_and_markdown_has_the_same_numbers(folder, 
     assert page.cells == markdown_cells(markdown)
     assert len(page.cells) > 300
     pictures = re.findall(r"!\[.*?\]\(<(.*?)>\)", markdown)
-    assert pictures == ["fronts.png", "curves.png", "blocks.png", "tiles.png"]
+    assert pictures == ["networks.png", "fronts.png", "curves.png", "blocks.png", "tiles.png"]
     assert sum(each.startswith("data:image/svg") for each in page.references) == len(pictures)
     for name in pictures:
         picture = matplotlib.image.imread(tmp_path / "out" / name)
@@ -186,35 +187,12 @@ def test_a_method_has_one_colour_in_every_figure_and_its_presets_other_markers(f
     (whole,) = read_comparisons([folder])
     part = Comparison("part", [each for each in whole.lines if each["method"] in ("ppo", "static")], folder)
     drawn = [draw(each) for each in (whole, part) for draw in (figures.fronts, figures.learning_curves)]
-    for figure in [*drawn, figures.networks([whole, part])]:
+    for figure in [*drawn, networks_figure(Networks("digits", [whole, part]))]:
         for label in colours_in(figure).keys() & whole.labels:
             assert colours_in(figure)[label] == colour_of(whole.labels[label]["method"]).lower(), label
     marker_of = markers([whole])
     assert marker_of["ppo"] != marker_of["ppo-tuned"]
     assert len(set(COLOURS.values())) == len(COLOURS)
-
-
-def test_networks_are_compared_in_absolute_bitops(tmp_path):
-    other = [each | {"depth": 20, "bitops": 2 * each["bitops"], "dataset": "cifar10"} for each in few()]
-    for name, lines in (("a", few()), ("b", other)):
-        write_lines(tmp_path / name / "results.jsonl", lines)
-    page = report(read_comparisons([tmp_path]))
-    assert {"networks.png", "fronts-a.png", "fronts-b.png"} <= set(page.figures)
-    (panel,) = page.figures["networks.png"].axes
-    static = {drawn.get_label(): drawn.get_xdata() for drawn in panel.lines if "static on" in str(drawn.get_label())}
-    np.testing.assert_allclose(static["static on b"], 2 * static["static on a"])
-    np.testing.assert_allclose(static["static on a"], [190, 550])
-    assert panel.get_xscale() == "log"
-    assert any("SkipNet HRL" in str(drawn.get_label()) for drawn in panel.lines)
-    assert "arXiv 1711.09485" in page.markdown()
-
-
-def test_published_costs_are_of_the_networks_that_papers_name():
-    full = {each.depth: each.mbitops for each in PUBLISHED if each.system == "plain"}
-    assert full[110] / 32**2 == pytest.approx(253, rel=0.02)  # He et al. (2016): 255 million multiply-accumulates
-    assert full[38] < full[74] < full[110]
-    shares = [each.mbitops / full[each.depth] for each in PUBLISHED]
-    assert shares == pytest.approx([1, 1, 1, 0.703, 0.523, 0.495, 0.36], rel=1e-4)
 
 
 def test_how_decisions_depend_on_images_by_hand(tmp_path):

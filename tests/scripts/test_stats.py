@@ -11,6 +11,8 @@ from scripts.reporting.stats import (
     WORSE,
     BaselineCurve,
     Estimate,
+    Runs,
+    UpperHull,
     difference,
     interquartile_mean,
     pareto_front,
@@ -99,11 +101,61 @@ def test_the_baselines_own_uncertainty_widens_the_interval():
 def test_budgets_with_one_cost_are_one_point_and_budgets_of_some_seeds_are_none():
     points = [(0.1, 0, 0.1, 0.5), (0.1, 1, 0.1, 0.7), (0.12, 0, 0.1, 0.7), (0.12, 1, 0.1, 0.9), (0.2, 1, 0.2, 1.0)]
     found = BaselineCurve.of("static", points)
-    assert found.costs.tolist() == pytest.approx(np.array([[0.1], [0.1]]))
-    assert found.accuracies == pytest.approx(np.array([[0.6], [0.8]]))
+    (only,) = found.points
+    assert only.costs.tolist() == pytest.approx([0.1, 0.1])
+    assert only.accuracies.tolist() == pytest.approx([0.6, 0.8])
 
 
 def test_the_front_has_what_nothing_else_dominates():
     costs, accuracies = [0.3, 0.1, 0.2, 0.2, 0.4, 0.1], [0.8, 0.5, 0.4, 0.7, 0.8, 0.5]
     assert pareto_front(costs, accuracies).tolist() == [1, 3, 0]
     assert pareto_front([], []).tolist() == []
+
+
+def runs(cost, accuracies, name="static", seeded=True):
+    return Runs(name, np.full(len(accuracies), cost), np.array(accuracies), seeded)
+
+
+RNG = np.random.default_rng(0)
+CLOUD = [runs(cost, RNG.normal(1 - 0.1 / cost, 0.05, 3), f"network {cost:.3f}") for cost in RNG.uniform(0.1, 2, 30)]
+
+
+def test_the_upper_hull_is_concave_rises_and_lies_on_or_above_every_point():
+    hull = UpperHull.over(CLOUD)
+    costs, accuracies = BaselineCurve(CLOUD).means
+    assert (hull.accuracy_at(costs) >= accuracies - 1e-12).all()
+    slopes = np.diff(hull.means[1]) / np.diff(hull.means[0])
+    assert len(slopes) > 2
+    assert (slopes > 0).all()
+    assert (np.diff(slopes) < 0).all()
+    assert hull.means[:, -1].tolist() == [costs[accuracies.argmax()], accuracies.max()]
+    assert hull.accuracy_at([100.0]) == [accuracies.max()]
+    assert np.isnan(hull.accuracy_at([0.99 * costs.min()]))
+    assert np.isnan(UpperHull.over([]).accuracy_at([1.0]))
+
+
+def test_points_below_the_hull_do_not_change_it():
+    hull = UpperHull.over(CLOUD)
+    below = [runs(cost, [hull.accuracy_at([cost])[0] - 0.01] * 3) for cost in BaselineCurve(CLOUD).means[0]]
+    assert UpperHull.over(CLOUD + below).points == hull.points
+    cheap, on_chord, best, dominated = (runs(x, [y]) for x, y in ((1, 0.5), (2, 0.75), (3, 1.0), (4, 1.0)))
+    assert UpperHull.over([dominated, best, on_chord, runs(1, [0.4]), cheap]).points == [cheap, best]
+
+
+def test_a_random_mixture_is_on_the_hull_and_intervals_contain_the_difference():
+    hull = UpperHull.over(CLOUD)
+    first, last = hull.means[:, [1, 2]].T
+    cost, accuracy = np.linspace(first, last, 5)[1:-1].T
+    assert difference(cost, accuracy, hull, "mixture").value == pytest.approx(0, abs=1e-12)
+    for each in CLOUD:
+        found = difference(each.costs, each.accuracies, hull, each.name).estimate
+        assert found.low <= found.value <= found.high
+
+
+def test_a_network_of_one_seed_leaves_its_own_part_of_the_hull_without_interval():
+    fixed = [runs(0.2, [0.8], seeded=False), runs(0.3, [0.85], seeded=False)]
+    hull = UpperHull.over([runs(0.1, [0.7]), *fixed])
+    verdicts = {cost: difference([cost] * 3, [0.9] * 3, hull, "ppo").estimate.verdict for cost in (0.15, 0.25, 9.0)}
+    assert verdicts == {0.15: NO_INTERVAL, 0.25: BETTER, 9.0: BETTER}
+    alone = UpperHull.over([runs(0.1, [0.7]), fixed[0]])
+    assert difference([0.5] * 3, [0.9] * 3, alone, "ppo").estimate.verdict == BETTER
