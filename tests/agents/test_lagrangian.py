@@ -160,14 +160,14 @@ def test_the_entropy_bonus_follows_its_schedule(name, task):
     "values", [{"reward": "accuracy_within_budget"}, {"cost_coef": 2.0}, {"cost_coef": 2.0, "reward": "dfs"}]
 )
 def test_without_a_learned_multiplier_the_schedule_moves_what_the_policy_sees(values, task, monkeypatch):
-    seen, observe = [], DFSVectorEnv._observation
+    seen, observe = [], DFSVectorEnv._observations
 
-    def spy(env):
-        observation = observe(env)
+    def spy(env, cohorts):
+        observation = observe(env, cohorts)
         seen.append(tuple(env.mdp.layout.split(observation).budget.round(6).tolist()))
         return observation
 
-    monkeypatch.setattr(DFSVectorEnv, "_observation", spy)
+    monkeypatch.setattr(DFSVectorEnv, "_observations", spy)
     train("ppo", task, budget=0.1, budget_schedule="linear(first=5, to=1, end=0.5)", **values)
     assert np.array(list(dict.fromkeys(seen))) == pytest.approx(np.repeat([[0.5], [0.4], [0.3], [0.2], [0.1]], 8, 1))
 
