@@ -20,6 +20,7 @@ from agents.policies import ThresholdPolicy
 from agents.recorder import Recorder
 from agents.search.allocations import DescentConfig
 from agents.search.cascades import routes_of, search_cascades
+from dfs_env.budgets import check_budget
 from dfs_env.cascade import cascade_on
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
@@ -43,6 +44,18 @@ class Config(DescentConfig):
     overconfident."""
     second_allocations: int = limited(1, low=1, high=2)
     """Allocations of the second stage; with 2, the least confident images take a more expensive one."""
+    eval_budgets: tuple[float, ...] = ()
+    """Further budgets of the search, and those that are reported."""
+
+    @property
+    def serves_many_budgets(self) -> bool:
+        """Always: one search serves them all."""
+        return True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for budget in self.eval_budgets:
+            check_budget(budget, self.highest_budget)
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> ThresholdPolicy:
@@ -54,10 +67,10 @@ def search_and_validate(
     config: Config, task: Task, recorder: Recorder, view: str = "", combine: str = "last"
 ) -> ThresholdPolicy:
     """The best cascade; `view` and `combine` are those of `cascade_on`. Validation only reports."""
-    mdp = cascade_on(task.mdp, view, combine)
-    fitted, seen = search_cascades(config, task, mdp, [config.budget], config.second_allocations)
-    parts, found = [(routes, choice.thresholds, choice.cost) for routes, choice in fitted], fitted[-1][1]
-    policy = ThresholdPolicy.of(parts, view, combine)
+    mdp, budgets = cascade_on(task.mdp, view, combine), sorted({config.budget, *config.eval_budgets})
+    fitted, seen = search_cascades(config, task, mdp, budgets, config.second_allocations)
+    found = fitted[budgets.index(config.budget)][1]
+    policy = ThresholdPolicy.of([(routes, choice.thresholds, choice.cost) for routes, choice in fitted], view, combine)
     scalars = {"accuracy": found.accuracy, "reward_answer": found.accuracy, "cost": found.cost}
     recorder.step(seen, loss=-found.accuracy, **scalars, entropy=0.0, multiplier=0.0)
     recorder.validate(policy)
