@@ -48,28 +48,34 @@ DEFAULT_REWARD = "accuracy_minus_cost(cost_coef=1.0)"
 
 
 class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
-    """N images decided block by block, in lockstep.
+    """N images decided block by block.
 
     ## Description
     Dynamic Fractional Skipping (Shen et al., AAAI 2020) as an MDP. Each sub-environment holds one image. At
     each residual block of a quantized ResNet the agent skips the block or runs it at one of the bitwidths; after the
-    last block the network predicts the class. All N episodes have exactly L steps, one per block, and are computed
-    together.
+    last block the network predicts the class. Episodes have exactly L steps, one per block; the N images are computed
+    together, in lockstep.
+
+    With `stages`, the image runs through several networks (a cascade, see `dfs_env.CascadeMDP`). After the prediction
+    of each but the last, the agent accepts it, which ends the episode, or enters the next stage. Then images may be at
+    different decisions.
 
     `budget` and `cost_coef` may be set on an existing environment; other public attributes are fixed.
 
     ## Action Space
     `Discrete(A)`: an index into `bitwidths`. With (0, 2, 4, 8): 0 skips the block, 1 to 3 run it at 2, 4 or 8 bits.
+    Where the agent may accept a prediction, 0 accepts it (the next stage is skipped), and any other enters the next.
 
     ## Observation Space
-    `Box(-10, 10, (D,), float32)`, D = S * C + L + 2:
+    `Box(-10, 10, (D,), float32)`, D = S * C + L + 2, and 3 more with stages:
 
     | part | entries | what |
     |---|---|---|
     | `features` | S * C | summary of the block's input channels, normalised over training images, zero-padded |
     | `confidence` | 0 or 3 | largest probability, margin and entropy of a linear classifier of the channel means |
+    | `prediction` | 0 or 3 | with stages: the same measures of the last stage's prediction, 0 before the first |
     | `block` | L | one-hot index of the block to decide |
-    | `spent` | 1 | cost spent so far, in [0, 1] |
+    | `spent` | 1 | cost spent so far, 1 for full execution of the (largest) network |
     | `budget` | 1 | budget of the episode, in (0, 1] |
 
     `env.unwrapped.mdp.layout.split(observation)` returns the parts by these names, as views.
@@ -93,9 +99,9 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     the budgets.
 
     ## Episode End
-    Termination after L decisions; there is no truncation. `info` always holds `spent`, the cost of the episode so far,
+    Termination after L decisions, or when a prediction is accepted; there is no truncation. `info` always holds `spent`, the cost of the episode so far,
     and `index`. At every step it holds `cost`, the cost of the decision (as in Safety-Gymnasium). At the end it also
-    holds `correct`, `loss`, `prediction` and `route` [L].
+    holds `correct`, `loss`, `prediction` and `route` [L], which is 0 after an accepted prediction.
 
     ## Action Masks
     `action_masks()` [N, A] is true where an image can take the action and still end within the budget. Under
