@@ -99,9 +99,10 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     the budgets.
 
     ## Episode End
-    Termination after L decisions, or when a prediction is accepted; there is no truncation. `info` always holds `spent`, the cost of the episode so far,
-    and `index`. At every step it holds `cost`, the cost of the decision (as in Safety-Gymnasium). At the end it also
-    holds `correct`, `loss`, `prediction` and `route` [L], which is 0 after an accepted prediction.
+    Termination after L decisions, or when a prediction is accepted; there is no truncation. `info` always holds
+    `spent`, the cost of the episode so far, and `index`. At every step it holds `cost`, the cost of the decision (as in
+    Safety-Gymnasium). At the end it also holds `correct`, `loss`, `prediction` and `route` [L], which is 0 after an
+    accepted prediction.
 
     ## Action Masks
     `action_masks()` [N, A] is true where an image can take the action and still end within the budget. Under

@@ -4,6 +4,7 @@
     python -m scripts.bench env --bitwidths 0 8 10 12 14 16 32
     python -m scripts.bench ppo --depth 38
     python -m scripts.bench latency --dataset cifar10 --depth 38
+    python -m scripts.bench policy runs/RUN
 
 A case's figure is the median of several repeats. The cases take turns, because a machine's speed drifts; the ratios
 between them are the figures to trust.
@@ -18,10 +19,11 @@ import tyro
 
 from scripts.benchmarks.environment import Env
 from scripts.benchmarks.latency import Latency
+from scripts.benchmarks.policy import Policy
 from scripts.benchmarks.ppo import Ppo
 from scripts.cli import clear_errors
 
-COMMANDS: dict[str, Callable[..., Any]] = {"env": Env, "latency": Latency, "ppo": Ppo}
+COMMANDS: dict[str, Callable[..., Any]] = {"env": Env, "latency": Latency, "policy": Policy, "ppo": Ppo}
 """Each measurement is a dataclass of its options with a method `run`."""
 
 
