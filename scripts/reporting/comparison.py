@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from agents.logs import TABLE
 from agents.runs.outcomes import Outcomes, read_outcomes
 from agents.runs.results import Line, expanded
+from backbone.cost import UNITS
 from backbone.resnet import ResNetConfig
 from scripts.reporting.checks import check_comparable
 from scripts.reporting.stats import BETTER, UNKNOWN, BaselineCurve, Estimate, Sample, difference, sample
@@ -152,8 +153,9 @@ class Comparison:
     @property
     def cost_name(self) -> str:
         """What the lines' "cost" and their budgets are."""
-        units = {line.get("config", {}).get("task", {}).get("cost", "blocks") for line in self.lines}
-        return "block cost" if units <= {"blocks"} else "measured time"
+        tasks = [line.get("config", {}).get("task", {}) for line in self.lines]
+        units = {str(task.get("cost") or ("bitops" if task.get("stages") else "blocks")) for task in tasks}
+        return ", ".join(sorted({UNITS[unit.partition("@")[0]] for unit in units}))
 
     @cached_property
     def labels(self) -> dict[str, Line]:
