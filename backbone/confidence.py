@@ -67,3 +67,10 @@ def confidence(logits: Tensor) -> Tensor:
     top = probabilities.topk(2, 1).values
     entropy = torch.special.entr(probabilities).sum(1) / math.log(probabilities.shape[1])
     return torch.stack((top[:, 0], top[:, 0] - top[:, 1], entropy), 1)
+
+
+def averaged(before: Tensor, scores: Tensor, count: int = 1) -> Tensor:
+    """Log-probabilities [B, K] of the mean of `count` predictions, whose mean is given by scores [B, K] `before`, and
+    of one more by its class scores [B, K]."""
+    total = math.log(count + 1)
+    return torch.logaddexp(before.log_softmax(1) + math.log(count) - total, scores.log_softmax(1) - total)

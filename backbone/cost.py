@@ -14,7 +14,7 @@ replace block cost as the unit of budgets and rewards.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -188,6 +188,40 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 
         total_ungated=rest * widest**2 / full_bitops,
         full_bitops=full_bitops,
     )
+
+
+ACCEPT = 0
+"""The action that accepts a prediction, in front of the next stage: that stage is skipped."""
+
+
+def joined_costs(tables: Sequence[CostTable], unit: str = "bitops") -> CostTable:
+    """The costs of a cascade, as fractions of full execution of its most expensive stage.
+
+    Between the rows of two stages is that of the accept decision: entering the next stage costs its ungated layers.
+
+    Raises:
+        ValueError: an unknown unit, measured time, or block cost of stages that differ in their number of blocks.
+    """
+    blocks = max(len(table.block) for table in tables)
+    if any(table.unit == "latency" for table in tables) or unit not in ("bitops", "blocks"):
+        raise ValueError(
+            "the costs of a cascade are counted in bitops, or in blocks of equal stages, not in measured time"
+        )
+    if unit == "blocks" and any(len(table.block) != blocks for table in tables):
+        raise ValueError('stages with different numbers of blocks have no common block cost: use the unit "bitops"')
+    full = max(table.full_bitops for table in tables)
+    block, total = [], []
+    for number, table in enumerate(tables):
+        share = table.full_bitops / full
+        if number:
+            entered = table.total.new_full((1, len(table.bitwidths)), table.total_ungated * share)
+            entered[0, ACCEPT] = 0
+            total.append(entered)
+            block.append(torch.zeros_like(entered))
+        total.append(table.total * share)
+        block.append(table.block * len(table.block) / blocks)
+    ungated = tables[0].total_ungated * tables[0].full_bitops / full
+    return CostTable(tables[0].bitwidths, torch.cat(block), torch.cat(total), ungated, full, unit)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ of every stage are decided, too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backbone.confidence import NUM_MEASURES, confidence
-from backbone.cost import CostTable
+from backbone.confidence import NUM_MEASURES, averaged, confidence
+from backbone.cost import ACCEPT, joined_costs
 from dfs_env.execution import take
 from dfs_env.mdp import BlockMDP, State
 from dfs_env.observations import ObservationLayout, ObservationParts
@@ -31,9 +30,6 @@ Krizhevsky et al., NIPS 2012, section 4.1), or moved right and down by a pixel, 
 
 COMBINATIONS = ("last", "average")
 """Which prediction counts: the last, or the average over the probabilities of all so far."""
-
-ACCEPT = 0
-"""The action that accepts a prediction, in front of the next stage: that stage is skipped."""
 
 
 @dataclass(frozen=True)
@@ -308,40 +304,3 @@ def cascade_on(mdp: BlockMDP, view: str = "", combine: str = "last") -> CascadeM
 def _cascade(state: State) -> CascadeState:
     assert isinstance(state, CascadeState)
     return state
-
-
-def averaged(before: Tensor, scores: Tensor, count: int = 1) -> Tensor:
-    """Log-probabilities [B, K] of the mean of `count` predictions, whose mean is given by scores [B, K] `before`, and
-    of one more by its class scores [B, K]."""
-    total = math.log(count + 1)
-    return torch.logaddexp(before.log_softmax(1) + math.log(count) - total, scores.log_softmax(1) - total)
-
-
-def joined_costs(tables: Sequence[CostTable], unit: str = "bitops") -> CostTable:
-    """The costs of a cascade, as fractions of full execution of its most expensive stage.
-
-    Between the rows of two stages is that of the accept decision: entering the next stage costs its ungated layers.
-
-    Raises:
-        ValueError: an unknown unit, measured time, or block cost of stages that differ in their number of blocks.
-    """
-    blocks = max(len(table.block) for table in tables)
-    if any(table.unit == "latency" for table in tables) or unit not in ("bitops", "blocks"):
-        raise ValueError(
-            "the costs of a cascade are counted in bitops, or in blocks of equal stages, not in measured time"
-        )
-    if unit == "blocks" and any(len(table.block) != blocks for table in tables):
-        raise ValueError('stages with different numbers of blocks have no common block cost: use the unit "bitops"')
-    full = max(table.full_bitops for table in tables)
-    block, total = [], []
-    for number, table in enumerate(tables):
-        share = table.full_bitops / full
-        if number:
-            entered = table.total.new_full((1, len(table.bitwidths)), table.total_ungated * share)
-            entered[0, ACCEPT] = 0
-            total.append(entered)
-            block.append(torch.zeros_like(entered))
-        total.append(table.total * share)
-        block.append(table.block * len(table.block) / blocks)
-    ungated = tables[0].total_ungated * tables[0].full_bitops / full
-    return CostTable(tables[0].bitwidths, torch.cat(block), torch.cat(total), ungated, full, unit)

@@ -17,11 +17,11 @@ from agents.learning import image_stream
 from agents.method_config import check_affordable
 from agents.search.allocations import DescentConfig, constants, descent
 from agents.search.trials import Allocation, Search
-from backbone.confidence import confidence
-from backbone.cost import TOLERANCE
+from backbone.confidence import averaged, confidence
+from backbone.cost import ACCEPT, TOLERANCE
 from backbone.data import batches
 from backbone.progress import bar
-from dfs_env.cascade import ACCEPT, VIEWS, CascadeMDP, averaged
+from dfs_env.cascade import VIEWS, CascadeMDP
 from dfs_env.task import Task
 
 CUTS = 64

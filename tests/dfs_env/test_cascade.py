@@ -11,9 +11,8 @@ from stable_baselines3.common.env_checker import check_env as check_by_sb3
 from torch.nn import functional as F
 
 from agents.sb3.vec_env import SB3VecEnv
-from backbone.confidence import confidence
+from backbone.confidence import averaged, confidence
 from dfs_env import BlockMDP, CascadeMDP, DFSEnv, DFSVectorEnv, MODFSVectorEnv, SafeDFSVectorEnv, Task, make_task
-from dfs_env.cascade import averaged
 from dfs_env.stages import depths
 from tests.helpers import all_rewards, reward_id
 
