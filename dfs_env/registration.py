@@ -20,7 +20,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "DFS/CIFAR10-ResNet20-v0": {"dataset": "cifar10", "depth": 20},
     "DFS/CIFAR10-ResNet38-v0": {"dataset": "cifar10", "depth": 38},
     "DFS/CIFAR10-ResNet74-v0": {"dataset": "cifar10", "depth": 74},
-    "DFS/CIFAR10-ResNet110-v0": {"dataset": "cifar10", "depth": 110},
+    "DFS/CIFAR100-ResNet20-v0": {"dataset": "cifar100", "depth": 20},
     "DFS/CIFAR100-ResNet38-v0": {"dataset": "cifar100", "depth": 38},
     "DFS/CIFAR100-ResNet74-v0": {"dataset": "cifar100", "depth": 74},
     "DFS/CIFAR10-Cascade-v0": {"dataset": "cifar10", "stages": ("resnet20", "resnet38"), "budget": 0.08},
