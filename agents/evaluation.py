@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.policies import Policy
-from backbone.cost import gate_bitops
+from backbone.cost import ACCEPT, gate_bitops
 from backbone.data import batches
 from backbone.torch_state import default_torch_state
 from dfs_env.mdp import BlockMDP
@@ -154,39 +154,56 @@ def play(
 
 
 @default_torch_state()
-def shuffled_accuracy(
+def evaluate_routes(
+    mdp: BlockMDP,
     task: Task,
     split: str,
     routes: Tensor,
-    seed: int = 0,
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
-) -> float:
-    """The accuracy when a policy's routes are assigned to the images at random. The mean cost stays the same, so the
-    difference to the policy's own accuracy is the gain from input-dependent decisions.
+) -> Evaluation:
+    """The evaluation in which images take given routes.
 
     Args:
+        mdp: what the routes lead through.
         task, split, batch_size, progress: as in `evaluate`.
         routes: [N, L] actions, of the split's N images.
-        seed: of the order.
 
     Raises:
         ValueError: routes of another shape, as where images take no single route.
     """
     images = task.dataset.split(split)
-    if routes.shape != (len(images), task.mdp.num_layers):
+    if routes.shape != (len(images), mdp.num_layers):
         raise ValueError(
-            f"routes of the {len(images)} {split} images must be {[len(images), task.mdp.num_layers]} actions, got "
+            f"routes of the {len(images)} {split} images must be {[len(images), mdp.num_layers]} actions, got "
             f"{list(routes.shape)}: where images take no single route, none can be given to another image"
         )
-    order = torch.randperm(len(routes), generator=torch.Generator().manual_seed(seed))
-    drawn = iter(routes[order].to(task.mdp.device).split(batch_size))
+    outputs = []
+    for rows in batches(images, batch_size):
+        with torch.no_grad():
+            normalised = task.dataset.normalize(images.images[rows]).to(mdp.device)
+            outputs.append(mdp.run(normalised, routes[rows]))
+        if progress:
+            progress(len(rows))
+    return evaluation_of_routes(mdp, 0.0, routes.to(mdp.device), torch.cat(outputs), images.labels)
 
-    def predict(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        theirs = next(drawn)
-        return task.mdp.run(batch, theirs), *task.mdp.cost.route_cost(theirs)
 
-    return evaluate_predictions(task, split, predict, progress, batch_size).accuracy
+def shuffled(routes: Tensor, seed: int = 0) -> Tensor:
+    """Routes [N, L] assigned to the images at random. The mean cost stays the same, so the difference in accuracy to
+    the policy's own routes is the gain from input-dependent decisions."""
+    return routes[torch.randperm(len(routes), generator=torch.Generator().manual_seed(seed))]
+
+
+def with_fixed_bits(mdp: BlockMDP, routes: Tensor) -> Tensor:
+    """Routes [N, L] in which every block has, for all images that it is decided for, its most common action. Accept
+    decisions stay: in a cascade, the rest is what deciding the bitwidths by the image gains."""
+    fixed, decides = routes.clone(), torch.ones(len(routes), dtype=torch.bool, device=routes.device)
+    for layer in range(mdp.num_layers):
+        if layer in mdp.accept_layers:
+            decides &= routes[:, layer] != ACCEPT
+        elif decides.any():
+            fixed[decides, layer] = routes[decides, layer].mode().values
+    return fixed
 
 
 def evaluate_predictions(

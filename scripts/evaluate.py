@@ -5,27 +5,31 @@ python -m scripts.evaluate runs/dfs-budget0.04-seed0-1a2b3c4d
 python -m scripts.evaluate runs/ppo-conditioned-budget0.04-seed0-1a2b3c4d --budgets 0.02 0.03 0.05
 
 With --shuffles 3 it also gives the accuracy if these routes are assigned to the images at random, as the mean of three
-orders. The difference is what input-dependent decisions gain.
+orders. The difference is what input-dependent decisions gain. With --fixed-bits every block has its most common
+bitwidth; in a cascade, what remains is the gain from accepting or not.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
+from torch import Tensor
 from tqdm import tqdm
 
-from agents.evaluation import evaluate, shuffled_accuracy
+from agents.evaluation import Evaluation, SelfMeasured, evaluate, evaluate_routes, mdp_of, shuffled, with_fixed_bits
 from agents.methods import default_config
-from agents.policies import AllocationPolicy, RandomPolicy
+from agents.policies import AllocationPolicy, Policy, RandomPolicy
 from agents.runs.results import expanded
 from agents.runs.saved import load_run
 from backbone.torch_state import use_threads
 from dfs_env.budgets import check_budget
+from dfs_env.task import Task
 from scripts.cli import clear_errors
 
 
@@ -42,6 +46,8 @@ class Evaluate:
     default the run's own."""
     shuffles: int = 0
     """How often the routes are assigned to the images at random; the accuracy is the mean of all. 0: not at all."""
+    fixed_bits: bool = False
+    """Also evaluate the routes in which every block has its most common bitwidth; accept decisions stay."""
     data: str | None = None
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
     threads: int = 1
@@ -74,18 +80,15 @@ def main(args: Evaluate) -> None:
     if isinstance(policy, AllocationPolicy | RandomPolicy) and len(policy.costs) > 1 and set(budgets) - set(reported):
         count = f"{len(policy.costs)} that {result['run']} found"
         print(f"at budgets other than its own it plays the most expensive that fits of the {count}", file=sys.stderr)
-    total = len(task.dataset.split(args.split)) * (1 + args.shuffles)
+    total = len(task.dataset.split(args.split)) * (1 + args.shuffles + args.fixed_bits)
     for budget in budgets:
         with tqdm(total=total, unit="image") as bar:
             evaluation = evaluate(policy, task, args.split, budget, progress=bar.update)
-            routes = evaluation.routes
-            orders = range(args.shuffles if routes.numel() else 0)
-            shuffled = [shuffled_accuracy(task, args.split, routes, seed, progress=bar.update) for seed in orders]
-        line = {"run": result["run"], "split": args.split, "budget": budget, **evaluation.line()}
-        if shuffled:
-            line["shuffled_accuracy"] = sum(shuffled) / len(shuffled)
-        elif args.shuffles:
-            print("no image takes a single route, so there is nothing to shuffle", file=sys.stderr)
+            line = {"run": result["run"], "split": args.split, "budget": budget, **evaluation.line()}
+            if evaluation.routes.numel():
+                line |= _on_other_routes(args, policy, task, evaluation.routes, bar.update)
+            elif args.shuffles or args.fixed_bits:
+                print("no image takes a single route, so there is nothing to shuffle or to fix", file=sys.stderr)
         histogram = line.pop("histogram")
         print(json.dumps(line, indent=1))
         if args.split == "test" and budget in reported:
@@ -95,6 +98,25 @@ def main(args: Evaluate) -> None:
             print("share of the images at each bitwidth", task.mdp.bitwidths, file=sys.stderr)
         for block, shares in enumerate(histogram):
             print(f"  block {block:2d}  " + "  ".join(f"{share:6.1%}" for share in shares), file=sys.stderr)
+
+
+def _on_other_routes(
+    args: Evaluate, policy: Policy | SelfMeasured, task: Task, routes: Tensor, progress: Callable[[int], Any]
+) -> dict[str, float]:
+    """What shuffled routes and fixed bits reach."""
+    mdp = mdp_of(policy, task)  # type: ignore[arg-type]  # one that measures itself has no routes
+
+    def on(given: Tensor) -> Evaluation:
+        return evaluate_routes(mdp, task, args.split, given, progress=progress)
+
+    found = {}
+    if args.shuffles:
+        accuracies = [on(shuffled(routes, seed)).accuracy for seed in range(args.shuffles)]
+        found["shuffled_accuracy"] = sum(accuracies) / len(accuracies)
+    if args.fixed_bits:
+        fixed = on(with_fixed_bits(mdp, routes))
+        found |= {"fixed_bits_accuracy": fixed.accuracy, "fixed_bits_bitops": fixed.bitops}
+    return found
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import VecMonitor
 
-from agents.evaluation import evaluate, shuffled_accuracy
+from agents.evaluation import evaluate, evaluate_routes, shuffled, with_fixed_bits
 from agents.gates import GATES, make_gate, mdp_for_gate
 from agents.methods.random import cost_matched_distribution
 from agents.policies import AllocationPolicy, GatePolicy, RandomPolicy
@@ -82,23 +82,40 @@ def test_evaluation_equals_playing_the_environment(task):
     assert np.array_equal(found.routes.numpy(), info["route"])
 
 
-def test_the_accuracy_of_shuffled_routes_by_hand(task):
+def test_the_evaluation_of_given_routes_by_hand(task):
     images, actions, layers = task.dataset.test, task.mdp.num_actions, task.mdp.num_layers
     same = torch.ones(len(images), layers, dtype=torch.long)
     alike = evaluate(AllocationPolicy(same[0]), task, "test")
-    assert shuffled_accuracy(task, "test", same) == pytest.approx(alike.accuracy)
-    assert shuffled_accuracy(task, "test", same, batch_size=3) == pytest.approx(alike.accuracy)
+    for size in (256, 3):
+        found = evaluate_routes(task.mdp, task, "test", shuffled(same), size)
+        assert (found.accuracy, found.cost) == (alike.accuracy, alike.cost)
     routes = torch.randint(actions, same.shape, generator=torch.Generator().manual_seed(1))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(2))
+    assert torch.equal(shuffled(routes, 2), routes[order])
     normalised = task.dataset.normalize(images.images)
     unshuffled, by_hand = (
         float((task.mdp.run(normalised, chosen).argmax(1) == images.labels).double().mean())
         for chosen in (routes, routes[order])
     )
     assert by_hand != unshuffled
-    assert shuffled_accuracy(task, "test", routes, seed=2) == pytest.approx(by_hand)
+    assert evaluate_routes(task.mdp, task, "test", routes[order]).accuracy == pytest.approx(by_hand)
     with pytest.raises(ValueError, match="route"):
-        shuffled_accuracy(task, "test", torch.zeros(len(images), 0))
+        evaluate_routes(task.mdp, task, "test", torch.zeros(len(images), 0))
+
+
+def test_routes_with_fixed_bits_keep_their_accept_decisions(cascade):
+    routes = torch.tensor(
+        [
+            [1, 2, 3, 0, 0, 0, 0, 0, 0, 0],
+            [1, 3, 3, 1, 1, 1, 1, 1, 1, 1],
+            [2, 3, 3, 2, 2, 2, 2, 2, 2, 2],
+            [1, 3, 0, 2, 2, 2, 2, 2, 2, 1],
+        ]
+    )
+    fixed = with_fixed_bits(cascade, routes)
+    assert torch.equal(fixed[:, 3], routes[:, 3])
+    assert fixed[:, :3].tolist() == [[1, 3, 3]] * 4
+    assert fixed[:, 4:].tolist() == [[0] * 6, *[[2, 2, 2, 2, 2, 1]] * 3]
 
 
 def test_the_cost_of_full_execution_is_one_and_of_skipping_everything_is_that_of_ungated_layers(task):

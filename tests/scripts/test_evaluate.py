@@ -4,9 +4,8 @@ import json
 import shutil
 
 import pytest
-import torch
 
-from agents.evaluation import evaluate
+from agents.evaluation import evaluate, evaluate_routes, shuffled
 from agents.policies import FILE
 from agents.runs.results import RESULT
 from agents.runs.run import run
@@ -38,25 +37,29 @@ def test_a_policy_of_one_budget_that_is_shown_another_is_said_to_be_so(folder, c
         assert ("trained at budget 0.3 alone" in capsys.readouterr().err) == told
 
 
-def test_the_accuracy_of_shuffled_routes_is_the_mean_of_all_orders(folder, capsys, monkeypatch):
+def test_the_accuracy_of_shuffled_routes_is_the_mean_of_all_orders(folder, capsys):
     policy, task, _ = load_run(folder)
     routes = evaluate(policy, task, "test", 0.3).routes
-
-    def fake(task, split, given, seed, progress):
-        assert split == "test"
-        assert torch.equal(given, routes)
-        return 0.25 + seed
-
-    monkeypatch.setattr("scripts.evaluate.shuffled_accuracy", fake)
-    for shuffles, expected in ((0, None), (2, 0.75)):
+    each = [evaluate_routes(task.mdp, task, "test", shuffled(routes, seed)).accuracy for seed in (0, 1)]
+    for shuffles, expected in ((0, None), (2, sum(each) / 2)):
         main(Evaluate(folder, shuffles=shuffles))
         assert json.loads(capsys.readouterr().out).get("shuffled_accuracy") == expected
     with pytest.raises(ValueError, match="shuffles"):
         main(Evaluate(folder, shuffles=-1))
 
 
-def test_where_images_take_no_single_route_there_is_nothing_to_shuffle(tiny_data, tmp_path, capsys):
+def test_a_cascade_is_shuffled_and_its_bits_are_those_that_it_has(tiny_data, tmp_path, capsys):
+    """A threshold cascade has one allocation for each stage, so that fixing its bits changes nothing."""
     result = run(tiny_run("cascade", tiny_data), tmp_path)
+    main(Evaluate(tmp_path / result["run"], shuffles=2, fixed_bits=True))
+    printed = json.loads(capsys.readouterr().out)
+    assert "shuffled_accuracy" in printed
+    assert printed["fixed_bits_accuracy"] == result["accuracy"]
+    assert printed["fixed_bits_bitops"] == pytest.approx(result["bitops"])
+
+
+def test_where_images_take_no_single_route_there_is_nothing_to_shuffle(tiny_data, tmp_path, capsys):
+    result = run(tiny_run("precision_gating", tiny_data, budget=1.0), tmp_path)
     main(Evaluate(tmp_path / result["run"], shuffles=2))
     printed = capsys.readouterr()
     assert "nothing to shuffle" in printed.err
