@@ -1,5 +1,8 @@
 """Dynamic Fractional Skipping as a Gymnasium environment. Importing this package registers the environments."""
 
+from dfs_env import packages  # noqa: F401  # first: it checks that `backbone` is that of dfs-env
+
+# isort: split
 from dfs_env.cascade import CascadeMDP, CascadeState
 from dfs_env.env import DFSVectorEnv
 from dfs_env.mdp import BlockMDP, State
