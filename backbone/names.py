@@ -73,8 +73,10 @@ def is_own(name: str) -> bool:
 
 
 def is_library(module: str) -> bool:
-    """Whether a module is Python's or an installed package's. Nothing is imported."""
+    """Whether a module is Python's or an installed package's, other than this project's. Nothing is imported."""
     top = module.partition(".")[0]
+    if top in PROJECT_PACKAGES:
+        return False
     if top in sys.stdlib_module_names or top in sys.builtin_module_names:
         return True
     try:
@@ -84,7 +86,15 @@ def is_library(module: str) -> bool:
     if spec is None:
         return False
     places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or [])
-    return any(Path(place).resolve().is_relative_to(root) for place in places for root in _library_folders())
+    return any(_in_library(Path(place).resolve()) for place in places)
+
+
+def _in_library(file: Path) -> bool:
+    """Whether a file lies where packages are installed, here or in another environment whose packages are on the
+    path."""
+    if {"site-packages", "dist-packages"} & set(file.parts):
+        return True
+    return any(file.is_relative_to(folder) for folder in _library_folders())
 
 
 @cache

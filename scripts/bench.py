@@ -27,6 +27,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {"env": Env, "latency": Latency, "poli
 """Each measurement is a dataclass of its options with a method `run`."""
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run the command line."""
     with clear_errors():
         tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__).run()
+
+
+if __name__ == "__main__":
+    start()

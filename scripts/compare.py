@@ -170,6 +170,11 @@ def _shown(outcome: Sweep, folder: Path) -> int:
     return 1 if outcome.failed else 0
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run the command line."""
     with clear_errors():
         sys.exit(main(tyro.cli(Compare, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))))
+
+
+if __name__ == "__main__":
+    start()

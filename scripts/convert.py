@@ -213,6 +213,11 @@ def _rename_kind(file: Path) -> bool:
     return True
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run the command line."""
     with clear_errors():
         print(f"files rewritten: {convert(tyro.cli(Convert, description=__doc__))}")
+
+
+if __name__ == "__main__":
+    start()

@@ -119,6 +119,11 @@ def _on_other_routes(
     return found
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run the command line."""
     with clear_errors():
         main(tyro.cli(Evaluate, description=__doc__))
+
+
+if __name__ == "__main__":
+    start()

@@ -159,8 +159,13 @@ def main(args: Pretrain) -> None:
     print(f"test {about['test']}\nsaved {output}")
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run the command line."""
     with clear_errors():
         arguments = tyro.cli(Pretrain, description=__doc__)
         with keeping(arguments.kept):
             main(arguments)
+
+
+if __name__ == "__main__":
+    start()

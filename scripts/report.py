@@ -190,6 +190,11 @@ def main(args: Report) -> None:
         print(f"wrote {file}")
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run the command line."""
     with clear_errors():
         main(tyro.cli(Report, description=__doc__))
+
+
+if __name__ == "__main__":
+    start()

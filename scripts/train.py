@@ -109,11 +109,16 @@ def with_limits(config: type[MethodConfig]) -> type[MethodConfig]:
     return config
 
 
-if __name__ == "__main__":
-    commands = {name: command(name) for name in labels()}
+def start() -> None:
+    """Run the command line."""
     with clear_errors():
+        commands = {name: command(name) for name in labels()}
         if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
             default_config(sys.argv[1])  # says what is meant, where there is no such method
         tyro.extras.subcommand_cli_from_dict(
             commands, description=__doc__, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
         )
+
+
+if __name__ == "__main__":
+    start()

@@ -73,6 +73,18 @@ def test_code_is_the_users_own_unless_python_packages_or_this_project_have_it():
     assert not is_library("backbone.data")
 
 
+@pytest.mark.parametrize(("name", "expected"), [("borrowed", True), ("agents.gates", False)])
+def test_a_package_of_another_environment_on_the_path_is_a_library_and_this_project_never_is(
+    name, expected, tmp_path, monkeypatch
+):
+    packages = tmp_path / "lib" / "site-packages"
+    for package in ("borrowed", "agents"):
+        (packages / package).mkdir(parents=True)
+        (packages / package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(packages)
+    assert is_library(name) == expected
+
+
 def test_parameters_are_split_outside_of_brackets():
     found = parse_call("call", "f(a=[{'x': (1, 2)}, 3], b=((1,),2),c=x)")
     assert found == ("f", {"a": [{"x": (1, 2)}, 3], "b": ((1,), 2), "c": "x"})

@@ -83,21 +83,24 @@ COMMANDS = {
 }
 
 
+COMMAND = r"(?:python -m scripts\.|dfs-env )"
+
+
 def commands():
     """Every command of this project, in indented lines and in backticks."""
     for page, text in TEXTS.items():
         joined = re.sub(r"\s*\\\n\s*", " ", text)
-        lines = re.findall(r"^    (python -m scripts\..*)", joined, re.MULTILINE)
-        lines += re.findall(r"`(python -m scripts\.[^`]*)`", joined)
+        lines = re.findall(rf"^    {COMMAND}(.*)", joined, re.MULTILINE)
+        lines += re.findall(rf"`{COMMAND}([^`]*)`", joined)
         for line in lines:
-            words = shlex.split(line, comments=True)[2:]
-            if "..." not in words and "--help" not in words:
+            words = shlex.split(line, comments=True)
+            if not {"...", "--help", "NAME"} & set(words):
                 yield page, words
 
 
 @pytest.mark.parametrize(("page", "words"), list(commands()))
 def test_commands_parse(page, words, monkeypatch):
-    name, rest = words[0].removeprefix("scripts."), words[1:]
+    name, *rest = words
     if name == "train":
         method, *rest = rest
         monkeypatch.setattr(train, "train", lambda *arguments: None)
