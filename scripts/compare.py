@@ -51,7 +51,7 @@ class Compare:
     """Experiment file (TOML). With a file, the only flags that describe the experiment and may be given are --data and
     --device."""
     methods: tuple[str, ...] = tuple(method_names())
-    """Names of methods, or METHOD-PRESET."""
+    """Names of methods, METHOD-PRESET, or MODULE:FUNCTION for methods of your own."""
     budgets: tuple[float, ...] = Experiment.budgets
     """Budgets, as fractions of full execution. Those above 1 are left out for methods that run each image once."""
     seeds: tuple[int, ...] = Experiment.seeds

@@ -4,7 +4,7 @@
     python -m scripts.train ppo --budget 0.04 --dataset cifar10 --depth 20
 
 The same command resumes a killed run; --no-resume starts it anew. `python -m scripts.train METHOD --help` explains
-every option of a method. METHOD-PRESET starts from a preset.
+every option of a method. METHOD-PRESET starts from a preset. MODULE:FUNCTION is a method of your own.
 """
 
 from __future__ import annotations
@@ -112,9 +112,11 @@ def with_limits(config: type[MethodConfig]) -> type[MethodConfig]:
 def start() -> None:
     """Run the command line."""
     with clear_errors():
-        commands = {name: command(name) for name in labels()}
+        names = labels()
         if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
             default_config(sys.argv[1])  # says what is meant, where there is no such method
+            names = [sys.argv[1]] if ":" in sys.argv[1] else names
+        commands = {name: command(name) for name in names}
         tyro.extras.subcommand_cli_from_dict(
             commands, description=__doc__, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
         )

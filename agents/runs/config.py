@@ -99,7 +99,8 @@ class RunConfig:
     """Everything that decides a run."""
 
     method: str
-    """METHOD, or METHOD-PRESET; runs with the same options are the same, whatever the preset."""
+    """METHOD, or METHOD-PRESET, where METHOD may be "module:function"; runs with the same options are the same,
+    whatever the preset."""
     config: MethodConfig
     """The method's own configuration."""
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -138,7 +139,7 @@ class RunConfig:
             task |= {"cost": self.task.cost}
         options = asdict(self.config)
         revision = {"revision": self.config.revision} if self.config.revision else {}
-        code = code_digests([options, task, *about])
+        code = code_digests([self.names["method"], options, task, *about])
         resolved = {"version": VERSION, **revision, "method": self.names["method"], "options": options, "task": task}
         return {**resolved, "code": code} if code else resolved
 

@@ -22,9 +22,10 @@
     [[variants]]
     method = "static"
 
-A variant is one method, or METHOD-PRESET, with options of its own. It may also have `budgets` and `seeds` of its own,
-and `task = { observation = "statistics" }`. Every variant is run at every budget with every seed; a method that serves
-all budgets is run once for each seed. Budgets above 1 are left out for methods that run each image once.
+A variant is one method, METHOD-PRESET, or a user's own "module:function", with options of its own. It may also have
+`budgets` and `seeds` of its own, and `task = { observation = "statistics" }`. Every variant is run at every budget with
+every seed; a method that serves all budgets is run once for each seed. Budgets above 1 are left out for methods that
+run each image once.
 
 A file may begin with `extends = "base.toml"`, named relative to its own folder. Its keys then replace those of the base
 (`variants` as a whole), and the entries of its [task] replace those of the base's [task].
@@ -62,7 +63,7 @@ class Variant:
     """
 
     method: str
-    """METHOD, or METHOD-PRESET."""
+    """METHOD, or METHOD-PRESET; METHOD may be "module:function"."""
     label: str = ""
     """Its name in tables and figures, by default the method."""
     options: Mapping[str, Any] = field(default_factory=dict)

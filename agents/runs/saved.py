@@ -1,10 +1,10 @@
 """What finished runs saved: their policies, and the tasks that these were trained on.
 
 A run folder may come from a stranger. Reading one unpickles nothing: weights are safetensors files and arguments are
-JSON. It may name code as "module:function" (data set, observation, gate, quantizer, loader, class of a policy). Such
-code is imported only from source files of the user's own, and only called as what it is named as. Functions of Python,
-of installed packages and of this project are refused, except this project's loaders and the modules of torch and
-Stable-Baselines3; with `trust_code` any code is imported.
+JSON. It may name code as "module:function" (method, data set, observation, gate, quantizer, loader, class of a policy).
+Such code is imported only from source files of the user's own, and only called as what it is named as. Functions of
+Python, of installed packages and of this project are refused, except this project's loaders and the modules of torch
+and Stable-Baselines3; with `trust_code` any code is imported.
 
 Policies that earlier versions kept as zip files of Stable-Baselines3 hold pickles, which can run anything, and so do
 the resume checkpoints of unfinished runs (`agents.checkpoints`): neither is read here.
@@ -66,8 +66,9 @@ def load_run(
     for name in ("bitwidths", "stages"):
         if arguments.get(name):
             arguments[name] = tuple(arguments[name])
-    for kind in ("dataset", "observation"):
-        check_own(kind, arguments[kind], folder / RESULT, trust_code)
+    named = {"method": result["method"], "dataset": arguments["dataset"], "observation": arguments["observation"]}
+    for kind, name in named.items():
+        check_own(kind, name, folder / RESULT, trust_code)
     config = TaskConfig(**arguments)
     if config.backbone_identity() != backbone:
         config = _with_files(config, [_shipped(each, folder) for each in backbone.split("+")])

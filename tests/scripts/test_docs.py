@@ -1,6 +1,5 @@
 """README.md and docs/: programs run, commands parse, links lead somewhere, every id is listed."""
 
-import importlib
 import re
 import shlex
 import subprocess
@@ -13,6 +12,7 @@ import tyro
 
 import dfs_env
 from agents.evaluation import evaluate
+from agents.methods import method
 from agents.recorder import Recorder
 from agents.runs.experiment import read_experiment
 from agents.runs.planning import plan
@@ -39,6 +39,17 @@ NEEDS_CIFAR = "docs/results/"
 """In a program that plays runs on CIFAR-10, whose images are not in the repository."""
 
 
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """The files of the recipes, importable."""
+    for name, code in FILES.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    for name in FILES:
+        sys.modules.pop(name, None)
+
+
 @pytest.mark.parametrize("code", [code for code in PROGRAMS if NEEDS_CIFAR not in code])
 def test_programs_run(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
@@ -47,9 +58,7 @@ def test_programs_run(code):
     assert not accuracy or float(accuracy[1]) > 0.9
 
 
-def test_a_reward_of_ones_own_works_by_name(tmp_path, monkeypatch):
-    (tmp_path / "my_rewards.py").write_text(FILES["my_rewards"])
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_a_reward_of_ones_own_works_by_name(files):
     env = gym.make("DFS/Digits-v0", reward="my_rewards:frugal(weight=3)")
     env.reset(seed=0)
     _, reward, _, _, info = env.step(3)
@@ -57,13 +66,11 @@ def test_a_reward_of_ones_own_works_by_name(tmp_path, monkeypatch):
     assert {"reward_accuracy", "reward_cost"} <= set(info)
 
 
-def test_a_method_of_ones_own_trades_accuracy_for_cost(learned, tmp_path, monkeypatch):
-    (tmp_path / "fixed_cost.py").write_text(FILES["fixed_cost"])
-    monkeypatch.syspath_prepend(str(tmp_path))
-    method, costs = importlib.import_module("fixed_cost"), []
+def test_a_method_of_ones_own_trades_accuracy_for_cost(learned, files):
+    own, costs = method("fixed_cost:train"), []
     for cost_coef in (0.0, 30.0):
-        config = method.Config(cost_coef=cost_coef, num_images=2000)
-        policy = method.train(config, learned, Recorder(learned, config.budget, 2000, holds_budget=config.holds_budget))
+        config = own.Config(cost_coef=cost_coef, num_images=2000)
+        policy = own.train(config, learned, Recorder(learned, config.budget, 2000, holds_budget=config.holds_budget))
         costs.append(evaluate(policy, learned, "validation", 1.0).cost)
     assert costs[0] > costs[1]
 
@@ -99,12 +106,12 @@ def commands():
 
 
 @pytest.mark.parametrize(("page", "words"), list(commands()))
-def test_commands_parse(page, words, monkeypatch):
+def test_commands_parse(page, words, monkeypatch, files):
     name, *rest = words
     if name == "train":
-        method, *rest = rest
+        label, *rest = rest
         monkeypatch.setattr(train, "train", lambda *arguments: None)
-        tyro.cli(train.command("dfs" if method == "METHOD" else method), args=rest, config=(tyro.conf.OmitArgPrefixes,))
+        tyro.cli(train.command("dfs" if label == "METHOD" else label), args=rest, config=(tyro.conf.OmitArgPrefixes,))
         return
     if name == "bench":
         assert rest[0] in bench.COMMANDS
