@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from backbone.checksums import BLANK_CHECKSUM, CHECKSUM_KEY, json_with_blank_checksum, verify_checksum, with_checksum
+from backbone.contract import MADE_BY, make_backbone, maker_of
 from backbone.names import check_own
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state
@@ -165,85 +166,114 @@ def _explained(path: str | Path) -> Iterator[None]:
 
 def save_backbone(
     path: str | Path,
-    backbone: ResNet,
+    backbone: Any,
     about: Mapping[str, Any] | None = None,
     half: bool = False,
     statistics: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Weights and configuration of `backbone`.
+    """Weights of `backbone`, and its configuration or how it was made.
 
     Args:
         path: file to write.
-        backbone: whose state is written.
+        backbone: whose state is written: a `ResNet`, or a user's own from `backbone.contract.make_backbone`.
         about: kept next to the weights (data set, accuracies, command).
         half: whether floats are stored in half precision.
         statistics: `dfs_env.observations.ObservationStatistics.tensors()`, by which observations are normalised.
+
+    Raises:
+        ValueError: a user's own that was not made by its name, so that it could not be made again.
     """
     state = {**backbone.state_dict(), **(statistics or {})}
     if half:
         state = {name: t.half() if t.is_floating_point() and (t.abs() < 6e4).all() else t for name, t in state.items()}
-    save_tensors(path, state, {**(about or {}), "config": asdict(backbone.config)})
+    maker = maker_of(backbone)
+    if maker is None and not isinstance(backbone, ResNet):
+        raise ValueError(
+            f"{type(backbone).__name__} cannot be saved, as it could not be made again: make it by its name, "
+            "backbone.contract.make_backbone('module:function', num_classes)"
+        )
+    made = {"config": asdict(backbone.config)} if maker is None else {MADE_BY: asdict(maker)}
+    save_tensors(path, state, {**(about or {}), **made})
 
 
 def load_backbone(
-    path: str | Path, depth: int | None = None, num_classes: int | None = None, dataset: str | None = None
-) -> ResNet:
+    path: str | Path,
+    depth: int | None = None,
+    num_classes: int | None = None,
+    dataset: str | None = None,
+    backbone: str | None = None,
+) -> Any:
     """The backbone in `path`, in evaluation mode, with gradients off; see `read_backbone`."""
-    return read_backbone(path, depth, num_classes, dataset)[0]
+    return read_backbone(path, depth, num_classes, dataset, backbone)[0]
 
 
 @default_torch_state()
 def read_backbone(
-    path: str | Path, depth: int | None = None, num_classes: int | None = None, dataset: str | None = None
-) -> tuple[ResNet, dict[str, Tensor]]:
+    path: str | Path,
+    depth: int | None = None,
+    num_classes: int | None = None,
+    dataset: str | None = None,
+    backbone: str | None = None,
+) -> tuple[Any, dict[str, Tensor]]:
     """The backbone in `path`, in evaluation mode, with gradients off, and the observation statistics in the file.
 
     Args:
         path: a file that `save_backbone` wrote.
-        depth: the depth that it must have, if given.
-        num_classes: likewise.
+        depth: the depth that it must have, if given and if it is a `ResNet`.
+        num_classes: likewise, whatever it is.
         dataset: likewise, the data set of its training, if the file says which.
+        backbone: the name, "module:function", that it must have been made by, if given.
 
     Raises:
         FileNotFoundError, ValueError: missing, damaged, or of another architecture than asked for.
     """
     tensors, about = load_tensors(path)
+    maker, stored = about.get(MADE_BY), about.get("config", {})
+    if backbone is not None and backbone != (maker or {}).get("name"):
+        found = maker["name"] if maker else "this project's ResNet"
+        raise ValueError(f"checkpoint {path} holds {found}, but backbone {backbone} is asked for")
     try:
-        stored: dict[str, Any] = about["config"]
-        check_own("quantizer", stored.get("quantizer"), path)
-        config = ResNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})  # type: ignore[arg-type]
-        with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
-            backbone = ResNet(config)
         floats = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
         statistics = {name: floats.pop(name) for name in STATISTICS if name in floats}
-        backbone.load_state_dict(floats)
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn, and replaced
+            if maker:
+                check_own("backbone", maker["name"], path, trusted=backbone is not None)
+                network, shape, depth = make_backbone(maker["name"], maker["num_classes"]), maker, None
+            else:
+                check_own("quantizer", stored.get("quantizer"), path)
+                shape = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+                network = ResNet(ResNetConfig(**shape))
+        network.load_state_dict(floats)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"checkpoint {path} does not hold a backbone of this version: {error}") from error
     for word, wanted in (("depth", depth), ("num_classes", num_classes)):
-        if wanted is not None and getattr(config, word) != wanted:
-            raise ValueError(f"checkpoint {path} has {word} {getattr(config, word)}, but {word} {wanted} is asked for")
+        if wanted is not None and shape[word] != wanted:
+            raise ValueError(f"checkpoint {path} has {word} {shape[word]}, but {word} {wanted} is asked for")
     if dataset is not None and about.get("dataset", dataset) != dataset:
         raise ValueError(f"checkpoint {path} was trained on {about['dataset']}, but {dataset} is asked for")
-    return backbone.eval().requires_grad_(False), statistics
+    return network.eval().requires_grad_(False), statistics
 
 
-def own_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
+def own_checkpoint(dataset: str, depth: int, folder: Path, backbone: str | None = None) -> Path:
     """The path of the user's own backbone of that shape, in the data folder."""
-    return folder / "weights" / shipped_checkpoint(dataset, depth).name
+    return folder / "weights" / shipped_checkpoint(dataset, depth, backbone).name
 
 
-def shipped_checkpoint(dataset: str, depth: int) -> Path:
-    """The path of the shipped backbone of that shape, if there is one.
-
-    A data set "module:function" has a hash in the file's name, as file systems may refuse colons or ignore case.
-    """
-    if not re.fullmatch(r"[a-z0-9_]+", dataset):
-        readable = re.sub(r"[^A-Za-z0-9]+", "_", dataset)[:60]
-        dataset = f"{readable}-{hashlib.sha256(dataset.encode()).hexdigest()[:16]}"
-    return SHIPPED / f"{dataset}-resnet{depth}.safetensors"
+def shipped_checkpoint(dataset: str, depth: int, backbone: str | None = None) -> Path:
+    """The path of the shipped backbone of that shape, if there is one."""
+    network = f"resnet{depth}" if backbone is None else _in_file_names(backbone)
+    return SHIPPED / f"{_in_file_names(dataset)}-{network}.safetensors"
 
 
-def find_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
+def _in_file_names(name: str) -> str:
+    """A name in a file's: "module:function" has a hash, as file systems may refuse colons or ignore case."""
+    if re.fullmatch(r"[a-z0-9_]+", name):
+        return name
+    readable = re.sub(r"[^A-Za-z0-9]+", "_", name)[:60]
+    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def find_checkpoint(dataset: str, depth: int, folder: Path, backbone: str | None = None) -> Path:
     """The trained backbone of that shape: the user's own, else the shipped one.
 
     Raises:
@@ -253,11 +283,14 @@ def find_checkpoint(dataset: str, depth: int, folder: Path) -> Path:
     ResNetConfig(depth)
     if not isinstance(dataset, str):
         raise ValueError(f"a data set is given by its name, got {dataset!r}")
-    own = own_checkpoint(dataset, depth, folder)
-    for path in (own, shipped_checkpoint(dataset, depth)):
+    own = own_checkpoint(dataset, depth, folder, backbone)
+    for path in (own, shipped_checkpoint(dataset, depth, backbone)):
         if path.is_file():
             return path
+    network, option = (
+        (f"ResNet-{depth}", f"--depth {depth}") if backbone is None else (backbone, f"--backbone '{backbone}'")
+    )
     raise FileNotFoundError(
-        f"there is no trained ResNet-{depth} for {dataset} at {own}; make it with `python -m scripts.pretrain "
-        f'--dataset {dataset} --depth {depth}`, name a file as checkpoint, or use checkpoint="random"'
+        f"there is no trained {network} for {dataset} at {own}; make it with `python -m scripts.pretrain "
+        f'--dataset {dataset} {option}`, name a file as checkpoint, or use checkpoint="random"'
     )

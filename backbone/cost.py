@@ -152,9 +152,15 @@ def check_modelled(cost: CostTable, what: str) -> None:
 def _block_macs(backbone: Any) -> tuple[list[float], float]:
     """MACs of each block without its shortcut, and of all ungated layers."""
     widest = backbone.config.widest[-1]
-    image = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(backbone.parameters()).device)
+
+    def play() -> None:
+        x = backbone.stem(torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=next(backbone.parameters()).device), widest)
+        for block in backbone.blocks:
+            x = block(x, widest, widest)
+        backbone.head(x, widest)
+
     with evaluation_mode(backbone):
-        macs = count_macs(backbone, lambda: backbone(image, widest))
+        macs = count_macs(backbone, play)
     blocks, ungated = [0.0] * len(backbone.blocks), 0.0
     for name, count in macs.items():
         part = name.split(".")

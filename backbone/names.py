@@ -37,8 +37,8 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
         return known[name]
     module, _, function = name.partition(":")
     if not (module and function):
-        choices = ", ".join(sorted(known))
-        message = f"unknown {kind} {name!r}: choose one of {choices}, or give your own as 'module:function'"
+        choices = f"choose one of {', '.join(sorted(known))}, or " if known else ""
+        message = f"unknown {kind} {name!r}: {choices}give your own as 'module:function'"
         raise ValueError(message + nearest(name, known))
     try:
         found = pkgutil.resolve_name(name)

@@ -115,24 +115,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A CIFAR ResNet. Its attributes are also the contract that a user's own backbone must satisfy. B images, C
-    channels, K classes:
-
-    | name | what |
-    |---|---|
-    | `config.bitwidths` | ascending bitwidths at which each of `blocks` runs; 0 is skip |
-    | `config.widest` | bitwidths at which the ungated layers run: stem, shortcuts and head |
-    | `feature_dim` | the most channels that a block's input or the head's input has |
-    | `stem(images, widest)` | normalised images [B, 3, 32, 32] -> features [B, C, H, W] |
-    | `blocks[i](x, bits, widest)` | [B, C, H, W] -> [B, C', H', W'], the block at `bits` above 0 |
-    | `blocks[i].skip(x, widest)` | the same shapes, the block skipped: its shortcut alone |
-    | `blocks[i].skip_is_identity` | whether `skip` returns `x` itself |
-    | `head(x, widest)` | features after the last block [B, C, H, W] -> logits [B, K] |
-
-    `widest` is the widest bitwidth in use; `blocks` is an `nn.ModuleList`. The cost accountant runs `forward(images,
-    bits, widest)` -> logits [B, K] and counts the convolutions, linear and recurrent layers. Decided layers must be in
-    `blocks`, and a block's shortcut in its attribute `shortcut`.
-    """
+    """A CIFAR ResNet, which keeps the contract of `backbone.contract.Backbone`."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from backbone import schedules
 from backbone.checkpoint import fingerprint, load_state, save_state
+from backbone.contract import maker_of
 from backbone.data import Dataset, Split, augment, batches, cutout
 from backbone.torch_state import default_torch_state
 
@@ -180,7 +181,7 @@ class BackboneTrainer:
         self.optimizer = make_optimizer(backbone, config.lr, config.momentum, config.weight_decay)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
-        start = fingerprint(backbone.state_dict().values(), backbone.config)
+        start = fingerprint(backbone.state_dict().values(), maker_of(backbone) or backbone.config)
         self.identity = {"config": asdict(config), "dataset": dataset.name, "start": start}
         if state_file.is_file():
             self._restore()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backbone.confidence import NUM_MEASURES, averaged, confidence
+from backbone.contract import num_classes_of
 from backbone.cost import ACCEPT, joined_costs
 from dfs_env.execution import take
 from dfs_env.mdp import BlockMDP, State
@@ -103,7 +105,7 @@ class CascadeMDP(BlockMDP):
         self.num_layers = len(self._places)
         self.cost = joined_costs([stage.cost for stage in self.stages], unit)
         self._entry_shapes = [stage.feature_shapes[0] for stage in self.stages]
-        self.num_classes: int = first.backbone.config.num_classes
+        self.num_classes = num_classes_of(first.backbone)
         self._set_observation(first.observation)
 
     def _check(self) -> None:
@@ -113,12 +115,13 @@ class CascadeMDP(BlockMDP):
             raise ValueError(f"combine {self.combine!r} must be one of {', '.join(COMBINATIONS)}")
         if len(self.views) != len(self.stages) or not set(self.views) <= set(VIEWS):
             raise ValueError(f"views {self.views} must be one of {', '.join(VIEWS)} for each of the stages")
-        for what, values in {
+        found: dict[str, list[Any]] = {
             "bitwidths": [stage.bitwidths for stage in self.stages],
-            "numbers of classes": [stage.backbone.config.num_classes for stage in self.stages],
+            "numbers of classes": [num_classes_of(stage.backbone) for stage in self.stages],
             "observations": [stage.observation for stage in self.stages],
             "devices": [stage.device for stage in self.stages],
-        }.items():
+        }
+        for what, values in found.items():
             if len(set(values)) > 1:
                 raise ValueError(f"the stages of a cascade have different {what}: {', '.join(map(str, values))}")
 

@@ -16,6 +16,7 @@ import torch
 from backbone import integer
 from backbone.checkpoint import own_checkpoint, write_atomically
 from backbone.checksums import checked_json, json_with_checksum
+from backbone.contract import maker_of
 from backbone.cost import UNITS
 from backbone.torch_state import default_torch_state
 from dfs_env.mdp import BlockMDP
@@ -138,12 +139,14 @@ def load_latency(path: Path | str) -> LatencyTable:
         raise ValueError(f"{path} is not a latency table ({error!r}); {mend}") from error
 
 
-def latency_file(dataset: str, depth: int, folder: Path) -> Path:
+def latency_file(dataset: str, depth: int, folder: Path, backbone: str | None = None) -> Path:
     """The path of that network's table on this machine, in the data folder."""
-    return folder / "latency" / own_checkpoint(dataset, depth, folder).with_suffix(".json").name
+    return folder / "latency" / own_checkpoint(dataset, depth, folder, backbone).with_suffix(".json").name
 
 
-def find_latency(cost: str | None, latency: str | None, dataset: str, depth: int, folder: Path) -> Path | None:
+def find_latency(
+    cost: str | None, latency: str | None, dataset: str, depth: int, folder: Path, backbone: str | None = None
+) -> Path | None:
     """The given file of a latency table; by default, if cost is latency, the one in the data folder.
 
     Raises:
@@ -152,9 +155,10 @@ def find_latency(cost: str | None, latency: str | None, dataset: str, depth: int
     """
     if latency is not None or not parse_cost(cost)[0]:
         return Path(latency) if latency else None
-    file = latency_file(dataset, depth, folder)
+    file = latency_file(dataset, depth, folder, backbone)
     if not file.is_file():
-        command = f"{MEASURE_COMMAND} --dataset {dataset} --depth {depth}"
+        command = f"{MEASURE_COMMAND} --dataset {dataset} "
+        command += f"--depth {depth}" if backbone is None else f"--backbone '{backbone}'"
         raise FileNotFoundError(f"there is no latency table at {file}: measure one with {command}, or name a file")
     return file
 
@@ -181,9 +185,13 @@ def _batch(timings: dict[str, Any]) -> BatchTimings:
 
 def shape_of(mdp: BlockMDP) -> dict[str, Any]:
     """The properties of a network that decide its latency."""
-    config = mdp.backbone.config
+    config, maker = mdp.backbone.config, maker_of(mdp.backbone)
     known = {name: getattr(config, name, None) for name in ("depth", "width", "num_classes", "quantizer")}
-    return {"backbone": type(mdp.backbone).__name__, **known, "ungated_blocks": mdp.ungated_blocks}
+    return {
+        "backbone": maker.name if maker else type(mdp.backbone).__name__,
+        **known,
+        "ungated_blocks": mdp.ungated_blocks,
+    }
 
 
 @default_torch_state()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from backbone.checkpoint import find_checkpoint, read_backbone
 from backbone.confidence import LinearHeads, fit_heads
+from backbone.contract import Bitwidths, make_backbone
 from backbone.data import Dataset, data_folder, load_dataset
 from backbone.progress import PATIENCE
 from backbone.resnet import ResNet, ResNetConfig
@@ -123,6 +125,7 @@ def make_task(
     latency: str | None = None,
     stages: tuple[str, ...] = (),
     combine: str = "last",
+    backbone: str | None = None,
 ) -> Task:
     """Load a data set and a frozen backbone, or several as the stages of a cascade.
 
@@ -142,6 +145,8 @@ def make_task(
         latency: a file of `python -m scripts.bench latency`; for cost "latency", by default that in the data folder.
         stages: the networks of a cascade in place of `depth` and `checkpoint`, see `dfs_env.stages`.
         combine: which prediction of a cascade counts: "last", or "average" over all so far.
+        backbone: "module:function" of a network of your own (`backbone.contract.Backbone`), to which `depth` and
+            `width` do not apply; by default what `checkpoint` holds, else the ResNet.
 
     Raises:
         FileNotFoundError: no such checkpoint or latency table (the message says which command makes it), or data files
@@ -150,29 +155,34 @@ def make_task(
     """
     check_device(device)
     charged, batch_size = parse_cost(cost)
-    file = find_latency(cost, latency, dataset, depth, data_folder(data))
+    file = find_latency(cost, latency, dataset, depth, data_folder(data), backbone)
     table = load_latency(file) if file else None
+    if stages and backbone is not None:
+        raise ValueError(f"stages name their networks: drop backbone {backbone!r}, and put its file among the stages")
     networks = find_stages(stages, dataset, checkpoint, data_folder(data)) if stages else []
     if checkpoint is None and not stages:  # before any data are downloaded
-        checkpoint = str(find_checkpoint(dataset, depth, data_folder(data)))
+        checkpoint = str(find_checkpoint(dataset, depth, data_folder(data), backbone))
     images = load_dataset(dataset, data)
 
-    def mdp_of(backbone: ResNet, statistics: ObservationStatistics | None) -> BlockMDP:
-        chosen = _default(backbone.config) if bitwidths is None else bitwidths
-        return BlockMDP(backbone.to(device), chosen, observation, ungated_blocks, statistics)
+    def mdp_of(network: Any, statistics: ObservationStatistics | None) -> BlockMDP:
+        chosen = _default(network.config) if bitwidths is None else bitwidths
+        return BlockMDP(network.to(device), chosen, observation, ungated_blocks, statistics)
 
     if stages:
-        read = {each.file: mdp_of(*_trained(each.file, None, images)) for each in networks}
+        read = {each.file: mdp_of(*_trained(each.file, None, images, dataset)) for each in networks}
         views = [each.view for each in networks]
         mdp: BlockMDP = CascadeMDP([read[each.file] for each in networks], views, combine, cost or "bitops")
     elif checkpoint == "random":
-        config = ResNetConfig(depth, images.num_classes, width, bitwidths or ResNetConfig.bitwidths)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            mdp = mdp_of(ResNet(config).eval().requires_grad_(False), None)
+            if backbone is None:
+                network = ResNet(ResNetConfig(depth, images.num_classes, width, bitwidths or ResNetConfig.bitwidths))
+            else:
+                network = make_backbone(backbone, images.num_classes)
+            mdp = mdp_of(network.eval().requires_grad_(False), None)
     else:
         assert checkpoint is not None
-        mdp = mdp_of(*_trained(checkpoint, depth, images))
+        mdp = mdp_of(*_trained(checkpoint, depth, images, dataset, backbone))
     if table:
         table.apply(mdp, batch_size, charged, file)
     elif cost == "bitops":
@@ -183,13 +193,15 @@ def make_task(
     return task
 
 
-def _trained(file: str | Path, depth: int | None, images: Dataset) -> tuple[ResNet, ObservationStatistics | None]:
+def _trained(
+    file: str | Path, depth: int | None, images: Dataset, dataset: str, backbone: str | None = None
+) -> tuple[Any, ObservationStatistics | None]:
     """The backbone in a file, and the statistics of its observations if the file has them."""
-    backbone, others = read_backbone(file, depth, images.num_classes, images.name)
-    return backbone, ObservationStatistics.from_tensors(others)
+    network, others = read_backbone(file, depth, images.num_classes, dataset, backbone)
+    return network, ObservationStatistics.from_tensors(others)
 
 
-def _default(config: ResNetConfig) -> tuple[int, ...]:
+def _default(config: Bitwidths) -> tuple[int, ...]:
     usual = ResNetConfig.bitwidths
     return usual if set(usual) <= set(config.bitwidths) and usual[-1] in config.widest else config.bitwidths
 

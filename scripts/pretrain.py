@@ -27,6 +27,7 @@ from backbone.checkpoint import (
     shipped_checkpoint,
     write_atomically,
 )
+from backbone.contract import make_backbone, maker_of
 from backbone.data import Dataset, Split, data_folder, load_dataset
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import use_threads
@@ -44,6 +45,9 @@ class Pretrain:
     """"digits", "cifar10", "cifar100", or "module:function"."""
     data: Path | None = None
     """Data folder; by default $DFS_DATA, else the user's cache folder."""
+    backbone: str | None = None
+    """Your own backbone in place of the ResNet: "module:function" of the number of classes, or with parameters,
+    "module:function(width=8)". It says itself which bitwidths it has."""
     depth: int = 14
     """Layers: 6n + 2."""
     width: int | None = None
@@ -71,7 +75,7 @@ class Pretrain:
 
     def output_file(self) -> Path:
         """File to write."""
-        return self.output or own_checkpoint(self.dataset, self.depth, data_folder(self.data))
+        return self.output or own_checkpoint(self.dataset, self.depth, data_folder(self.data), self.backbone)
 
     def state_file(self) -> Path:
         """File that a killed training is resumed from."""
@@ -86,7 +90,7 @@ class Pretrain:
         return f"{done}; the same command resumes there"
 
 
-def mdps(backbone: ResNet) -> dict[tuple[int, ...], BlockMDP]:
+def mdps(backbone: Any) -> dict[tuple[int, ...], BlockMDP]:
     """The backbone under each tuple of bitwidths that ends in one of its widest."""
     tuples = [tuple(b for b in backbone.config.bitwidths if b <= widest) for widest in backbone.config.widest]
     return {bitwidths: BlockMDP(backbone, bitwidths) for bitwidths in tuples}
@@ -109,6 +113,33 @@ def usual_width(dataset: str, depth: int) -> int:
     return load_backbone(shipped).config.width if shipped.is_file() else ResNetConfig.width
 
 
+def initial(args: Pretrain, num_classes: int) -> Any:
+    """The network that training begins with.
+
+    Raises:
+        ValueError: options that are not possible or exclude each other.
+    """
+    backbone: Any
+    if args.backbone is None:
+        width = usual_width(args.dataset, args.depth) if args.width is None else args.width
+        backbone = ResNet(ResNetConfig(args.depth, num_classes, width, args.bitwidths, args.widest, args.quantizer))
+    else:
+        for name in ("depth", "width", "bitwidths", "widest", "quantizer"):
+            if (value := getattr(args, name)) != getattr(Pretrain, name):
+                called = args.backbone.partition("(")[0]
+                raise ValueError(f"--{name} is of the ResNet: write --backbone '{called}({name}={value})'")
+        backbone = make_backbone(args.backbone, num_classes)
+    bitwidths = backbone.config.bitwidths
+    if args.training.bits not in (None, *bitwidths[1:]):
+        raise ValueError(f"--training.bits {args.training.bits} is not among the bitwidths {bitwidths}")
+    if args.start is not None:
+        other = load_backbone(args.start)
+        if not hasattr(backbone, "start_from") or (args.backbone is None and maker_of(other)):
+            raise ValueError(f"{args.backbone or 'a ResNet'} cannot --start from {args.start}: see ResNet.start_from")
+        backbone.start_from(other)
+    return backbone
+
+
 def log(file: Path, line: dict[str, Any]) -> None:
     """Add the line of an epoch to those of the epochs before it; lines of an earlier training are dropped."""
     before = file.read_text().splitlines()[: line["epoch"] - 1] if file.is_file() else []
@@ -121,13 +152,7 @@ def main(args: Pretrain) -> None:
     use_threads(args.threads)
     torch.manual_seed(args.training.seed)
     dataset, output = load_dataset(args.dataset, args.data), args.output_file()
-    width = usual_width(args.dataset, args.depth) if args.width is None else args.width
-    config = ResNetConfig(args.depth, dataset.num_classes, width, args.bitwidths, args.widest, args.quantizer)
-    if args.training.bits not in (None, *args.bitwidths[1:]):
-        raise ValueError(f"--training.bits {args.training.bits} is not among the bitwidths {args.bitwidths}")
-    backbone = ResNet(config)
-    if args.start is not None:
-        backbone.start_from(load_backbone(args.start))
+    backbone = initial(args, dataset.num_classes)
     trained = mdps(backbone.to(args.device))
     runners = {bitwidths: mdp.run for bitwidths, mdp in trained.items()}
     trainer = BackboneTrainer(backbone, runners, dataset, args.training, args.state_file())
@@ -136,7 +161,8 @@ def main(args: Pretrain) -> None:
     if trainer.epoch:
         print(f"resuming: {trainer.epoch} of {args.training.epochs} epochs are done, in {trainer.state_file}")
     start, first = time.perf_counter(), trainer.epoch
-    with tqdm(total=args.training.epochs, initial=first, desc=f"{args.dataset} ResNet-{args.depth}") as progress:
+    name = args.backbone or f"ResNet-{args.depth}"
+    with tqdm(total=args.training.epochs, initial=first, desc=f"{args.dataset} {name}") as progress:
         for epoch, loss in trainer.epochs():
             line = {"epoch": epoch, "loss": round(loss, 4), "validation": report(widest, dataset, validation)}
             log(output.with_suffix(".log"), line)
@@ -151,8 +177,8 @@ def main(args: Pretrain) -> None:
         "images_per_second": round((trainer.epoch - first) * len(dataset.train) / seconds, 1),
     }
     save_backbone(output, backbone, about, args.half, statistics)
-    saved = mdps(load_backbone(output).to(args.device)).values()  # rounded, if it is in half precision
-    about["test"] = {str(mdp.bitwidths): report(mdp, dataset, dataset.test) for mdp in saved}
+    loaded = load_backbone(output, backbone=args.backbone).to(args.device)  # rounded, if it is in half precision
+    about["test"] = {str(mdp.bitwidths): report(mdp, dataset, dataset.test) for mdp in mdps(loaded).values()}
     save_backbone(output, backbone, about, args.half, statistics)
     write_atomically(output.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
     trainer.state_file.unlink(missing_ok=True)

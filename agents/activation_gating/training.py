@@ -110,11 +110,14 @@ def train_network(
 
     Raises:
         ValueError: the gate does not fit the channels, the backbone does not fit as a start, the budget is below what
-            the network computes with all gates off, or the task has stages.
+            the network computes with all gates off, or the task has stages or another network than a ResNet.
         TrainingDivergedError: the loss became NaN or infinite.
     """
     if len(task.mdp.stages) > 1:
         raise ValueError("activation gating is of one network, but this task has stages: drop them")
+    if not isinstance(task.mdp.backbone, ResNet):
+        what = f"{loader.partition(':')[0]} trains a ResNet, not {type(task.mdp.backbone).__name__}"
+        raise ValueError(f"{what}: leave out the backbone of your own")
     network = GatedResNet(config.network(task.mdp.backbone.config, task.mdp.widest))
     with torch.no_grad():
         for threshold in network.thresholds():

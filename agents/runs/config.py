@@ -12,8 +12,10 @@ from typing import Any
 
 from agents.method_config import MethodConfig
 from agents.runs.folders import IDENTITY_DIGITS
+from agents.runs.results import ARCHITECTURE
 from agents.runs.user_code import code_digests
 from backbone.checkpoint import find_checkpoint, identity_and_about, identity_of
+from backbone.contract import MADE_BY
 from backbone.data import data_folder
 from dfs_env.latency import LatencyTable, find_latency, load_latency
 from dfs_env.stages import depths, find_stages
@@ -51,6 +53,17 @@ class TaskConfig:
     default of stages), or "latency", measured time of single images on this machine; "latency@64" in batches of 64."""
     latency: str | None = None
     """File of `python -m scripts.bench latency`; by default, where cost is latency, the one in the data folder."""
+    backbone: str | None = None
+    """Your own backbone, "module:function" or "module:function(width=8)"; by default what the checkpoint holds, else
+    the ResNet."""
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width"):
+            if self.backbone is not None and getattr(self, name) != getattr(TaskConfig, name):
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is of the ResNet: give parameters of your own backbone in its name, "
+                    f'such as "{self.backbone.partition("(")[0]}({name}={getattr(self, name)})"'
+                )
 
     stages: tuple[str, ...] = ()
     """Networks of a cascade in place of depth and checkpoint: "resnet20", a checkpoint file, and ":mirrored" or
@@ -73,7 +86,8 @@ class TaskConfig:
         Raises:
             FileNotFoundError, ValueError: see `dfs_env.latency.load_latency`.
         """
-        file = find_latency(self.cost, self.latency, self.dataset, self.depth, data_folder(self.data))
+        folder = data_folder(self.data)
+        file = find_latency(self.cost, self.latency, self.dataset, self.depth, folder, self.backbone)
         return load_latency(file) if file else None
 
     def backbone_files(self) -> list[Path]:
@@ -88,7 +102,8 @@ class TaskConfig:
             return [Path(stage.file) for stage in found]
         if self.checkpoint == "random":
             return []
-        path = Path(self.checkpoint or find_checkpoint(self.dataset, self.depth, data_folder(self.data)))
+        folder = data_folder(self.data)
+        path = Path(self.checkpoint or find_checkpoint(self.dataset, self.depth, folder, self.backbone))
         if not path.is_file():
             raise FileNotFoundError(f"checkpoint {path} does not exist; name a file that scripts.pretrain wrote")
         return [path]
@@ -117,6 +132,22 @@ class RunConfig:
         method, _, preset = self.method.partition("-")
         return {"method": method, "preset": preset, "label": self.label}
 
+    def _resolved_task(self) -> tuple[dict[str, Any], list[Any]]:
+        """The task as plain data, and what its backbone files say of the code that they need."""
+        where = ("checkpoint", "data", "device", "cost", "latency", "stages", "combine", "backbone")
+        task = {name: value for name, value in asdict(self.task).items() if name not in where}
+        found = [identity_and_about(path) for path in self.task.backbone_files()]
+        task["backbone"] = "+".join(identity for identity, _ in found) or "random"
+        about = [part for _, each in found for part in (each.get("config"), each.get(MADE_BY))]
+        own = self.task.backbone or next((each[MADE_BY]["name"] for _, each in found if MADE_BY in each), None)
+        if self.task.stages or own:  # these say what depth and width say of a ResNet
+            del task["depth"], task["width"]
+        if self.task.stages:
+            task |= {"stages": list(self.task.stages), "combine": self.task.combine}
+        elif own:
+            task |= {ARCHITECTURE: own}
+        return task, about
+
     def resolved(self) -> dict[str, Any]:
         """The configuration as plain data: all that decides the result. File locations and the device are left out.
 
@@ -124,14 +155,7 @@ class RunConfig:
             FileNotFoundError: there is no backbone.
             ValueError: user code that it names cannot be identified, see `code_digests`.
         """
-        where = ("checkpoint", "data", "device", "cost", "latency", "stages", "combine")
-        task = {name: value for name, value in asdict(self.task).items() if name not in where}
-        found = [identity_and_about(path) for path in self.task.backbone_files()]
-        task["backbone"] = "+".join(identity for identity, _ in found) or "random"
-        about = [each.get("config") for _, each in found]
-        if self.task.stages:
-            del task["depth"], task["width"]
-            task |= {"stages": list(self.task.stages), "combine": self.task.combine}
+        task, about = self._resolved_task()
         table = self.task.latency_table()
         if table:
             task |= {"cost": self.task.cost, "latency": hashlib.sha256(repr(table).encode()).hexdigest()[:16]}

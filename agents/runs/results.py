@@ -18,6 +18,9 @@ EXPERIMENT = "experiment.toml"
 RESULTS, RESULT = "results.jsonl", "result.json"
 """All result lines of a folder of runs, and the one in a run's own folder."""
 
+ARCHITECTURE = "architecture"
+"""In a resolved task: the name of a user's own backbone. There, "backbone" is the identity of its weights."""
+
 REQUIRED_KEYS = ["method", "preset", "label", "role", "cotrained", "dataset", "depth", "bitwidths", "budget", "seed"]
 REQUIRED_KEYS += ["accuracy", "cost", "total_cost", "bitops", "histogram"]
 """What a result line must have for tables and figures."""

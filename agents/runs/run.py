@@ -28,7 +28,7 @@ from agents.recorder import Recorder
 from agents.runs.config import RunConfig
 from agents.runs.folders import CONFIG, ERROR, LATENCY, clear, finished_folders, locked, unfinished_folder
 from agents.runs.outcomes import write_outcomes
-from agents.runs.results import RESULT, line_text, read_line
+from agents.runs.results import ARCHITECTURE, RESULT, line_text, read_line
 from backbone.checkpoint import write_atomically
 from backbone.torch_state import default_torch_state
 from dfs_env.task import Task, make_task
@@ -187,6 +187,7 @@ def _result(
     progress: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     settings, best, images, seconds = config.config, recorder.best, recorder.images_seen, recorder.seconds
+    resolved = config.resolved()
     bound, start = settings.role == "bound", time.perf_counter()  # whose work is its measurement
     test = evaluate(policy, task, "test", settings.budget, progress=progress if bound else None)
     seconds += time.perf_counter() - start if bound else 0
@@ -202,7 +203,7 @@ def _result(
         "role": settings.role,
         "cotrained": bool(getattr(settings, "cotrain", False)),
         "dataset": config.task.dataset,
-        "depth": config.task.network,
+        "depth": None if ARCHITECTURE in resolved["task"] else config.task.network,
         "bitwidths": list(task.mdp.bitwidths),
         "budget": settings.budget,
         "seed": settings.seed,
@@ -215,5 +216,5 @@ def _result(
         "seconds": round(seconds, 2),
         "seconds_per_thousand_images": round(1000 * seconds / images, 3) if images else None,
         "checkpoint": config.task.checkpoint,
-        "config": config.resolved(),
+        "config": resolved,
     }

@@ -1,10 +1,10 @@
 """What finished runs saved: their policies, and the tasks that these were trained on.
 
 A run folder may come from a stranger. Reading one unpickles nothing: weights are safetensors files and arguments are
-JSON. It may name code as "module:function" (method, data set, observation, gate, quantizer, loader, class of a policy).
-Such code is imported only from source files of the user's own, and only called as what it is named as. Functions of
-Python, of installed packages and of this project are refused, except this project's loaders and the modules of torch
-and Stable-Baselines3; with `trust_code` any code is imported.
+JSON. It may name code as "module:function" (method, data set, observation, backbone, gate, quantizer, loader, class of
+a policy). Such code is imported only from source files of the user's own, and only called as what it is named as.
+Functions of Python, of installed packages and of this project are refused, except this project's loaders and the
+modules of torch and Stable-Baselines3; with `trust_code` any code is imported.
 
 Policies that earlier versions kept as zip files of Stable-Baselines3 hold pickles, which can run anything, and so do
 the resume checkpoints of unfinished runs (`agents.checkpoints`): neither is read here.
@@ -23,7 +23,7 @@ from agents.policies import FILE, AllocationPolicy, GatePolicy, Policy, RandomPo
 from agents.recorder import cotrained_files
 from agents.runs.config import TaskConfig
 from agents.runs.folders import LATENCY
-from agents.runs.results import RESULT, read_line
+from agents.runs.results import ARCHITECTURE, RESULT, read_line
 from agents.sb3.policy import ARCHIVE, KIND, SB3Policy
 from backbone.checkpoint import SHIPPED, identity_of, load_tensors
 from backbone.names import check_own, resolve
@@ -58,7 +58,7 @@ def load_run(
     if checkpoint and not Path(checkpoint).is_file() and (SHIPPED / Path(checkpoint).name).is_file():
         checkpoint = str(SHIPPED / Path(checkpoint).name)  # it was named from the repository's folder
     arguments = {**result["config"]["task"], "checkpoint": checkpoint, "device": device, "data": data}
-    backbone = arguments.pop("backbone")
+    weights = arguments.pop("backbone")
     charged, batch_size = parse_cost(arguments.get("cost"))
     if charged:
         del arguments["cost"]
@@ -66,12 +66,12 @@ def load_run(
     for name in ("bitwidths", "stages"):
         if arguments.get(name):
             arguments[name] = tuple(arguments[name])
-    named = {"method": result["method"], "dataset": arguments["dataset"], "observation": arguments["observation"]}
-    for kind, name in named.items():
-        check_own(kind, name, folder / RESULT, trust_code)
+    arguments["backbone"] = arguments.pop(ARCHITECTURE, None)
+    for kind in ("method", "dataset", "observation", "backbone"):
+        check_own(kind, {**arguments, "method": result["method"]}[kind], folder / RESULT, trust_code)
     config = TaskConfig(**arguments)
-    if config.backbone_identity() != backbone:
-        config = _with_files(config, [_shipped(each, folder) for each in backbone.split("+")])
+    if config.backbone_identity() != weights:
+        config = _with_files(config, [_shipped(each, folder) for each in weights.split("+")])
     task = make_task(**asdict(config))
     cotrained = [str(folder / name) for name in cotrained_files(task.mdp)]
     if all(Path(file).is_file() for file in cotrained):

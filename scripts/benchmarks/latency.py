@@ -40,6 +40,8 @@ class Latency:
     """The data set that the backbone is of; its images are not needed."""
     depth: int = 14
     """Layers of the ResNet, 6n + 2."""
+    backbone: str | None = None
+    """Your own backbone in place of the ResNet, "module:function"."""
     checkpoint: str | None = None
     """Backbone file; by default the trained backbone of that shape."""
     bitwidths: tuple[int, ...] = (0, 2, 4, 8)
@@ -77,14 +79,14 @@ class Latency:
             dataset = loaded[0][1].dataset
             images = dataset.normalize(dataset.test.images[:4096])
         folder = data_folder(self.data)
-        path = self.checkpoint or find_checkpoint(self.dataset, self.depth, folder)
-        backbone, tensors = read_backbone(path, self.depth)
+        path = self.checkpoint or find_checkpoint(self.dataset, self.depth, folder, self.backbone)
+        backbone, tensors = read_backbone(path, self.depth, backbone=self.backbone)
         mdp = BlockMDP(
             backbone, self.bitwidths, "pooled", self.ungated_blocks, ObservationStatistics.from_tensors(tensors)
         )
         gate = make_gate("recurrent", mdp).requires_grad_(False)
         table = measure(mdp, gate, self.batch_sizes, self.repeats)
-        output = self.output or latency_file(self.dataset, self.depth, folder)
+        output = self.output or latency_file(self.dataset, self.depth, folder, self.backbone)
         table.save(output)
         console = Console()
         console.print(parts_table(table))

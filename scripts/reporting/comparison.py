@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from agents.logs import TABLE
 from agents.runs.outcomes import Outcomes, read_outcomes
-from agents.runs.results import Line, expanded
+from agents.runs.results import ARCHITECTURE, Line, expanded
 from backbone.cost import UNITS
 from backbone.resnet import ResNetConfig
 from scripts.reporting.checks import check_comparable
@@ -134,8 +134,14 @@ class Comparison:
     @property
     def network(self) -> str:
         """Data set, depth and bitwidths in words."""
+        bitwidths = ", ".join(map(str, self.bitwidths))
+        return f"{self.lines[0]['dataset']}, {self.architecture}, bitwidths {bitwidths}"
+
+    @property
+    def architecture(self) -> str:
+        """The name of a user's own backbone, or the ResNet's depth in words."""
         first = self.lines[0]
-        return f"{first['dataset']}, ResNet-{first['depth']}, bitwidths {', '.join(map(str, self.bitwidths))}"
+        return str(first.get("config", {}).get("task", {}).get(ARCHITECTURE) or f"ResNet-{first['depth']}")
 
     @property
     def short_network(self) -> str:
@@ -143,7 +149,7 @@ class Comparison:
         first = self.lines[0]
         given = Path(first.get("checkpoint") or "").stem.removeprefix(f"{first['dataset']}-resnet{first['depth']}")
         bitwidths = "" if self.bitwidths == ResNetConfig.bitwidths else str(self.bitwidths)
-        return " ".join(filter(None, (f"ResNet-{first['depth']}", given.strip("-"), bitwidths)))
+        return " ".join(filter(None, (self.architecture, given.strip("-"), bitwidths)))
 
     @property
     def bitwidths(self) -> tuple[int, ...]:

@@ -66,6 +66,14 @@ def test_a_reward_of_ones_own_works_by_name(files):
     assert {"reward_accuracy", "reward_cost"} <= set(info)
 
 
+def test_a_backbone_of_ones_own_is_played_by_name(files):
+    env = gym.make("DFS/Digits-v0", backbone="my_net:make(depth=3)", checkpoint="random")
+    env.reset(seed=0)
+    for action in (0, 1, 3):
+        *_, info = env.step(action)
+    assert info["spent"] == pytest.approx((1 / 16 + 1) / 3)
+
+
 def test_a_method_of_ones_own_trades_accuracy_for_cost(learned, files):
     own, costs = method("fixed_cost:train"), []
     for cost_coef in (0.0, 30.0):
