@@ -16,7 +16,7 @@ from agents.methods import method
 from agents.recorder import Recorder
 from agents.runs.experiment import read_experiment
 from agents.runs.planning import plan
-from scripts import bench, compare, convert, pretrain, report, train
+from scripts import bench, compare, convert, play, pretrain, report, train
 from scripts import evaluate as evaluate_command
 
 ROOT = Path(__file__).parents[2]
@@ -93,6 +93,7 @@ COMMANDS = {
     "compare": compare.Compare,
     "convert": convert.Convert,
     "evaluate": evaluate_command.Evaluate,
+    "play": play.Play,
     "pretrain": pretrain.Pretrain,
     "report": report.Report,
 }

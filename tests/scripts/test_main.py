@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_every_command_is_a_file_with_a_start_and_has_a_line_in_the_help():
     names = command_names()
-    assert {"train", "compare", "evaluate", "report", "pretrain", "bench", "convert"} <= set(names)
+    assert {"train", "compare", "evaluate", "report", "pretrain", "bench", "convert", "play"} <= set(names)
     for name in names:
         assert callable(importlib.import_module(f"scripts.{name}").start)
         assert f"\n  {name} " in usage()
