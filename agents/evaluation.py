@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from agents.outcomes import Outcomes, write_outcomes
 from agents.policies import Policy
+from agents.results import WRITTEN, line_text, written_line
+from backbone.checkpoint import write_atomically
 from backbone.cost import ACCEPT, gate_bitops
 from backbone.data import batches
 from backbone.torch_state import default_torch_state
+from dfs_env.budgets import check_budget
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
@@ -61,6 +65,44 @@ class Evaluation:
         """The numbers that go into a result line."""
         names = (*NUMBERS, "histogram", "block_cost", "milliseconds")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def outcomes(self) -> Outcomes:
+        """What is recorded of each image."""
+        routes, correct = self.routes.numpy().astype(np.uint8), self.correct.numpy()
+        numbers = (self.losses, self.confidence, self.costs)
+        return Outcomes(routes, correct, *(each.numpy().astype(np.float32) for each in numbers))
+
+    def write_line(
+        self, folder: Path | str, label: str, task: Task, budget: float, seed: int = 0, cotrained: bool = False
+    ) -> Path:
+        """Enter this evaluation, of an agent that no run trained, into the tables and figures of a folder's report. It
+        replaces an earlier one of the same label, budget and seed.
+
+        Args:
+            folder: of runs, as a rule that of a comparison on the same task.
+            label: what tables and figures call the agent.
+            task: what it was evaluated on, on the test split.
+            budget: fraction of full execution that it was to stay within.
+            seed: of its training; differences have intervals from two seeds on.
+            cotrained: whether it trained the backbone, too.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: an evaluation of other images than the task's test split, or an impossible budget.
+        """
+        images = len(task.dataset.split("test"))
+        if len(self.correct) != images:
+            raise ValueError(
+                f"reports are of the {images} test images, and this evaluation is of {len(self.correct)}: give "
+                'evaluate(policy, task, "test", budget)'
+            )
+        line = written_line(label, task, check_budget(budget), seed) | {"cotrained": cotrained, **self.line()}
+        place = Path(folder) / line["run"]
+        write_outcomes(place, self.outcomes())
+        write_atomically(place / WRITTEN, line_text(line))
+        return place / WRITTEN
 
 
 def average(results: Sequence[Evaluation]) -> Evaluation:

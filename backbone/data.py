@@ -104,6 +104,11 @@ class Dataset:
         images = checked_images(given.images, where)
         return Split(images, checked_labels(given.labels, len(images), num_classes, where))
 
+    @property
+    def source(self) -> str:
+        """The name that it was loaded by, such as "module:function"; its own if it was not."""
+        return str(vars(self).get("_source", (self.name,))[0])
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A data set that was loaded by name is pickled as its name, and loaded again."""
         source = vars(self).get("_source")

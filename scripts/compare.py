@@ -22,12 +22,12 @@ import tyro
 from rich.console import Console
 
 from agents.methods import method_names
+from agents.results import EXPERIMENT, RESULT, RESULTS
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Engine, Processes
 from agents.runs.experiment import Experiment, Variant, as_toml, read_experiment
 from agents.runs.planning import plan
 from agents.runs.ray_engine import Ray
-from agents.runs.results import EXPERIMENT, RESULT, RESULTS
 from agents.runs.run import resumable, resumes_from
 from agents.runs.sweep import Sweep, finished, sole_writer, sweep
 from backbone.checkpoint import write_atomically

@@ -19,12 +19,12 @@ from typing import Annotated, Any
 
 import tyro
 
+from agents import outcomes
 from agents.options import read_toml
 from agents.policies import FILE
-from agents.runs import outcomes
+from agents.results import EXPERIMENT, RESULT, line_text
 from agents.runs.experiment import experiment_of
 from agents.runs.folders import CONFIG
-from agents.runs.results import EXPERIMENT, RESULT, line_text
 from agents.sb3.policy import ARCHIVE, read_archive, save_model
 from backbone.checkpoint import add_checksum, load_tensors, save_tensors, write_atomically
 from backbone.checksums import checked_json

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from agents.evaluation import Evaluation, SelfMeasured, evaluate, evaluate_routes, mdp_of, shuffled, with_fixed_bits
 from agents.methods import default_config
 from agents.policies import AllocationPolicy, Policy, RandomPolicy
-from agents.runs.results import expanded
+from agents.results import expanded
 from agents.runs.saved import load_run
 from backbone.torch_state import use_threads
 from dfs_env.budgets import check_budget

@@ -18,8 +18,8 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from agents.runs.outcomes import FILE
-from agents.runs.results import EXPERIMENT, RESULTS, Line, read_lines
+from agents.outcomes import FILE
+from agents.results import EXPERIMENT, RESULTS, WRITTEN, Line, read_lines
 from scripts.cli import clear_errors
 from scripts.reporting import adaptivity, figures, tables
 from scripts.reporting.checks import NETWORK
@@ -73,7 +73,7 @@ def read_comparisons(sources: Iterable[Path], baseline: str = "") -> list[Compar
             first = lines[0]
             name = folder.resolve().name
             if len(networks) > 1:
-                name += f"-{first['dataset']}-{first['depth']}-" + ".".join(map(str, first["bitwidths"]))
+                name += f"-{first['dataset']}-{first['depth'] or 'own'}-" + ".".join(map(str, first["bitwidths"]))
             while name in found:
                 name += "'"
             found[name] = Comparison(name, lines, folder, baseline)
@@ -82,8 +82,11 @@ def read_comparisons(sources: Iterable[Path], baseline: str = "") -> list[Compar
 
 def _folders(source: Path) -> list[Path]:
     """A source, or, of a folder of comparisons, each of these."""
-    inner = [] if (source / RESULTS).is_file() else sorted(file.parent for file in source.glob(f"*/{RESULTS}"))
-    return inner or [source]
+    if (source / RESULTS).is_file():
+        return [source]
+    inner = {file.parent for file in source.glob(f"*/{RESULTS}")}
+    inner |= {file.parents[1] for file in source.glob(f"*/*/{WRITTEN}")}
+    return sorted(inner) or [source]
 
 
 def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from agents.method_config import MethodConfig, limits_of
 from agents.methods import default_config, labels, method
 from agents.recorder import LEEWAY
+from agents.results import RESULT
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.folders import finished_folders
-from agents.runs.results import RESULT
 from agents.runs.run import resumes_from, run
 from backbone.torch_state import use_threads
 from scripts.cli import NOTHING_KEPT, clear_errors, keeping

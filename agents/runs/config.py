@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.method_config import MethodConfig
+from agents.results import ARCHITECTURE
 from agents.runs.folders import IDENTITY_DIGITS
-from agents.runs.results import ARCHITECTURE
 from agents.runs.user_code import code_digests
 from backbone.checkpoint import find_checkpoint, identity_and_about, identity_of
 from backbone.contract import MADE_BY

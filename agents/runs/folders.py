@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from agents.checkpoints import CHECKPOINT
-from agents.runs.results import RESULT
+from agents.results import RESULT
 
 CONFIG, ERROR = "config.json", "error.txt"
 LATENCY = "latency.json"

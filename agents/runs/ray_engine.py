@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from agents.results import RESULT
 from agents.runs.config import RunConfig
 from agents.runs.engines import WORKER_DIED, Ended, Report, attempt, check_workers, write_error
-from agents.runs.results import RESULT
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """Shared memory for Ray's objects on this machine: runs pass files, not objects."""

@@ -23,12 +23,12 @@ from agents.checkpoints import CHECKPOINT, Randomness, read_checkpoint
 from agents.evaluation import SelfMeasured, evaluate
 from agents.method_config import MethodConfig, check_affordable
 from agents.methods import method
+from agents.outcomes import write_outcomes
 from agents.policies import Policy
 from agents.recorder import Recorder
+from agents.results import ARCHITECTURE, RESULT, line_text, read_line
 from agents.runs.config import RunConfig
 from agents.runs.folders import CONFIG, ERROR, LATENCY, clear, finished_folders, locked, unfinished_folder
-from agents.runs.outcomes import write_outcomes
-from agents.runs.results import ARCHITECTURE, RESULT, line_text, read_line
 from backbone.checkpoint import write_atomically
 from backbone.torch_state import default_torch_state
 from dfs_env.task import Task, make_task
@@ -191,7 +191,7 @@ def _result(
     bound, start = settings.role == "bound", time.perf_counter()  # whose work is its measurement
     test = evaluate(policy, task, "test", settings.budget, progress=progress if bound else None)
     seconds += time.perf_counter() - start if bound else 0
-    write_outcomes(folder, test)
+    write_outcomes(folder, test.outcomes())
     several = [
         {"budget": budget, **(test if budget == settings.budget else evaluate(policy, task, "test", budget)).line()}
         for budget in settings.reported_budgets(task.mdp.cost)

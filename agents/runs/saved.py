@@ -21,9 +21,9 @@ from agents.evaluation import SelfMeasured
 from agents.gates import make_gate, mdp_for_gate
 from agents.policies import FILE, AllocationPolicy, GatePolicy, Policy, RandomPolicy, ThresholdPolicy
 from agents.recorder import cotrained_files
+from agents.results import ARCHITECTURE, RESULT, read_line
 from agents.runs.config import TaskConfig
 from agents.runs.folders import LATENCY
-from agents.runs.results import ARCHITECTURE, RESULT, read_line
 from agents.sb3.policy import ARCHIVE, KIND, SB3Policy
 from backbone.checkpoint import SHIPPED, identity_of, load_tensors
 from backbone.names import check_own, resolve

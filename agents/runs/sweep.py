@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.results import RESULT, RESULTS, Line, line_text, read_lines
 from agents.runs.config import VERSION, RunConfig
 from agents.runs.engines import Engine, Report, work
 from agents.runs.folders import ERROR, finished_folders, locked
-from agents.runs.results import RESULT, RESULTS, Line, line_text, read_lines
 from agents.runs.run import result_line
 from backbone.checkpoint import write_atomically
 

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
-from agents.runs.outcomes import Outcomes
+from agents.outcomes import Outcomes
 from backbone.data import Split, load_dataset, may_download
 from scripts.reporting.comparison import BASELINES, Comparison, Summary
 from scripts.reporting.figures import MATPLOTLIB_OPTIONS, WIDTH

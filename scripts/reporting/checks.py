@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.runs.results import Line
+from agents.results import Line
 
 NETWORK = ("dataset", "depth", "bitwidths")
 """Lines that agree on these can be compared with each other; different networks only in absolute BitOps."""

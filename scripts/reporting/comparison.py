@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.logs import TABLE
-from agents.runs.outcomes import Outcomes, read_outcomes
-from agents.runs.results import ARCHITECTURE, Line, expanded
+from agents.outcomes import Outcomes, read_outcomes
+from agents.results import ARCHITECTURE, Line, expanded
 from backbone.cost import UNITS
 from backbone.resnet import ResNetConfig
 from scripts.reporting.checks import check_comparable

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from agents.runs.results import Line
+from agents.results import Line
 from backbone.checkpoint import replacing
 from scripts.reporting.comparison import BUDGET_TOLERANCE, Comparison, Summary
 from scripts.reporting.styles import (

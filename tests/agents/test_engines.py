@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from agents.results import RESULT, RESULTS, read_lines
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Processes, attempt
 from agents.runs.ray_engine import Ray
-from agents.runs.results import RESULT, RESULTS, read_lines
 from agents.runs.run import run
 from agents.runs.sweep import finished, sweep
 from scripts.cli import clear_errors

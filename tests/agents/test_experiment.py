@@ -10,11 +10,11 @@ import pytest
 
 from agents.methods import default_config, method_names
 from agents.options import read_toml, toml_table, with_options
+from agents.results import EXPERIMENT, RESULT, RESULTS, read_lines
 from agents.runs.config import VERSION, RunConfig, TaskConfig
 from agents.runs.engines import attempt
 from agents.runs.experiment import Experiment, Variant, as_toml, experiment_of, read_experiment
 from agents.runs.planning import plan
-from agents.runs.results import EXPERIMENT, RESULT, RESULTS, read_lines
 from agents.runs.sweep import sole_writer
 from scripts import compare
 from scripts.compare import Compare

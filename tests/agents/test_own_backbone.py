@@ -9,8 +9,8 @@ import pytest
 import dfs_env  # noqa: F401  # registers the environments
 from agents.evaluation import evaluate
 from agents.options import with_options
+from agents.results import RESULT, line_text, read_line
 from agents.runs.config import RunConfig, TaskConfig
-from agents.runs.results import RESULT, line_text, read_line
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from backbone.checkpoint import load_tensors

@@ -7,10 +7,10 @@ import pytest
 from agents.evaluation import evaluate
 from agents.methods import default_config, method
 from agents.options import with_options
+from agents.results import RESULT, line_text, read_line
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.experiment import read_experiment
 from agents.runs.planning import plan
-from agents.runs.results import RESULT, line_text, read_line
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from scripts import train

@@ -15,8 +15,8 @@ from agents.learning import Stream
 from agents.logs import TABLE
 from agents.methods import method, method_names
 from agents.recorder import Recorder
+from agents.results import RESULT
 from agents.runs.folders import CONFIG, ERROR, finished_folders
-from agents.runs.results import RESULT
 from agents.runs.run import run
 from dfs_env import DFSVectorEnv
 from scripts.train import train

@@ -7,10 +7,10 @@ import torch
 from agents.checkpoints import CHECKPOINT
 from agents.evaluation import evaluate
 from agents.methods import default_config
+from agents.outcomes import FILE, read_outcomes, write_outcomes
 from agents.policies import AllocationPolicy
+from agents.results import RESULT, expanded
 from agents.runs.config import RunConfig, TaskConfig
-from agents.runs.outcomes import FILE, read_outcomes, write_outcomes
-from agents.runs.results import RESULT, expanded
 from agents.runs.run import run
 from agents.runs.sweep import finished
 from backbone.checkpoint import save_backbone
@@ -85,7 +85,7 @@ def test_loss_and_confidence_belong_to_the_prediction(task):
 def test_damaged_and_missing_outcomes_are_named(task, tmp_path):
     with pytest.raises(FileNotFoundError, match=FILE):
         read_outcomes(tmp_path)
-    write_outcomes(tmp_path, evaluate(AllocationPolicy(torch.zeros(3)), task, "test"))
+    write_outcomes(tmp_path, evaluate(AllocationPolicy(torch.zeros(3)), task, "test").outcomes())
     assert not read_outcomes(tmp_path).routes.any()
     content = (tmp_path / FILE).read_bytes()
     for damage in (content[:100], b"", b"PK no archive"):

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from agents.evaluation import evaluate
 from agents.methods import ppo
 from agents.policies import FILE
-from agents.runs.results import RESULT, line_text, read_line
+from agents.results import RESULT, line_text, read_line
 from agents.runs.run import run
 from agents.runs.saved import load_policy, load_run
 from agents.sb3 import SB3VecEnv

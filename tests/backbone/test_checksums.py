@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from agents.checkpoints import read_checkpoint, write_checkpoint
 from agents.evaluation import evaluate
+from agents.outcomes import read_outcomes, write_outcomes
 from agents.policies import AllocationPolicy
+from agents.results import REQUIRED_KEYS, RESULT, RESULTS, line_text, read_line, read_lines
 from agents.runs.config import TaskConfig
-from agents.runs.outcomes import read_outcomes, write_outcomes
-from agents.runs.results import REQUIRED_KEYS, RESULT, RESULTS, line_text, read_line, read_lines
 from backbone.checkpoint import SHIPPED, load_backbone, load_tensors, save_backbone, save_tensors
 from backbone.checksums import verify_checksum
 from scripts.convert import Convert, convert
@@ -38,7 +38,7 @@ def lines(file, task):
 
 
 def outcomes(file, task):
-    write_outcomes(file.parent, evaluate(AllocationPolicy(torch.tensor([1, 0, 3])), task))
+    write_outcomes(file.parent, evaluate(AllocationPolicy(torch.tensor([1, 0, 3])), task).outcomes())
     return lambda file: read_outcomes(file.parent)
 
 

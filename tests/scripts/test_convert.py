@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from agents.evaluation import evaluate
+from agents.outcomes import FILE as OUTCOMES
+from agents.outcomes import read_outcomes
 from agents.policies import FILE
+from agents.results import RESULT, RESULTS, line_text, read_line, read_lines
 from agents.runs.experiment import read_experiment
 from agents.runs.folders import CONFIG
-from agents.runs.outcomes import FILE as OUTCOMES
-from agents.runs.outcomes import read_outcomes
 from agents.runs.planning import plan
-from agents.runs.results import RESULT, RESULTS, line_text, read_line, read_lines
 from agents.runs.run import run
 from agents.runs.saved import load_policy, load_run
 from backbone.checkpoint import SHIPPED, identity_of, load_backbone, load_tensors, save_tensors

@@ -7,7 +7,7 @@ import pytest
 
 from agents.evaluation import evaluate, evaluate_routes, shuffled
 from agents.policies import FILE
-from agents.runs.results import RESULT
+from agents.results import RESULT
 from agents.runs.run import run
 from agents.runs.saved import load_run
 from scripts.evaluate import Evaluate, main

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.colors import to_hex
 from rich.console import Console
 
-from agents.runs.outcomes import FILE
+from agents.outcomes import FILE
 from scripts.report import Report, main, read_comparisons, report, summary
 from scripts.reporting import figures, tables
 from scripts.reporting.adaptivity import adaptivity_table, hardness

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.evaluation import Evaluation
 from backbone.checkpoint import write_atomically
 from backbone.checksums import BLANK_CHECKSUM, verify_checksum, with_checksum
 
@@ -34,13 +33,10 @@ class Outcomes:
     """[N] cost in the unit of budgets."""
 
 
-def write_outcomes(folder: Path, test: Evaluation) -> None:
-    """Write `folder`/outcomes.npz from the evaluation on the test split, atomically."""
-    numbers = {"loss": test.losses, "confidence": test.confidence, "cost": test.costs}
-    arrays = {name: tensor.numpy().astype(np.float32) for name, tensor in numbers.items()}
+def write_outcomes(folder: Path, outcomes: Outcomes) -> None:
+    """Write `folder`/outcomes.npz atomically."""
     buffer = BytesIO()
-    routes, correct = test.routes.numpy().astype(np.uint8), test.correct.numpy()
-    np.savez_compressed(buffer, allow_pickle=False, routes=routes, correct=correct, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **vars(outcomes))
     write_atomically(folder / FILE, with_comment(buffer.getvalue()))
 
 
