@@ -14,31 +14,36 @@ from dfs_env.mdp import BlockMDP, State
 
 @dataclass(frozen=True)
 class Transition:
-    """One decision on each of B images. Costs are in the unit of budgets, as a rule block costs, fractions of full
-    execution, unless the reward was asked for with `normalize="macs"`."""
+    """One decision on each of B images: what a reward is a function of. Costs are in the unit of budgets, as a rule
+    block costs, fractions of full execution, unless the reward was asked for with `normalize="macs"`.
+
+    - `step_cost`: [B] what this decision cost; at most `full_step_cost`.
+    - `cost`: [B] everything spent so far, this decision included.
+    - `budget`: [B] what each image should stay within.
+    - `done`: bool, whether that was the last decision, of all of these images or of none.
+    - `correct`: [B] 1 where the network's prediction is correct, 0 where it is incorrect, and 0 before the end.
+    - `loss`: [B] cross-entropy of the prediction in nats; 0 before the end.
+    - `num_layers`: int, L, the number of decisions in an episode.
+    - `full_step_cost`: float, what the decision, with all that it makes unnecessary, costs at the widest bitwidth; by
+      default 1 / L.
+    - `action`: [B] int64, the actions taken. The environment sets it, as it does what follows; else it is None.
+    - `state`: `State`, the images after the decision.
+    - `mdp`: `BlockMDP`, with backbone and cost table.
+
+    Tensors are on the MDP's device; all but `action` are float32.
+    """
 
     step_cost: Tensor
-    """[B] what this decision cost; at most `full_step_cost`."""
     cost: Tensor
-    """[B] everything spent so far, this decision included."""
     budget: Tensor
-    """[B] what each image should stay within."""
     done: bool
-    """Whether that was the last decision, of all of these images or of none."""
     correct: Tensor
-    """[B] 1 where the network's prediction is correct, 0 where it is incorrect, and 0 before the end."""
     loss: Tensor
-    """[B] cross-entropy of the prediction in nats; 0 before the end."""
     num_layers: int
-    """L, the number of decisions in an episode."""
     full_step_cost: float | None = None
-    """What the decision, with all that it makes unnecessary, costs at the widest bitwidth; by default 1 / L."""
     action: Tensor | None = None
-    """[B] int64, the actions taken; the environment sets it, as it does what follows."""
     state: State | None = None
-    """The images after the decision."""
     mdp: BlockMDP | None = None
-    """The MDP, with backbone and cost table."""
 
     def __post_init__(self) -> None:
         if self.full_step_cost is None:

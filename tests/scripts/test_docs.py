@@ -66,6 +66,14 @@ def test_a_reward_of_ones_own_works_by_name(files):
     assert {"reward_accuracy", "reward_cost"} <= set(info)
 
 
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+def test_an_id_of_ones_own_has_its_arguments(make, files):
+    env = make("my_ids:Mine/Digits-v0")
+    env.reset(seed=0)
+    assert env.unwrapped.budget == 0.05
+    assert "reward_cost" in env.step(env.action_space.sample())[-1]
+
+
 def test_a_backbone_of_ones_own_is_played_by_name(files):
     env = gym.make("DFS/Digits-v0", backbone="my_net:make(depth=3)", checkpoint="random")
     env.reset(seed=0)

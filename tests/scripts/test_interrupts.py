@@ -30,6 +30,17 @@ def reward(t):
 """
 
 
+INTERRUPTING = """
+before = builtins.__import__
+def interrupted(name, *rest):
+    if name == "stable_baselines3" or name.startswith("scripts.train"):
+        os.kill(os.getpid(), signal.SIGINT)
+    return before(name, *rest)
+builtins.__import__ = interrupted
+"""
+CONSOLE = "from scripts.main import main; main()"
+
+
 def interrupt(*_):
     raise KeyboardInterrupt
 
@@ -113,7 +124,8 @@ def test_pretraining_says_what_is_kept_and_where_it_resumes(tiny_data, tmp_path,
     assert f"resuming: 2 of {args.training.epochs} epochs" in capsys.readouterr().out
 
 
-def test_an_interrupt_of_a_terminal_ends_a_comparison_and_its_workers_without_a_traceback(tmp_path):
+@pytest.mark.parametrize("called", [["-m", "scripts.compare"], ["-c", CONSOLE, "compare"]], ids=["module", "dfs-env"])
+def test_an_interrupt_of_a_terminal_ends_a_comparison_and_its_workers_without_a_traceback(called, tmp_path):
     """It reaches all processes of the group: one worker is in a run, the other may still be importing."""
     (tmp_path / "slow_reward.py").write_text(SLOW)
     (tmp_path / "slow.toml").write_text(
@@ -122,7 +134,7 @@ def test_an_interrupt_of_a_terminal_ends_a_comparison_and_its_workers_without_a_
     )
     words = [str(tmp_path / "slow.toml"), "--output", str(tmp_path / "runs")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
-    command = [sys.executable, "-m", "scripts.compare", *words]
+    command = [sys.executable, *called, *words]
     pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     running = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
     deadline = time.monotonic() + 100
@@ -133,3 +145,11 @@ def test_an_interrupt_of_a_terminal_ends_a_comparison_and_its_workers_without_a_
     assert running.returncode == 130, said
     assert "Traceback" not in said
     assert "interrupted: 0 of 2 runs are finished and 0 have a checkpoint" in said.splitlines()[-1]
+
+
+def test_an_interrupt_while_a_console_command_is_imported_is_one_line(tmp_path):
+    code = f"import builtins, os, signal\n{INTERRUPTING}\n{CONSOLE}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", code, "train", "dfs"]
+    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (130, "interrupted: nothing was begun\n")
