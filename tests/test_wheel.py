@@ -23,11 +23,25 @@ seeds = 1
 checkpoint = "random"
 depth = 8
 [[variants]]
-method = "constant"
+method = "my_methods:train"
 [[variants]]
 method = "a2c"
 reward = "my_rewards:r"
 num_images = 64
+"""
+
+METHOD = """
+from dataclasses import dataclass
+import torch
+from agents.method_config import MethodConfig
+from agents.policies import AllocationPolicy
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    '''2 bits everywhere.'''
+
+def train(config, task, recorder):
+    return AllocationPolicy(torch.ones(task.mdp.num_layers))
 """
 
 pytestmark = [
@@ -83,6 +97,7 @@ def environment(wheel, tmp_path_factory):
 def folder(tmp_path):
     """A user's own."""
     (tmp_path / "my_rewards.py").write_text("def r(t):\n    return {'accuracy': t.correct}\n")
+    (tmp_path / "my_methods.py").write_text(METHOD)
     (tmp_path / "mine.toml").write_text(EXPERIMENT)
     return tmp_path
 
@@ -105,6 +120,7 @@ def test_the_readmes_example_runs_from_another_folder(environment, folder):
 def test_workers_of_a_comparison_import_modules_of_the_users_folder(program, environment, folder):
     output = run(environment / program[0], *program[1:], "mine.toml", folder=folder, DFS_DATA=str(folder / "data"))
     assert "a2c" in output
+    assert "my_methods:train" in output
     assert len(list(folder.glob("runs/mine/*/result.json"))) == 2
     report = run(environment / "dfs-env", "report", "runs/mine", folder=folder)
     assert "runs/mine/report.html" in report

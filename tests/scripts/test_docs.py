@@ -20,7 +20,11 @@ from scripts import bench, compare, convert, play, pretrain, report, train
 from scripts import evaluate as evaluate_command
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs").glob("*/README.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").glob("*/README.md")),
+]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in [*PAGES, ROOT / "backbone/weights/README.md"]}
 
 
@@ -150,3 +154,10 @@ def test_every_registered_id_is_in_the_table():
         dataset, _, network = name.removeprefix("DFS/").removesuffix("-v0").partition("-")
         assert dataset in text
         assert not network or f"{network}-v0" in text
+
+
+def test_the_version_is_the_same_everywhere():
+    found = {name: (ROOT / name).read_text() for name in ("pyproject.toml", "CITATION.cff", "CHANGELOG.md")}
+    version = re.search(r'^version = "(.*)"', found["pyproject.toml"], re.MULTILINE)[1]
+    assert f"\nversion: {version}\n" in found["CITATION.cff"]
+    assert re.findall(r"^## ([\d.]+)", found["CHANGELOG.md"], re.MULTILINE)[0] == version
