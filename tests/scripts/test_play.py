@@ -58,3 +58,13 @@ def test_a_run_without_decisions_is_named(tiny_data, tmp_path):
     result = run(tiny_run("oracle", tiny_data), tmp_path)
     with pytest.raises(ValueError, match=f"{result['run']} does not decide"):
         main(Play(tmp_path / result["run"]))
+
+
+def test_a_cascade_is_shown_until_a_prediction_is_accepted(tiny_data, tmp_path, capsys):
+    result = run(tiny_run("second_look", tiny_data), tmp_path)
+    policy, task, _ = load_run(tmp_path / result["run"])
+    found = evaluate(policy, task, "test", result["budget"])
+    main(Play(tmp_path / result["run"], images=tuple(range(8))))
+    said = capsys.readouterr().out
+    for index, cost in enumerate(found.costs):
+        assert f"image {index}: {'correct' if found.correct[index] else 'wrong'}, cost {cost:.4f} of 0.3" in said
