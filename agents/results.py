@@ -77,7 +77,7 @@ def written_line(label: str, task: Task, budget: float, seed: int) -> dict[str, 
     readable = re.sub(r"[^\w.-]+", "_", label, flags=re.ASCII)[:60]
     if readable != label:  # another label may be read so, too
         readable += f"-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
-    resolved: dict[str, Any] = {"ungated_blocks": task.mdp.ungated_blocks}
+    resolved: dict[str, Any] = {"ungated_blocks": task.mdp.ungated_blocks, "cost": task.mdp.cost.unit}
     resolved |= {"combine": task.mdp.combine} if isinstance(task.mdp, CascadeMDP) else {}
     resolved |= {ARCHITECTURE: maker.name} if maker else {}
     return {

@@ -104,5 +104,5 @@ def test_a_cascade_has_the_depths_and_views_of_its_stages(mdp, dataset, tmp_path
     cascade = Task(CascadeMDP([mdp, mdp], ("", "mirrored")), dataset)
     policy = AllocationPolicy(torch.ones(cascade.mdp.num_layers))
     evaluate(policy, cascade, "test").write_line(tmp_path, "both", cascade, 1.0)
-    (line,) = read_lines(tmp_path)
-    assert (line["depth"], line["config"]["task"]["combine"]) == ("8+8 mirrored", "last")
+    (comparison,) = read_comparisons([tmp_path])
+    assert (comparison.network.split(", ")[1], comparison.cost_name) == ("ResNet-8+8 mirrored", "total cost")
