@@ -21,6 +21,7 @@ from torch import Tensor
 
 from backbone.checksums import BLANK_CHECKSUM, CHECKSUM_KEY, json_with_blank_checksum, verify_checksum, with_checksum
 from backbone.contract import MADE_BY, make_backbone, maker_of
+from backbone.data import without_parameters
 from backbone.names import check_own
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state
@@ -249,7 +250,7 @@ def read_backbone(
     for word, wanted in (("depth", depth), ("num_classes", num_classes)):
         if wanted is not None and shape[word] != wanted:
             raise ValueError(f"checkpoint {path} has {word} {shape[word]}, but {word} {wanted} is asked for")
-    if dataset is not None and about.get("dataset", dataset) != dataset:
+    if dataset is not None and about.get("dataset", dataset) not in (dataset, without_parameters(dataset)):
         raise ValueError(f"checkpoint {path} was trained on {about['dataset']}, but {dataset} is asked for")
     return network.eval().requires_grad_(False), statistics
 
@@ -284,9 +285,10 @@ def find_checkpoint(dataset: str, depth: int, folder: Path, backbone: str | None
     if not isinstance(dataset, str):
         raise ValueError(f"a data set is given by its name, got {dataset!r}")
     own = own_checkpoint(dataset, depth, folder, backbone)
-    for path in (own, shipped_checkpoint(dataset, depth, backbone)):
-        if path.is_file():
-            return path
+    for name in (dataset, without_parameters(dataset)):
+        for path in (own_checkpoint(name, depth, folder, backbone), shipped_checkpoint(name, depth, backbone)):
+            if path.is_file():
+                return path
     network, option = (
         (f"ResNet-{depth}", f"--depth {depth}") if backbone is None else (backbone, f"--backbone '{backbone}'")
     )

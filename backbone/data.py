@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -24,7 +25,7 @@ from backbone.data_checks import (
     checked_integer,
     checked_labels,
 )
-from backbone.names import resolve
+from backbone.names import check_names, parse_call, resolve
 
 SPLITS = ("train", "validation", "test")
 MOST_CLASSES = 2**31
@@ -142,21 +143,33 @@ def data_folder(folder: str | Path | None = None) -> Path:
 def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     """Load "digits", "cifar10", "cifar100", or the data set that the user's own "module:function" returns.
 
-    Such a function is called with the data folder (a `Path`) and returns a `Dataset` of at least two classes, whose
-    splits share no images and whose training part has all classes. Each data set is loaded once per process.
+    "digits(dial=0.7)" has images of two difficulties, see `backbone.digits`. A user's function is called with the data
+    folder (a `Path`) and returns a `Dataset` of at least two classes, whose splits share no images and whose training
+    part has all classes. Each data set is loaded once per process.
 
     Raises:
         ValueError: the name is unknown, the user's function fails or returns anything else, or a data file is damaged.
         FileNotFoundError: a data file is missing and cannot be downloaded.
     """
-    resolve("data set", name, LOADERS)  # what is no name cannot be looked up among those loaded before
+    resolve("data set", without_parameters(name), LOADERS)  # what is no name cannot be looked up among those loaded
     return _load(name, data_folder(folder))
+
+
+def without_parameters(name: str) -> str:
+    """The name of a data set without its parameters: that which its networks were trained on."""
+    return name.partition("(")[0] if isinstance(name, str) and name.partition("(")[0] in LOADERS else name
 
 
 @cache
 def _load(name: str, folder: Path) -> Dataset:
-    function = resolve("data set", LOADERS.get(name, name), LOADERS)
-    dataset = function(folder) if name in LOADERS else _load_own(name, function, folder)
+    known = without_parameters(name)
+    function = resolve("data set", LOADERS.get(known, name), LOADERS)
+    if known in LOADERS:
+        parameters = parse_call("data set", name)[1]
+        check_names(parameters, list(inspect.signature(function).parameters)[1:], f"data set {known!r}")
+        dataset = function(folder, **parameters)
+    else:
+        dataset = _load_own(name, function, folder)
     object.__setattr__(dataset, "_source", (name, folder))
     return dataset
 

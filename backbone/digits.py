@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbone.data import IMAGE_SIZE, SPLITS, Dataset, Split, channel_statistics, stratified_parts
+from backbone.data import IMAGE_SIZE, SPLITS, Dataset, Split, channel_statistics, load_dataset, stratified_parts
 from backbone.torch_state import default_torch_state
 
 SEED = 2020
@@ -28,8 +28,19 @@ MOST_SHAPES, MOST_FRAGMENTS = 3, 2  # pieces of clutter per image
 DRAWN_AT_ONCE = 100  # images: fits the processor's cache
 
 
-def load_digits(folder: str | Path | None = None) -> Dataset:
-    """Draw the data set: 10,000 / 2,000 / 2,000 images. `folder` is not used; every loader takes one."""
+def load_digits(folder: str | Path | None = None, dial: float | None = None) -> Dataset:
+    """Draw the data set: 10,000 / 2,000 / 2,000 images.
+
+    Args:
+        folder: not used; every loader takes one.
+        dial: in [0, 1], how different the images' difficulties are, see `difficulty`; None for uniform ones. Networks
+            that were trained without it serve: images are normalised as theirs.
+
+    Raises:
+        ValueError: an impossible `dial`.
+    """
+    if dial is not None and not (isinstance(dial, int | float) and 0 <= dial <= 1):
+        raise ValueError(f"dial {dial!r} of digits must be a number in [0, 1]")
     from sklearn import datasets  # here, because it takes a second that the other data sets need not wait for
 
     raw = datasets.load_digits()
@@ -40,15 +51,24 @@ def load_digits(folder: str | Path | None = None) -> Dataset:
     for name, part in zip(SPLITS, parts, strict=True):
         source = torch.from_numpy(part)
         with default_torch_state():  # thousands of small operations, on which several threads mostly wait
-            images = draw_images(glyphs[source], difficulty(name), SEED + 1 + SPLITS.index(name))
+            images = draw_images(glyphs[source], difficulty(name, dial), SEED + 1 + SPLITS.index(name))
         splits[name] = Split(images, labels[source[torch.arange(IMAGES_PER_SPLIT[name]) % len(source)]])
-    mean, std = channel_statistics(splits["train"].images)
-    return Dataset("digits", 10, mean, std, splits["train"], splits["validation"], splits["test"], flip=False, pad=2)
+    if dial is None:
+        name, (mean, std) = "digits", channel_statistics(splits["train"].images)
+    else:  # for networks that were trained on all difficulties
+        trained_on = load_dataset("digits", folder)
+        name, mean, std = f"digits(dial={dial:g})", trained_on.mean, trained_on.std
+    return Dataset(name, 10, mean, std, splits["train"], splits["validation"], splits["test"], flip=False, pad=2)
 
 
-def difficulty(split: str) -> Tensor:
-    """Difficulty of each image of a split, float64 `[N]` in [0, 1), in the split's order."""
-    return torch.from_numpy(np.random.default_rng([SEED, SPLITS.index(split)]).random(IMAGES_PER_SPLIT[split]))
+def difficulty(split: str, dial: float | None = None) -> Tensor:
+    """Difficulty of each image of a split, float64 `[N]` in [0, 1], in the split's order.
+
+    Uniform, or by a dial: one half of the images as easy as (1 - dial) / 2, the other as hard as (1 + dial) / 2. At 0
+    all images are equally hard, so that deciding by difficulty gains nothing; at 1 half of them are as easy as can be.
+    """
+    drawn = torch.from_numpy(np.random.default_rng([SEED, SPLITS.index(split)]).random(IMAGES_PER_SPLIT[split]))
+    return drawn if dial is None else (1 - dial) / 2 + dial * (drawn >= 0.5)
 
 
 def draw_images(glyphs: Tensor, hardness: Tensor, seed: int) -> Tensor:

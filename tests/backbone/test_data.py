@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from backbone import cifar, digits
+from backbone.checkpoint import find_checkpoint
 from backbone.data import (
     SPLITS,
     Split,
@@ -194,6 +195,26 @@ def test_digits_sources_are_disjoint(monkeypatch):
     digits.load_digits()
     sources = [{glyph.numpy().tobytes() for glyph in glyphs} for glyphs in drawn]
     assert len(set.union(*sources)) == sum(map(len, sources)) == 1797
+
+
+def test_the_dial_moves_difficulties_apart_and_keeps_their_mean():
+    for dial, levels in ((0, [0.5]), (0.5, [0.25, 0.75]), (1, [0, 1])):
+        drawn = digits.difficulty("test", dial)
+        assert drawn.unique().tolist() == levels
+        assert abs(float(drawn.mean()) - 0.5) < 0.02
+
+
+def test_a_data_set_with_a_dial_serves_networks_that_were_trained_without(monkeypatch, tmp_path):
+    monkeypatch.setattr(digits, "IMAGES_PER_SPLIT", {name: 40 for name in SPLITS})
+    base, moved = load_dataset("digits"), digits.load_digits(dial=0.8)
+    assert (moved.name, moved.mean, moved.std) == ("digits(dial=0.8)", base.mean, base.std)
+    assert moved.test.images.shape == (40, 3, 32, 32)
+    assert find_checkpoint("digits(dial=0.8)", 14, tmp_path) == find_checkpoint("digits", 14, tmp_path)
+    for wrong, culprit in (("digits(dail=1)", "'dail'; did you mean 'dial'"), ("digits(dial=2)", "dial 2 .*0, 1")):
+        with pytest.raises(ValueError, match=culprit):
+            load_dataset(wrong)
+    with pytest.raises(ValueError, match="has no option 'dial'"):
+        load_dataset("cifar10(dial=1)", tmp_path)
 
 
 def test_digits_draws_repeat_exactly_under_a_seed():
