@@ -205,7 +205,7 @@ def test_the_dial_moves_difficulties_apart_and_keeps_their_mean():
 
 
 def test_a_data_set_with_a_dial_serves_networks_that_were_trained_without(monkeypatch, tmp_path):
-    monkeypatch.setattr(digits, "IMAGES_PER_SPLIT", {name: 40 for name in SPLITS})
+    monkeypatch.setattr(digits, "IMAGES_PER_SPLIT", dict.fromkeys(SPLITS, 40))
     base, moved = load_dataset("digits"), digits.load_digits(dial=0.8)
     assert (moved.name, moved.mean, moved.std) == ("digits(dial=0.8)", base.mean, base.std)
     assert moved.test.images.shape == (40, 3, 32, 32)
