@@ -24,6 +24,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "DFS/CIFAR100-ResNet38-v0": {"dataset": "cifar100", "depth": 38},
     "DFS/CIFAR100-ResNet74-v0": {"dataset": "cifar100", "depth": 74},
     "DFS/CIFAR10-Cascade-v0": {"dataset": "cifar10", "stages": ("resnet20", "resnet38"), "budget": 0.08},
+    "DFS/CIFAR100-Cascade-v0": {"dataset": "cifar100", "stages": ("resnet20", "resnet38"), "budget": 0.08},
     "DFS/Digits-Cascade-v0": {"dataset": "digits", "stages": ("resnet8", "resnet14"), "budget": 0.08},
 }
 """The registered ids and the task that each stands for; every other argument can be given to `gymnasium.make`. Each
