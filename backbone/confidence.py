@@ -70,7 +70,7 @@ def confidence(logits: Tensor) -> Tensor:
 
 
 def averaged(before: Tensor, scores: Tensor, count: int = 1) -> Tensor:
-    """Log-probabilities [B, K] of the mean of `count` predictions, whose mean is given by scores [B, K] `before`, and
-    of one more by its class scores [B, K]."""
+    """Log-probabilities [..., K] of the mean of `count` predictions, whose mean is given by scores [..., K] `before`,
+    and of one more by its class scores [..., K]."""
     total = math.log(count + 1)
-    return torch.logaddexp(before.log_softmax(1) + math.log(count) - total, scores.log_softmax(1) - total)
+    return torch.logaddexp(before.log_softmax(-1) + math.log(count) - total, scores.log_softmax(-1) - total)

@@ -16,7 +16,7 @@ from agents.runs.saved import load_policy
 from agents.search.cascades import Candidates, Choice, margin, refitted, routes_of, search_cascades, stage_costs
 from backbone.checkpoint import save_tensors
 from dfs_env.cascade import cascade_on
-from tests.helpers import train
+from tests.helpers import config_of, train
 
 FIRST, SECOND, THIRD = [1, 0, 3], [3, 3, 2], [2, 2, 3]
 
@@ -109,6 +109,16 @@ def test_images_take_the_route_of_their_margin_and_pay_for_it(kind, task, cascad
     assert torch.allclose(found.costs, stage_costs(mdp, 0, [FIRST]).float() + costs.float()[below], atol=1e-6)
 
 
+@pytest.mark.parametrize("combine", ["last", "average"])
+def test_the_search_reports_the_accuracy_and_the_cost_that_the_policy_has(combine, learned):
+    count, mdp = len(learned.dataset.validation), cascade_on(learned.mdp, "mirrored", combine)
+    config = config_of("cascade", search_split="validation", search_images=count, budget=0.1)
+    for routes, choice in search_cascades(config, learned, mdp, [0.02, 0.1, 0.5], 2)[0]:
+        policy = ThresholdPolicy.of([(routes, choice.thresholds, choice.cost)], "mirrored", combine)
+        found = evaluate(policy, learned, "validation")
+        assert (found.accuracy, found.cost) == (pytest.approx(choice.accuracy), pytest.approx(choice.cost, abs=1e-6))
+
+
 def test_several_cascades_serve_several_budgets(cascade_task, tmp_path):
     cheap, dear = routes_of(6, [0] * 3, []), routes_of(6, FIRST, [SECOND * 2])
     policy = ThresholdPolicy.of([(dear, [2.0], 0.9), (cheap, [], 0.1)])
@@ -129,6 +139,7 @@ def test_it_keeps_to_its_budget_where_it_was_searched_and_is_saved_and_loaded(na
     policy = train(name, learned, tmp_path, budget=budget, **options)
     found = evaluate(policy, learned, "validation", budget)
     assert found.cost <= budget + 1e-5
+    assert found.cost == pytest.approx(float(policy.costs[0]), abs=1e-5)
     again = evaluate(load_policy(tmp_path, learned.mdp), learned, "validation", budget)
     assert torch.equal(again.losses, found.losses)
     assert again.cost == found.cost

@@ -30,6 +30,11 @@ def reward(t):
 """
 
 
+def hear_interrupts() -> None:
+    """In a new process: a shell's background jobs ignore interrupts, and so would the tests' processes there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 INTERRUPTING = """
 before = builtins.__import__
 def interrupted(name, *rest):
@@ -136,7 +141,7 @@ def test_an_interrupt_of_a_terminal_ends_a_comparison_and_its_workers_without_a_
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     command = [sys.executable, *called, *words]
     pipes = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    running = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    running = subprocess.Popen(command, env=environment, start_new_session=True, **pipes, preexec_fn=hear_interrupts)
     deadline = time.monotonic() + 100
     while not (tmp_path / "begun").exists() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -151,5 +156,7 @@ def test_an_interrupt_while_a_console_command_is_imported_is_one_line(tmp_path):
     code = f"import builtins, os, signal\n{INTERRUPTING}\n{CONSOLE}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-c", code, "train", "dfs"]
-    done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        words, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100, preexec_fn=hear_interrupts
+    )
     assert (done.returncode, done.stderr) == (130, "interrupted: nothing was begun\n")
