@@ -20,6 +20,7 @@ from dfs_env.latency import find_latency, load_latency, parse_cost
 from dfs_env.mdp import BlockMDP
 from dfs_env.observations import CONFIDENT, ObservationStatistics, channel_statistics
 from dfs_env.stages import find_stages
+from dfs_env.table_mdp import TableDataset, TableMDP
 
 CALIBRATION_IMAGES = 1024
 """Training images by which observations are normalised."""
@@ -123,6 +124,7 @@ def make_task(
     latency: str | None = None,
     stages: tuple[str, ...] = (),
     combine: str = "last",
+    table: bool = False,
 ) -> Task:
     """Load a data set and a frozen backbone, or several as the stages of a cascade.
 
@@ -142,6 +144,7 @@ def make_task(
         latency: a file of `python -m scripts.bench latency`; for cost "latency", by default that in the data folder.
         stages: the networks of a cascade in place of `depth` and `checkpoint`, see `dfs_env.stages`.
         combine: which prediction of a cascade counts: "last", or "average" over all so far.
+        table: whether a table of all routes is played in place of the network, see `tabled`.
 
     Raises:
         FileNotFoundError: no such checkpoint or latency table (the message says which command makes it), or data files
@@ -151,7 +154,7 @@ def make_task(
     check_device(device)
     charged, batch_size = parse_cost(cost)
     file = find_latency(cost, latency, dataset, depth, data_folder(data))
-    table = load_latency(file) if file else None
+    latencies = load_latency(file) if file else None
     networks = find_stages(stages, dataset, checkpoint, data_folder(data)) if stages else []
     if checkpoint is None and not stages:  # before any data are downloaded
         checkpoint = str(find_checkpoint(dataset, depth, data_folder(data)))
@@ -173,14 +176,20 @@ def make_task(
     else:
         assert checkpoint is not None
         mdp = mdp_of(*_trained(checkpoint, depth, images))
-    if table:
-        table.apply(mdp, batch_size, charged, file)
+    if latencies:
+        latencies.apply(mdp, batch_size, charged, file)
     elif cost == "bitops":
         mdp.cost = replace(mdp.cost, unit=cost)
     task = Task(mdp, images)
     if observation in CONFIDENT:
         task.ensure_confidence()
-    return task
+    return tabled(task, data_folder(data)) if table else task
+
+
+def tabled(task: Task, folder: Path) -> Task:
+    """The same task, played from tables in the data folder `folder`, see `TableMDP`. Each is made when it is needed."""
+    dataset = TableDataset(task.dataset)
+    return Task(TableMDP(task.mdp, dataset, folder), dataset)
 
 
 def _trained(file: str | Path, depth: int | None, images: Dataset) -> tuple[ResNet, ObservationStatistics | None]:
