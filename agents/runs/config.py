@@ -57,6 +57,9 @@ class TaskConfig:
     ":shifted" after it, see `dfs_env.stages`."""
     combine: str = "last"
     """Which prediction of a cascade counts: "last", or "average" over all so far."""
+    table: bool = False
+    """Whether a table of all routes is played in place of the network (`python -m scripts.tabulate`). Images are not
+    augmented then."""
 
     def backbone_identity(self) -> str:
         """Identity of the weights: those of the checkpoint files (`backbone.checkpoint.identity_of`), or "random"."""
@@ -123,7 +126,7 @@ class RunConfig:
             FileNotFoundError: there is no backbone.
             ValueError: user code that it names cannot be identified, see `code_digests`.
         """
-        where = ("checkpoint", "data", "device", "cost", "latency", "stages", "combine")
+        where = ("checkpoint", "data", "device", "cost", "latency", "stages", "combine", "table")
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
         found = [identity_and_about(path) for path in self.task.backbone_files()]
         task["backbone"] = "+".join(identity for identity, _ in found) or "random"
@@ -131,9 +134,11 @@ class RunConfig:
         if self.task.stages:
             del task["depth"], task["width"]
             task |= {"stages": list(self.task.stages), "combine": self.task.combine}
-        table = self.task.latency_table()
-        if table:
-            task |= {"cost": self.task.cost, "latency": hashlib.sha256(repr(table).encode()).hexdigest()[:16]}
+        if self.task.table:
+            task |= {"table": True}
+        latencies = self.task.latency_table()
+        if latencies:
+            task |= {"cost": self.task.cost, "latency": hashlib.sha256(repr(latencies).encode()).hexdigest()[:16]}
         elif self.task.cost not in (None, "bitops" if self.task.stages else "blocks"):
             task |= {"cost": self.task.cost}
         options = asdict(self.config)
