@@ -26,6 +26,7 @@ COLOURS = {
     "gumbel": "#CC79A7",
     "blockdrop": "#E69F00",
     "rloo": "#56B4E9",
+    "exact_gradient": "#003C30",
     "recurrent_ppo": "#3B3BD6",
     "maskable_ppo": "#8C9EFF",
     "a2c": "#00A6A6",
