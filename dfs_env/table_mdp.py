@@ -214,8 +214,9 @@ class TableMDP(BlockMDP):
         width = self.layout.num_features + self.layout.num_confidence
         if self.terminal(state) or not width:
             return state.cost.new_zeros(len(state.cost), width)
-        now = _of_table(state)
-        return self.observations(now.split)[now.image, first_node(now.layer, self.num_actions) + now.features]
+        now, table = _of_table(state), self.observations(_of_table(state).split)
+        place = now.image * table.shape[1] + first_node(now.layer, self.num_actions) + now.features
+        return table.flatten(0, 1).index_select(0, place)  # twice as fast as by two indices
 
     def confidence(self, state: State) -> Tensor:
         """[B, 3], see `BlockMDP.confidence`.
@@ -238,7 +239,8 @@ class TableMDP(BlockMDP):
         if not self.terminal(now):
             raise ValueError(f"predictions exist only after the last of {self.num_layers} decisions")
         table = self.outcomes(now.split)
-        predicted, loss = table.prediction[now.image, now.features].long(), table.loss[now.image, now.features].float()
+        place = now.image * table.loss.shape[1] + now.features
+        predicted, loss = table.prediction.take(place).long(), table.loss.take(place).float()
         label, classes = table.labels[now.image], self.dataset.num_classes
         rest = (-torch.expm1(-loss)).log().clamp_min(LEAST_LOGIT)
         correct = predicted == label

@@ -127,23 +127,14 @@ class OutcomeTable:
             arrays["loss"][:, node] = loss.cpu().numpy()
 
     def load(self, folder: Path) -> dict[str, Array]:
-        """The arrays [N, ...] of the file, memory-mapped. If there is none, it is made; of several processes, one makes
-        it, and the others wait.
+        """The arrays [N, ...] of the file, memory-mapped. It is made if there is none, see `ensure`.
 
         Raises:
             ValueError: it is damaged, or of another network.
             OSError: it cannot be written.
         """
         file = self.file(folder)
-        if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock = file.with_suffix(".lock")
-            with FileLock(lock):
-                try:
-                    if not file.is_file():
-                        make([self], folder)
-                finally:
-                    lock.unlink(missing_ok=True)
+        ensure([self], folder)
         mend = f"delete it, and it is made again when it is needed, or by `{MAKE_COMMAND}`"
         arrays, about = read_rows(file, mend)
         for name, wanted in self.identity.items():
@@ -216,14 +207,35 @@ def _source(observation: str) -> str:
         return ""
 
 
-@default_torch_state()
-@torch.no_grad()
-def make(tables: Sequence[OutcomeTable], folder: Path) -> None:
-    """Make tables of one split, all in one pass over the tree of routes; `folder` is the data folder.
+def ensure(tables: Sequence[OutcomeTable], folder: Path) -> list[Path]:
+    """Make those tables of one split that are missing in the data folder; their files. Of several processes, one makes
+    a table, and the others wait.
 
     Raises:
         OSError: they cannot be written.
     """
+    files = {table.file(folder): table for table in tables}
+    if all(file.is_file() for file in files):
+        return []
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        for file in sorted(files):
+            lock = file.with_suffix(".lock")
+            stack.enter_context(FileLock(lock))
+            stack.callback(lock.unlink, missing_ok=True)
+        missing = [file for file in files if not file.is_file()]
+        for file in missing:
+            for left in file.parent.glob(f".{file.stem}.*"):  # by a process that was killed
+                left.unlink(missing_ok=True)
+        if missing:
+            make([files[file] for file in missing], folder)
+        return missing
+
+
+@default_torch_state()
+@torch.no_grad()
+def make(tables: Sequence[OutcomeTable], folder: Path) -> None:
+    """Make tables of one split, all in one pass over the tree of routes; raises as `ensure`."""
     first = tables[0]
     mdp, split, device = first.mdp, first.dataset.split(first.split), first.mdp.device
     depth, count, what = max(table.depth for table in tables), len(split), f"table of {first.split} images"

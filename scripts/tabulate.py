@@ -17,7 +17,7 @@ import tyro
 from agents.runs.config import TaskConfig
 from backbone.data import SPLITS, data_folder
 from backbone.torch_state import use_threads
-from dfs_env.tables import ObservationTable, OutcomeTable, make
+from dfs_env.tables import ObservationTable, OutcomeTable, ensure
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
 
@@ -53,12 +53,9 @@ def main(args: Tabulate) -> None:
     folder = data_folder(args.task.data)
     for split in args.splits:
         wanted = list(tables(args, split))
-        missing = [table for table in wanted if not table.file(folder).is_file()]
-        if missing:
-            make(missing, folder)
-        for table in wanted:
-            file = table.file(folder)
-            print(f"{'made' if table in missing else 'found'} {file} ({file.stat().st_size / 1e6:,.1f} MB)", flush=True)
+        made = ensure(wanted, folder)
+        for file in (table.file(folder) for table in wanted):
+            print(f"{'made' if file in made else 'found'} {file} ({file.stat().st_size / 1e6:,.1f} MB)", flush=True)
 
 
 if __name__ == "__main__":

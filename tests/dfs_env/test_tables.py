@@ -170,7 +170,12 @@ def test_an_environment_is_saved_copied_and_pickled_without_its_tables(table):
 
 
 def test_a_table_is_made_once_and_found_again_by_whatever_decides_it(task, tmp_path, monkeypatch):
+    left = OutcomeTable(task.mdp, task.dataset, "test").file(tmp_path)
+    left = left.with_name(f".{left.stem}.123.safetensors")
+    left.parent.mkdir()
+    left.write_bytes(b"by a process that was killed")
     tabled(task, tmp_path).mdp.outcomes("test")
+    assert len(list(left.parent.iterdir())) == 1
     monkeypatch.setattr("dfs_env.tables.make", lambda *given: pytest.fail("made again"))
     tabled(task, tmp_path).mdp.outcomes("test")
     file = OutcomeTable(task.mdp, task.dataset, "test").file(tmp_path)
