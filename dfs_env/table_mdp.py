@@ -121,6 +121,13 @@ def _refuse(what: str) -> NoReturn:
     raise ValueError(f"a table cannot {what}: it has the outcomes of given images alone; leave out `table`")
 
 
+class _Loaded(dict[Any, Any]):
+    """Tables that were loaded. MDPs of other observations share them; in other processes they are loaded again."""
+
+    def __reduce__(self) -> Any:
+        return _Loaded, ()
+
+
 class TableMDP(BlockMDP):
     """The MDP of one network on the images of a data set, played from tables.
 
@@ -152,7 +159,8 @@ class TableMDP(BlockMDP):
         here: dict[str, Any] = {name: part.cpu() for name, part in numbers.items() if part is not None}
         self.cost = replace(network.cost, **here)
         self.stages = (self,)
-        self._outcomes: dict[str, Outcomes] = {}
+        self._outcomes: dict[str, Outcomes] = _Loaded()
+        self._observations: dict[tuple[str, str], Tensor] = _Loaded()
         self._set_observation(network.observation)
 
     def _set_observation(self, observation: str) -> None:
@@ -160,11 +168,6 @@ class TableMDP(BlockMDP):
         ObservationTable(self.network, self.dataset.original, "train")
         self.observation, self.layout = observation, self.network.layout
         self.heads, self.statistics = self.network.heads, self.network.statistics
-        self._observations: dict[str, Tensor] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the tables, which are loaded again."""
-        return {**vars(self), "_outcomes": {}, "_observations": {}}
 
     def outcomes(self, split: str) -> Outcomes:
         """The outcomes of every route of a split's images. Raises as `OutcomeTable.load`."""
@@ -174,10 +177,11 @@ class TableMDP(BlockMDP):
 
     def observations(self, split: str) -> Tensor:
         """[N, nodes, W] what is observed of a split's images, see `ObservationTable`. Raises as its `load`."""
-        if split not in self._observations:
+        key = self.observation, split
+        if key not in self._observations:
             table = ObservationTable(self.network, self.dataset.original, split)
-            self._observations[split] = table.observations(self.folder)
-        return self._observations[split]
+            self._observations[key] = table.observations(self.folder)
+        return self._observations[key]
 
     def initial(self, images: Tensor, budget: float | Tensor = 1.0, reuse: Tensor | None = None) -> TableState:
         """Images [B, 3, 1, 1] of one split, see `TableDataset`, in front of the first block.
@@ -265,7 +269,7 @@ class TableMDP(BlockMDP):
 
     def random_walk(self, images: Tensor, generator: torch.Generator) -> Iterator[State]:
         """Raises ValueError: what it is for, statistics and confidence heads, needs features."""
-        _refuse('train confidence heads: choose observation="confidence" for its task')
+        _refuse("give features")
 
 
 def _of_table(state: State) -> TableState:

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from backbone.checkpoint import find_checkpoint, read_backbone
 from backbone.confidence import LinearHeads, fit_heads
-from backbone.data import Dataset, data_folder, load_dataset
+from backbone.data import SPLITS, Dataset, Split, data_folder, load_dataset
+from backbone.data_checks import checked_integer
 from backbone.progress import PATIENCE
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state, evaluation_mode
@@ -53,8 +54,12 @@ class Task:
     def ensure_confidence(self) -> None:
         """Train the MDP's confidence heads, if it has none. Further training of the backbone does not change them."""
         for stage in self.mdp.stages:
-            if stage.heads is None:
-                stage.heads = train_heads(stage, self.dataset)
+            network, images = stage, self.dataset
+            if isinstance(stage, TableMDP):
+                network, images = stage.network, stage.dataset.original
+            if network.heads is None:
+                network.heads = train_heads(network, images)
+            stage.heads = network.heads
 
 
 @default_torch_state()
@@ -125,6 +130,7 @@ def make_task(
     stages: tuple[str, ...] = (),
     combine: str = "last",
     table: bool = False,
+    table_images: int | None = None,
 ) -> Task:
     """Load a data set and a frozen backbone, or several as the stages of a cascade.
 
@@ -145,6 +151,7 @@ def make_task(
         stages: the networks of a cascade in place of `depth` and `checkpoint`, see `dfs_env.stages`.
         combine: which prediction of a cascade counts: "last", or "average" over all so far.
         table: whether a table of all routes is played in place of the network, see `tabled`.
+        table_images: how many images of each split are in its table, the first ones; all by default.
 
     Raises:
         FileNotFoundError: no such checkpoint or latency table (the message says which command makes it), or data files
@@ -183,12 +190,24 @@ def make_task(
     task = Task(mdp, images)
     if observation in CONFIDENT:
         task.ensure_confidence()
-    return tabled(task, data_folder(data)) if table else task
+    return tabled(task, data_folder(data), table_images) if table else task
 
 
-def tabled(task: Task, folder: Path) -> Task:
-    """The same task, played from tables in the data folder `folder`, see `TableMDP`. Each is made when it is needed."""
-    dataset = TableDataset(task.dataset)
+def tabled(task: Task, folder: Path, images: int | None = None) -> Task:
+    """The same task, played from tables, see `TableMDP`. A split's table is made when it is needed.
+
+    Args:
+        task: of a network.
+        folder: the data folder, where tables are kept.
+        images: how many images of each split are played, the first ones; all by default.
+    """
+    played = task.dataset
+    if images is not None:
+        number = checked_integer(images, "table_images", 1, len(played.train), played.name)
+        splits: dict[str, Split] = {name: getattr(played, name) for name in SPLITS}
+        first = {name: Split(split.images[:number], split.labels[:number]) for name, split in splits.items()}
+        played = replace(played, **first)  # type: ignore[arg-type]
+    dataset = TableDataset(played)
     return Task(TableMDP(task.mdp, dataset, folder), dataset)
 
 

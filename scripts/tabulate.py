@@ -17,6 +17,7 @@ import tyro
 from agents.runs.config import TaskConfig
 from backbone.data import SPLITS, data_folder
 from backbone.torch_state import use_threads
+from dfs_env.table_mdp import TableMDP
 from dfs_env.tables import ObservationTable, OutcomeTable, ensure
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
@@ -38,11 +39,13 @@ class Tabulate:
 
 def tables(args: Tabulate, split: str) -> Iterator[OutcomeTable]:
     """Those that are asked for of one split."""
-    of = {each: make_task(**asdict(replace(args.task, observation=each, table=False))) for each in args.observations}
-    first = next(iter(of.values())) if of else make_task(**asdict(replace(args.task, table=False)))
-    yield OutcomeTable(first.mdp, first.dataset, split)
-    for task in of.values():
-        found = ObservationTable(task.mdp, task.dataset, split)
+    for each in args.observations or ("position",):
+        task = make_task(**asdict(replace(args.task, observation=each, table=True)))
+        assert isinstance(task.mdp, TableMDP)
+        mdp, dataset = task.mdp.network, task.mdp.dataset.original
+        if each == (args.observations or ("position",))[0]:
+            yield OutcomeTable(mdp, dataset, split)
+        found = ObservationTable(mdp, dataset, split)
         if found.width:  # else nothing of the image is observed
             yield found
 

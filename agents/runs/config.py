@@ -60,6 +60,8 @@ class TaskConfig:
     table: bool = False
     """Whether a table of all routes is played in place of the network (`python -m scripts.tabulate`). Images are not
     augmented then."""
+    table_images: int | None = None
+    """How many images of each split are in the table, the first ones; all by default."""
 
     def backbone_identity(self) -> str:
         """Identity of the weights: those of the checkpoint files (`backbone.checkpoint.identity_of`), or "random"."""
@@ -126,7 +128,7 @@ class RunConfig:
             FileNotFoundError: there is no backbone.
             ValueError: user code that it names cannot be identified, see `code_digests`.
         """
-        where = ("checkpoint", "data", "device", "cost", "latency", "stages", "combine", "table")
+        where = ("checkpoint", "data", "device", "cost", "latency", "stages", "combine", "table", "table_images")
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
         found = [identity_and_about(path) for path in self.task.backbone_files()]
         task["backbone"] = "+".join(identity for identity, _ in found) or "random"
@@ -135,7 +137,7 @@ class RunConfig:
             del task["depth"], task["width"]
             task |= {"stages": list(self.task.stages), "combine": self.task.combine}
         if self.task.table:
-            task |= {"table": True}
+            task |= {"table": True, **({"table_images": self.task.table_images} if self.task.table_images else {})}
         latencies = self.task.latency_table()
         if latencies:
             task |= {"cost": self.task.cost, "latency": hashlib.sha256(repr(latencies).encode()).hexdigest()[:16]}

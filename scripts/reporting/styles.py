@@ -20,6 +20,7 @@ COLOURS = {
     "constant": "#444444",
     "early_layers": "#B0B0B0",
     "oracle": "#7B3294",
+    "ceiling": "#C2A5CF",
     "ppo": "#0072B2",
     "dfs": "#D55E00",
     "skipnet": "#009E73",

@@ -17,7 +17,7 @@ from backbone.data import SPLITS
 from backbone.resnet import ResNet, ResNetConfig
 from dfs_env import BlockMDP, DFSEnv, DFSVectorEnv, MODFSVectorEnv, SafeDFSVectorEnv, Task
 from dfs_env.tables import FOLDER, OutcomeTable
-from dfs_env.task import tabled
+from dfs_env.task import calibrate, tabled
 from dfs_env.tree import all_routes, first_node, walk
 
 L, A, ROUTES = 3, 4, 64
@@ -192,6 +192,28 @@ def test_a_table_is_made_once_and_found_again_by_whatever_decides_it(task, tmp_p
         tabled(task, tmp_path).mdp.outcomes("test")
 
 
+def test_a_table_changes_its_observation_as_the_network_does(task, table, tmp_path):
+    table.ensure_confidence()
+    task.ensure_confidence()
+    ours, theirs = (each.mdp.with_observation("confidence") for each in (table, task))
+    images = [each.dataset.normalize(each.dataset.test.images) for each in (table, task)]
+    with torch.no_grad():
+        assert torch.equal(ours.observe(ours.initial(images[0])), theirs.observe(theirs.initial(images[1])))
+
+
+def test_a_table_of_the_first_images_is_a_table_of_its_own(task, table, tmp_path):
+    fewer = tabled(task, tmp_path, 10)
+    assert [len(fewer.dataset.split(split)) for split in SPLITS] == [10, 10, 8]
+    for split in SPLITS:
+        found, expected = fewer.mdp.outcomes(split), table.mdp.outcomes(split)
+        assert torch.equal(found.prediction, expected.prediction[:10])
+        images = fewer.dataset.normalize(fewer.dataset.split(split).images)
+        assert fewer.mdp.initial(images).image.tolist() == list(range(len(images)))
+    assert len(list((tmp_path / FOLDER).iterdir())) == 5, "the test images are the same"
+    with pytest.raises(ValueError, match="table_images"):
+        tabled(task, tmp_path, 25)
+
+
 def test_a_damaged_table_and_a_full_disk_are_one_clear_error_each_and_nothing_is_left(
     table, task, tmp_path, monkeypatch
 ):
@@ -217,7 +239,7 @@ def test_what_a_table_cannot_do_is_refused_with_the_reason(table, task, images, 
         (lambda: mdp.initial(images), "own data set"),
         (lambda: mdp.relaxed_transition(state, torch.eye(4)[:2]), "mix"),
         (lambda: mdp.confidence(state), "confidence"),
-        (lambda: table.ensure_confidence(), 'observation="confidence"'),
+        (lambda: calibrate(mdp, table.dataset), "run the network"),
         (lambda: mdp.with_observation("features"), "features"),
         (lambda: mdp.backbone.requires_grad_(True), "train the network"),
         (lambda: mdp.backbone.blocks, "run the network"),
