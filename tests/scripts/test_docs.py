@@ -16,7 +16,7 @@ from agents.evaluation import evaluate
 from agents.recorder import Recorder
 from agents.runs.experiment import read_experiment
 from agents.runs.planning import plan
-from scripts import bench, compare, convert, pretrain, report, train
+from scripts import bench, compare, convert, pretrain, report, tabulate, train
 from scripts import evaluate as evaluate_command
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +76,7 @@ def test_experiments_can_be_planned(page, text, tmp_path):
 
 COMMANDS = {
     "compare": compare.Compare,
+    "tabulate": tabulate.Tabulate,
     "convert": convert.Convert,
     "evaluate": evaluate_command.Evaluate,
     "pretrain": pretrain.Pretrain,
@@ -107,7 +108,7 @@ def test_commands_parse(page, words, monkeypatch):
         assert rest[0] in bench.COMMANDS
         tyro.cli(bench.COMMANDS[rest[0]], args=rest[1:])
         return
-    config = (tyro.conf.OmitArgPrefixes,) if name == "compare" else ()
+    config = (tyro.conf.OmitArgPrefixes,) if name in ("compare", "tabulate") else ()
     tyro.cli(COMMANDS[name], args=rest, config=config)
 
 
