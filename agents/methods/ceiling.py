@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.fronts import upper_hull
 from agents.method_config import AllBudgetsConfig, check_affordable, limited
 from agents.policies import FILE
 from agents.recorder import Recorder
@@ -47,8 +48,9 @@ class Config(AllBudgetsConfig):
     """The observation whose ceiling it is; by default the task's."""
     fit_split: str = "train"
     """Split whose images are fitted to: "train" or "validation"."""
-    criterion: str = "probability"
-    """Reward of a prediction: "log_probability", "probability" of the true class, or "correct"."""
+    criteria: tuple[str, ...] = ("probability", "correct")
+    """Rewards of a prediction that policies are fitted to: "log_probability", "probability" of the true class, or
+    "correct"."""
     penalties: tuple[float, ...] = PENALTIES
     """Of the ridge regressions, in units of a normalised observation's variance: each multiplier takes the best by
     cross-fitting."""
@@ -65,97 +67,109 @@ class Config(AllBudgetsConfig):
         super().__post_init__()
         if not self.penalties or min(self.penalties) <= 0:
             raise ValueError(f"penalties must be numbers above 0, got {self.penalties}")
-        if self.fit_split not in SEARCH_SPLITS or self.criterion not in CRITERIA:
+        if self.fit_split not in SEARCH_SPLITS or not self.criteria or not set(self.criteria) <= CRITERIA.keys():
             raise ValueError(
-                f"fit_split {self.fit_split!r} must be one of {', '.join(SEARCH_SPLITS)}, and criterion "
-                f"{self.criterion!r} one of {', '.join(CRITERIA)}"
+                f"fit_split {self.fit_split!r} must be one of {', '.join(SEARCH_SPLITS)}, and criteria "
+                f"{self.criteria} of {', '.join(CRITERIA)}"
             )
 
 
-PRESETS = {name: Config(observation=name) for name in ("position", "confidence")}
+PRESETS = {name: Config(observation=name) for name in ("position", "pooled")}
 
 
 class CeilingPolicy:
-    """Fitted policies, by ascending cost; of those that fit the observed budget, the one of the largest reward.
+    """Fitted policies on the upper hull of accuracy over cost, by ascending cost. At a budget between two of them, each
+    image takes the more expensive one with the probability that makes the mean cost the budget.
+
+    The draws follow from `seed` and begin again where `state` is None, so two evaluations are identical.
 
     Args:
         policies: fitted to the same images.
         mdp: with their observation.
+        seed: of the draws.
     """
 
-    def __init__(self, policies: Sequence[Fitted], mdp: BlockMDP) -> None:
-        self.policies, self.mdp = sorted(policies, key=lambda each: each.cost), mdp
-        width = mdp.layout.num_features + mdp.layout.num_confidence
-        self.macs_per_image = float(width * mdp.num_actions * mdp.num_layers)
+    def __init__(self, policies: Sequence[Fitted], mdp: BlockMDP, seed: int = 0) -> None:
+        hull = upper_hull([each.cost for each in policies], [each.accuracy for each in policies])
+        self.policies, self.mdp, self.seed = [policies[each] for each in hull], mdp, seed
+        self.width = mdp.layout.num_features + mdp.layout.num_confidence
+        self.macs_per_image = float(self.width * mdp.num_actions * mdp.num_layers)
 
-    def at(self, budget: float) -> Fitted:
-        """The policy that is played at a budget; the cheapest if none fits."""
-        fitting = [each for each in self.policies if each.cost <= budget + TOLERANCE]
-        return max(fitting, key=lambda each: each.reward) if fitting else self.policies[0]
+    def drawn(self, budgets: Array, numbers: Array) -> Tensor:
+        """[B] indices of the policies that images with these budgets [B] take, from numbers [B] in [0, 1)."""
+        costs = np.array([each.cost for each in self.policies])
+        lower = np.clip(np.searchsorted(costs, budgets + TOLERANCE, side="right") - 1, 0, None)
+        upper = np.minimum(lower + 1, len(costs) - 1)
+        share = (budgets - costs[lower]) / np.maximum(costs[upper] - costs[lower], 1e-9)
+        return torch.from_numpy(np.where(numbers < share, upper, lower))
 
     def predict(
         self, observation: Array, state: Any = None, episode_start: Array | None = None, deterministic: bool = False
     ) -> tuple[Array, Any]:
-        """Actions [B]; `state` [B] are the nodes of the tree of routes."""
+        """Actions [B]. `state` is a generator, the policies [B] and the nodes [B] of the tree of routes."""
         seen, layout = torch.as_tensor(observation), self.mdp.layout
-        node = torch.zeros(len(seen), dtype=torch.int64) if state is None or len(state) != len(seen) else state
-        layers, budgets = layout.layers(seen), layout.split(seen).budget
-        node, action = torch.where(layers == 0, 0, node), torch.zeros_like(node)
-        charged = self.mdp.cost.charged.cpu()
-        for budget in budgets.unique().tolist():
-            policy = self.at(budget)
-            for layer in layers[budgets == budget].unique().tolist():
-                rows = ((budgets == budget) & (layers == layer)).nonzero().squeeze(1)
-                part = seen[rows, : policy.values[layer].weight.shape[1]]
-                scores = policy.values[layer](part, node[rows]) - policy.multiplier * charged[layer]
-                action[rows] = scores.argmax(1)
-        return action.numpy(), node * self.mdp.num_actions + action
+        layers, nothing = layout.layers(seen), torch.zeros(len(seen), dtype=torch.int64)
+        generator, chosen, node = state or (np.random.default_rng(self.seed), nothing, nothing)
+        begin = (layers == 0).nonzero().squeeze(1)
+        if len(chosen) != len(seen):
+            chosen, node = nothing, nothing
+        chosen, node, action = chosen.clone(), node.clone(), nothing.clone()
+        budgets = layout.split(seen).budget[begin].double().numpy()
+        chosen[begin], node[begin] = self.drawn(budgets, generator.random(len(begin))), 0
+        for index in chosen.unique().tolist():
+            policy = self.policies[index]
+            for layer in layers[chosen == index].unique().tolist():
+                rows = ((chosen == index) & (layers == layer)).nonzero().squeeze(1)
+                scores = policy.values[layer](seen[rows, : self.width], node[rows])
+                action[rows] = (scores - policy.multiplier * self.mdp.cost.charged[layer].cpu()).argmax(1)
+        return action.numpy(), (generator, chosen, node * self.mdp.num_actions + action)
 
     def save(self, folder: Path) -> None:
-        """Write the policies; the last level, which is the same in all, once."""
+        """Write the policies, and what several of them share, once."""
         tensors: dict[str, Tensor] = {}
-        for number, policy in enumerate(self.policies):
-            for level, values in enumerate(policy.values):
-                place = "last" if level == len(policy.values) - 1 else f"{number}.{level}"
-                tensors |= {f"{place}.weight": values.weight, f"{place}.bias": values.bias}
-        numbers = [[each.multiplier, each.reward, each.cost] for each in self.policies]
-        about = {"kind": f"{__name__}:load", "observation": self.mdp.observation, "policies": numbers}
-        save_tensors(folder / FILE, tensors, about)
+        names: dict[int, str] = {}
+        levels = [[names.setdefault(id(v), f"values{len(names)}") for v in each.values] for each in self.policies]
+        for policy, own in zip(self.policies, levels, strict=True):
+            for name, values in zip(own, policy.values, strict=True):
+                tensors |= {f"{name}.weight": values.weight, f"{name}.bias": values.bias}
+        numbers = [[each.multiplier, each.reward, each.accuracy, each.cost] for each in self.policies]
+        about = {"observation": self.mdp.observation, "seed": self.seed, "levels": levels, "numbers": numbers}
+        save_tensors(folder / FILE, tensors, {"kind": f"{__name__}:load", **about})
 
 
 def load(tensors: Mapping[str, Tensor], about: Mapping[str, Any], mdp: BlockMDP) -> CeilingPolicy:
     """What `CeilingPolicy.save` wrote."""
-
-    def values(number: int, level: int) -> Values:
-        place = "last" if level == mdp.num_layers - 1 else f"{number}.{level}"
-        return Values(tensors[f"{place}.weight"], tensors[f"{place}.bias"])
-
     policies = [
-        Fitted(multiplier, tuple(values(number, level) for level in range(mdp.num_layers)), reward, cost)
-        for number, (multiplier, reward, cost) in enumerate(about["policies"])
+        Fitted(multiplier, tuple(Values(tensors[f"{v}.weight"], tensors[f"{v}.bias"]) for v in levels), *others)
+        for levels, (multiplier, *others) in zip(about["levels"], about["numbers"], strict=True)
     ]
-    return CeilingPolicy(policies, mdp.with_observation(about["observation"]))
+    return CeilingPolicy(policies, mdp.with_observation(about["observation"]), about["seed"])
 
 
 def train(config: Config, task: Task, recorder: Recorder) -> CeilingPolicy:
     """Fit; validation only reports.
 
     Raises:
-        ValueError: too many routes.
+        ValueError: too many routes, or an observation with confidence that the task's has not.
     """
     num_routes(task.mdp, "ceilings are computed from tables, for fewer blocks or bitwidths")
     check_affordable(config.budget, task.mdp.cost)
     mdp = task.mdp.with_observation(config.observation or task.mdp.observation)
     if mdp.layout.num_confidence and mdp.heads is None:
-        task.ensure_confidence()
-        mdp = task.mdp.with_observation(config.observation or task.mdp.observation)
+        raise ValueError(
+            f"the ceiling of {mdp.observation!r} needs a task with it: add --observation {mdp.observation}"
+        )
     multipliers = np.geomspace(config.lowest_multiplier, config.highest_multiplier, config.multipliers).tolist()
     with TemporaryDirectory() as folder:
         table = mdp if isinstance(mdp, TableMDP) else tabled(Task(mdp, task.dataset), Path(folder)).mdp
         assert isinstance(table, TableMDP)
-        options = config.criterion, config.folds, config.penalties, config.seed
-        policies = fit_policies(table, config.fit_split, multipliers, *options)
-    policy = CeilingPolicy(policies, mdp)
-    recorder.step(len(task.dataset.split(config.fit_split)), cost=policy.at(config.budget).cost)
+        options = config.folds, config.penalties, config.seed
+        policies = [
+            policy
+            for criterion in config.criteria
+            for policy in fit_policies(table, config.fit_split, multipliers, criterion, *options)
+        ]
+    policy = CeilingPolicy(policies, mdp, config.seed)
+    recorder.step(len(task.dataset.split(config.fit_split)), accuracy=policy.policies[-1].accuracy)
     recorder.validate(policy)
     return policy

@@ -117,6 +117,8 @@ class Fitted:
     """At each level."""
     reward: float
     """Mean reward of the images that it was fitted to, each by the regressions that it was no part of."""
+    accuracy: float
+    """Their accuracy, likewise."""
     cost: float
     """Their mean cost, likewise."""
 
@@ -147,7 +149,7 @@ def fit_policies(
     seen, outcomes, actions = mdp.observations(split), mdp.outcomes(split), mdp.num_actions
     order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(seed))
     sizes = [len(part) for part in order.tensor_split(min(folds, len(order)))]
-    reward = rewards(outcomes, criterion)[order]
+    reward, correct = rewards(outcomes, criterion)[order], outcomes.correct[order]
     with bar("ceiling", " fits", mdp.num_layers + len(multipliers)) as shown:
         levels = []
         for layer in range(mdp.num_layers):
@@ -157,7 +159,7 @@ def fit_policies(
         advantages, found = _advantages(reward.view(len(order), -1, actions)), []
         last = {penalty: levels[-1].fit(advantages, penalty) for penalty in penalties}
         for multiplier in multipliers:
-            tried = [_backward(mdp, levels, last[each], reward, multiplier, each) for each in penalties]
+            tried = [_backward(mdp, levels, last[each], (reward, correct), multiplier, each) for each in penalties]
             found.append(max(tried, key=lambda each: each.reward - each.multiplier * each.cost))
             shown.update()
     return found
@@ -172,21 +174,23 @@ def _backward(
     mdp: TableMDP,
     levels: Sequence[Regressions],
     last: tuple[Values, Tensor],
-    reward: Tensor,
+    leaves: tuple[Tensor, Tensor],
     multiplier: float,
     penalty: float,
 ) -> Fitted:
-    """One pass from the last decision, whose values are known, to the first."""
-    count, values = len(reward), []
-    cost = torch.zeros_like(reward)
+    """One pass from the last decision, whose values are known, to the first; `leaves` [N, R] are rewards, and whether
+    predictions are correct."""
+    reward, correct = leaves
+    count, cost, values = len(reward), torch.zeros_like(reward), []
     for layer in reversed(range(mdp.num_layers)):
         prices = mdp.cost.charged[layer].cpu()
-        reward, cost = (each.view(count, -1, mdp.num_actions) for each in (reward, cost))
+        reward, correct, cost = (each.view(count, -1, mdp.num_actions) for each in (reward, correct, cost))
         if layer == mdp.num_layers - 1:
             fitted, held_out = last
         else:
             fitted, held_out = levels[layer].fit(_advantages(reward - multiplier * cost), penalty)
         action = (held_out - multiplier * prices).argmax(2, keepdim=True)
-        reward, cost = (each.gather(2, action).squeeze(2) for each in (reward, cost + prices))
+        reward, correct, cost = (each.gather(2, action).squeeze(2) for each in (reward, correct, cost + prices))
         values.append(fitted)
-    return Fitted(multiplier, tuple(values[::-1]), float(reward.double().mean()), float(cost.double().mean()))
+    means = [float(each.double().mean()) for each in (reward, correct, cost)]
+    return Fitted(multiplier, tuple(values[::-1]), *means)
