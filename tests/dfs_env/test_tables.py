@@ -123,6 +123,28 @@ def test_episodes_are_those_on_the_network_step_for_step(kind, mode, task, table
     same(found, expected)
 
 
+def test_some_of_the_episodes_begin_anew_as_on_the_network(task, table):
+    def played(of):
+        env = DFSVectorEnv(of, 6, autoreset_mode="Disabled")
+        rng, results = np.random.default_rng(2), [env.reset(seed=1)]
+        for _ in range(20):
+            ended = env._ended.copy()
+            if ended.any():
+                results.append(env.reset(options={"reset_mask": ended}))
+            elif rng.random() < 0.4:  # some begin anew in the middle, so that images are at several blocks
+                results.append(env.reset(options={"reset_mask": rng.random(6) < 0.5, "budget": 0.3}))
+                continue
+            results.append(env.step(rng.integers(A, size=6)))
+        return results, env.mdp.layout
+
+    (found, layout), (expected, _) = played(table), played(task)
+    for results in (found, expected):
+        for result in results:
+            parts = layout.split(result[0])
+            parts.features[~parts.block.any(-1)] = 0
+    same(found, expected)
+
+
 def test_one_image_at_a_time_masks_rewards_and_pictures_are_the_networks_too(task, table):
     spec = "probability_minus_cost(cost_coef=2, placement=terminal, normalize=macs, potential=spent)"
     for options in ({"hard_budget": True, "budget": 0.4}, {"reward": spec}, {"render_mode": "rgb_array"}):
