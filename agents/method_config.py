@@ -87,6 +87,9 @@ class MethodConfig:
     """The largest possible budget: more than 1 where images may be run more than once."""
     seeded: ClassVar[bool] = True
     """Whether the result depends on the seed."""
+    enumerates: ClassVar[bool] = False
+    """Whether learning runs every route of every image, which is fast on tables only; then a comparison of all methods
+    leaves the method out."""
     revision: ClassVar[int] = 0
     """Increased when a change of the code changes this method's results; results of other revisions are not reused."""
 

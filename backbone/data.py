@@ -124,6 +124,10 @@ class Dataset:
             raise ValueError(f"{self.name} has no {name} images: put some into its split {name!r}")
         return split
 
+    def picture(self, split: str, row: int) -> Tensor:
+        """An image of a split as it is shown, uint8 `[3, H, W]`."""
+        return self.split(split).images[row]
+
     def normalize(self, images: Tensor) -> Tensor:
         """Map uint8 images `[..., 3, H, W]` to float32 with zero mean and unit variance per channel."""
         mean, std = torch.tensor([self.mean, self.std], dtype=torch.float32, device=images.device)[..., None, None]

@@ -508,7 +508,7 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     def _picture(self, cohort: Cohort, i: int) -> Picture:
         env, state = cohort.envs[i], cohort.state
         return Picture(
-            image=numpy(self.images.images[self._rows[env]].permute(1, 2, 0)),
+            image=numpy(self.task.dataset.picture(self.split, self._rows[env]).permute(1, 2, 0)),
             label=int(cohort.labels[i]),
             route=tuple(self.mdp.bitwidths[a] for a in self._route[env, : state.layer]),
             num_layers=self.mdp.num_layers,

@@ -16,6 +16,7 @@ from dfs_env.task import make_task
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "DFS/Digits-v0": {"dataset": "digits", "depth": 14, "width": 12},
+    "DFS/Digits-Table-v0": {"dataset": "digits", "depth": 14, "width": 12, "table": True},
     "DFS/CIFAR10-ResNet14-v0": {"dataset": "cifar10", "depth": 14},
     "DFS/CIFAR10-ResNet20-v0": {"dataset": "cifar10", "depth": 20},
     "DFS/CIFAR10-ResNet38-v0": {"dataset": "cifar10", "depth": 38},

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from backbone.checkpoint import find_checkpoint, read_backbone
 from backbone.confidence import LinearHeads, fit_heads
 from backbone.contract import Bitwidths, make_backbone
-from backbone.data import Dataset, data_folder, load_dataset
+from backbone.data import SPLITS, Dataset, Split, data_folder, load_dataset
+from backbone.data_checks import checked_integer
 from backbone.progress import PATIENCE
 from backbone.resnet import ResNet, ResNetConfig
 from backbone.torch_state import default_torch_state, evaluation_mode
@@ -22,6 +23,7 @@ from dfs_env.latency import find_latency, load_latency, parse_cost
 from dfs_env.mdp import BlockMDP
 from dfs_env.observations import CONFIDENT, ObservationStatistics, channel_statistics
 from dfs_env.stages import find_stages
+from dfs_env.table_mdp import TableDataset, TableMDP
 
 CALIBRATION_IMAGES = 1024
 """Training images by which observations are normalised."""
@@ -54,8 +56,12 @@ class Task:
     def ensure_confidence(self) -> None:
         """Train the MDP's confidence heads, if it has none. Further training of the backbone does not change them."""
         for stage in self.mdp.stages:
-            if stage.heads is None:
-                stage.heads = train_heads(stage, self.dataset)
+            network, images = stage, self.dataset
+            if isinstance(stage, TableMDP):
+                network, images = stage.network, stage.dataset.original
+            if network.heads is None:
+                network.heads = train_heads(network, images)
+            stage.heads = network.heads
 
 
 @default_torch_state()
@@ -126,6 +132,8 @@ def make_task(
     stages: tuple[str, ...] = (),
     combine: str = "last",
     backbone: str | None = None,
+    table: bool = False,
+    table_images: int | None = None,
 ) -> Task:
     """Load a data set and a frozen backbone, or several as the stages of a cascade.
 
@@ -147,6 +155,8 @@ def make_task(
         combine: which prediction of a cascade counts: "last", or "average" over all so far.
         backbone: "module:function" of a network of your own (`backbone.contract.Backbone`), to which `depth` and
             `width` do not apply; by default what `checkpoint` holds, else the ResNet.
+        table: whether a table of all routes is played in place of the network, see `tabled`.
+        table_images: how many images of each split are in its table, the first ones; all by default.
 
     Raises:
         FileNotFoundError: no such checkpoint or latency table (the message says which command makes it), or data files
@@ -156,7 +166,7 @@ def make_task(
     check_device(device)
     charged, batch_size = parse_cost(cost)
     file = find_latency(cost, latency, dataset, depth, data_folder(data), backbone)
-    table = load_latency(file) if file else None
+    latencies = load_latency(file) if file else None
     if stages and backbone is not None:
         raise ValueError(f"stages name their networks: drop backbone {backbone!r}, and put its file among the stages")
     networks = find_stages(stages, dataset, checkpoint, data_folder(data)) if stages else []
@@ -183,14 +193,32 @@ def make_task(
     else:
         assert checkpoint is not None
         mdp = mdp_of(*_trained(checkpoint, depth, images, dataset, backbone))
-    if table:
-        table.apply(mdp, batch_size, charged, file)
+    if latencies:
+        latencies.apply(mdp, batch_size, charged, file)
     elif cost == "bitops":
         mdp.cost = replace(mdp.cost, unit=cost)
     task = Task(mdp, images)
     if observation in CONFIDENT:
         task.ensure_confidence()
-    return task
+    return tabled(task, data_folder(data), table_images) if table else task
+
+
+def tabled(task: Task, folder: Path, images: int | None = None) -> Task:
+    """The same task, played from tables, see `TableMDP`. A split's table is made when it is needed.
+
+    Args:
+        task: of a network.
+        folder: the data folder, where tables are kept.
+        images: how many images of each split are played, the first ones; all by default.
+    """
+    played = task.dataset
+    if images is not None:
+        number = checked_integer(images, "table_images", 1, len(played.train), played.name)
+        splits: dict[str, Split] = {name: getattr(played, name) for name in SPLITS}
+        first = {name: Split(split.images[:number], split.labels[:number]) for name, split in splits.items()}
+        played = replace(played, **first)  # type: ignore[arg-type]
+    dataset = TableDataset(played)
+    return Task(TableMDP(task.mdp, dataset, folder), dataset)
 
 
 def _trained(

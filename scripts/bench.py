@@ -5,6 +5,7 @@
     python -m scripts.bench ppo --depth 38
     python -m scripts.bench latency --dataset cifar10 --depth 38
     python -m scripts.bench policy runs/RUN
+    python -m scripts.bench tables
 
 A case's figure is the median of several repeats. The cases take turns, because a machine's speed drifts; the ratios
 between them are the figures to trust.
@@ -21,9 +22,16 @@ from scripts.benchmarks.environment import Env
 from scripts.benchmarks.latency import Latency
 from scripts.benchmarks.policy import Policy
 from scripts.benchmarks.ppo import Ppo
+from scripts.benchmarks.tables import Tables
 from scripts.cli import clear_errors
 
-COMMANDS: dict[str, Callable[..., Any]] = {"env": Env, "latency": Latency, "policy": Policy, "ppo": Ppo}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "env": Env,
+    "latency": Latency,
+    "policy": Policy,
+    "ppo": Ppo,
+    "tables": Tables,
+}
 """Each measurement is a dataclass of its options with a method `run`."""
 
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from agents.methods import method_names
+from agents.methods import method, method_names
 from agents.results import EXPERIMENT, RESULT, RESULTS
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.engines import Engine, Processes
@@ -50,8 +50,9 @@ class Compare:
     file: Annotated[Path | None, tyro.conf.Positional] = None
     """Experiment file (TOML). With a file, the only flags that describe the experiment and may be given are --data and
     --device."""
-    methods: tuple[str, ...] = tuple(method_names())
-    """Names of methods, METHOD-PRESET, or MODULE:FUNCTION for methods of your own."""
+    methods: tuple[str, ...] = tuple(name for name in method_names() if not method(name).Config.enumerates)
+    """Names of methods, METHOD-PRESET, or MODULE:FUNCTION for methods of your own; by default all but those that need
+    tables."""
     budgets: tuple[float, ...] = Experiment.budgets
     """Budgets, as fractions of full execution. Those above 1 are left out for methods that run each image once."""
     seeds: tuple[int, ...] = Experiment.seeds

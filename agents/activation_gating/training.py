@@ -16,6 +16,7 @@ from backbone.activation_gating import GatedResNet
 from backbone.quantization import FLOAT_BITS
 from backbone.resnet import ResNet
 from backbone.training import make_optimizer
+from dfs_env.table_mdp import TableMDP
 from dfs_env.task import Task
 
 
@@ -110,11 +111,14 @@ def train_network(
 
     Raises:
         ValueError: the gate does not fit the channels, the backbone does not fit as a start, the budget is below what
-            the network computes with all gates off, or the task has stages or another network than a ResNet.
+            the network computes with all gates off, the task has stages or another network than a ResNet, or it is
+            played from a table.
         TrainingDivergedError: the loss became NaN or infinite.
     """
     if len(task.mdp.stages) > 1:
         raise ValueError("activation gating is of one network, but this task has stages: drop them")
+    if isinstance(task.mdp, TableMDP):
+        raise ValueError("activation gating trains a network, which a table cannot: leave out `table`")
     if not isinstance(task.mdp.backbone, ResNet):
         what = f"{loader.partition(':')[0]} trains a ResNet, not {type(task.mdp.backbone).__name__}"
         raise ValueError(f"{what}: leave out the backbone of your own")

@@ -25,11 +25,13 @@ from agents.evaluation import Evaluation, evaluation_of_routes
 from agents.method_config import AllBudgetsConfig, limited
 from agents.policies import FILE
 from agents.recorder import Recorder
+from agents.search.exact import cheapest_correct
 from agents.search.oracle import Routes, RouteSearch, find_routes, within_budget
 from backbone.checkpoint import save_tensors
 from backbone.data import SPLITS
 from dfs_env.execution import CHUNK
 from dfs_env.mdp import BlockMDP
+from dfs_env.table_mdp import TableMDP
 from dfs_env.task import Task
 
 
@@ -83,7 +85,10 @@ class Oracle:
         inputs = task.dataset.normalize(images.images).to(mdp.device)
         labels = images.labels.to(mdp.device)
         if split not in self.known or self.known[split].routes.shape != (len(labels), mdp.num_layers):
-            self.known[split] = find_routes(mdp, inputs, labels, self.how, progress)
+            if isinstance(mdp, TableMDP) and self.how.labels and self.how.search != "beam":
+                self.known[split] = cheapest_correct(mdp.outcomes(split), mdp.cost)
+            else:
+                self.known[split] = find_routes(mdp, inputs, labels, self.how, progress)
         routes = within_budget(mdp, self.known[split], budget).to(mdp.device)
         with torch.no_grad():  # in large chunks, as each image's whole route is known
             parts = zip(inputs.split(8 * CHUNK), routes.split(8 * CHUNK), strict=True)

@@ -35,17 +35,12 @@ from dfs_env.task import Task
 
 
 @dataclass(frozen=True)
-class Config(GateConfig, SearchConfig):
-    """REINFORCE with a leave-one-out baseline over several routes of each image."""
+class FromStaticConfig(GateConfig, SearchConfig):
+    """Options of the methods that improve on the best static allocation by the rewards of whole routes."""
 
-    family: ClassVar[str] = "REINFORCE"
     gate: str = "blockwise"
     """"blockwise" (a small network for each block), or any other gate. Gates that score all blocks by one layer cannot
     start from `static`."""
-    batch_size: int = limited(32, low=1)
-    """Images per update, each along several routes."""
-    routes: int = limited(8, low=2)
-    """Routes of each image; each counts as one image in `num_images`."""
     criterion: str = "probability"
     lr: float = 3e-3
     multiplier_init: float = limited(3.0, low=0)
@@ -72,6 +67,25 @@ class Config(GateConfig, SearchConfig):
     def dual(self) -> DualAscent:
         """The multiplier's dual ascent, at its beginning."""
         return DualAscent(self.budget, self.multiplier_lr, self.multiplier_anneal, self.multiplier_init)
+
+    def learner(self, task: Task, recorder: Recorder) -> GateLearner:
+        """A new gate, at its start."""
+        learner = GateLearner(self, task, recorder)
+        if self.start_static:
+            allocation, _ = best_allocation(self, task)
+            prefer(learner.gate, allocation.to(task.mdp.device), task.mdp.num_actions, self.start_static)
+        return learner
+
+
+@dataclass(frozen=True)
+class Config(FromStaticConfig):
+    """REINFORCE with a leave-one-out baseline over several routes of each image."""
+
+    family: ClassVar[str] = "REINFORCE"
+    batch_size: int = limited(32, low=1)
+    """Images per update, each along several routes."""
+    routes: int = limited(8, low=2)
+    """Routes of each image; each counts as one image in `num_images`."""
 
 
 LEAST_PROBABILITY = 1e-3
@@ -114,12 +128,8 @@ def prefer(gate: nn.Module, allocation: Tensor, actions: int, probability: float
 
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     """Search the allocation, start from it, and improve on it."""
-    learner = GateLearner(config, task, recorder)
-    mdp, gate = learner.mdp, learner.gate
-    if config.start_static:
-        allocation, _ = best_allocation(config, task)
-        prefer(gate, allocation.to(mdp.device), mdp.num_actions, config.start_static)
-    dual = config.dual()
+    learner = config.learner(task, recorder)
+    mdp, gate, dual = learner.mdp, learner.gate, config.dual()
     recorder.register_state(dual=dual)
     entropy_factor, outcome_of = make_schedule(config.ent_schedule), CRITERIA[config.criterion]
 

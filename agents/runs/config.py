@@ -70,6 +70,11 @@ class TaskConfig:
     ":shifted" after it, see `dfs_env.stages`."""
     combine: str = "last"
     """Which prediction of a cascade counts: "last", or "average" over all so far."""
+    table: bool = False
+    """Whether a table of all routes is played in place of the network (`python -m scripts.tabulate`). Images are not
+    augmented then."""
+    table_images: int | None = None
+    """How many images of each split are in the table, the first ones; all by default."""
 
     def backbone_identity(self) -> str:
         """Identity of the weights: those of the checkpoint files (`backbone.checkpoint.identity_of`), or "random"."""
@@ -134,7 +139,18 @@ class RunConfig:
 
     def _resolved_task(self) -> tuple[dict[str, Any], list[Any]]:
         """The task as plain data, and what its backbone files say of the code that they need."""
-        where = ("checkpoint", "data", "device", "cost", "latency", "stages", "combine", "backbone")
+        where = (
+            "checkpoint",
+            "data",
+            "device",
+            "cost",
+            "latency",
+            "stages",
+            "combine",
+            "backbone",
+            "table",
+            "table_images",
+        )
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
         found = [identity_and_about(path) for path in self.task.backbone_files()]
         task["backbone"] = "+".join(identity for identity, _ in found) or "random"
@@ -146,6 +162,8 @@ class RunConfig:
             task |= {"stages": list(self.task.stages), "combine": self.task.combine}
         elif own:
             task |= {ARCHITECTURE: own}
+        if self.task.table:
+            task |= {"table": True, **({"table_images": self.task.table_images} if self.task.table_images else {})}
         return task, about
 
     def resolved(self) -> dict[str, Any]:
@@ -156,9 +174,9 @@ class RunConfig:
             ValueError: user code that it names cannot be identified, see `code_digests`.
         """
         task, about = self._resolved_task()
-        table = self.task.latency_table()
-        if table:
-            task |= {"cost": self.task.cost, "latency": hashlib.sha256(repr(table).encode()).hexdigest()[:16]}
+        latencies = self.task.latency_table()
+        if latencies:
+            task |= {"cost": self.task.cost, "latency": hashlib.sha256(repr(latencies).encode()).hexdigest()[:16]}
         elif self.task.cost not in (None, "bitops" if self.task.stages else "blocks"):
             task |= {"cost": self.task.cost}
         options = asdict(self.config)

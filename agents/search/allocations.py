@@ -6,6 +6,8 @@ cost saved. It is lazy (Minoux 1978): the effect of a change is measured again o
 Then, at each budget in ascending order, pairs of blocks exchange cost as long as the loss falls. This starts from the
 best of three: the first allocation of the descent that fits, the widest constant bitwidth that fits, and the result at
 the previous budget. So the loss never rises with the budget.
+
+On a table nothing is searched: all allocations are compared on all images of the split.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from torch import Tensor
 
 from agents.learning import image_stream
 from agents.method_config import MethodConfig, check_affordable, limited
+from agents.search.exact import TableSearch
 from agents.search.trials import CRITERIA, Allocation, Search
 from backbone.cost import TOLERANCE
 from backbone.progress import bar, warn_if_long
 from dfs_env.mdp import BlockMDP
+from dfs_env.table_mdp import TableMDP
 from dfs_env.task import Task
 
 SEARCH_SPLITS = ("train", "validation")
@@ -171,7 +175,9 @@ def make_search(config: DescentConfig, task: Task, view: Callable[[Tensor], Tens
         return Search(task.mdp, view(images), labels, config.criterion)
 
 
-def best_allocations(config: SearchConfig, task: Task, budgets: Sequence[float]) -> tuple[list[Allocation], Search]:
+def best_allocations(
+    config: SearchConfig, task: Task, budgets: Sequence[float]
+) -> tuple[list[Allocation], Search | TableSearch]:
     """The Pareto-optimal allocations that one search finds for the budgets, and the search. Costs ascend and
     losses fall, so at each budget the most expensive allocation that fits is the best.
 
@@ -179,6 +185,9 @@ def best_allocations(config: SearchConfig, task: Task, budgets: Sequence[float])
         ValueError: the lowest budget is below the cheapest allocation.
     """
     check_affordable(min(budgets), task.mdp.cost)
+    if isinstance(task.mdp, TableMDP):
+        exact = TableSearch(task.mdp, config.search_split, config.criterion)
+        return exact.front(budgets), exact
     mdp, search = task.mdp, make_search(config, task)
     same, budgets = constants(mdp), sorted(budgets)
     changes = mdp.num_layers * (mdp.num_actions - 1)
@@ -202,7 +211,7 @@ def best_allocations(config: SearchConfig, task: Task, budgets: Sequence[float])
     return front, search
 
 
-def best_allocation(config: SearchConfig, task: Task) -> tuple[Tensor, Search]:
+def best_allocation(config: SearchConfig, task: Task) -> tuple[Tensor, Search | TableSearch]:
     """The best allocation [L] at the configuration's budget, and the search that found it.
 
     Raises:

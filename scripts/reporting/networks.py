@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from agents.fronts import pareto_front
 from scripts.reporting.comparison import Comparison, Summary
-from scripts.reporting.stats import Runs, UpperHull, interquartile_mean, pareto_front
+from scripts.reporting.stats import Runs, UpperHull, interquartile_mean
 from scripts.reporting.tables import COST_MARKS, LEGEND, Table, marked_difference, marked_label, percent, with_interval
 
 FIRST_LIMIT = 100

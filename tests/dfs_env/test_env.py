@@ -242,8 +242,9 @@ def test_a_reward_that_needs_a_cost_coefficient_and_has_none_is_refused(tiny_dat
 
 
 @pytest.mark.parametrize("env_id", sorted(name for name, task in ENVIRONMENTS.items() if "stages" not in task))
-def test_the_defaults_of_every_id_bind_and_trade(env_id, tiny_data):
+def test_the_defaults_of_every_id_bind_and_trade(env_id, tiny_data, tmp_path, monkeypatch):
     """The budget is below 2 bits everywhere, and of two routes with the same prediction the cheaper pays more."""
+    monkeypatch.setenv("DFS_DATA", str(tmp_path))  # where a table is made
     env = gym.make(env_id, dataset=tiny_data, **TINY).unwrapped
     assert env.budget < float(env.mdp.cost.block.sum(0)[1])
     totals = []

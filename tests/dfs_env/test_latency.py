@@ -18,6 +18,7 @@ from agents.runs.saved import load_run
 from backbone.checkpoint import save_backbone
 from dfs_env import DFSEnv, DFSVectorEnv, Task, latency, make_task
 from dfs_env.latency import BatchTimings, LatencyTable, Timing, load_latency, parse_cost
+from dfs_env.task import tabled
 from scripts.benchmarks.latency import measure
 
 
@@ -49,6 +50,15 @@ def test_costs_are_shares_of_the_time_at_full_execution(timed):
     assert cost.route_milliseconds(routes).tolist() == pytest.approx([full + 0.75, 0.75, 7.75])
     assert cost.block_cost(routes)[0] == pytest.approx(1)
     assert cost.cheapest.tolist() == [0, 0, 0, 0]
+
+
+def test_a_table_of_all_routes_has_its_networks_latency(timed, task, table, tmp_path):
+    of_timed, later = tabled(timed, tmp_path), tabled(task, tmp_path)
+    table.apply(later.mdp)
+    for each in (of_timed, later):
+        assert torch.equal(each.mdp.cost.charged, timed.mdp.cost.charged)
+        assert each.mdp.cost.unit == "latency"
+        assert each.mdp.with_observation("position").cost is each.mdp.cost
 
 
 def test_an_environment_charges_and_masks_by_time(timed):

@@ -16,7 +16,7 @@ from agents.methods import method
 from agents.recorder import Recorder
 from agents.runs.experiment import read_experiment
 from agents.runs.planning import plan
-from scripts import bench, compare, convert, play, pretrain, report, train
+from scripts import bench, compare, convert, play, pretrain, report, tabulate, train
 from scripts import evaluate as evaluate_command
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +103,7 @@ def test_experiments_can_be_planned(page, text, tmp_path):
 
 COMMANDS = {
     "compare": compare.Compare,
+    "tabulate": tabulate.Tabulate,
     "convert": convert.Convert,
     "evaluate": evaluate_command.Evaluate,
     "play": play.Play,
@@ -138,7 +139,7 @@ def test_commands_parse(page, words, monkeypatch, files):
         assert rest[0] in bench.COMMANDS
         tyro.cli(bench.COMMANDS[rest[0]], args=rest[1:])
         return
-    config = (tyro.conf.OmitArgPrefixes,) if name == "compare" else ()
+    config = (tyro.conf.OmitArgPrefixes,) if name in ("compare", "tabulate") else ()
     tyro.cli(COMMANDS[name], args=rest, config=config)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, trim_mean
 
+from agents.fronts import pareto_front
 from scripts.reporting.stats import (
     BETTER,
     NO_DIFFERENCE,
@@ -15,7 +16,6 @@ from scripts.reporting.stats import (
     UpperHull,
     difference,
     interquartile_mean,
-    pareto_front,
     sample,
 )
 

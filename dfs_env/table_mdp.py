@@ -1,0 +1,277 @@
+"""The MDP of a network as a table: the same decisions, observations and predictions, and no block runs.
+
+A table's data set has the indices of the images in place of the images. Everything that plays the MDP by such images
+works on it: environments, policies, evaluation, searches, and learners that do not differentiate through features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from backbone.data import SPLITS, Dataset, Split
+from dfs_env.mdp import BlockMDP, State
+from dfs_env.observations import ObservationParts
+from dfs_env.tables import ObservationTable, Outcomes, OutcomeTable
+from dfs_env.tree import first_node
+
+LEAST_LOGIT = -1e4
+"""The class score of classes without probability."""
+MARGIN = 1e-3
+"""By how much the predicted class's score is above the others, at least: more than rounding."""
+PLACES = (65536.0, 256.0, 1.0)
+"""Of the three numbers that write an index."""
+
+
+@dataclass(frozen=True)
+class TableState(State):
+    """B images in front of the same block. `features` [B] int64 are their nodes in the tree of routes."""
+
+    image: Tensor
+    """[B] int64, indices into the split."""
+    split: str
+    """That of all images."""
+
+    def take(self, rows: Tensor) -> TableState:
+        """The images at `rows` [K] int64; one image may be taken several times."""
+        parts: dict[str, Any] = {name: part[rows] for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **parts)
+
+
+class TableDataset(Dataset):
+    """A data set whose images uint8 [N, 3, 1, 1] are their indices in base 256, counted through all splits.
+
+    They cannot be augmented. `original` has the images themselves.
+    """
+
+    original: Dataset
+
+    def __init__(self, original: Dataset) -> None:
+        parts = [getattr(original, split) for split in SPLITS]
+        numbers = torch.arange(sum(map(len, parts))).split([len(part) for part in parts])
+        splits = {
+            name: Split(_written(number), part.labels)
+            for name, number, part in zip(SPLITS, numbers, parts, strict=True)
+        }
+        same = {name: getattr(original, name) for name in ("name", "num_classes", "mean", "std")}
+        vars(self).update(same, **splits, flip=False, pad=0, original=original)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """The same numbers as float32."""
+        return images.float()
+
+    def picture(self, split: str, row: int) -> Tensor:
+        """The image itself [3, H, W] uint8."""
+        return self.original.picture(split, row)
+
+    def located(self, images: Tensor) -> tuple[str, Tensor]:
+        """The split of normalised images [B, 3, 1, 1], and their indices [B] in it.
+
+        Raises:
+            ValueError: other images, or images of several splits.
+        """
+        if images.shape[1:] != (3, 1, 1):
+            raise ValueError(
+                f"a table is played on the images of its own data set, task.dataset, got {list(images.shape)}: these "
+                "may be the images themselves"
+            )
+        index = (images.flatten(1) * images.new_tensor(PLACES)).sum(1).long()
+        least, most, start = int(index.min()), int(index.max()), 0
+        for split in SPLITS:
+            end = start + len(getattr(self, split))
+            if start <= least and most < end:
+                return split, index - start
+            start = end
+        raise ValueError(f"images {least} to {most} are not of one split of {self.name}")
+
+
+def _written(numbers: Tensor) -> Tensor:
+    """Numbers [N] as uint8 [N, 3, 1, 1]."""
+    digits = [numbers // int(place) % 256 for place in PLACES]
+    return torch.stack(digits, 1).to(torch.uint8)[:, :, None, None]
+
+
+class TabledNetwork(nn.Module):
+    """In the place of the network, which a table cannot run or train."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.eval()
+
+    def requires_grad_(self, requires_grad: bool = True) -> TabledNetwork:
+        """Raise ValueError unless it stays frozen."""
+        if requires_grad:
+            _refuse("train the network")
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("blocks", "stem", "head", "stem_conv", "classifier", "feature_dim"):
+            _refuse("run the network")
+        return super().__getattr__(name)
+
+
+def _refuse(what: str) -> NoReturn:
+    raise ValueError(f"a table cannot {what}: it has the outcomes of given images alone; leave out `table`")
+
+
+class _Loaded(dict[Any, Any]):
+    """Tables that were loaded. MDPs of other observations share them; in other processes they are loaded again."""
+
+    def __reduce__(self) -> Any:
+        return _Loaded, ()
+
+
+class TableMDP(BlockMDP):
+    """The MDP of one network on the images of a data set, played from tables.
+
+    Observations, predictions, costs and all that follows from them are the network's. Three things differ: losses are
+    rounded (see `dfs_env.tables.Outcomes`); nothing of the image is observed at the end of an episode; and of the class
+    scores, only the predicted class and the probability of the true class are the network's.
+
+    Tables are made when a split is first played, which may take minutes.
+
+    Args:
+        network: the MDP of the network.
+        dataset: the images' indices.
+        folder: the data folder, where the tables are.
+
+    Raises:
+        ValueError: a cascade, too many routes or classes, or an observation that has no table.
+    """
+
+    state_type = TableState
+
+    def __init__(self, network: BlockMDP, dataset: TableDataset, folder: Path) -> None:
+        OutcomeTable(network, dataset.original, "train")  # refuses what has no table
+        self.network, self.dataset, self.folder = network, dataset, folder
+        self.backbone = TabledNetwork(network.backbone.config)
+        self.bitwidths, self.widest, self.num_actions = network.bitwidths, network.widest, network.num_actions
+        self.ungated_blocks, self.num_layers = network.ungated_blocks, network.num_layers
+        self.device = torch.device("cpu")
+        numbers = {name: getattr(network.cost, name) for name in ("block", "total", "milliseconds")}
+        here: dict[str, Any] = {name: part.cpu() for name, part in numbers.items() if part is not None}
+        self.cost = replace(network.cost, **here)
+        self.stages = (self,)
+        self._outcomes: dict[str, Outcomes] = _Loaded()
+        self._observations: dict[tuple[str, str], Tensor] = _Loaded()
+        self._set_observation(network.observation)
+
+    def _set_observation(self, observation: str) -> None:
+        self.network = self.network.with_observation(observation)
+        ObservationTable(self.network, self.dataset.original, "train")
+        self.observation, self.layout = observation, self.network.layout
+        self.heads, self.statistics = self.network.heads, self.network.statistics
+
+    def outcomes(self, split: str) -> Outcomes:
+        """The outcomes of every route of a split's images. Raises as `OutcomeTable.load`."""
+        if split not in self._outcomes:
+            self._outcomes[split] = OutcomeTable(self.network, self.dataset.original, split).outcomes(self.folder)
+        return self._outcomes[split]
+
+    def observations(self, split: str) -> Tensor:
+        """[N, nodes, W] what is observed of a split's images, see `ObservationTable`. Raises as its `load`."""
+        key = self.observation, split
+        if key not in self._observations:
+            table = ObservationTable(self.network, self.dataset.original, split)
+            self._observations[key] = table.observations(self.folder)
+        return self._observations[key]
+
+    def initial(self, images: Tensor, budget: float | Tensor = 1.0, reuse: Tensor | None = None) -> TableState:
+        """Images [B, 3, 1, 1] of one split, see `TableDataset`, in front of the first block.
+
+        Raises:
+            ValueError: other images.
+        """
+        split, image = self.dataset.located(images)
+        cost = torch.zeros(len(image))
+        budgets = torch.as_tensor(budget, dtype=cost.dtype).expand(len(cost))
+        return TableState(torch.zeros_like(image), 0, cost, budgets, image, split)
+
+    def transition(self, state: State, action: Tensor, in_place: bool = False) -> State:
+        """See `BlockMDP.transition`."""
+        if self.terminal(state):
+            self._undecided(state)
+        action = action.long()
+        cost = state.cost + self.cost.charged[state.layer, action]
+        return replace(state, features=state.features * self.num_actions + action, layer=state.layer + 1, cost=cost)
+
+    def relaxed_transition(self, state: State, weights: Tensor, needed: Tensor | None = None) -> State:
+        """Raises ValueError: there are no features to mix."""
+        _refuse("mix the outcomes of decisions")
+
+    def observe(self, state: State) -> Tensor:
+        """[B, D] observations; at the end of episodes, nothing of the image."""
+        seen, features = self._seen(state), self.layout.num_features
+        nothing = seen.new_zeros(len(seen), 0)
+        place = self._block_index(state), state.cost, state.budget
+        return self.layout.join(ObservationParts(seen[:, :features], seen[:, features:], nothing, *place))
+
+    def _seen(self, state: State) -> Tensor:
+        """[B, W] what the observations have of the images."""
+        width = self.layout.num_features + self.layout.num_confidence
+        if self.terminal(state) or not width:
+            return state.cost.new_zeros(len(state.cost), width)
+        now, table = _of_table(state), self.observations(_of_table(state).split)
+        place = now.image * table.shape[1] + first_node(now.layer, self.num_actions) + now.features
+        return table.flatten(0, 1).index_select(0, place)  # twice as fast as by two indices
+
+    def confidence(self, state: State) -> Tensor:
+        """[B, 3], see `BlockMDP.confidence`.
+
+        Raises:
+            ValueError: the observation does not include it.
+        """
+        if not self.layout.num_confidence:
+            _refuse(f'give the confidence, as the observation is "{self.observation}"')
+        return self._seen(state)[:, self.layout.num_features :]
+
+    def logits(self, state: State) -> Tensor:
+        """[B, K] log-probabilities. Those of the true class, and which is the largest, are the network's. The rest of
+        the probability is the predicted class's, or, if that is the true class, equally that of all others.
+
+        Raises:
+            ValueError: blocks are still undecided.
+        """
+        now = _of_table(state)
+        if not self.terminal(now):
+            raise ValueError(f"predictions exist only after the last of {self.num_layers} decisions")
+        table = self.outcomes(now.split)
+        place = now.image * table.loss.shape[1] + now.features
+        predicted, loss = table.prediction.take(place).long(), table.loss.take(place).float()
+        label, classes = table.labels[now.image], self.dataset.num_classes
+        rest = (-torch.expm1(-loss)).log().clamp_min(LEAST_LOGIT)
+        correct = predicted == label
+        others = torch.where(correct, rest - math.log(max(classes - 1, 1)), LEAST_LOGIT)
+        top = torch.where(correct, -loss, torch.maximum(rest, MARGIN - loss))[:, None]
+        scores = others[:, None].repeat(1, classes).scatter_(1, label[:, None], -loss[:, None])
+        return torch.minimum(scores, top - MARGIN).scatter_(1, predicted[:, None], top)
+
+    def skip_is_identity(self, layer: int) -> bool:
+        """As of the network."""
+        return self.network.skip_is_identity(layer)
+
+    @property
+    def feature_shapes(self) -> list[tuple[int, ...]]:
+        """Raises ValueError: there are no features."""
+        _refuse("give features")
+
+    @property
+    def observation_macs(self) -> float:
+        """As of the network."""
+        return self.network.observation_macs
+
+    def random_walk(self, images: Tensor, generator: torch.Generator) -> Iterator[State]:
+        """Raises ValueError: what it is for, statistics and confidence heads, needs features."""
+        _refuse("give features")
+
+
+def _of_table(state: State) -> TableState:
+    assert isinstance(state, TableState)
+    return state

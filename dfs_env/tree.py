@@ -1,0 +1,50 @@
+"""The tree of routes: a node is the decisions so far, a leaf is a route.
+
+Nodes of a level are numbered in lexicographic order of their decisions: the children of node i are i * A + action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dfs_env.mdp import BlockMDP, State
+
+MOST_ROUTES = 20_000
+"""Routes of an image up to which they are enumerated."""
+
+
+def num_routes(mdp: BlockMDP, mend: str) -> int:
+    """R, the number of routes. Raises ValueError, which ends with `mend`, if there are more than `MOST_ROUTES`."""
+    count = int(mdp.num_actions**mdp.num_layers)
+    if count > MOST_ROUTES:
+        found = f"each image has {count:,} routes ({mdp.num_actions} actions at {mdp.num_layers} blocks)"
+        raise ValueError(f"{found}, and at most {MOST_ROUTES:,} are enumerated: {mend}")
+    return count
+
+
+def all_routes(num_layers: int, num_actions: int) -> Tensor:
+    """Every route [R, L], in the order of their numbers."""
+    number = torch.arange(num_actions**num_layers)
+    powers = num_actions ** torch.arange(num_layers - 1, -1, -1)
+    return number[:, None] // powers % num_actions
+
+
+def first_node(layer: int, num_actions: int) -> int:
+    """How many nodes are above level `layer`: where its nodes begin if all levels are put one after the other."""
+    return (num_actions**layer - 1) // (num_actions - 1)
+
+
+def walk(mdp: BlockMDP, state: State, depth: int, node: int = 0) -> Iterator[tuple[int, State]]:
+    """The nodes down to level `depth` with the states of B images there, depth first, each before its children.
+
+    Each block is run once for each of its inputs and bitwidths. Depth first, few states exist at a time, and all
+    images take the same action, so that none is copied to be grouped.
+    """
+    yield node, state
+    if state.layer < depth:
+        for action in range(mdp.num_actions):
+            same = torch.full(state.cost.shape, action, device=mdp.device)
+            yield from walk(mdp, mdp.transition(state, same), depth, node * mdp.num_actions + action)
