@@ -11,7 +11,8 @@ from dfs_env.registration import ENVIRONMENTS, make_env, make_vec_env, register
 from dfs_env.rewards import REWARDS, Transition, make_reward
 from dfs_env.safety import SafeDFSEnv, SafeDFSVectorEnv
 from dfs_env.single_env import DFSEnv
-from dfs_env.table_mdp import TableDataset, TableMDP
+from dfs_env.table_data import TableDataset
+from dfs_env.table_mdp import TableMDP
 from dfs_env.task import Task, calibrate, make_task, tabled
 
 __all__ = [

@@ -21,13 +21,15 @@ from backbone.torch_state import default_torch_state
 from dfs_env.attributes import callers, vectorizer
 from dfs_env.checks import Array, check_evaluating
 from dfs_env.env import DFSVectorEnv
+from dfs_env.execution import CHUNK
 from dfs_env.rewards import Components, Transition
 from dfs_env.rewards.wrappers import mdp_and_state
 from dfs_env.single_env import DFSEnv, OfVector
 from dfs_env.task import Task
+from dfs_env.tree import num_routes, walk
 
-ROUTES, POINTS = 20_000, 50_000
-"""The most routes of an image that `pareto_front` enumerates, and points that it compares at once."""
+POINTS = 50_000
+"""The most points that `pareto_front` compares at once."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,11 @@ class MODFSVectorEnv(DFSVectorEnv):
         mdp = self.mdp
         if self._budget.low != self._budget.high:
             raise ValueError(f"the front depends on the budget, and {self.budget!r} draws it: give a number")
-        count = mdp.num_actions**mdp.num_layers
-        if count > ROUTES:
-            found = f"each image has {count:,} routes, and at most {ROUTES:,} are enumerated"
-            raise ValueError(f"{found}: use fewer bitwidths")
+        count = num_routes(mdp, "use fewer bitwidths")
         check_evaluating(mdp)
         front, started, warned = np.zeros((1, self.reward_dim)), time.monotonic(), False
         with tqdm(desc="pareto_front", total=len(self.images), unit="image", delay=PATIENCE) as bar:
-            for rows in torch.arange(len(self.images)).split(max(1, ROUTES // count)):
+            for rows in torch.arange(len(self.images)).split(CHUNK):
                 for of_image in self._returns_of_all_routes(rows, gamma):
                     front = self._extended(front, non_dominated(of_image))
                 bar.update(len(rows))
@@ -157,27 +156,25 @@ class MODFSVectorEnv(DFSVectorEnv):
     @default_torch_state()
     @torch.no_grad()
     def _returns_of_all_routes(self, rows: Tensor, gamma: float) -> Array:
-        """[B, R, K] for the images at `rows` [B] of the split on all routes; under a hard budget only those that fit.
-
-        Routes are a tree that is run level by level, so that they share the blocks that they begin with.
-        """
+        """[B, R, K] for the images at `rows` [B] of the split on all routes; under a hard budget only those that
+        fit."""
         mdp, device = self.mdp, self.mdp.device
-        images = self.task.dataset.normalize(self.images.images[rows].to(device))
+        state = mdp.initial(self.task.dataset.normalize(self.images.images[rows].to(device)), self._budget.high)
         labels = self.images.labels[rows].to(device)
-        state = mdp.initial(images, self._budget.high)
-        returns = np.zeros((len(rows), self.reward_dim))
-        for layer in range(mdp.num_layers):
-            nodes = torch.ones(len(labels), mdp.num_actions, dtype=torch.bool, device=device)
-            if self.hard_budget:
-                nodes = mdp.cost.fits(layer, state.cost, state.budget)
-            parents, action = nodes.nonzero(as_tuple=True)
-            before, labels = state.take(parents), labels[parents]
-            state = mdp.transition(before, action, in_place=True)
-            logits = mdp.logits(state) if mdp.terminal(state) else None
-            components = self._components(Transition.between(before.cost, action, state, mdp, labels, logits))
+        way, leaves = [(state, np.zeros((len(rows), self.reward_dim)))], []  # down to the node before
+        for node, after in walk(mdp, state, mdp.num_layers, self.hard_budget):
+            if not after.layer:
+                continue
+            del way[after.layer :]
+            before, returns = way[-1]
+            logits = mdp.logits(after) if mdp.terminal(after) else None
+            action = torch.full_like(labels, node % mdp.num_actions)
+            components = self._components(Transition.between(before.cost, action, after, mdp, labels, logits))
             rewards = self._combined({name: part.cpu().numpy() for name, part in components.items()})
-            returns = returns[parents.cpu().numpy()] + gamma**layer * rewards.astype(np.float64)
-        return returns.reshape(len(rows), -1, self.reward_dim)
+            returns = returns + gamma ** (after.layer - 1) * rewards.astype(np.float64)
+            way.append((after, returns))
+            leaves += [returns] if logits is not None else []
+        return np.stack(leaves, 1)
 
 
 def non_dominated(points: Array) -> Array:

@@ -15,18 +15,16 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from backbone.data import SPLITS, Dataset, Split
 from dfs_env.mdp import BlockMDP, State
 from dfs_env.observations import ObservationParts
-from dfs_env.tables import ObservationTable, Outcomes, OutcomeTable
+from dfs_env.table_data import TableDataset
+from dfs_env.tables import ObservationTable, Outcomes, OutcomeTable, ensure
 from dfs_env.tree import first_node
 
 LEAST_LOGIT = -1e4
 """The class score of classes without probability."""
 MARGIN = 1e-3
 """By how much the predicted class's score is above the others, at least: more than rounding."""
-PLACES = (65536.0, 256.0, 1.0)
-"""Of the three numbers that write an index."""
 
 
 @dataclass(frozen=True)
@@ -42,59 +40,6 @@ class TableState(State):
         """The images at `rows` [K] int64; one image may be taken several times."""
         parts: dict[str, Any] = {name: part[rows] for name, part in vars(self).items() if isinstance(part, Tensor)}
         return replace(self, **parts)
-
-
-class TableDataset(Dataset):
-    """A data set whose images uint8 [N, 3, 1, 1] are their indices in base 256, counted through all splits.
-
-    They cannot be augmented. `original` has the images themselves.
-    """
-
-    original: Dataset
-
-    def __init__(self, original: Dataset) -> None:
-        parts = [getattr(original, split) for split in SPLITS]
-        numbers = torch.arange(sum(map(len, parts))).split([len(part) for part in parts])
-        splits = {
-            name: Split(_written(number), part.labels)
-            for name, number, part in zip(SPLITS, numbers, parts, strict=True)
-        }
-        same = {name: getattr(original, name) for name in ("name", "num_classes", "mean", "std")}
-        vars(self).update(same, **splits, flip=False, pad=0, original=original)
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """The same numbers as float32."""
-        return images.float()
-
-    def picture(self, split: str, row: int) -> Tensor:
-        """The image itself [3, H, W] uint8."""
-        return self.original.picture(split, row)
-
-    def located(self, images: Tensor) -> tuple[str, Tensor]:
-        """The split of normalised images [B, 3, 1, 1], and their indices [B] in it.
-
-        Raises:
-            ValueError: other images, or images of several splits.
-        """
-        if images.shape[1:] != (3, 1, 1):
-            raise ValueError(
-                f"a table is played on the images of its own data set, task.dataset, got {list(images.shape)}: these "
-                "may be the images themselves"
-            )
-        index = (images.flatten(1) * images.new_tensor(PLACES)).sum(1).long()
-        least, most, start = int(index.min()), int(index.max()), 0
-        for split in SPLITS:
-            end = start + len(getattr(self, split))
-            if start <= least and most < end:
-                return split, index - start
-            start = end
-        raise ValueError(f"images {least} to {most} are not of one split of {self.name}")
-
-
-def _written(numbers: Tensor) -> Tensor:
-    """Numbers [N] as uint8 [N, 3, 1, 1]."""
-    digits = [numbers // int(place) % 256 for place in PLACES]
-    return torch.stack(digits, 1).to(torch.uint8)[:, :, None, None]
 
 
 class TabledNetwork(nn.Module):
@@ -180,6 +125,8 @@ class TableMDP(BlockMDP):
         key = self.observation, split
         if key not in self._observations:
             table = ObservationTable(self.network, self.dataset.original, split)
+            if table.width:  # who observes also predicts: both are made in one pass
+                ensure([table, OutcomeTable(self.network, self.dataset.original, split)], self.folder)
             self._observations[key] = table.observations(self.folder)
         return self._observations[key]
 

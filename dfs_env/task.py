@@ -23,7 +23,8 @@ from dfs_env.latency import find_latency, load_latency, parse_cost
 from dfs_env.mdp import BlockMDP
 from dfs_env.observations import CONFIDENT, ObservationStatistics, channel_statistics
 from dfs_env.stages import find_stages
-from dfs_env.table_mdp import TableDataset, TableMDP
+from dfs_env.table_data import TableDataset
+from dfs_env.table_mdp import TableMDP
 
 CALIBRATION_IMAGES = 1024
 """Training images by which observations are normalised."""

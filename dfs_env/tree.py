@@ -37,14 +37,21 @@ def first_node(layer: int, num_actions: int) -> int:
     return (num_actions**layer - 1) // (num_actions - 1)
 
 
-def walk(mdp: BlockMDP, state: State, depth: int, node: int = 0) -> Iterator[tuple[int, State]]:
+def walk(
+    mdp: BlockMDP, state: State, depth: int, within_budget: bool = False, node: int = 0
+) -> Iterator[tuple[int, State]]:
     """The nodes down to level `depth` with the states of B images there, depth first, each before its children.
 
     Each block is run once for each of its inputs and bitwidths. Depth first, few states exist at a time, and all
-    images take the same action, so that none is copied to be grouped.
+    images take the same action, so that none is copied to be grouped. With `within_budget`, decisions after which the
+    images could not stay within their budgets, which must be equal, are left out.
     """
     yield node, state
-    if state.layer < depth:
-        for action in range(mdp.num_actions):
+    if state.layer == depth or mdp.terminal(state):
+        return
+    fits = mdp.cost.fits(state.layer, state.cost[:1], state.budget[:1])[0].tolist()
+    for action in range(mdp.num_actions):
+        if fits[action] or not within_budget:
             same = torch.full(state.cost.shape, action, device=mdp.device)
-            yield from walk(mdp, mdp.transition(state, same), depth, node * mdp.num_actions + action)
+            after = mdp.transition(state, same)
+            yield from walk(mdp, after, depth, within_budget, node * mdp.num_actions + action)

@@ -9,7 +9,6 @@ command they are made when they are first needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 import tyro
@@ -31,23 +30,22 @@ class Tabulate:
     """What is tabulated."""
     splits: tuple[str, ...] = SPLITS
     """"train", "validation", "test"."""
-    observations: tuple[str, ...] = ("pooled",)
-    """Observations that are tabulated next to the outcomes."""
+    observations: tuple[str, ...] = ()
+    """Observations that are tabulated next to the outcomes; by default the task's."""
     threads: int = 1
     """Processor threads."""
 
 
-def tables(args: Tabulate, split: str) -> Iterator[OutcomeTable]:
+def tables(args: Tabulate, split: str) -> list[OutcomeTable]:
     """Those that are asked for of one split."""
-    for each in args.observations or ("position",):
-        task = make_task(**asdict(replace(args.task, observation=each, table=True)))
-        assert isinstance(task.mdp, TableMDP)
-        mdp, dataset = task.mdp.network, task.mdp.dataset.original
-        if each == (args.observations or ("position",))[0]:
-            yield OutcomeTable(mdp, dataset, split)
-        found = ObservationTable(mdp, dataset, split)
-        if found.width:  # else nothing of the image is observed
-            yield found
+    found: list[OutcomeTable] = []
+    for observation in args.observations or (args.task.observation,):
+        mdp = make_task(**asdict(replace(args.task, observation=observation, table=True))).mdp
+        assert isinstance(mdp, TableMDP)
+        found += [OutcomeTable(mdp.network, mdp.dataset.original, split)] if not found else []
+        of_observation = ObservationTable(mdp.network, mdp.dataset.original, split)
+        found += [of_observation] if of_observation.width else []  # else nothing of the image is observed
+    return found
 
 
 def main(args: Tabulate) -> None:
@@ -55,13 +53,17 @@ def main(args: Tabulate) -> None:
     use_threads(args.threads)
     folder = data_folder(args.task.data)
     for split in args.splits:
-        wanted = list(tables(args, split))
+        wanted = tables(args, split)
         made = ensure(wanted, folder)
         for file in (table.file(folder) for table in wanted):
             print(f"{'made' if file in made else 'found'} {file} ({file.stat().st_size / 1e6:,.1f} MB)", flush=True)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run the command line."""
     with clear_errors():
-        config = (tyro.conf.OmitArgPrefixes,)
-        main(tyro.cli(Tabulate, description=__doc__, config=config))
+        main(tyro.cli(Tabulate, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+
+
+if __name__ == "__main__":
+    start()

@@ -111,8 +111,7 @@ def train_network(
 
     Raises:
         ValueError: the gate does not fit the channels, the backbone does not fit as a start, the budget is below what
-            the network computes with all gates off, the task has stages or another network than a ResNet, or it is
-            played from a table.
+            the network computes with all gates off, or the task has stages, another network than a ResNet, or a table.
         TrainingDivergedError: the loss became NaN or infinite.
     """
     if len(task.mdp.stages) > 1:

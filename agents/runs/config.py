@@ -139,18 +139,8 @@ class RunConfig:
 
     def _resolved_task(self) -> tuple[dict[str, Any], list[Any]]:
         """The task as plain data, and what its backbone files say of the code that they need."""
-        where = (
-            "checkpoint",
-            "data",
-            "device",
-            "cost",
-            "latency",
-            "stages",
-            "combine",
-            "backbone",
-            "table",
-            "table_images",
-        )
+        where = ["checkpoint", "data", "device", "cost", "latency", "stages", "combine", "backbone"]
+        where += ["table", "table_images"]
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
         found = [identity_and_about(path) for path in self.task.backbone_files()]
         task["backbone"] = "+".join(identity for identity, _ in found) or "random"

@@ -200,7 +200,7 @@ def test_fronts_that_cannot_be_enumerated_are_refused(task, few_images, monkeypa
     monkeypatch.setattr("dfs_env.objectives.POINTS", 40)
     with pytest.raises(ValueError, match="40 points"):
         MODFSEnv(task, objectives=("cross_entropy", "cost")).pareto_front()
-    monkeypatch.setattr("dfs_env.objectives.ROUTES", 60)
+    monkeypatch.setattr("dfs_env.tree.MOST_ROUTES", 60)
     with pytest.raises(ValueError, match=r"64 routes.* 60 "):
         MODFSEnv(task).pareto_front()
 
@@ -215,7 +215,7 @@ def test_a_long_front_warns_of_its_duration_and_shows_its_progress(few_images, m
     MODFSVectorEnv(few_images).pareto_front()
     assert "pareto_front: 100%" in capsys.readouterr().err
     monkeypatch.setattr("dfs_env.objectives.LONG", 0.0)
-    monkeypatch.setattr("dfs_env.objectives.ROUTES", 27)  # one image at a time
+    monkeypatch.setattr("dfs_env.objectives.CHUNK", 1)  # one image at a time
     with pytest.warns(UserWarning, match=r"hours for 2 images"):
         MODFSEnv(few_images).pareto_front()
 
