@@ -203,6 +203,7 @@ def evaluate_routes(
     routes: Tensor,
     batch_size: int = 256,
     progress: Callable[[int], None] | None = None,
+    gate_macs: float = 0.0,
 ) -> Evaluation:
     """The evaluation in which images take given routes.
 
@@ -210,6 +211,7 @@ def evaluate_routes(
         mdp: what the routes lead through.
         task, split, batch_size, progress: as in `evaluate`.
         routes: [N, L] actions, of the split's N images.
+        gate_macs: multiply-accumulates for an image of whatever chose the routes.
 
     Raises:
         ValueError: routes of another shape, as where images take no single route.
@@ -227,7 +229,7 @@ def evaluate_routes(
             outputs.append(mdp.run(normalised, routes[rows]))
         if progress:
             progress(len(rows))
-    return evaluation_of_routes(mdp, 0.0, routes.to(mdp.device), torch.cat(outputs), images.labels)
+    return evaluation_of_routes(mdp, gate_macs, routes.to(mdp.device), torch.cat(outputs), images.labels)
 
 
 def shuffled(routes: Tensor, seed: int = 0) -> Tensor:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from agents.methods import method, method_names
@@ -37,7 +38,10 @@ from scripts.cli import clear_errors, keeping
 from scripts.reporting import tables
 from scripts.reporting.comparison import Comparison
 from scripts.reporting.figures import fronts, save_figure
+from scripts.reporting.networks import by_dataset, policies, what_to_run
+from scripts.reporting.networks_figure import networks_figure
 from scripts.reporting.progress import progress
+from scripts.reporting.sources import by_network
 
 MAX_ROWS = 100
 """Runs up to which each has a row in the printed table; results.jsonl has them all."""
@@ -159,16 +163,30 @@ def _kept(runs: Sequence[RunConfig], folder: Path) -> str:
 def _shown(outcome: Sweep, folder: Path) -> int:
     """Print and write what the runs led to. Returns the exit status."""
     if outcome.results:
-        comparison, console = Comparison(folder.name, outcome.results, folder), Console(record=True, width=150)
-        if len(outcome.results) <= MAX_ROWS:
-            console.print(tables.runs(comparison).rich())
-        console.print(tables.methods(comparison).rich())
+        comparisons, console = by_network(outcome.results, folder), Console(record=True, width=150)
+        shown, figure = _of_one(comparisons[0]) if len(comparisons) == 1 else _of_several(comparisons)
+        for table in shown:
+            console.print(table.rich())
         write_atomically(folder / "table.txt", console.export_text())
-        save_figure(fronts(comparison), folder / "figure.png")
+        save_figure(figure, folder / "figure.png")
         print(f"figure {folder / 'figure.png'}\nresult lines {folder / RESULTS}")
     for file in outcome.failed:
         print(f"a run failed: {file.read_text().splitlines()[-1]}; see {file}", file=sys.stderr)
     return 1 if outcome.failed else 0
+
+
+def _of_one(comparison: Comparison) -> tuple[list[tables.Table], Figure]:
+    """The tables and the figure of one network."""
+    runs = [tables.runs(comparison)] if len(comparison.lines) <= MAX_ROWS else []
+    return [*runs, tables.methods(comparison)], fronts(comparison)
+
+
+def _of_several(comparisons: Sequence[Comparison]) -> tuple[list[tables.Table], Figure]:
+    """The tables and the figure of several networks on one data set, in absolute BitOps."""
+    (networks,) = by_dataset(comparisons)
+    if not networks.hull.points:  # there is no network to compare others with
+        return [tables.methods(each) for each in comparisons], fronts(comparisons[0])
+    return [what_to_run(networks), policies(networks, of_all=True)], networks_figure(networks)
 
 
 def start() -> None:

@@ -10,7 +10,7 @@ curves and recorded decisions are read; no model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,14 +19,14 @@ import tyro
 from tqdm import tqdm
 
 from agents.outcomes import FILE
-from agents.results import EXPERIMENT, RESULTS, WRITTEN, Line, read_lines
+from agents.results import EXPERIMENT
 from scripts.cli import clear_errors
 from scripts.reporting import adaptivity, figures, tables
-from scripts.reporting.checks import NETWORK
 from scripts.reporting.comparison import Comparison, Ranking
 from scripts.reporting.networks import HULL, Networks, by_dataset, policies, what_to_run
 from scripts.reporting.networks_figure import caption, networks_figure
 from scripts.reporting.page import Page
+from scripts.reporting.sources import read_comparisons
 from scripts.reporting.stats import UpperHull
 
 METHOD_OF_COMPARISON = (
@@ -57,36 +57,6 @@ class Report:
         if self.output is None and len(self.sources) == 1:
             return self.sources[0] if self.sources[0].is_dir() else self.sources[0].parent
         return self.output or Path("runs/report")
-
-
-def read_comparisons(sources: Iterable[Path], baseline: str = "") -> list[Comparison]:
-    """One comparison for each source (a folder of runs, a folder of such folders, or a file of result lines) and each
-    network in it.
-    """
-    found: dict[str, Comparison] = {}
-    for source in (each for given in sources for each in _folders(given)):
-        networks: dict[str, list[Line]] = {}
-        for line in read_lines(source):
-            networks.setdefault(repr([line[key] for key in NETWORK]), []).append(line)
-        folder = source if source.is_dir() else source.parent
-        for lines in networks.values():
-            first = lines[0]
-            name = folder.resolve().name
-            if len(networks) > 1:
-                name += f"-{first['dataset']}-{first['depth'] or 'own'}-" + ".".join(map(str, first["bitwidths"]))
-            while name in found:
-                name += "'"
-            found[name] = Comparison(name, lines, folder, baseline)
-    return list(found.values())
-
-
-def _folders(source: Path) -> list[Path]:
-    """A source, or, of a folder of comparisons, each of these."""
-    if (source / RESULTS).is_file():
-        return [source]
-    inner = {file.parent for file in source.glob(f"*/{RESULTS}")}
-    inner |= {file.parents[1] for file in source.glob(f"*/*/{WRITTEN}")}
-    return sorted(inner) or [source]
 
 
 def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:

@@ -23,9 +23,9 @@
     method = "static"
 
 A variant is one method, METHOD-PRESET, or a user's own "module:function", with options of its own. It may also have
-`budgets` and `seeds` of its own, and `task = { observation = "statistics" }`. Every variant is run at every budget with
-every seed; a method that serves all budgets is run once for each seed. Budgets above 1 are left out for methods that
-run each image once.
+`budgets` and `seeds` of its own, `task = { observation = "statistics" }`, or a network of its own, `task = { depth = 20
+}`. Every variant is run at every budget with every seed; a method that serves all budgets is run once for each seed.
+Budgets above 1 are left out for methods that run each image once.
 
 A file may begin with `extends = "base.toml"`, named relative to its own folder. Its keys then replace those of the base
 (`variants` as a whole), and the entries of its [task] replace those of the base's [task].
@@ -49,7 +49,9 @@ from dfs_env.budgets import check_budget
 
 PLANNED = ("budget", "seed", "eval_budgets")
 """Options of methods that an experiment's budgets and seeds set."""
-OWN_TASK = ("observation", "device")
+NETWORK = ("depth", "stages")
+"""Entries of the task that choose the network. Variants on several networks are compared in absolute BitOps."""
+OWN_TASK = ("observation", "device", "table", *NETWORK)
 """Entries of the task in which variants may differ: accuracies and costs remain comparable."""
 
 
@@ -80,7 +82,10 @@ class Variant:
         base, owner = default_config(self.method), f"variant {self.label!r} ({self.method})"
         for name in {"budget", "seed"} & set(self.options):
             raise ValueError(f"{owner}: give {name}s = [...] in place of {name}: an experiment runs over several")
-        return with_options(base, self.options, owner, _options_of(base))
+        options = dict(self.options)
+        if isinstance(within := options.get("budget_range"), (list, tuple)) and within:
+            options["budget"] = within[0]  # the default budget may be outside the range
+        return with_options(base, options, owner, [*_options_of(base), "budget"])
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "label", self.label or self.method)
@@ -124,7 +129,8 @@ class Experiment:
             raise ValueError("an experiment needs at least one variant (method), one budget and one seed")
         highest = max((each.config().highest_budget for each in self.variants if not each.budgets), default=1.0)
         _check_values("the experiment", self.budgets, self.seeds, highest)
-        for name in _repeated([variant.label for variant in self.variants]):
+        named = [(each.label, *(str(each.task.get(name)) for name in NETWORK)) for each in self.variants]
+        for name, *_ in _repeated(named):
             raise ValueError(f"two variants are called {name!r}: give each a label of its own, or leave one out")
 
 

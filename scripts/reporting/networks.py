@@ -102,8 +102,10 @@ def by_dataset(comparisons: Iterable[Comparison]) -> list[Networks]:
     return [Networks(dataset, on_it) for dataset, on_it in found.items()]
 
 
-def policies(networks: Networks) -> Table:
-    """The Pareto front of all methods with input-dependent decisions, and its differences to the static hull."""
+def policies(networks: Networks, of_all: bool = False) -> Table:
+    """The methods with input-dependent decisions and their differences to the static hull: their Pareto front over all
+    networks, or all of them."""
+    found = [each for each in networks.all_entries if each.input_dependent]
     rows = [
         [
             each.network,
@@ -115,14 +117,15 @@ def policies(networks: Networks) -> Table:
             percent(interquartile_mean(networks.hull.accuracy_at(each.row.values("bitops")))),
             marked_difference(each.row.difference(networks.hull, "bitops").estimate),
         ]
-        for each in front(e for e in networks.all_entries if e.input_dependent)
+        for each in (found if of_all else front(found))
     ]
     heads = ("network", "method", "budget", "runs", "accuracy %", "MBitOps", "static hull %")
+    which = "the" if of_all else "the Pareto front, over all networks, of the"
     return Table(
         (*heads, "difference to the static hull"),
         rows,
-        "Policies against the static hull: the Pareto front, over all networks, of the methods whose decisions may "
-        f"depend on the image. The tables of the networks have all others. {LEGEND} {COST_MARKS}",
+        f"Policies against the static hull: {which} methods whose decisions may depend on the image. {LEGEND} "
+        f"{COST_MARKS}",
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import socket
 from dataclasses import asdict, dataclass, replace
@@ -171,7 +172,7 @@ PPO = {"method": "ppo"}
         ({"variants": [{**PPO, "ent_coef": [0.1, 0.1]}]}, "ppo ent_coef=0.1"),
         ({"variants": [{**PPO, "cotrain": 1}]}, "cotrain.*1"),
         ({"variants": [{**PPO, "budget": 0.1}]}, "budgets"),
-        ({"variants": [{**PPO, "task": {"depth": 20}}]}, "'ppo'.*'depth'"),
+        ({"variants": [{**PPO, "task": {"bitwidths": [0, 8]}}]}, "'ppo'.*'bitwidths'"),
         ({"variants": [{"method": "pp"}]}, "'pp'.*'ppo'"),
         ({"variants": [{"method": "dfs-hing"}]}, "'dfs-hing'.*'dfs-hinge'"),
         ({"variants": [{"label": "x"}]}, "method"),
@@ -347,3 +348,26 @@ def test_what_is_wrong_with_a_task_is_said_before_anything_is_written(quick, tmp
     with pytest.raises(FileNotFoundError, match=r"missing\.safetensors"):
         compare.main(Compare(quick, output=tmp_path / "results"))
     assert not (tmp_path / "results").exists()
+
+
+def test_variants_on_several_networks_are_compared_in_bitops(tmp_path, tiny_data, monkeypatch):
+    monkeypatch.setattr(Compare, "runner", lambda self: here)
+    head = f'budgets = [0.5]\nseeds = 1\nnum_images = 24\n[task]\ndataset = "{tiny_data}"\ncheckpoint = "random"\n'
+    variants = [("constant", 8), ("constant", 14), ("dfs", 14)]
+    body = "".join(f'[[variants]]\nmethod = "{name}"\ntask = {{ depth = {depth} }}\n' for name, depth in variants)
+    file, folder = tmp_path / "networks.toml", tmp_path / "results"
+    file.write_text(head + body)
+    assert compare.main(Compare(file, output=folder)) == 0
+    table = (folder / "table.txt").read_text()
+    assert "static network" in table
+    assert re.search(r"ResNet-14 random +│ +dfs +│ +0.5 ", table), table
+    assert (folder / "figure.png").is_file()
+    file.write_text(head + body + '[[variants]]\nmethod = "constant"\ntask = { depth = 8 }\n')
+    with pytest.raises(ValueError, match="two variants are called 'constant'"):
+        compare.main(Compare(file, output=folder))
+
+
+def test_a_policy_of_many_budgets_may_have_a_range_without_the_default_budget(tmp_path):
+    file = tmp_path / "range.toml"
+    file.write_text('budgets = [0.1, 0.2]\n[[variants]]\nmethod = "ppo-conditioned"\nbudget_range = [0.1, 0.3]\n')
+    assert {run.config.budget for run in plan(read_experiment(file))} <= {0.1, 0.2}

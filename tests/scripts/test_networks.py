@@ -6,12 +6,13 @@ import torch
 
 from backbone.cost import cost_table
 from backbone.resnet import ResNet, ResNetConfig
-from scripts.report import read_comparisons, report
+from scripts.report import report
 from scripts.reporting import tables
 from scripts.reporting.comparison import Comparison
 from scripts.reporting.networks import Networks, by_dataset, policies, what_to_run
 from scripts.reporting.networks_figure import networks_figure
 from scripts.reporting.published import PUBLISHED
+from scripts.reporting.sources import read_comparisons
 from tests.helpers import BLOCKS, write_lines
 from tests.helpers import result_line as line
 

@@ -14,12 +14,13 @@ from matplotlib.colors import to_hex
 from rich.console import Console
 
 from agents.outcomes import FILE
-from scripts.report import Report, main, read_comparisons, report, summary
+from scripts.report import Report, main, report, summary
 from scripts.reporting import figures, tables
 from scripts.reporting.adaptivity import adaptivity_table, hardness
 from scripts.reporting.comparison import Comparison
 from scripts.reporting.networks import Networks
 from scripts.reporting.networks_figure import networks_figure
+from scripts.reporting.sources import read_comparisons
 from scripts.reporting.styles import COLOURS, colour_of, markers
 from scripts.reporting.tables import Table
 from tests.helpers import BITWIDTHS, BLOCKS, write_lines

@@ -12,7 +12,8 @@ from agents.runs.engines import attempt
 from agents.runs.sweep import sweep
 from backbone.contract import MADE_BY, Maker
 from dfs_env import CascadeMDP, Task, make_task
-from scripts.report import Report, main, read_comparisons
+from scripts.report import Report, main
+from scripts.reporting.sources import read_comparisons
 from tests.helpers import tiny_run
 
 

@@ -1,0 +1,248 @@
+"""Enter a result into the leaderboard: a finished run, or a CSV file with one route for each test image.
+
+    python -m scripts.submit runs/dfs-budget0.05-seed0-1a2b3c4d
+    python -m scripts.submit routes.csv --board Digits --name "my gate" --budget 0.05 --gate-macs 5000
+    python -m scripts.submit
+
+Either is evaluated here, on the board's test images. The entry, with every image's route, is put into the folder
+`entries` next to the page, and the page is written anew from all entries. Without a source only the page is written.
+
+A CSV file has the columns image, block0, block1, ...: the number of a test image, and the action at each decision (an
+index into the bitwidths; where a cascade accepts or continues, 0 or 1). Every image is in it once, in any order.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from agents.evaluation import Evaluation, evaluate, evaluate_routes
+from agents.results import Line, expanded
+from agents.runs.saved import load_run
+from backbone.checkpoint import fingerprint, write_atomically
+from backbone.names import nearest
+from backbone.torch_state import use_threads
+from dfs_env.registration import ENVIRONMENTS
+from dfs_env.table_mdp import TableMDP
+from dfs_env.task import Task, make_task
+from scripts.cli import clear_errors
+from scripts.reporting.comparison import Comparison
+from scripts.reporting.networks import HULL, by_dataset
+from scripts.reporting.sources import read_comparisons
+from scripts.reporting.stats import UpperHull
+from scripts.reporting.tables import LEGEND, Table, marked_difference, with_interval
+
+BOARDS = {name.removeprefix("DFS/").removesuffix("-v0"): task for name, task in ENVIRONMENTS.items()}
+"""The boards: registered environments, by their names without prefix and version."""
+INTRODUCTION = f"""# Leaderboard
+
+Each board is a registered environment. Entries are ordered by their difference to the static hull of their data set, in
+points of test accuracy at equal MBitOps, with the gate's own work included. {HULL}
+
+Enter a run by `python -m scripts.submit RUN`, and send the changed files as a pull request. Entries hold every image's
+route ([entries](leaderboard/entries)); a test runs these routes again, and compares this page with them.
+"""
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Enter a result into the leaderboard."""
+
+    source: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of a finished run, or a CSV file of routes."""
+    board: str = ""
+    """The board, such as "Digits" or "CIFAR10-Cascade"; by default that of the run's network."""
+    name: str = ""
+    """What the leaderboard calls it; by default the run's method. Entries of the same name differ in budget or seed."""
+    budget: float | None = None
+    """Of a CSV file: fraction of full execution that it was to stay within."""
+    seed: int = 0
+    """Of a CSV file: of the policy's training."""
+    gate_macs: float | None = None
+    """Of a CSV file: the policy's own multiply-accumulates (float32) for an image; 0 for given routes."""
+    output: Path = Path("docs")
+    """Folder of leaderboard.md."""
+    data: str | None = None
+    """Data folder; by default $DFS_DATA, else the user's cache folder."""
+    trust_code: bool = False
+    """Import what the run names from installed packages: only for runs that you made."""
+
+
+def network_of(task: Task) -> dict[str, Any]:
+    """What two tasks must share so that their results can be compared."""
+    stages = [stage.network if isinstance(stage, TableMDP) else stage for stage in task.mdp.stages]
+    source = task.dataset.original if isinstance(task.mdp, TableMDP) else task.dataset  # type: ignore[attr-defined]
+    return {
+        "data set": source.name,
+        "number of test images": len(task.dataset.split("test")),
+        "weights": [fingerprint(each.backbone.state_dict().values(), each.backbone.config) for each in stages],
+        "bitwidths": list(task.mdp.bitwidths),
+        "ungated blocks": task.mdp.ungated_blocks,
+        "views": list(getattr(task.mdp, "views", [])),
+        "combined prediction": getattr(task.mdp, "combine", None),
+    }
+
+
+def board_of(task: Task, wanted: str, data: str | None) -> tuple[str, Task]:
+    """The board whose network a task has, and the board's own task.
+
+    Raises:
+        ValueError: none has; says what differs.
+    """
+    dataset, found, differs = task.dataset.source, network_of(task), ""
+    for name in [wanted] if wanted else [each for each, given in BOARDS.items() if given["dataset"] == dataset]:
+        try:
+            own = board_task(name, data)
+        except FileNotFoundError:
+            continue  # a network that nobody has trained
+        other = network_of(own)
+        if found == other:
+            return name, own
+        key = next(key for key, value in other.items() if value != found[key])
+        differs += f"; {name} differs in {key}" + f" ({other[key]}, not {found[key]})" * (key != "weights")
+    raise ValueError(f"the run is on no board's network{differs}")
+
+
+def board_task(name: str, data: str | None) -> Task:
+    """The task of a board, played on its network.
+
+    Raises:
+        ValueError: no such board.
+    """
+    if name not in BOARDS:
+        raise ValueError(f"there is no board {name!r}{nearest(name, list(BOARDS))}: give --board with its name")
+    return make_task(**{key: value for key, value in BOARDS[name].items() if key not in ("budget", "table")}, data=data)
+
+
+def read_routes(file: Path, images: int, layers: int, actions: list[int]) -> Tensor:
+    """The routes [N, L] of a CSV file.
+
+    Args:
+        file: the CSV file.
+        images: N.
+        layers: L, the decisions of an image.
+        actions: how many actions there are at each decision [L].
+
+    Raises:
+        ValueError: an image is missing or twice, or an impossible action; the line is named.
+    """
+    heads = ["image", *(f"block{layer}" for layer in range(layers))]
+    routes = torch.full((images, layers), -1)
+    with file.open(newline="") as text:
+        rows = csv.reader(text)
+        if (first := next(rows, [])) != heads:
+            raise ValueError(f"{file}: the first line must be {','.join(heads)}, got {','.join(first)[:200]}")
+        for number, row in enumerate(rows, 2):
+            if len(row) != len(heads) or not all(each.strip().isdecimal() for each in row):
+                raise ValueError(f"{file}, line {number}: {len(heads)} whole numbers are needed, got {','.join(row)}")
+            image, *route = map(int, row)
+            if image >= images or routes[image, 0] >= 0:
+                problem = "occurs twice" if image < images else f"is not among the {images} test images"
+                raise ValueError(f"{file}, line {number}: image {image} {problem}")
+            for layer, action in enumerate(route):
+                if action >= actions[layer]:
+                    raise ValueError(
+                        f"{file}, line {number}: action {action} at block{layer} must be below {actions[layer]}"
+                    )
+            routes[image] = torch.tensor(route)
+    missing = (routes[:, 0] < 0).nonzero().squeeze(1).tolist()
+    if missing:
+        raise ValueError(f"{file}: {len(missing)} of {images} images are missing, the first of them image {missing[0]}")
+    return routes
+
+
+def entries_of_run(args: Submit, folder: Path) -> Iterator[tuple[str, Task, Line, Evaluation]]:
+    """Board, task, result line and evaluation of a run at each budget that it serves.
+
+    Raises:
+        ValueError: it is on no board's network, or has not decided block by block.
+    """
+    policy, task, result = load_run(folder, data=args.data, trust_code=args.trust_code)
+    board, own = board_of(task, args.board, args.data)
+    for line in expanded([result]):
+        found = evaluate(policy, task, "test", line["budget"])
+        if not found.routes.numel():
+            raise ValueError(f"{folder} has no route of an image, and the leaderboard is of routes")
+        yield board, own, line, found
+
+
+def enter(args: Submit, source: Path) -> list[Path]:
+    """Evaluate, and write the entries.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_routes` and `entries_of_run`.
+    """
+    place = args.output / "leaderboard" / "entries"
+    if source.is_dir():
+        written = []
+        for board, task, line, found in entries_of_run(args, source):
+            name = args.name or str(line["label"])
+            written.append(found.write_line(place / board, name, task, line["budget"], line["seed"]))
+        return written
+    absent = [name for name in ("board", "name", "budget", "gate_macs") if getattr(args, name) in (None, "")]
+    if absent:
+        raise ValueError(f"a file of routes needs {', '.join('--' + each.replace('_', '-') for each in absent)}")
+    task = board_task(args.board, args.data)
+    layers = range(task.mdp.num_layers)
+    actions = [2 if layer in task.mdp.accept_layers else task.mdp.num_actions for layer in layers]
+    routes = read_routes(source, len(task.dataset.split("test")), len(layers), actions)
+    found = evaluate_routes(task.mdp, task, "test", routes, gate_macs=args.gate_macs or 0.0)
+    return [found.write_line(place / args.board, args.name, task, args.budget or 0.0, args.seed)]
+
+
+def page(folder: Path) -> str:
+    """The leaderboard in Markdown, from the entries in `folder`/leaderboard/entries."""
+    boards = sorted(each for each in (folder / "leaderboard" / "entries").glob("*") if each.is_dir())
+    comparisons = read_comparisons(boards)
+    hulls = {each.name: networks.hull for networks in by_dataset(comparisons) for each in networks.comparisons}
+    parts = [INTRODUCTION]
+    for each in comparisons:
+        parts += [f"## {each.name}", f"`DFS/{each.name}-v0`: {each.network}.", table(each, hulls[each.name]).markdown()]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def table(board: Comparison, hull: UpperHull) -> Table:
+    """A board, the greatest difference to the static hull first."""
+    found = [(row.difference(hull, "bitops").estimate, row) for row in board.summaries]
+    found.sort(key=lambda pair: -1.0 if pair[0].value != pair[0].value else -pair[0].value)
+    rows = [
+        [
+            row.label,
+            f"{row.budget:g}",
+            str(len(row.lines)),
+            with_interval(row.accuracy),
+            f"{1e-6 * row.mean('bitops'):.1f}",
+            f"{row.mean('cost'):.4f}",
+            marked_difference(gain),
+        ]
+        for gain, row in found
+    ]
+    heads = ("entry", "budget", "seeds", "accuracy %", "MBitOps", board.cost_name)
+    return Table((*heads, "difference to the static hull"), rows, f"Interquartile mean over seeds. {LEGEND}")
+
+
+def main(args: Submit) -> None:
+    """Enter what is given, and write the page."""
+    use_threads(1)
+    for file in enter(args, args.source) if args.source else ():
+        print(f"wrote {file.parent}")
+    file = args.output / "leaderboard.md"
+    write_atomically(file, page(args.output))
+    print(f"wrote {file}")
+
+
+def start() -> None:
+    """Run the command line."""
+    with clear_errors():
+        main(tyro.cli(Submit, description=__doc__))
+
+
+if __name__ == "__main__":
+    start()
