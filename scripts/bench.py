@@ -6,6 +6,7 @@
     python -m scripts.bench latency --dataset cifar10 --depth 38
     python -m scripts.bench policy runs/RUN
     python -m scripts.bench tables
+    python -m scripts.bench cascade
 
 A case's figure is the median of several repeats. The cases take turns, because a machine's speed drifts; the ratios
 between them are the figures to trust.
@@ -18,6 +19,7 @@ from typing import Any
 
 import tyro
 
+from scripts.benchmarks.cascade import Cascade
 from scripts.benchmarks.environment import Env
 from scripts.benchmarks.latency import Latency
 from scripts.benchmarks.policy import Policy
@@ -26,6 +28,7 @@ from scripts.benchmarks.tables import Tables
 from scripts.cli import clear_errors
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "cascade": Cascade,
     "env": Env,
     "latency": Latency,
     "policy": Policy,

@@ -63,7 +63,7 @@ class Setting:
 
     def __init__(self, args: Env) -> None:
         use_threads(args.threads)
-        self.env = noise_env(ResNetConfig(args.depth, bitwidths=args.bitwidths), args.batch_size)
+        self.env = noise_env(args.batch_size, ResNetConfig(args.depth, bitwidths=args.bitwidths))
         self.env.reset(seed=0)
         task = self.env.task
         self.mdp = task.mdp

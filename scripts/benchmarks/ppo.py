@@ -87,7 +87,7 @@ class Ppo:
     def measured(self) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
         """Seconds of each rollout, and in all of each part, on both engines, which take turns on one learner."""
         use_threads(self.threads)
-        env, clock = noise_env(ResNetConfig(self.depth), self.num_envs), Clock()
+        env, clock = noise_env(self.num_envs, ResNetConfig(self.depth)), Clock()
         mdp = env.task.mdp
         sizes: dict[str, Any] = {"n_steps": mdp.num_layers, "batch_size": self.batch_size, "n_epochs": self.n_epochs}
         model = PPO("MlpPolicy", SB3VecEnv(env), device="cpu", **sizes)

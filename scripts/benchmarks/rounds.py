@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from backbone.data import IMAGE_SIZE, Dataset, Split
 from backbone.resnet import ResNet, ResNetConfig
+from dfs_env.cascade import CascadeMDP
 from dfs_env.env import DFSVectorEnv
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
@@ -62,10 +63,12 @@ def on_engine(name: str) -> Iterator[None]:
         yield
 
 
-def noise_env(config: ResNetConfig, num_envs: int) -> DFSVectorEnv:
-    """The environment of an untrained network on random images, the same for the same arguments."""
+def noise_env(num_envs: int, *configs: ResNetConfig) -> DFSVectorEnv:
+    """The environment of an untrained network, or of several as a cascade, on random images, the same for the same
+    arguments."""
     torch.manual_seed(0)
-    mdp = BlockMDP(ResNet(config).eval().requires_grad_(False))
+    stages = [BlockMDP(ResNet(config).eval().requires_grad_(False)) for config in configs]
+    mdp = stages[0] if len(stages) == 1 else CascadeMDP(stages)
     pixels = torch.randint(256, (num_envs, 3, IMAGE_SIZE, IMAGE_SIZE), dtype=torch.uint8)
     split = Split(pixels, torch.arange(num_envs) % 10)
     task = Task(mdp, Dataset("noise", 10, (0.5,) * 3, (0.25,) * 3, split, split, split, flip=True, pad=4))

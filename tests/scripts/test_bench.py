@@ -1,6 +1,7 @@
 """The measurements run, and measure what they say. Their figures are no test: machines differ."""
 
 import os
+import re
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from backbone import integer
 from backbone.resnet import ResNet, ResNetConfig
-from scripts.benchmarks import environment, ppo, rounds, runtimes
+from scripts.benchmarks import cascade, environment, ppo, rounds, runtimes
 from tests.helpers import negate_some_gains, settle
 
 SMALL = environment.Env(depth=8, batch_size=6, repeats=2)
@@ -145,3 +146,13 @@ def test_what_no_integer_kernel_runs_is_refused(config, culprit):
     backbone = ResNet(ResNetConfig(8, width=4, **config)).eval()
     with pytest.raises(runtimes.UnavailableError, match=culprit):
         runtimes.openvino(backbone, (2, 3, 32, 32), int8=True)
+
+
+# --- cascade
+
+
+def test_a_cascade_is_measured_next_to_its_second_network(capsys):
+    cascade.Cascade(depths=(8, 8), batch_sizes=(6,), steps=12, repeats=1).run()
+    assert re.search(r"│ 6 +│ [\d,]+ +│ [\d,]+ +│ \d+\.\d\d +│", capsys.readouterr().out)
+    with pytest.raises(ValueError, match="steps"):
+        cascade.Cascade(steps=0)

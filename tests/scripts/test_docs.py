@@ -16,7 +16,7 @@ from agents.methods import method
 from agents.recorder import Recorder
 from agents.runs.experiment import read_experiment
 from agents.runs.planning import plan
-from scripts import bench, compare, convert, play, pretrain, report, tabulate, train
+from scripts import bench, compare, convert, play, pretrain, report, submit, tabulate, train
 from scripts import evaluate as evaluate_command
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +109,7 @@ COMMANDS = {
     "play": play.Play,
     "pretrain": pretrain.Pretrain,
     "report": report.Report,
+    "submit": submit.Submit,
 }
 
 
