@@ -14,6 +14,8 @@ from dfs_env.safety import SafeDFSEnv, SafeDFSVectorEnv
 from dfs_env.single_env import DFSEnv
 from dfs_env.task import make_task
 
+CASCADE: dict[str, Any] = {"combine": "average", "budget": 0.08}
+"""What the registered cascades share: averaged predictions are at least as accurate as the last one."""
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "DFS/Digits-v0": {"dataset": "digits", "depth": 14, "width": 12},
     "DFS/Digits-Table-v0": {"dataset": "digits", "depth": 14, "width": 12, "table": True},
@@ -24,9 +26,9 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "DFS/CIFAR100-ResNet20-v0": {"dataset": "cifar100", "depth": 20},
     "DFS/CIFAR100-ResNet38-v0": {"dataset": "cifar100", "depth": 38},
     "DFS/CIFAR100-ResNet74-v0": {"dataset": "cifar100", "depth": 74},
-    "DFS/CIFAR10-Cascade-v0": {"dataset": "cifar10", "stages": ("resnet20", "resnet38"), "budget": 0.08},
-    "DFS/CIFAR100-Cascade-v0": {"dataset": "cifar100", "stages": ("resnet20", "resnet38"), "budget": 0.08},
-    "DFS/Digits-Cascade-v0": {"dataset": "digits", "stages": ("resnet8", "resnet14"), "budget": 0.08},
+    "DFS/CIFAR10-Cascade-v0": {"dataset": "cifar10", "stages": ("resnet20", "resnet38"), **CASCADE},
+    "DFS/CIFAR100-Cascade-v0": {"dataset": "cifar100", "stages": ("resnet20", "resnet38"), **CASCADE},
+    "DFS/Digits-Cascade-v0": {"dataset": "digits", "stages": ("resnet8", "resnet14"), **CASCADE},
 }
 """The registered ids and the task that each stands for; every other argument can be given to `gymnasium.make`. Each
 also exists with vector rewards, as DFS/MO-NAME, and with separate costs, as DFS/Safe-NAME."""
