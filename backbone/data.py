@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,9 @@ class Dataset:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A data set that was loaded by name is pickled as its name, and loaded again."""
-        source = vars(self).get("_source")
+        source, held_out = vars(self).get("_source"), vars(self).get("_held_out")
+        if source and held_out:
+            return load_held_out, (*source, held_out)
         return (load_dataset, source) if source else super().__reduce_ex__(protocol)
 
     def split(self, name: str) -> Split:
@@ -157,6 +159,25 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     """
     resolve("data set", without_parameters(name), LOADERS)  # what is no name cannot be looked up among those loaded
     return _load(name, data_folder(folder))
+
+
+@cache
+def load_held_out(name: str, folder: str | Path | None, number: int) -> Dataset:
+    """A data set to train gates on images that the backbone was not trained on: the first `number` validation images
+    are its training images, and the others remain for validation.
+
+    On images that it was trained on, a backbone is overconfident: its confidence says less about others.
+
+    Raises:
+        ValueError: impossible numbers; see `load_dataset`, too.
+    """
+    dataset = load_dataset(name, folder)
+    images, labels = dataset.validation.images, dataset.validation.labels
+    checked_integer(number, "held_out", 1, len(labels) - 1, dataset.name)
+    first, others = Split(images[:number], labels[:number]), Split(images[number:], labels[number:])
+    found = replace(dataset, train=first, validation=others)
+    vars(found).update(_source=vars(dataset)["_source"], _held_out=number)
+    return found
 
 
 def without_parameters(name: str) -> str:

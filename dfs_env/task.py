@@ -13,7 +13,7 @@ from tqdm import tqdm
 from backbone.checkpoint import find_checkpoint, read_backbone
 from backbone.confidence import LinearHeads, fit_heads
 from backbone.contract import Bitwidths, make_backbone
-from backbone.data import SPLITS, Dataset, Split, data_folder, load_dataset
+from backbone.data import SPLITS, Dataset, Split, data_folder, load_dataset, load_held_out
 from backbone.data_checks import checked_integer
 from backbone.progress import PATIENCE
 from backbone.resnet import ResNet, ResNetConfig
@@ -135,6 +135,7 @@ def make_task(
     backbone: str | None = None,
     table: bool = False,
     table_images: int | None = None,
+    held_out: int = 0,
 ) -> Task:
     """Load a data set and a frozen backbone, or several as the stages of a cascade.
 
@@ -158,6 +159,8 @@ def make_task(
             `width` do not apply; by default what `checkpoint` holds, else the ResNet.
         table: whether a table of all routes is played in place of the network, see `tabled`.
         table_images: how many images of each split are in its table, the first ones; all by default.
+        held_out: so many validation images are the training images, see `backbone.data.load_held_out`; 0 for the data
+            set's own.
 
     Raises:
         FileNotFoundError: no such checkpoint or latency table (the message says which command makes it), or data files
@@ -201,6 +204,8 @@ def make_task(
     task = Task(mdp, images)
     if observation in CONFIDENT:
         task.ensure_confidence()
+    if held_out:
+        task = Task(task.mdp, load_held_out(dataset, data, held_out))
     return tabled(task, data_folder(data), table_images) if table else task
 
 

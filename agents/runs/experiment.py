@@ -51,7 +51,7 @@ PLANNED = ("budget", "seed", "eval_budgets")
 """Options of methods that an experiment's budgets and seeds set."""
 NETWORK = ("depth", "stages")
 """Entries of the task that choose the network. Variants on several networks are compared in absolute BitOps."""
-OWN_TASK = ("observation", "device", "table", *NETWORK)
+OWN_TASK = ("observation", "device", "table", "held_out", *NETWORK)
 """Entries of the task in which variants may differ: accuracies and costs remain comparable."""
 
 
