@@ -1,5 +1,7 @@
 """Runs: when one is done again, what its folder holds of each test image, and lines measured at several budgets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from agents.policies import AllocationPolicy
 from agents.results import RESULT, expanded
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
+from agents.runs.saved import load_run
 from agents.runs.sweep import finished
 from backbone.checkpoint import save_backbone
 from tests.helpers import result_line, tiny_run
@@ -104,3 +107,14 @@ def test_a_line_of_several_budgets_becomes_one_for_each():
     assert first["method"] == second["method"] == "ppo"
     assert second["config"] == several["config"]
     assert expanded([first, second, other]) == [first, second, other]
+
+
+def test_a_run_on_held_out_images_is_another_run_and_is_loaded_with_them(tiny_data, tmp_path):
+    plain = tiny_run("ppo", tiny_data)
+    held = replace(plain, task=replace(plain.task, held_out=8))
+    assert "held_out" not in plain.resolved()["task"]
+    assert held.identity != plain.identity
+    result = run(held, tmp_path)
+    policy, task, _ = load_run(tmp_path / result["run"])
+    assert [len(task.dataset.split(name)) for name in ("train", "validation", "test")] == [8, 4, 8]
+    assert evaluate(policy, task, "test", 0.3).accuracy == result["accuracy"]

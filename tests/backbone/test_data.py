@@ -24,6 +24,7 @@ from backbone.data import (
     cutout,
     data_folder,
     load_dataset,
+    load_held_out,
     stratified_parts,
 )
 from backbone.names import is_library, is_own, parse_call, resolve
@@ -215,6 +216,20 @@ def test_a_data_set_with_a_dial_serves_networks_that_were_trained_without(monkey
             load_dataset(wrong)
     with pytest.raises(ValueError, match="has no option 'dial'"):
         load_dataset("cifar10(dial=1)", tmp_path)
+
+
+def test_held_out_images_are_those_of_validation_and_are_pickled_by_their_number(tiny_data):
+    base, held = load_dataset(tiny_data), load_held_out(tiny_data, None, 8)
+    assert torch.equal(held.train.images, base.validation.images[:8])
+    assert torch.equal(held.validation.labels, base.validation.labels[8:])
+    assert torch.equal(held.test.images, base.test.images)
+    assert (held.name, held.source) == (base.name, base.source)
+    content = pickle.dumps(held)
+    assert len(content) < 1000
+    assert torch.equal(pickle.loads(content).train.images, held.train.images)
+    for wrong in (0, 12, 2.5):
+        with pytest.raises(ValueError, match=f"held_out.*{wrong}"):
+            load_held_out(tiny_data, None, wrong)
 
 
 def test_digits_draws_repeat_exactly_under_a_seed():
