@@ -6,6 +6,7 @@ the best policy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -29,6 +30,8 @@ from backbone.schedules import make_schedule
 from dfs_env.env import DFSVectorEnv
 from dfs_env.task import Task
 
+START_PROBABILITY = 0.9
+"""Of the bitwidth that an untrained policy prefers, if it prefers one."""
 MODEL_STATE = (
     "num_timesteps",
     "_current_progress_remaining",
@@ -96,6 +99,8 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
     )
     venv = SB3VecEnv(env)
     model: Any = config.algorithm(config.policy, venv, device="cpu", **arguments)
+    if (start_bits := getattr(config, "start_bits", None)) is not None:
+        prefer(model, task.mdp.bitwidths, start_bits)
     model.set_logger(recorder.logger)
     recorder.track_weights(model.policy, *([task.mdp.backbone] if config.cotrain else []))
     # One rollout more than is needed: the callback stops between two rollouts, once all images are seen.
@@ -107,6 +112,19 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
         raise
     recorder.restore_best()
     return SB3Policy(model, task.mdp)
+
+
+def prefer(model: Any, bitwidths: tuple[int, ...], bits: int) -> None:
+    """Have an untrained policy choose one of the bitwidths with a probability of `START_PROBABILITY`.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if bits not in bitwidths:
+        raise ValueError(f"start_bits {bits} must be one of the bitwidths {bitwidths}")
+    odds = START_PROBABILITY * (len(bitwidths) - 1) / (1 - START_PROBABILITY)
+    with torch.no_grad():
+        model.policy.action_net.bias[bitwidths.index(bits)] += math.log(odds)
 
 
 class _Rollouts(BaseCallback):
