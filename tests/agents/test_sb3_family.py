@@ -296,3 +296,12 @@ def test_the_macs_of_a_recurrent_policy_are_those_of_what_decides(task):
         assert count_macs(lstm, lambda lstm=lstm, shape=shape: lstm(torch.zeros(shape))) == {"": 7 * 12 * (8 + 6)}
     gru = torch.nn.GRUCell(5, 3)
     assert count_macs(gru, lambda: gru(torch.zeros(2, 5))) == {"": 3 * 3 * (5 + 3)}
+
+
+@pytest.mark.parametrize("label", ["ppo", "recurrent_ppo", "maskable_ppo"])
+def test_an_untrained_policy_prefers_the_bitwidth_that_it_starts_from(label, task):
+    policy = train(label, task, start_bits=4, learning_rate=0.0, budget=0.9)
+    histogram = np.array(evaluate(policy, task, "test", 0.9).histogram)
+    assert np.all(histogram[:, task.mdp.bitwidths.index(4)] == 1)
+    with pytest.raises(ValueError, match="start_bits 3"):
+        train(label, task, start_bits=3, budget=0.9)
