@@ -109,6 +109,16 @@ class BlockMDP:
         other._set_observation(observation)
         return other
 
+    def action_of(self, bits: int, name: str = "bits") -> int:
+        """The action that chooses a bitwidth.
+
+        Raises:
+            ValueError: it is none of the bitwidths; `name` is what the error calls it.
+        """
+        if bits not in self.bitwidths:
+            raise ValueError(f"{name} {bits} must be one of the bitwidths {self.bitwidths}")
+        return self.bitwidths.index(bits)
+
     @property
     def feature_shapes(self) -> list[tuple[int, ...]]:
         """(C, H, W) of the features before each decision, and after the last."""

@@ -55,6 +55,8 @@ class FromStaticConfig(GateConfig, SearchConfig):
     """Factor on it over training. "linear" lets it fall to 0, so that decisions are greedy in the end."""
     start_static: float = limited(0.9, low=0, below=1)
     """Probability of `static`'s action at each block in the untrained gate; 0 to start without `static`."""
+    start_bits: int | None = None
+    """Bitwidth of every block in place of `static`'s allocation; where a cascade accepts or continues, it continues."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +74,11 @@ class FromStaticConfig(GateConfig, SearchConfig):
         """A new gate, at its start."""
         learner = GateLearner(self, task, recorder)
         if self.start_static:
-            allocation, _ = best_allocation(self, task)
+            if self.start_bits is None:
+                allocation, _ = best_allocation(self, task)
+            else:
+                action = task.mdp.action_of(self.start_bits, "start_bits")
+                allocation = torch.full((task.mdp.num_layers,), action)
             prefer(learner.gate, allocation.to(task.mdp.device), task.mdp.num_actions, self.start_static)
         return learner
 

@@ -100,7 +100,7 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
     venv = SB3VecEnv(env)
     model: Any = config.algorithm(config.policy, venv, device="cpu", **arguments)
     if (start_bits := getattr(config, "start_bits", None)) is not None:
-        prefer(model, task.mdp.bitwidths, start_bits)
+        prefer(model, task.mdp.action_of(start_bits, "start_bits"))
     model.set_logger(recorder.logger)
     recorder.track_weights(model.policy, *([task.mdp.backbone] if config.cotrain else []))
     # One rollout more than is needed: the callback stops between two rollouts, once all images are seen.
@@ -114,17 +114,11 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
     return SB3Policy(model, task.mdp)
 
 
-def prefer(model: Any, bitwidths: tuple[int, ...], bits: int) -> None:
-    """Have an untrained policy choose one of the bitwidths with a probability of `START_PROBABILITY`.
-
-    Raises:
-        ValueError: it is none of them.
-    """
-    if bits not in bitwidths:
-        raise ValueError(f"start_bits {bits} must be one of the bitwidths {bitwidths}")
-    odds = START_PROBABILITY * (len(bitwidths) - 1) / (1 - START_PROBABILITY)
+def prefer(model: Any, action: int) -> None:
+    """Have an untrained policy choose an action with a probability of `START_PROBABILITY`."""
+    bias = model.policy.action_net.bias
     with torch.no_grad():
-        model.policy.action_net.bias[bitwidths.index(bits)] += math.log(odds)
+        bias[action] += math.log(START_PROBABILITY * (len(bias) - 1) / (1 - START_PROBABILITY))
 
 
 class _Rollouts(BaseCallback):
