@@ -6,8 +6,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test check install extras bench clean
 
 demo: .venv/installed
-	$(BIN)/python -m scripts.compare --methods constant dfs oracle ppo random skipnet-tuned static \
-		--output runs/demo --seeds 0 1 --num-images 24000
+	$(BIN)/python -m scripts.compare docs/demo/demo.toml --output runs/demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -q -n 2
