@@ -161,7 +161,6 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     return _load(name, data_folder(folder))
 
 
-@cache
 def load_held_out(name: str, folder: str | Path | None, number: int) -> Dataset:
     """A data set to train gates on images that the backbone was not trained on: the first `number` validation images
     are its training images, and the others remain for validation.
@@ -171,6 +170,11 @@ def load_held_out(name: str, folder: str | Path | None, number: int) -> Dataset:
     Raises:
         ValueError: impossible numbers; see `load_dataset`, too.
     """
+    return _load_held_out(name, data_folder(folder), number)
+
+
+@cache
+def _load_held_out(name: str, folder: Path, number: int) -> Dataset:
     dataset = load_dataset(name, folder)
     images, labels = dataset.validation.images, dataset.validation.labels
     checked_integer(number, "held_out", 1, len(labels) - 1, dataset.name)

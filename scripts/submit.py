@@ -14,6 +14,7 @@ index into the bitwidths; where a cascade accepts or continues, 0 or 1). Every i
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,18 +37,22 @@ from scripts.cli import clear_errors
 from scripts.reporting.comparison import Comparison
 from scripts.reporting.networks import HULL, by_dataset
 from scripts.reporting.sources import read_comparisons
-from scripts.reporting.stats import UpperHull
+from scripts.reporting.stats import UNKNOWN, UpperHull
 from scripts.reporting.tables import LEGEND, Table, marked_difference, with_interval
 
-BOARDS = {name.removeprefix("DFS/").removesuffix("-v0"): task for name, task in ENVIRONMENTS.items()}
+BOARDS = {
+    name.removeprefix("DFS/").removesuffix("-v0"): task for name, task in ENVIRONMENTS.items() if "table" not in task
+}
 """The boards: registered environments, by their names without prefix and version."""
 INTRODUCTION = f"""# Leaderboard
 
 Each board is a registered environment. Entries are ordered by their difference to the static hull of their data set, in
-points of test accuracy at equal MBitOps, with the gate's own work included. {HULL}
+points of test accuracy at equal MBitOps, with the gate's own work included. Static networks, which the hull is made of,
+come last. Policies must not use the labels of test images. {HULL}
 
 Enter a run by `python -m scripts.submit RUN`, and send the changed files as a pull request. Entries hold every image's
-route ([entries](leaderboard/entries)); a test runs these routes again, and compares this page with them.
+route ([entries](leaderboard/entries)). A test runs those of the boards on digits again, and compares this page with
+all.
 """
 
 
@@ -101,6 +106,8 @@ def board_of(task: Task, wanted: str, data: str | None) -> tuple[str, Task]:
         try:
             own = board_task(name, data)
         except FileNotFoundError:
+            if wanted:
+                raise
             continue  # a network that nobody has trained
         other = network_of(own)
         if found == other:
@@ -165,6 +172,8 @@ def entries_of_run(args: Submit, folder: Path) -> Iterator[tuple[str, Task, Line
         ValueError: it is on no board's network, or has not decided block by block.
     """
     policy, task, result = load_run(folder, data=args.data, trust_code=args.trust_code)
+    if result["role"] == "bound":
+        raise ValueError(f"{folder} is a bound, which uses what no policy has: the leaderboard is of policies")
     board, own = board_of(task, args.board, args.data)
     for line in expanded([result]):
         found = evaluate(policy, task, "test", line["budget"])
@@ -181,20 +190,31 @@ def enter(args: Submit, source: Path) -> list[Path]:
     """
     place = args.output / "leaderboard" / "entries"
     if source.is_dir():
+        given = [name for name in ("budget", "gate_macs") if getattr(args, name) is not None] + ["seed"] * bool(
+            args.seed
+        )
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} is for a file of routes: a run says it itself")
         written = []
         for board, task, line, found in entries_of_run(args, source):
             name = args.name or str(line["label"])
             written.append(found.write_line(place / board, name, task, line["budget"], line["seed"]))
         return written
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist: give the folder of a finished run, or a file of routes")
     absent = [name for name in ("board", "name", "budget", "gate_macs") if getattr(args, name) in (None, "")]
     if absent:
         raise ValueError(f"a file of routes needs {', '.join('--' + each.replace('_', '-') for each in absent)}")
+    assert args.gate_macs is not None
+    assert args.budget is not None
+    if not 0 <= args.gate_macs < math.inf:
+        raise ValueError(f"gate_macs {args.gate_macs} must be a finite number, 0 or more")
     task = board_task(args.board, args.data)
     layers = range(task.mdp.num_layers)
     actions = [2 if layer in task.mdp.accept_layers else task.mdp.num_actions for layer in layers]
     routes = read_routes(source, len(task.dataset.split("test")), len(layers), actions)
-    found = evaluate_routes(task.mdp, task, "test", routes, gate_macs=args.gate_macs or 0.0)
-    return [found.write_line(place / args.board, args.name, task, args.budget or 0.0, args.seed)]
+    found = evaluate_routes(task.mdp, task, "test", routes, gate_macs=args.gate_macs)
+    return [found.write_line(place / args.board, args.name, task, args.budget, args.seed)]
 
 
 def page(folder: Path) -> str:
@@ -209,9 +229,11 @@ def page(folder: Path) -> str:
 
 
 def table(board: Comparison, hull: UpperHull) -> Table:
-    """A board, the greatest difference to the static hull first."""
-    found = [(row.difference(hull, "bitops").estimate, row) for row in board.summaries]
-    found.sort(key=lambda pair: -1.0 if pair[0].value != pair[0].value else -pair[0].value)
+    """A board, the greatest difference to the static hull first; static networks last, by ascending MBitOps."""
+    static = sorted((row for row in board.summaries if row.static), key=lambda row: row.mean("bitops"))
+    found = [(row.difference(hull, "bitops").estimate, row) for row in board.summaries if not row.static]
+    found.sort(key=lambda pair: math.inf if math.isnan(pair[0].value) else -pair[0].value)
+    found += [(UNKNOWN.estimate, row) for row in static]
     rows = [
         [
             row.label,

@@ -56,11 +56,14 @@ class FromStaticConfig(GateConfig, SearchConfig):
     start_static: float = limited(0.9, low=0, below=1)
     """Probability of `static`'s action at each block in the untrained gate; 0 to start without `static`."""
     start_bits: int | None = None
-    """Bitwidth of every block in place of `static`'s allocation; where a cascade accepts or continues, it continues."""
+    """Bitwidth of every block in place of `static`'s allocation; where a cascade accepts or continues, it continues
+    (with 0 it accepts)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         make_schedule(self.ent_schedule)
+        if self.start_bits is not None and not self.start_static:
+            raise ValueError("start_bits needs the probability start_static above 0")
         if self.start_full and self.start_static:
             raise ValueError(
                 "a gate starts at full execution or from static: set start_static to 0, or leave out start_full"

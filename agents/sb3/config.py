@@ -195,8 +195,8 @@ class PPOConfig(SB3Config):
     """Factor on it over training. "linear" lets it fall to 0, so that decisions are greedy in the end."""
     start_bits: int | None = None
     """Bitwidth that the untrained policy chooses with a probability of 0.9 for every block; where a cascade accepts or
-    continues, it continues. None for about equal probabilities, under which a network predicts so badly that entering
-    it is seldom worth its cost."""
+    continues, it continues (with 0 it accepts). None for about equal probabilities, under which a network predicts so
+    badly that entering it is seldom worth its cost."""
 
 
 def aligned(config: SB3Config, length: int) -> tuple[dict[str, Any], int]:

@@ -147,3 +147,14 @@ def test_budgets_in_total_cost_on_one_network(tiny_data, tmp_path):
     assert loaded.mdp.cost.unit == "bitops"
     assert config.identity != RunConfig("constant", config.config, TaskConfig(tiny_data, 8, 4, "random")).identity
     assert method("constant").Config.role == "baseline"
+
+
+@pytest.mark.parametrize("name", ["ppo", "rloo"])
+def test_a_policy_that_starts_from_bits_continues_at_first(name, cascade_task):
+    still = {"learning_rate": 0.0} if name == "ppo" else {"lr": 0.0}
+    policy = train(name, cascade_task, start_bits=2, budget=0.9, **still)
+    routes = evaluate(policy, cascade_task, "test", 0.9).routes
+    assert (routes == cascade_task.mdp.bitwidths.index(2)).all()
+    if name == "rloo":
+        with pytest.raises(ValueError, match="start_static"):
+            config_of(name, start_bits=2, start_static=0.0)

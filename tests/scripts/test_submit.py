@@ -50,14 +50,17 @@ def test_the_committed_page_is_that_of_the_committed_entries():
     assert (DOCS / "leaderboard.md").read_text() == page(DOCS)
 
 
-@pytest.mark.parametrize("board", sorted({each.parent.name for each in ENTRIES if "Digits" in each.parent.name}))
-def test_the_recorded_routes_of_the_first_entry_of_a_board_have_its_numbers(board):
-    entry = next(each for each in ENTRIES if each.parent.name == board)
-    line, outcomes, task = read_line(entry / WRITTEN), read_outcomes(entry), board_task(board, None)
-    routes = torch.from_numpy(outcomes.routes).long()
-    found = evaluate_routes(task.mdp, task, "test", routes, gate_macs=line["gate_macs"])
-    for name in ("accuracy", "cost", "total_cost", "bitops"):
-        assert getattr(found, name) == pytest.approx(line[name], rel=1e-6), name
+@pytest.mark.parametrize("board", ["Digits", "Digits-Cascade"])
+def test_the_recorded_routes_have_the_numbers_of_their_entries(board):
+    task = board_task(board, None)
+    entries = [each for each in ENTRIES if each.parent.name == board]
+    assert entries
+    for entry in entries:
+        line, outcomes = read_line(entry / WRITTEN), read_outcomes(entry)
+        routes = torch.from_numpy(outcomes.routes).long()
+        found = evaluate_routes(task.mdp, task, "test", routes, gate_macs=line["gate_macs"])
+        for name in ("accuracy", "cost", "total_cost", "bitops"):
+            assert getattr(found, name) == pytest.approx(line[name], rel=1e-6), (entry.name, name)
 
 
 def test_a_run_enters_the_board_of_its_network_with_its_own_numbers(boards, folder, tmp_path, capsys):
@@ -68,6 +71,16 @@ def test_a_run_enters_the_board_of_its_network_with_its_own_numbers(boards, fold
     assert {line[name] == result[name] for name in ("accuracy", "bitops", "budget", "seed", "label")} == {True}
     text = (tmp_path / "docs" / "leaderboard.md").read_text()
     assert f"| dfs | 0.3 | 1 | {100 * line['accuracy']:.2f} |" in text
+
+
+def test_what_has_no_difference_to_the_hull_comes_last(boards, folder, tmp_path):
+    main(Submit(folder, output=tmp_path / "docs"))
+    for action in (3, 1):
+        file = write_csv(tmp_path / "routes.csv", torch.full((8, 3), action))
+        main(given(file, tmp_path, name=f"all {action}"))
+    rows = [line for line in (tmp_path / "docs" / "leaderboard.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| dfs", "| all 1", "| all 3"]
+    assert all(row.endswith("| - |") for row in rows[3:])
 
 
 def test_a_file_of_routes_is_evaluated_and_its_gate_is_charged(boards, tmp_path):
@@ -103,6 +116,12 @@ def test_what_is_not_said_or_has_no_board_is_refused(boards, tiny_data, folder, 
     for name, unset in (("board", ""), ("name", ""), ("budget", None), ("gate_macs", None)):
         with pytest.raises(ValueError, match=f"needs --{name.replace('_', '-')}"):
             main(given(file, tmp_path, **{name: unset}))
+    with pytest.raises(ValueError, match="gate_macs -1"):
+        main(given(file, tmp_path, gate_macs=-1.0))
+    with pytest.raises(ValueError, match="--budget is for a file"):
+        main(Submit(folder, budget=0.5, output=tmp_path / "docs"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        main(given(tmp_path / "nowhere", tmp_path))
     with pytest.raises(ValueError, match=r"no board 'Tny'; did you mean 'Tiny"):
         main(given(file, tmp_path, board="Tny"))
     with pytest.raises(ValueError, match=r"no board's network; Tiny3 differs in weights"):
