@@ -30,6 +30,9 @@ ARCHITECTURE = "architecture"
 WRITTEN = "written.json"
 """The result line of a hand-written agent, which no run trained, in a folder of its own (`Evaluation.write_line`)."""
 
+COMPARABLE_TASK = ("observation", "table", "held_out")
+"""Entries of the task in which runs that are compared may differ: they change neither costs nor test images."""
+
 REQUIRED_KEYS = ["method", "preset", "label", "role", "cotrained", "dataset", "depth", "bitwidths", "budget", "seed"]
 REQUIRED_KEYS += ["accuracy", "cost", "total_cost", "bitops", "histogram"]
 """What a result line must have for tables and figures."""

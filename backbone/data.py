@@ -108,14 +108,11 @@ class Dataset:
     @property
     def source(self) -> str:
         """The name that it was loaded by, such as "module:function"; its own if it was not."""
-        return str(vars(self).get("_source", (self.name,))[0])
+        return str(vars(self)["_loaded"][1][0]) if "_loaded" in vars(self) else self.name
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A data set that was loaded by name is pickled as its name, and loaded again."""
-        source, held_out = vars(self).get("_source"), vars(self).get("_held_out")
-        if source and held_out:
-            return load_held_out, (*source, held_out)
-        return (load_dataset, source) if source else super().__reduce_ex__(protocol)
+        return vars(self).get("_loaded") or super().__reduce_ex__(protocol)
 
     def split(self, name: str) -> Split:
         """The split "train", "validation" or "test". Raises ValueError if there is no such split, or nothing in it."""
@@ -180,7 +177,7 @@ def _load_held_out(name: str, folder: Path, number: int) -> Dataset:
     checked_integer(number, "held_out", 1, len(labels) - 1, dataset.name)
     first, others = Split(images[:number], labels[:number]), Split(images[number:], labels[number:])
     found = replace(dataset, train=first, validation=others)
-    vars(found).update(_source=vars(dataset)["_source"], _held_out=number)
+    vars(found)["_loaded"] = load_held_out, (name, folder, number)
     return found
 
 
@@ -199,7 +196,7 @@ def _load(name: str, folder: Path) -> Dataset:
         dataset = function(folder, **parameters)
     else:
         dataset = _load_own(name, function, folder)
-    object.__setattr__(dataset, "_source", (name, folder))
+    vars(dataset)["_loaded"] = load_dataset, (name, folder)
     return dataset
 
 

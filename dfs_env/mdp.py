@@ -116,7 +116,7 @@ class BlockMDP:
             ValueError: it is none of the bitwidths; `name` is what the error calls it.
         """
         if bits not in self.bitwidths:
-            raise ValueError(f"{name} {bits} must be one of the bitwidths {self.bitwidths}")
+            raise ValueError(f"{name} {bits} is not among the bitwidths {self.bitwidths}")
         return self.bitwidths.index(bits)
 
     @property

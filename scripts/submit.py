@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,8 +23,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from agents.evaluation import Evaluation, evaluate, evaluate_routes
-from agents.results import Line, expanded
+from agents.evaluation import evaluate, evaluate_routes
+from agents.results import expanded
 from agents.runs.saved import load_run
 from backbone.checkpoint import fingerprint, write_atomically
 from backbone.names import nearest
@@ -125,7 +124,7 @@ def board_task(name: str, data: str | None) -> Task:
     """
     if name not in BOARDS:
         raise ValueError(f"there is no board {name!r}{nearest(name, list(BOARDS))}: give --board with its name")
-    return make_task(**{key: value for key, value in BOARDS[name].items() if key not in ("budget", "table")}, data=data)
+    return make_task(**{key: value for key, value in BOARDS[name].items() if key != "budget"}, data=data)
 
 
 def read_routes(file: Path, images: int, layers: int, actions: list[int]) -> Tensor:
@@ -165,43 +164,38 @@ def read_routes(file: Path, images: int, layers: int, actions: list[int]) -> Ten
     return routes
 
 
-def entries_of_run(args: Submit, folder: Path) -> Iterator[tuple[str, Task, Line, Evaluation]]:
-    """Board, task, result line and evaluation of a run at each budget that it serves.
+def enter_run(args: Submit, folder: Path, place: Path) -> list[Path]:
+    """Evaluate a run at each budget that it serves, and write the entries into `place`.
 
     Raises:
-        ValueError: it is on no board's network, or has not decided block by block.
+        ValueError: an option of files of routes; it is a bound or on no board's network, or has not decided block by
+            block.
     """
+    unfit = [name for name in ("budget", "gate_macs", "seed") if getattr(args, name) != getattr(Submit, name)]
+    if unfit:
+        raise ValueError(f"--{unfit[0].replace('_', '-')} is for a file of routes: a run says it itself")
     policy, task, result = load_run(folder, data=args.data, trust_code=args.trust_code)
     if result["role"] == "bound":
         raise ValueError(f"{folder} is a bound, which uses what no policy has: the leaderboard is of policies")
     board, own = board_of(task, args.board, args.data)
+    name, written = args.name or str(result["label"]), []
     for line in expanded([result]):
         found = evaluate(policy, task, "test", line["budget"])
         if not found.routes.numel():
             raise ValueError(f"{folder} has no route of an image, and the leaderboard is of routes")
-        yield board, own, line, found
+        written.append(found.write_line(place / board, name, own, line["budget"], line["seed"]))
+    return written
 
 
-def enter(args: Submit, source: Path) -> list[Path]:
-    """Evaluate, and write the entries.
+def enter_routes(args: Submit, file: Path, place: Path) -> list[Path]:
+    """Evaluate a file of routes, and write its entry into `place`.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_routes` and `entries_of_run`.
+        FileNotFoundError: there is none.
+        ValueError: an option is missing or impossible; see `read_routes`, too.
     """
-    place = args.output / "leaderboard" / "entries"
-    if source.is_dir():
-        given = [name for name in ("budget", "gate_macs") if getattr(args, name) is not None] + ["seed"] * bool(
-            args.seed
-        )
-        if given:
-            raise ValueError(f"--{given[0].replace('_', '-')} is for a file of routes: a run says it itself")
-        written = []
-        for board, task, line, found in entries_of_run(args, source):
-            name = args.name or str(line["label"])
-            written.append(found.write_line(place / board, name, task, line["budget"], line["seed"]))
-        return written
-    if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist: give the folder of a finished run, or a file of routes")
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist: give the folder of a finished run, or a file of routes")
     absent = [name for name in ("board", "name", "budget", "gate_macs") if getattr(args, name) in (None, "")]
     if absent:
         raise ValueError(f"a file of routes needs {', '.join('--' + each.replace('_', '-') for each in absent)}")
@@ -212,7 +206,7 @@ def enter(args: Submit, source: Path) -> list[Path]:
     task = board_task(args.board, args.data)
     layers = range(task.mdp.num_layers)
     actions = [2 if layer in task.mdp.accept_layers else task.mdp.num_actions for layer in layers]
-    routes = read_routes(source, len(task.dataset.split("test")), len(layers), actions)
+    routes = read_routes(file, len(task.dataset.split("test")), len(layers), actions)
     found = evaluate_routes(task.mdp, task, "test", routes, gate_macs=args.gate_macs)
     return [found.write_line(place / args.board, args.name, task, args.budget, args.seed)]
 
@@ -253,8 +247,10 @@ def table(board: Comparison, hull: UpperHull) -> Table:
 def main(args: Submit) -> None:
     """Enter what is given, and write the page."""
     use_threads(1)
-    for file in enter(args, args.source) if args.source else ():
-        print(f"wrote {file.parent}")
+    if args.source:
+        enter = enter_run if args.source.is_dir() else enter_routes
+        for entry in enter(args, args.source, args.output / "leaderboard" / "entries"):
+            print(f"wrote {entry.parent}")
     file = args.output / "leaderboard.md"
     write_atomically(file, page(args.output))
     print(f"wrote {file}")

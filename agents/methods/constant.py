@@ -33,10 +33,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         ValueError: `bits` is not one of the task's bitwidths, or no bitwidth is within a budget.
     """
     mdp = task.mdp
-    if config.bits is not None and config.bits not in mdp.bitwidths:
-        raise ValueError(f"bits {config.bits} is not among the bitwidths {mdp.bitwidths}")
-    bitwidths = mdp.bitwidths if config.bits is None else (config.bits,)
-    actions = torch.tensor([mdp.bitwidths.index(bits) for bits in bitwidths])
+    actions = torch.arange(mdp.num_actions) if config.bits is None else torch.tensor([mdp.action_of(config.bits)])
     costs, order = mdp.cost.charged.double().sum(0).cpu()[actions].sort(stable=True)
     lowest = min((config.budget, *config.eval_budgets))
     if config.bits is None and lowest < float(costs[0]) - TOLERANCE:

@@ -43,6 +43,7 @@ from typing import Any, get_type_hints
 from agents.method_config import MethodConfig
 from agents.methods import default_config, labels
 from agents.options import fits, fitting, read_toml, toml_table, with_options
+from agents.results import COMPARABLE_TASK
 from agents.runs.config import TaskConfig
 from backbone.names import check_names
 from dfs_env.budgets import check_budget
@@ -51,7 +52,7 @@ PLANNED = ("budget", "seed", "eval_budgets")
 """Options of methods that an experiment's budgets and seeds set."""
 NETWORK = ("depth", "stages")
 """Entries of the task that choose the network. Variants on several networks are compared in absolute BitOps."""
-OWN_TASK = ("observation", "device", "table", "held_out", *NETWORK)
+OWN_TASK = ("device", *COMPARABLE_TASK, *NETWORK)
 """Entries of the task in which variants may differ: accuracies and costs remain comparable."""
 
 

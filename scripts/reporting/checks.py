@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agents.results import Line
+from agents.results import COMPARABLE_TASK, Line
 
 NETWORK = ("dataset", "depth", "bitwidths")
 """Lines that agree on these can be compared with each other; different networks only in absolute BitOps."""
-OWN_TASK = ("observation", "table", "held_out")
-"""Entries of the task in which comparable lines may differ."""
 
 
 def check_comparable(lines: Sequence[Line]) -> None:
@@ -28,7 +26,7 @@ def check_comparable(lines: Sequence[Line]) -> None:
             raise ValueError(f"there are two runs of {label} at budget {run[1]:g} with seed {run[2]}: keep one")
         seen.add(run)
         resolved = line.get("config", {})
-        task = {key: value for key, value in resolved.get("task", {}).items() if key not in OWN_TASK}
+        task = {key: value for key, value in resolved.get("task", {}).items() if key not in COMPARABLE_TASK}
         task |= {f"the source of {module}": digest for module, digest in resolved.get("code", {}).items()}
         task |= {key: line[key] for key in NETWORK}
         own = {key: value for key, value in resolved.get("options", {}).items() if key not in ("budget", "seed")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from agents.results import RESULTS, WRITTEN, Line, read_lines
@@ -19,7 +20,7 @@ def read_comparisons(sources: Iterable[Path], baseline: str = "") -> list[Compar
             name = each.name
             while name in found:
                 name += "'"
-            found[name] = Comparison(name, each.lines, each.folder, baseline)
+            found[name] = each if name == each.name else replace(each, name=name)
     return list(found.values())
 
 

@@ -86,7 +86,7 @@ def test_what_has_no_difference_to_the_hull_comes_last(boards, folder, tmp_path)
 def test_a_file_of_routes_is_evaluated_and_its_gate_is_charged(boards, tmp_path):
     routes = torch.randint(4, (8, 3), generator=torch.Generator().manual_seed(0))
     file, task = write_csv(tmp_path / "routes.csv", routes), board_task("Tiny", None)
-    (entry,) = submit.enter(given(file, tmp_path, gate_macs=5.0), file)
+    (entry,) = submit.enter_routes(given(file, tmp_path, gate_macs=5.0), file, tmp_path)
     line, free = read_line(entry), evaluate_routes(task.mdp, task, "test", routes)
     assert line["accuracy"] == free.accuracy
     assert line["bitops"] == pytest.approx(free.bitops + 5 * 32 * 32)
