@@ -30,8 +30,9 @@ ARCHITECTURE = "architecture"
 WRITTEN = "written.json"
 """The result line of a hand-written agent, which no run trained, in a folder of its own (`Evaluation.write_line`)."""
 
-COMPARABLE_TASK = ("observation", "table", "held_out")
-"""Entries of the task in which runs that are compared may differ: they change neither costs nor test images."""
+COMPARABLE_TASK = ("observation", "table", "held_out", "decisions")
+"""Entries of the task in which runs that are compared may differ: they change neither what a route costs nor the test
+images."""
 
 REQUIRED_KEYS = ["method", "preset", "label", "role", "cotrained", "dataset", "depth", "bitwidths", "budget", "seed"]
 REQUIRED_KEYS += ["accuracy", "cost", "total_cost", "bitops", "histogram"]

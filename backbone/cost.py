@@ -15,7 +15,7 @@ replace block cost as the unit of budgets and rewards.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -99,6 +99,10 @@ class CostTable:
             return self.block
         return self.milliseconds / self.milliseconds[:, -1].sum()
 
+    def grouped(self, count: int) -> CostTable:
+        """The costs of decisions that are each about `count` consecutive blocks."""
+        return replace(self, block=sum_of_groups(self.block, count), total=sum_of_groups(self.total, count))
+
     def route_cost(self, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Cost in the unit of budgets and total cost of routes [B, L] of actions: two tensors [B]."""
         return self._along(self.charged, actions), self._along(self.total, actions) + self.total_ungated
@@ -134,6 +138,11 @@ class CostTable:
         within the `budget` [B] of the whole route, `spent` [B] of it before the block."""
         at_least = spent[:, None] + self.charged[layer] + self.cheapest[layer + 1][..., None]
         return at_least <= budget[:, None] + TOLERANCE
+
+
+def sum_of_groups(rows: Tensor, count: int) -> Tensor:
+    """Sums of every `count` consecutive rows [L * count, A]: [L, A]."""
+    return rows if count == 1 else rows.unflatten(0, (-1, count)).sum(1)
 
 
 UNITS = {"blocks": "block cost", "bitops": "total cost", "latency": "measured time"}
@@ -198,6 +207,8 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 
 
 ACCEPT = 0
 """The action that accepts a prediction, in front of the next stage: that stage is skipped."""
+ENTER = 1
+"""The first of the actions that enter the next stage."""
 
 
 def joined_costs(tables: Sequence[CostTable], unit: str = "bitops") -> CostTable:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from backbone.confidence import NUM_MEASURES, averaged, confidence
 from backbone.contract import num_classes_of
-from backbone.cost import ACCEPT, joined_costs
+from backbone.cost import ACCEPT, ENTER, joined_costs
 from dfs_env.execution import take
 from dfs_env.mdp import BlockMDP, State
 from dfs_env.observations import ObservationLayout, ObservationParts
@@ -104,7 +104,6 @@ class CascadeMDP(BlockMDP):
         self._places = [_Place(i, n) for i, stage in enumerate(self.stages) for n in range(stage.num_layers + 1)][:-1]
         self.num_layers = len(self._places)
         self.cost = joined_costs([stage.cost for stage in self.stages], unit)
-        self._entry_shapes = [stage.feature_shapes[0] for stage in self.stages]
         self.num_classes = num_classes_of(first.backbone)
         self._set_observation(first.observation)
 
@@ -142,6 +141,18 @@ class CascadeMDP(BlockMDP):
         place = self._places[layer]
         return place.layer == self.stages[place.stage].num_layers
 
+    def distinct_actions(self, layer: int) -> int:
+        """See `BlockMDP.distinct_actions`: to accept, or to enter the next stage."""
+        return ENTER + 1 if self._accepts(layer) else self.num_actions
+
+    @property
+    def distinct_routes(self) -> int:
+        """How many routes have different outcomes."""
+        count = 1
+        for stage in reversed(self.stages):
+            count = stage.distinct_routes * (count + 1 if stage is not self.stages[-1] else 1)
+        return count
+
     def skip_is_identity(self, layer: int) -> bool:
         """Whether images that skip at a decision keep their features, in the same memory."""
         place = self._places[layer]
@@ -163,7 +174,7 @@ class CascadeMDP(BlockMDP):
         nothing = first.cost.new_zeros(len(images), self.num_classes)
         reach = torch.ones_like(first.cost)
         return CascadeState(
-            **vars(first), images=images, prediction=nothing, reach=reach, accepted=nothing, running=reach > 0
+            first.features, 0, first.cost, first.budget, images, nothing, reach, accepted=nothing, running=reach > 0
         )
 
     def terminal(self, state: State) -> bool:
@@ -213,7 +224,7 @@ class CascadeMDP(BlockMDP):
         cost = state.cost + self.charged_weights(state, weights) @ self.cost.charged[state.layer]
         if self._accepts(state.layer):
             share = 1 - weights[:, ACCEPT]
-            enters = now.running & ((share != 0) | needed[:, ACCEPT + 1 :].any(1))
+            enters = now.running & ((share != 0) | needed[:, ENTER:].any(1))
             return replace(self._entered(now, share, enters), cost=cost)
         undecided = (now.reach != 0)[:, None]  # of others, one outcome is enough: gradients of its weights are 0
         weights = torch.where(now.running[:, None], weights, F.one_hot(torch.tensor(0), self.num_actions).to(weights))
@@ -224,7 +235,7 @@ class CascadeMDP(BlockMDP):
     def observe(self, state: State) -> Tensor:
         """[B, D] observations, whose parts `layout` names; see `BlockMDP.observe`."""
         now, place = _cascade(state), self._place(state.layer)
-        summary = self.stages[place.stage]._summary(now.features, place.layer)
+        summary = self.stages[place.stage].summary(self._inner(now, place))
         features = F.pad(summary, (0, self.layout.num_features - summary.shape[1]))
         nothing = summary.new_zeros(len(summary), 0)
         sure = self.confidence(state) if self.layout.num_confidence else nothing
@@ -268,14 +279,14 @@ class CascadeMDP(BlockMDP):
 
     def _inner(self, state: CascadeState, place: _Place) -> State:
         """The images as the stage's own MDP has them."""
-        return State(state.features, place.layer, state.cost, state.budget)
+        return self.stages[place.stage].resumed(state, place.layer, state.images)
 
     def _predicted(self, state: CascadeState, place: _Place) -> CascadeState:
         """After a block: with the stage's prediction, if that was its last block."""
         stage = self.stages[place.stage]
         if place.layer + 1 < stage.num_layers:
             return state
-        scores = stage.logits(State(state.features, stage.num_layers, state.cost, state.budget))
+        scores = stage.logits(stage.resumed(state, stage.num_layers, state.images))
         if self.combine == "average" and place.stage:
             scores = averaged(state.prediction, scores, place.stage)
         return replace(state, prediction=torch.where(state.running[:, None], scores, state.prediction))
@@ -287,13 +298,12 @@ class CascadeMDP(BlockMDP):
         stage, rows = self.stages[number], enters.nonzero().squeeze(1)
         view, whole = VIEWS[self.views[number]], len(rows) == len(enters)
         images = view(state.images if whole else take(state.images, rows))
-        if not len(rows):
-            features = images.new_zeros(len(enters), *self._entry_shapes[number])
-        else:
+        if whole:
             features = stage.initial(images).features
-        if 0 < len(rows) < len(enters):
-            blank = features.new_zeros(len(enters), *features.shape[1:]).contiguous(memory_format=torch.channels_last)
-            features = blank.index_copy(0, rows, features)
+        else:
+            features = stage.blank(len(enters))
+            if len(rows):
+                features = features.index_copy(0, rows, stage.initial(images).features)
         accepted = state.accepted + (state.reach * (1 - share))[:, None] * state.prediction
         reach = state.reach * share
         return replace(state, features=features, layer=state.layer + 1, reach=reach, accepted=accepted, running=enters)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,34 @@ def in_chunks(run: Callable[[Tensor], Tensor], images: Tensor, features: Tensor 
         start += len(chunk)
     assert features is not None
     return features
+
+
+@dataclass(frozen=True)
+class BlockSequence:
+    """Consecutive blocks that one decision is about, as one block (`backbone.contract.Block`)."""
+
+    blocks: Sequence[Any]
+
+    runs_in_place = True
+
+    @property
+    def skip_is_identity(self) -> bool:
+        """Whether skipping every block returns the input."""
+        return all(block.skip_is_identity for block in self.blocks)
+
+    def __call__(self, x: Tensor, bits: int, widest: int, in_place: bool = False) -> Tensor:
+        """[B, C, H, W] -> [B, C', H', W']: every block at `bits`."""
+        for block in self.blocks:
+            allowed = {"in_place": True} if in_place and getattr(block, "runs_in_place", False) else {}
+            x = block(x, bits, widest, **allowed)
+            in_place = not torch.is_grad_enabled()  # what a block has returned is of this call alone
+        return x
+
+    def skip(self, x: Tensor, widest: int) -> Tensor:
+        """[B, C, H, W] -> [B, C', H', W']: every block skipped."""
+        for block in self.blocks:
+            x = block.skip(x, widest)
+        return x
 
 
 @dataclass(frozen=True)
@@ -200,7 +228,9 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def take(features: Tensor, rows: Tensor) -> Tensor:
-    """The images at `rows` [K] of features [B, C, H, W], in memory of their own."""
+    """The images at `rows` [K] of features [B, C, H, W], or of a table's nodes [B], in memory of their own."""
+    if features.dim() == 1:
+        return features.index_select(0, rows)
     return features.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 

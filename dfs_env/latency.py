@@ -17,7 +17,7 @@ from backbone import integer
 from backbone.checkpoint import own_checkpoint, write_atomically
 from backbone.checksums import checked_json, json_with_checksum
 from backbone.contract import maker_of
-from backbone.cost import UNITS
+from backbone.cost import UNITS, sum_of_groups
 from backbone.torch_state import default_torch_state
 from dfs_env.mdp import BlockMDP
 from dfs_env.table_mdp import TableMDP
@@ -99,10 +99,11 @@ class LatencyTable:
         self._check_fits(mdp, place, here)
         timings = self.at(batch_size)
         columns = [self.bitwidths.index(bits) for bits in mdp.bitwidths]
+        blocks = torch.tensor([[row[c].median for c in columns] for row in timings.blocks])
         mdp.cost = replace(
             mdp.cost,
             unit="latency" if charged else mdp.cost.unit,
-            milliseconds=torch.tensor([[row[c].median for c in columns] for row in timings.blocks]).to(mdp.device),
+            milliseconds=sum_of_groups(blocks, mdp.blocks_per_decision).to(mdp.device),
             ungated_milliseconds=timings.stem.median + timings.head.median,
             gate_milliseconds=timings.gate.median,
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from backbone.cost import cost_table
 from backbone.data_checks import IMAGE_SIZE, checked_integer
 from backbone.quantization import check_bitwidths
 from backbone.torch_state import default_torch_state, evaluation_mode
-from dfs_env.execution import GroupedBlock, in_chunks, take
+from dfs_env.execution import BlockSequence, GroupedBlock, in_chunks, take
 from dfs_env.observations import CONFIDENT, ObservationLayout, ObservationParts, ObservationStatistics, summarise
 
 
@@ -56,8 +57,8 @@ class BlockMDP:
             observations are normalised; without them, summaries are not normalised.
 
     Raises:
-        ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation, or no
-            block left to decide.
+        ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation, no
+            block left to decide, or a number of decisions that does not divide that of blocks.
     """
 
     state_type: type[State] = State
@@ -70,6 +71,7 @@ class BlockMDP:
         observation: str = "pooled",
         ungated_blocks: int = 0,
         statistics: ObservationStatistics | None = None,
+        decisions: int | None = None,
     ) -> None:
         self.backbone = backbone
         self.bitwidths = check_bitwidths(backbone.config.bitwidths if bitwidths is None else bitwidths)
@@ -86,8 +88,17 @@ class BlockMDP:
             )
         blocks = len(backbone.blocks)
         self.ungated_blocks = checked_integer(ungated_blocks, "ungated_blocks", 0, blocks - 1, "MDP")
-        self.cost = cost_table(backbone, self.bitwidths, ungated_blocks)
-        self.num_layers: int = blocks - self.ungated_blocks
+        decided = blocks - self.ungated_blocks
+        self.num_layers: int = checked_integer(
+            decided if decisions is None else decisions, "decisions", 1, decided, "MDP"
+        )
+        if decided % self.num_layers:
+            raise ValueError(
+                f"decisions {decisions} must divide the {decided} blocks that are decided, so that each is about equally "
+                "many"
+            )
+        self.blocks_per_decision = decided // self.num_layers
+        self.cost = cost_table(backbone, self.bitwidths, ungated_blocks).grouped(self.blocks_per_decision)
         self.num_actions = len(self.bitwidths)
         self.device = next(backbone.parameters()).device
         self.heads: LinearHeads | None = None
@@ -119,6 +130,10 @@ class BlockMDP:
             raise ValueError(f"{name} {bits} is not among the bitwidths {self.bitwidths}")
         return self.bitwidths.index(bits)
 
+    def block_index(self, layer: int) -> int:
+        """Index of the backbone's first block that a decision is about; at the end, the number of its blocks."""
+        return self.ungated_blocks + layer * self.blocks_per_decision
+
     @property
     def feature_shapes(self) -> list[tuple[int, ...]]:
         """(C, H, W) of the features before each decision, and after the last."""
@@ -141,6 +156,20 @@ class BlockMDP:
         cost = features.new_zeros(len(images))
         return State(features, 0, cost, torch.as_tensor(budget, dtype=cost.dtype, device=cost.device).expand(len(cost)))
 
+    def resumed(self, state: State, layer: int, images: Tensor) -> State:
+        """The `state` of a cascade in which images, normalised, are in front of a decision `layer` of this network."""
+        return State(state.features, layer, state.cost, state.budget)
+
+    def blank(self, count: int) -> Tensor:
+        """[B, C, H, W] features in the place of those of images that are not run."""
+        return self._blank.expand(count, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+
+    @cached_property
+    def _blank(self) -> Tensor:
+        with evaluation_mode(self.backbone), torch.no_grad():
+            images = next(self.backbone.parameters()).new_zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+            return torch.zeros_like(self._first_features(images))
+
     def _first_features(self, images: Tensor) -> Tensor:
         features = self.backbone.stem(images, self.widest)
         for block in self.backbone.blocks[: self.ungated_blocks]:
@@ -156,9 +185,18 @@ class BlockMDP:
         """Indices of the decisions that are not about a block, but whether to accept a prediction."""
         return ()
 
+    def distinct_actions(self, layer: int) -> int:
+        """How many of the first actions at a decision differ in their outcomes; others are as the last of these."""
+        return self.num_actions
+
+    @property
+    def distinct_routes(self) -> int:
+        """How many routes have different outcomes."""
+        return int(self.num_actions**self.num_layers)
+
     def skip_is_identity(self, layer: int) -> bool:
         """Whether images that skip at a decision keep their features, in the same memory."""
-        return bool(self.backbone.blocks[self.ungated_blocks + layer].skip_is_identity)
+        return self._block(layer).block.skip_is_identity
 
     def finished(self, state: State) -> Tensor:
         """[B] bool, which images are decided. Decisions on these change nothing and cost nothing."""
@@ -211,12 +249,16 @@ class BlockMDP:
         Raises:
             ValueError: the observation includes confidence, and there are no heads.
         """
-        summary = self._summary(state.features, state.layer)
+        summary = self.summary(state)
         features = F.pad(summary, (0, self.layout.num_features - summary.shape[1]))
         nothing = summary.new_zeros(len(summary), 0)
         confidence = self.confidence(state) if self.layout.num_confidence else nothing
         parts = ObservationParts(features, confidence, nothing, self._block_index(state), state.cost, state.budget)
         return self.layout.join(parts)
+
+    def summary(self, state: State) -> Tensor:
+        """[B, F'] what the observation includes of the features, without padding."""
+        return self._summary(state.features, state.layer)
 
     def _block_index(self, state: State) -> Tensor:
         """[B, L] one-hot index of the block to decide, all zeros at the end."""
@@ -245,7 +287,7 @@ class BlockMDP:
         return float(channels * self.heads.bias.shape[1])
 
     def _summary(self, features: Tensor, layer: int) -> Tensor:
-        block = self.ungated_blocks + layer
+        block = self.block_index(layer)
         return summarise(self.observation, features, block, self.statistics, self.backbone.feature_dim)
 
     def logits(self, state: State) -> Tensor:
@@ -293,4 +335,6 @@ class BlockMDP:
         return self._block(state.layer)
 
     def _block(self, layer: int) -> GroupedBlock:
-        return GroupedBlock(self.backbone.blocks[self.ungated_blocks + layer], self.bitwidths)
+        first, count = self.block_index(layer), self.blocks_per_decision
+        blocks = [self.backbone.blocks[index] for index in range(first, first + count)]
+        return GroupedBlock(blocks[0] if count == 1 else BlockSequence(blocks), self.bitwidths)

@@ -10,15 +10,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 
+from dfs_env.cascade import CascadeMDP
 from dfs_env.mdp import BlockMDP, State
 from dfs_env.observations import ObservationParts
 from dfs_env.table_data import TableDataset
-from dfs_env.tables import ObservationTable, Outcomes, OutcomeTable, ensure
+from dfs_env.tables import ObservationTable, Outcomes, OutcomeTable, ScoreTable, ensure
 from dfs_env.tree import first_node
 
 LEAST_LOGIT = -1e4
@@ -88,46 +89,53 @@ class TableMDP(BlockMDP):
         folder: the data folder, where the tables are.
 
     Raises:
-        ValueError: a cascade, too many routes or classes, or an observation that has no table.
+        ValueError: too many routes or classes, or an observation that has no table.
     """
 
     state_type = TableState
 
     def __init__(self, network: BlockMDP, dataset: TableDataset, folder: Path) -> None:
-        OutcomeTable(network, dataset.original, "train")  # refuses what has no table
         self.network, self.dataset, self.folder = network, dataset, folder
         self.backbone = TabledNetwork(network.backbone.config)
         self.bitwidths, self.widest, self.num_actions = network.bitwidths, network.widest, network.num_actions
         self.ungated_blocks, self.num_layers = network.ungated_blocks, network.num_layers
+        self.blocks_per_decision = network.blocks_per_decision
         self.device = torch.device("cpu")
         numbers = {name: getattr(network.cost, name) for name in ("block", "total", "milliseconds")}
         here: dict[str, Any] = {name: part.cpu() for name, part in numbers.items() if part is not None}
         self.cost = replace(network.cost, **here)
         self.stages = (self,)
-        self._outcomes: dict[str, Outcomes] = _Loaded()
+        self._outcomes: dict[str, Any] = _Loaded()
         self._observations: dict[tuple[str, str], Tensor] = _Loaded()
         self._set_observation(network.observation)
 
     def _set_observation(self, observation: str) -> None:
         self.network = self.network.with_observation(observation)
-        ObservationTable(self.network, self.dataset.original, "train")
+        self.tables("train")  # refuses what has no table
         self.observation, self.layout = observation, self.network.layout
         self.heads, self.statistics = self.network.heads, self.network.statistics
+
+    def tables(self, split: str) -> list[OutcomeTable]:
+        """The tables of a split that it is played from: those of outcomes, and of observations if these have anything
+        of the image."""
+        seen = self._observation_table(split)
+        return [OutcomeTable(self.network, self.dataset.original, split), *([seen] if seen.width else [])]
+
+    def _observation_table(self, split: str) -> ObservationTable:
+        return ObservationTable(self.network, self.dataset.original, split)
 
     def outcomes(self, split: str) -> Outcomes:
         """The outcomes of every route of a split's images. Raises as `OutcomeTable.load`."""
         if split not in self._outcomes:
-            self._outcomes[split] = OutcomeTable(self.network, self.dataset.original, split).outcomes(self.folder)
-        return self._outcomes[split]
+            self._outcomes[split] = self.tables(split)[0].outcomes(self.folder)
+        return cast(Outcomes, self._outcomes[split])
 
     def observations(self, split: str) -> Tensor:
         """[N, nodes, W] what is observed of a split's images, see `ObservationTable`. Raises as its `load`."""
         key = self.observation, split
         if key not in self._observations:
-            table = ObservationTable(self.network, self.dataset.original, split)
-            if table.width:  # who observes also predicts: both are made in one pass
-                ensure([table, OutcomeTable(self.network, self.dataset.original, split)], self.folder)
-            self._observations[key] = table.observations(self.folder)
+            ensure(self.tables(split), self.folder)  # who observes also predicts: both are made in one pass
+            self._observations[key] = self._observation_table(split).observations(self.folder)
         return self._observations[key]
 
     def initial(self, images: Tensor, budget: float | Tensor = 1.0, reuse: Tensor | None = None) -> TableState:
@@ -140,6 +148,19 @@ class TableMDP(BlockMDP):
         cost = torch.zeros(len(image))
         budgets = torch.as_tensor(budget, dtype=cost.dtype).expand(len(cost))
         return TableState(torch.zeros_like(image), 0, cost, budgets, image, split)
+
+    def resumed(self, state: State, layer: int, images: Tensor) -> TableState:
+        """See `BlockMDP.resumed`."""
+        split, image = self.dataset.located(images)
+        return TableState(state.features, layer, state.cost, state.budget, image, split)
+
+    def blank(self, count: int) -> Tensor:
+        """[B] int64, the first node."""
+        return torch.zeros(count, dtype=torch.int64)
+
+    def summary(self, state: State) -> Tensor:
+        """[B, F] features of the observation."""
+        return self._seen(state)[:, : self.layout.num_features]
 
     def transition(self, state: State, action: Tensor, in_place: bool = False) -> State:
         """See `BlockMDP.transition`."""
@@ -163,11 +184,14 @@ class TableMDP(BlockMDP):
     def _seen(self, state: State) -> Tensor:
         """[B, W] what the observations have of the images."""
         width = self.layout.num_features + self.layout.num_confidence
-        if self.terminal(state) or not width:
+        if not width or not self._observed(state):
             return state.cost.new_zeros(len(state.cost), width)
         now, table = _of_table(state), self.observations(_of_table(state).split)
         place = now.image * table.shape[1] + first_node(now.layer, self.num_actions) + now.features
         return table.flatten(0, 1).index_select(0, place)  # twice as fast as by two indices
+
+    def _observed(self, state: State) -> bool:
+        return not self.terminal(state)
 
     def confidence(self, state: State) -> Tensor:
         """[B, 3], see `BlockMDP.confidence`.
@@ -186,9 +210,7 @@ class TableMDP(BlockMDP):
         Raises:
             ValueError: blocks are still undecided.
         """
-        now = _of_table(state)
-        if not self.terminal(now):
-            raise ValueError(f"predictions exist only after the last of {self.num_layers} decisions")
+        now = self._decided(state)
         table = self.outcomes(now.split)
         place = now.image * table.loss.shape[1] + now.features
         predicted, loss = table.prediction.take(place).long(), table.loss.take(place).float()
@@ -199,6 +221,11 @@ class TableMDP(BlockMDP):
         top = torch.where(correct, -loss, torch.maximum(rest, MARGIN - loss))[:, None]
         scores = others[:, None].repeat(1, classes).scatter_(1, label[:, None], -loss[:, None])
         return torch.minimum(scores, top - MARGIN).scatter_(1, predicted[:, None], top)
+
+    def _decided(self, state: State) -> TableState:
+        if not self.terminal(state):
+            raise ValueError(f"predictions exist only after the last of {self.num_layers} decisions")
+        return _of_table(state)
 
     def skip_is_identity(self, layer: int) -> bool:
         """As of the network."""
@@ -217,6 +244,56 @@ class TableMDP(BlockMDP):
     def random_walk(self, images: Tensor, generator: torch.Generator) -> Iterator[State]:
         """Raises ValueError: what it is for, statistics and confidence heads, needs features."""
         _refuse("give features")
+
+
+class StageTableMDP(TableMDP):
+    """A stage of a cascade as a table: also its class scores, and what is observed after its last decision, are the
+    network's.
+
+    Raises:
+        ValueError: as `TableMDP`.
+    """
+
+    def tables(self, split: str) -> list[OutcomeTable]:
+        """Those of scores, and of observations if these have anything of the image."""
+        _, *seen = super().tables(split)
+        return [ScoreTable(self.network, self.dataset.original, split), *seen]
+
+    def _observation_table(self, split: str) -> ObservationTable:
+        return ObservationTable(self.network, self.dataset.original, split, final=True)
+
+    def _observed(self, state: State) -> bool:
+        return True
+
+    def scores(self, split: str) -> Tensor:
+        """[N, R, K] class scores on every route of a split's images. Raises as `OutcomeTable.load`."""
+        if split not in self._outcomes:
+            self._outcomes[split] = ScoreTable(self.network, self.dataset.original, split).scores(self.folder)
+        return cast(Tensor, self._outcomes[split])
+
+    def logits(self, state: State) -> Tensor:
+        """[B, K] class scores.
+
+        Raises:
+            ValueError: blocks are still undecided.
+        """
+        now = self._decided(state)
+        table = self.scores(now.split)
+        return table.flatten(0, 1).index_select(0, now.image * table.shape[1] + now.features)
+
+
+def tabled_mdp(mdp: BlockMDP, dataset: TableDataset, folder: Path) -> BlockMDP:
+    """The MDP as a table; of a cascade, every stage.
+
+    Raises:
+        ValueError: as `TableMDP`, or stages that see other views of the images.
+    """
+    if not isinstance(mdp, CascadeMDP):
+        return TableMDP(mdp, dataset, folder)
+    if any(mdp.views):
+        raise ValueError(f"tables are of the images themselves, not of views {mdp.views}: leave out `table`")
+    tables = {stage: StageTableMDP(stage, dataset, folder) for stage in mdp.stages}
+    return CascadeMDP([tables[stage] for stage in mdp.stages], combine=mdp.combine, unit=mdp.cost.unit)
 
 
 def _of_table(state: State) -> TableState:

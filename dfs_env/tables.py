@@ -1,8 +1,9 @@
 """Tables: the outcomes of every route of every image of a split, and what is observed on the way.
 
-A table of outcomes has for each route the predicted class, and minus the log-probability of the true class. A table of
-observations has, in front of every decision, the part of the observation that depends on the image. Both are files in
-the data folder. They are made when they are first needed, and bound to network, images and bitwidths.
+A table of outcomes has for each route the predicted class, and minus the log-probability of the true class. A stage of
+a cascade has a table of class scores in its place. A table of observations has, in front of every decision, the part of
+the observation that depends on the image. All are files in the data folder. They are made when they are first needed,
+and bound to network, images and bitwidths.
 """
 
 from __future__ import annotations
@@ -69,19 +70,17 @@ class OutcomeTable:
     """The table of outcomes of one split; a file.
 
     Raises:
-        ValueError: too many routes or classes, or a cascade.
+        ValueError: too many routes or classes.
     """
 
     mdp: BlockMDP
-    """The network's."""
+    """That of one network."""
     dataset: Dataset
     """Whose images are run."""
     split: str
 
     def __post_init__(self) -> None:
-        if len(self.mdp.stages) > 1:
-            raise ValueError("a table is of one network: leave out the stages")
-        num_routes(self.mdp, "tables are for fewer blocks or bitwidths")
+        num_routes(self.mdp, 'tables are for fewer bitwidths or decisions, see the argument "decisions"')
         if self.dataset.num_classes > MOST_CLASSES:
             raise ValueError(f"{self.dataset.name} has more than {MOST_CLASSES} classes, the most that a table has")
 
@@ -105,6 +104,7 @@ class OutcomeTable:
             "images": fingerprint((images.images, images.labels), (self.dataset.mean, self.dataset.std)),
             "bitwidths": list(mdp.bitwidths),
             "ungated_blocks": mdp.ungated_blocks,
+            **({"decisions": mdp.num_layers} if mdp.blocks_per_decision > 1 else {}),
             **self._content,
         }
 
@@ -150,12 +150,38 @@ class OutcomeTable:
 
 
 @dataclass(frozen=True, eq=False)
+class ScoreTable(OutcomeTable):
+    """The table of class scores on one split, in the place of outcomes; a file."""
+
+    @property
+    def rows(self) -> Rows:
+        """What the file has of an image."""
+        return {"scores": ("F32", (self.mdp.num_actions**self.mdp.num_layers, self.dataset.num_classes))}
+
+    @property
+    def _content(self) -> dict[str, Any]:
+        return {"content": "scores"}
+
+    def record(self, arrays: dict[str, Array], node: int, state: State, labels: Tensor) -> None:
+        """Enter B images that have reached a node into their rows [B, ...]."""
+        if self.mdp.terminal(state):
+            arrays["scores"][:, node] = self.mdp.logits(state).cpu().numpy()
+
+    def scores(self, folder: Path) -> Tensor:
+        """[N, R, K] float32: what `load` loads."""
+        return torch.from_numpy(self.load(folder)["scores"])
+
+
+@dataclass(frozen=True, eq=False)
 class ObservationTable(OutcomeTable):
     """The table of the MDP's observations on one split; a file.
 
     Raises:
         ValueError: also for the observation "features".
     """
+
+    final: bool = False
+    """Whether what is observed after the last decision is in the table, too, as in a stage of a cascade."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,24 +195,25 @@ class ObservationTable(OutcomeTable):
 
     @property
     def rows(self) -> Rows:
-        """What the file has of an image: all nodes that decide, level by level."""
+        """What the file has of an image: all nodes that decide, level by level, and where it is `final`, the leaves."""
         return {"observation": ("F32", (first_node(self.depth + 1, self.mdp.num_actions), self.width))}
 
     @property
     def depth(self) -> int:
         """The level of the tree down to which blocks are run."""
-        return self.mdp.num_layers - 1
+        return self.mdp.num_layers if self.final else self.mdp.num_layers - 1
 
     @property
     def _content(self) -> dict[str, Any]:
         mdp = self.mdp
         known = mdp.statistics.tensors().values() if mdp.statistics else ()
         heads = vars(mdp.heads).values() if mdp.heads and mdp.observation in CONFIDENT else ()
-        return {"content": mdp.observation, "summary": fingerprint((*known, *heads), _source(mdp.observation))}
+        summary = fingerprint((*known, *heads), _source(mdp.observation))
+        return {"content": mdp.observation, "summary": summary, **({"final": True} if self.final else {})}
 
     def record(self, arrays: dict[str, Array], node: int, state: State, labels: Tensor) -> None:
         """Enter what is observed of B images that have reached a node into their rows [B, ...]."""
-        if not self.mdp.terminal(state):
+        if state.layer <= self.depth:
             place = first_node(state.layer, self.mdp.num_actions) + node
             arrays["observation"][:, place] = self.mdp.observe(state)[:, : self.width].cpu().numpy()
 

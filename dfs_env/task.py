@@ -24,7 +24,7 @@ from dfs_env.mdp import BlockMDP
 from dfs_env.observations import CONFIDENT, ObservationStatistics, channel_statistics
 from dfs_env.stages import find_stages
 from dfs_env.table_data import TableDataset
-from dfs_env.table_mdp import TableMDP
+from dfs_env.table_mdp import TableMDP, tabled_mdp
 
 CALIBRATION_IMAGES = 1024
 """Training images by which observations are normalised."""
@@ -80,7 +80,7 @@ def calibrate(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> ObservationStat
     std = torch.ones_like(mean)
     with torch.no_grad(), evaluation_mode(mdp.backbone):
         for state in mdp.random_walk(images, torch.Generator().manual_seed(seed)):
-            summary, block = channel_statistics(state.features), mdp.ungated_blocks + state.layer
+            summary, block = channel_statistics(state.features), mdp.block_index(state.layer)
             deviation, average = torch.std_mean(summary, 0, correction=0)
             mean[block, :, : summary.shape[2]] = average
             std[block, :, : summary.shape[2]] = deviation.clamp_min(1e-3)
@@ -136,6 +136,7 @@ def make_task(
     table: bool = False,
     table_images: int | None = None,
     held_out: int = 0,
+    decisions: int | None = None,
 ) -> Task:
     """Load a data set and a frozen backbone, or several as the stages of a cascade.
 
@@ -180,7 +181,7 @@ def make_task(
 
     def mdp_of(network: Any, statistics: ObservationStatistics | None) -> BlockMDP:
         chosen = _default(network.config) if bitwidths is None else bitwidths
-        return BlockMDP(network.to(device), chosen, observation, ungated_blocks, statistics)
+        return BlockMDP(network.to(device), chosen, observation, ungated_blocks, statistics, decisions)
 
     if stages:
         read = {each.file: mdp_of(*_trained(each.file, None, images, dataset)) for each in networks}
@@ -213,7 +214,7 @@ def tabled(task: Task, folder: Path, images: int | None = None) -> Task:
     """The same task, played from tables, see `TableMDP`. A split's table is made when it is needed.
 
     Args:
-        task: of a network.
+        task: of networks.
         folder: the data folder, where tables are kept.
         images: how many images of each split are played, the first ones; all by default.
     """
@@ -224,7 +225,7 @@ def tabled(task: Task, folder: Path, images: int | None = None) -> Task:
         first = {name: Split(split.images[:number], split.labels[:number]) for name, split in splits.items()}
         played = replace(played, **first)  # type: ignore[arg-type]
     dataset = TableDataset(played)
-    return Task(TableMDP(task.mdp, dataset, folder), dataset)
+    return Task(tabled_mdp(task.mdp, dataset, folder), dataset)
 
 
 def _trained(

@@ -18,11 +18,17 @@ MOST_ROUTES = 20_000
 
 def num_routes(mdp: BlockMDP, mend: str) -> int:
     """R, the number of routes. Raises ValueError, which ends with `mend`, if there are more than `MOST_ROUTES`."""
-    count = int(mdp.num_actions**mdp.num_layers)
-    if count > MOST_ROUTES:
-        found = f"each image has {count:,} routes ({mdp.num_actions} actions at {mdp.num_layers} blocks)"
-        raise ValueError(f"{found}, and at most {MOST_ROUTES:,} are enumerated: {mend}")
-    return count
+    check_enumerable(mdp, mend)
+    return int(mdp.num_actions**mdp.num_layers)
+
+
+def check_enumerable(mdp: BlockMDP, mend: str) -> None:
+    """Raise ValueError, which ends with `mend`, if an image has more than `MOST_ROUTES` distinct routes."""
+    if mdp.distinct_routes > MOST_ROUTES:
+        raise ValueError(
+            f"each image has {mdp.distinct_routes:,} routes ({mdp.num_actions} actions at {mdp.num_layers} decisions), "
+            f"and at most {MOST_ROUTES:,} are enumerated: {mend}"
+        )
 
 
 def all_routes(num_layers: int, num_actions: int) -> Tensor:
@@ -50,7 +56,7 @@ def walk(
     if state.layer == depth or mdp.terminal(state):
         return
     fits = mdp.cost.fits(state.layer, state.cost[:1], state.budget[:1])[0].tolist()
-    for action in range(mdp.num_actions):
+    for action in range(mdp.distinct_actions(state.layer)):
         if fits[action] or not within_budget:
             same = torch.full(state.cost.shape, action, device=mdp.device)
             after = mdp.transition(state, same)

@@ -30,6 +30,7 @@ from backbone.checkpoint import fingerprint, write_atomically
 from backbone.names import nearest
 from backbone.torch_state import use_threads
 from dfs_env.registration import ENVIRONMENTS
+from dfs_env.table_data import TableDataset
 from dfs_env.table_mdp import TableMDP
 from dfs_env.task import Task, make_task
 from scripts.cli import clear_errors
@@ -82,7 +83,7 @@ class Submit:
 def network_of(task: Task) -> dict[str, Any]:
     """What two tasks must share so that their results can be compared."""
     stages = [stage.network if isinstance(stage, TableMDP) else stage for stage in task.mdp.stages]
-    source = task.dataset.original if isinstance(task.mdp, TableMDP) else task.dataset  # type: ignore[attr-defined]
+    source = task.dataset.original if isinstance(task.dataset, TableDataset) else task.dataset
     return {
         "data set": source.name,
         "number of test images": len(task.dataset.split("test")),

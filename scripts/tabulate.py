@@ -2,6 +2,7 @@
 
     python -m scripts.tabulate
     python -m scripts.tabulate --dataset cifar10 --depth 14 --splits test --observations pooled confidence
+    python -m scripts.tabulate --dataset cifar10 --stages resnet20 resnet38 --decisions 3
 
 Tables are made in the data folder, where tasks with --table find them; tables that are there are kept. Without this
 command they are made when they are first needed.
@@ -17,7 +18,7 @@ from agents.runs.config import TaskConfig
 from backbone.data import SPLITS, data_folder
 from backbone.torch_state import use_threads
 from dfs_env.table_mdp import TableMDP
-from dfs_env.tables import ObservationTable, OutcomeTable, ensure
+from dfs_env.tables import OutcomeTable, ensure
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
 
@@ -36,15 +37,14 @@ class Tabulate:
     """Processor threads."""
 
 
-def tables(args: Tabulate, split: str) -> list[OutcomeTable]:
-    """Those that are asked for of one split."""
-    found: list[OutcomeTable] = []
-    for observation in args.observations or (args.task.observation,):
-        mdp = make_task(**asdict(replace(args.task, observation=observation, table=True))).mdp
-        assert isinstance(mdp, TableMDP)
-        found += [OutcomeTable(mdp.network, mdp.dataset.original, split)] if not found else []
-        of_observation = ObservationTable(mdp.network, mdp.dataset.original, split)
-        found += [of_observation] if of_observation.width else []  # else nothing of the image is observed
+def tables(args: Tabulate, split: str) -> list[list[OutcomeTable]]:
+    """Those that are asked for of one split, of each network."""
+    observations = args.observations or (args.task.observation,)
+    tasks = [make_task(**asdict(replace(args.task, observation=each, table=True))) for each in observations]
+    found = []
+    for stages in zip(*(dict.fromkeys(task.mdp.stages) for task in tasks), strict=True):
+        of_network = [table for stage in stages if isinstance(stage, TableMDP) for table in stage.tables(split)]
+        found.append(list({table.identity["content"]: table for table in of_network}.values()))
     return found
 
 
@@ -53,10 +53,10 @@ def main(args: Tabulate) -> None:
     use_threads(args.threads)
     folder = data_folder(args.task.data)
     for split in args.splits:
-        wanted = tables(args, split)
-        made = ensure(wanted, folder)
-        for file in (table.file(folder) for table in wanted):
-            print(f"{'made' if file in made else 'found'} {file} ({file.stat().st_size / 1e6:,.1f} MB)", flush=True)
+        for wanted in tables(args, split):
+            made = ensure(wanted, folder)
+            for file in (table.file(folder) for table in wanted):
+                print(f"{'made' if file in made else 'found'} {file} ({file.stat().st_size / 1e6:,.1f} MB)", flush=True)
 
 
 def start() -> None:

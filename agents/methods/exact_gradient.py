@@ -30,7 +30,7 @@ from agents.search.trials import CRITERIA
 from backbone.schedules import make_schedule
 from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
-from dfs_env.tree import num_routes
+from dfs_env.tree import check_enumerable
 
 MOST_ROWS = 1 << 14
 """Routes that are run at once."""
@@ -48,11 +48,12 @@ class Config(FromStaticConfig):
 
 
 class Expectation(NamedTuple):
-    """What a gate's own distribution over the routes of B images leads to; differentiable in the gate, and in the
-    backbone if that is trained."""
+    """What a gate's own distribution over the R routes of B images leads to; differentiable in the gate, and in the
+    backbone if that is trained. Routes that a cascade treats alike are one: whatever follows an accepted prediction,
+    and all actions that enter the next stage."""
 
     probabilities: Tensor
-    """[B, R] of the routes, in the order of `dfs_env.tree.all_routes`."""
+    """[B, R]; where nothing is accepted, in the order of `dfs_env.tree.all_routes`."""
     logits: Tensor
     """[B, R, K] of the network on the routes."""
     cost: Tensor
@@ -71,20 +72,36 @@ def expectation(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -
         state = mdp.initial(images, budget)
     reach, hidden = torch.zeros_like(state.cost), None  # log-probability of the way to each row's node
     cost = entropy = torch.zeros_like(state.cost)
-    for layer in range(mdp.num_layers):
+    ends: list[tuple[Tensor, Tensor]] = []
+    while len(reach):
         scores, hidden = gate(mdp.observe(state).detach(), hidden)
-        log_p = scores.log_softmax(1)
+        actions = mdp.distinct_actions(state.layer)
+        log_p = merged(scores.log_softmax(1), actions)
         ways = reach[:, None] + log_p
-        cost = cost + _of_images(ways.exp() @ mdp.cost.charged[layer], len(images))
+        cost = cost + _of_images(ways.exp() @ mdp.cost.charged[state.layer, :actions], len(images))
         entropy = entropy - _of_images((ways.exp() * log_p).sum(1), len(images))
-        rows = torch.arange(len(reach), device=mdp.device).repeat_interleave(mdp.num_actions)
-        action = torch.arange(mdp.num_actions, device=mdp.device).repeat(len(reach))
+        rows = torch.arange(len(reach), device=mdp.device).repeat_interleave(actions)
+        action = torch.arange(actions, device=mdp.device).repeat(len(reach))
         with torch.set_grad_enabled(passes):
             state = mdp.transition(state.take(rows), action, in_place=True)
-        reach, hidden = ways.flatten(), _at(hidden, rows)
-    with torch.set_grad_enabled(passes):
-        logits = mdp.logits(state)
-    return Expectation(reach.exp().view(len(images), -1), logits.view(len(images), -1, logits.shape[1]), cost, entropy)
+        reach, hidden, over = ways.flatten(), _at(hidden, rows), mdp.finished(state)
+        if over.any():
+            done, left = over.nonzero().squeeze(1), (~over).nonzero().squeeze(1)
+            with torch.set_grad_enabled(passes):
+                logits, state = mdp.logits(state.take(done)), state.take(left)
+            ends.append((reach[done].exp(), logits))
+            reach, hidden = reach[left], _at(hidden, left)
+    probabilities, logits = (
+        torch.cat([x.unflatten(0, (len(images), -1)) for x in each], 1) for each in zip(*ends, strict=True)
+    )
+    return Expectation(probabilities, logits, cost, entropy)
+
+
+def merged(log_p: Tensor, actions: int) -> Tensor:
+    """[B, actions] log-probabilities of the distinct ones out of all actions [B, A], the last of which are alike."""
+    if actions == log_p.shape[1]:
+        return log_p
+    return torch.cat((log_p[:, : actions - 1], log_p[:, actions - 1 :].logsumexp(1, keepdim=True)), 1)
 
 
 def _of_images(values: Tensor, images: int) -> Tensor:
@@ -105,7 +122,8 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     Raises:
         ValueError: too many routes.
     """
-    routes = num_routes(task.mdp, "choose rloo, which samples them")
+    routes = task.mdp.distinct_routes
+    check_enumerable(task.mdp, "choose rloo, which samples them")
     learner = config.learner(task, recorder)
     mdp, gate, dual = learner.mdp, learner.gate, config.dual()
     recorder.register_state(dual=dual)

@@ -75,6 +75,9 @@ class TaskConfig:
     augmented then."""
     table_images: int | None = None
     """How many images of each split are in the table, the first ones; all by default."""
+    decisions: int | None = None
+    """How many decisions each network takes, every one about equally many consecutive blocks; by default one for each
+    block. 3 decide the stages of a ResNet."""
     held_out: int = 0
     """Gates train on so many validation images, which the backbone was not trained on, and are selected on the others;
     0: they train on the training images."""
@@ -143,7 +146,7 @@ class RunConfig:
     def _resolved_task(self) -> tuple[dict[str, Any], list[Any]]:
         """The task as plain data, and what its backbone files say of the code that they need."""
         where = ["checkpoint", "data", "device", "cost", "latency", "stages", "combine", "backbone"]
-        where += ["table", "table_images", "held_out"]
+        where += ["table", "table_images", "held_out", "decisions"]
         task = {name: value for name, value in asdict(self.task).items() if name not in where}
         found = [identity_and_about(path) for path in self.task.backbone_files()]
         task["backbone"] = "+".join(identity for identity, _ in found) or "random"
@@ -157,8 +160,7 @@ class RunConfig:
             task |= {ARCHITECTURE: own}
         if self.task.table:
             task |= {"table": True, **({"table_images": self.task.table_images} if self.task.table_images else {})}
-        if self.task.held_out:
-            task |= {"held_out": self.task.held_out}
+        task |= {name: value for name in ("held_out", "decisions") if (value := getattr(self.task, name))}
         return task, about
 
     def resolved(self) -> dict[str, Any]:

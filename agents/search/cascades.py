@@ -18,7 +18,7 @@ from agents.method_config import check_affordable
 from agents.search.allocations import DescentConfig, constants, descent
 from agents.search.trials import Allocation, Search
 from backbone.confidence import averaged, confidence
-from backbone.cost import ACCEPT, TOLERANCE
+from backbone.cost import ACCEPT, ENTER, TOLERANCE
 from backbone.data import batches
 from backbone.progress import bar
 from dfs_env.cascade import VIEWS, CascadeMDP
@@ -195,7 +195,7 @@ def routes_of(layers: int, first: Sequence[int], seconds: Sequence[Sequence[int]
     """[1 + K, L] the route that accepts after the first stage's allocation, and those that enter the second stage, of
     so many `layers`, with each of K allocations."""
     accepted = [*first, ACCEPT, *([0] * layers)]
-    return torch.tensor([accepted, *([*first, ACCEPT + 1, *second] for second in seconds)])
+    return torch.tensor([accepted, *([*first, ENTER, *second] for second in seconds)])
 
 
 def refitted(mdp: CascadeMDP, task: Task, routes: Tensor, budget: float) -> tuple[Tensor, Choice]:

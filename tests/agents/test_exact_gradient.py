@@ -12,6 +12,7 @@ from agents.methods.exact_gradient import expectation
 from agents.policies import AllocationPolicy
 from agents.rollouts import sampled_rollout
 from agents.search.trials import CRITERIA
+from dfs_env import BlockMDP, CascadeMDP
 from dfs_env.task import tabled
 from dfs_env.tree import all_routes
 from tests.helpers import train
@@ -94,6 +95,23 @@ def test_on_a_position_alone_it_reaches_the_best_allocation(learned, tmp_path):
     accuracies = [evaluate(AllocationPolicy(route), table, "validation").accuracy for route in routes[costs <= 0.05]]
     assert reached.cost <= 0.05 * 1.02
     assert reached.accuracy >= max(accuracies) - 0.02
+
+
+def test_of_a_cascade_it_is_the_sum_over_accepted_and_continued_routes(cascade, images):
+    few = CascadeMDP([BlockMDP(each.backbone, (0, 2, 8), decisions=1) for each in cascade.stages], combine="average")
+    torch.manual_seed(0)
+    gate = make_gate("blockwise", few)
+    with torch.no_grad():
+        found = expectation(few, gate, images[:4], 0.4)
+    assert found.probabilities.shape == (4, few.distinct_routes) == (4, 3 + 3 * 3)
+    torch.testing.assert_close(found.probabilities.sum(1), torch.ones(4))
+    routes = torch.tensor([[a, 0, 0] for a in range(3)] + [[a, 1, b] for a in range(3) for b in range(3)])
+    for row in range(4):
+        logits = few.run(images[row : row + 1].expand(len(routes), -1, -1, -1), routes)
+        assert sorted(found.logits[row].argmax(1).tolist()) == sorted(logits.argmax(1).tolist())
+        costs = few.cost.route_cost(routes)[0]
+        torch.testing.assert_close((found.probabilities[row] @ costs), found.cost[row])
+        torch.testing.assert_close(found.logits[row], logits)
 
 
 def test_too_many_routes_are_refused(cascade_task):

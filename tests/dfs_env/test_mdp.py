@@ -12,6 +12,7 @@ from dfs_env import execution
 from dfs_env.mdp import BlockMDP
 from dfs_env.observations import as_features
 from dfs_env.task import calibrate
+from tests.helpers import settle
 
 
 def random_routes(mdp: BlockMDP, count: int = 24, seed: int = 0) -> torch.Tensor:
@@ -259,6 +260,9 @@ def test_terminal_states_take_no_decision_and_others_give_no_logits(mdp, images)
         ({"observation": "pixels"}, "'pixels'.*confidence, confidence_alone"),
         ({"ungated_blocks": -1}, "ungated_blocks .*0 to 2.*-1"),
         ({"ungated_blocks": 3}, "ungated_blocks .*0 to 2.*3"),
+        ({"decisions": 2}, "decisions 2 .*3 blocks"),
+        ({"decisions": 0}, "decisions .*1 to 3.*0"),
+        ({"decisions": 3, "ungated_blocks": 1}, "decisions .*1 to 2.*3"),
     ],
 )
 def test_impossible_mdps_are_refused_by_name(backbone, arguments, culprit):
@@ -295,6 +299,35 @@ def test_ungated_blocks_run_in_full_and_have_no_block_cost(backbone, images):
     block, total = rest.cost.route_cost(routes)
     torch.testing.assert_close(block, torch.tensor([0, 1 / 16, 1 / 4, 1])[routes].sum(1) / 2)
     torch.testing.assert_close(total, mdp.cost.route_cost(full_first)[1])
+
+
+@pytest.mark.parametrize("decisions", [1, 3])
+def test_a_decision_about_several_blocks_is_the_same_decision_at_each(decisions):
+    torch.manual_seed(0)
+    backbone = ResNet(ResNetConfig(14, 10, 4))
+    pixels = torch.randn(24, 3, 32, 32)
+    settle(backbone, pixels)
+    each, few = BlockMDP(backbone), BlockMDP(backbone, decisions=decisions)
+    assert few.num_layers == decisions
+    routes, count = random_routes(few), 6 // decisions
+    spread = routes.repeat_interleave(count, 1)
+    assert torch.equal(few.run(pixels, routes), each.run(pixels, spread))
+    for found, expected in zip(few.cost.route_cost(routes), each.cost.route_cost(spread), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert few.feature_shapes == each.feature_shapes[::count]
+    one, other = few.initial(pixels), each.initial(pixels)
+    for layer in range(decisions):
+        assert torch.equal(few.observe(one)[:, : few.layout.num_features], each.summary(other))
+        one = few.transition(one, routes[:, layer], in_place=True)
+        for block in range(count):
+            other = each.transition(other, spread[:, layer * count + block])
+    weights = F.one_hot(routes, 4).float().requires_grad_()
+    relaxed = few.initial(pixels)
+    for layer in range(decisions):
+        relaxed = few.relaxed_transition(relaxed, weights[:, layer])
+    torch.testing.assert_close(few.logits(relaxed), few.logits(one))
+    few.logits(relaxed).square().sum().backward()
+    assert weights.grad.abs().sum((0, 2)).all()
 
 
 def test_features_are_observed_whole(mdp, images):
