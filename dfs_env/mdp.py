@@ -94,8 +94,7 @@ class BlockMDP:
         )
         if decided % self.num_layers:
             raise ValueError(
-                f"decisions {decisions} must divide the {decided} blocks that are decided, so that each is about equally "
-                "many"
+                f"decisions {decisions} must divide the {decided} blocks that are decided: each is about equally many"
             )
         self.blocks_per_decision = decided // self.num_layers
         self.cost = cost_table(backbone, self.bitwidths, ungated_blocks).grouped(self.blocks_per_decision)
