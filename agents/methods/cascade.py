@@ -37,7 +37,7 @@ class Config(DescentConfig):
     family: ClassVar[str] = "allocations"
     role: ClassVar[str] = "second_inference"
     highest_budget: ClassVar[float] = HIGHEST_BUDGET
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     search_split: str = "validation"
     """Split of the images, "validation" or "train"; on training images, which it has memorised, the network is

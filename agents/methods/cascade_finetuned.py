@@ -23,7 +23,7 @@ class Config(FineTuningConfig):
 
     role: ClassVar[str] = "second_inference"
     highest_budget: ClassVar[float] = HIGHEST_BUDGET
-    revision: ClassVar[int] = 3
+    revision: ClassVar[int] = 4
 
     search_split: str = "validation"
 

@@ -1,15 +1,17 @@
 """The search for threshold cascades: allocations for two stages, and the confidence below which an image takes the
 second.
 
-Candidates for each stage are the allocations of a descent and the constant ones. Their predictions on the images of the
-search are computed once; every pair is then compared exactly.
+Candidates for each stage are the allocations of a descent, and those with one bitwidth for each third of the network.
+Their predictions on the images of the search are computed once; every pair is then compared exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from backbone.cost import ACCEPT, ENTER, TOLERANCE
 from backbone.data import batches
 from backbone.progress import bar
 from dfs_env.cascade import VIEWS, CascadeMDP
+from dfs_env.mdp import BlockMDP
 from dfs_env.task import Task
 
 CUTS = 64
@@ -174,9 +177,8 @@ def search_cascades(
         for stage, view in zip(mdp.stages, mdp.views, strict=True):
             search = Search(stage, VIEWS[view](images), labels, config.criterion)
             search.on_trial = shown.update
-            same = constants(stage)
             again = bool(allocations) and stage is mdp.stages[0]
-            allocations.append(allocations[0] if again else [*descent(search, same[-1]), *same[1:-1]])
+            allocations.append(allocations[0] if again else candidates(stage, search))
             scores.append(torch.stack([search.logits(each) for each in allocations[-1]]))
             seen += search.images_seen
         costs = stage_costs(mdp, 0, allocations[0]), stage_costs(mdp, 1, allocations[1])
@@ -189,6 +191,16 @@ def search_cascades(
             refitted(mdp, task, routes_of(mdp.stages[1].num_layers, allocations[0][choice.first], seconds_of), budget)
         )
     return fitted, seen
+
+
+def candidates(stage: BlockMDP, search: Search) -> list[Allocation]:
+    """The allocations of a descent, the constant ones, and those that are constant in each third of the blocks: the
+    stages of a ResNet."""
+    found = [*descent(search, constants(stage)[-1]), *constants(stage)]
+    if stage.num_layers % 3 == 0:
+        thirds = product(range(stage.num_actions), repeat=3)
+        found += [tuple(np.repeat(each, stage.num_layers // 3).tolist()) for each in thirds]
+    return list(dict.fromkeys(found))
 
 
 def routes_of(layers: int, first: Sequence[int], seconds: Sequence[Sequence[int]]) -> Tensor:
