@@ -193,6 +193,14 @@ class CascadeMDP(BlockMDP):
             made[routes[:, layer].cpu() == ACCEPT] = layer + 1
         return float(made.double().mean()) / self.num_layers
 
+    def block_routes(self, routes: Tensor) -> Tensor:
+        """See `BlockMDP.block_routes`; accept decisions stay as they are."""
+        parts = []
+        for number, stage in enumerate(self.stages):
+            blocks = self.stage_layers(number)
+            parts += [stage.block_routes(routes[:, blocks]), routes[:, blocks.stop : blocks.stop + 1]]
+        return torch.cat(parts, 1)
+
     def charged_weights(self, state: State, weights: Tensor) -> Tensor:
         """[B, A] the shares of each action that images are charged for: those accepted take action 0, for nothing."""
         reach = _cascade(state).reach[:, None]

@@ -205,6 +205,10 @@ class BlockMDP:
         """The share of the L decisions that images on routes [B, L] make, on average."""
         return 1.0
 
+    def block_routes(self, routes: Tensor) -> Tensor:
+        """Routes [B, L] as they are where every block is decided by itself."""
+        return routes.repeat_interleave(self.blocks_per_decision, 1)
+
     def charged_weights(self, state: State, weights: Tensor) -> Tensor:
         """[B, A] the shares of each action that images are charged for, if the next decision is `weights` [B, A]."""
         return weights

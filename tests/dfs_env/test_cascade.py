@@ -383,3 +383,11 @@ def test_stages_that_do_not_fit_are_refused(cascade, backbone, tmp_path):
         depths(("resnet20", "weights/cifar10-resnet38-4bit.safetensors:mirrored"))
         == "20+cifar10-resnet38-4bit mirrored"
     )
+
+
+def test_routes_of_few_decisions_are_those_of_all_blocks(cascade, images):
+    few = CascadeMDP([BlockMDP(each.backbone, each.bitwidths, decisions=1) for each in cascade.stages])
+    routes = torch.tensor([[1, 0, 3], [2, 1, 1], [0, 3, 2]])
+    spread = few.block_routes(routes)
+    assert spread.tolist() == [[1] * 3 + [0] + [3] * 6, [2] * 3 + [1] * 7, [0] * 3 + [3] + [2] * 6]
+    assert torch.equal(few.run(images[:3], routes), cascade.run(images[:3], spread))

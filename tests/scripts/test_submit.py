@@ -1,6 +1,7 @@
 """The leaderboard: what enters it, what is refused, and that the committed page and entries are true."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,11 @@ def test_the_recorded_routes_have_the_numbers_of_their_entries(board):
             assert getattr(found, name) == pytest.approx(line[name], rel=1e-6), (entry.name, name)
 
 
-def test_a_run_enters_the_board_of_its_network_with_its_own_numbers(boards, folder, tmp_path, capsys):
+@pytest.mark.parametrize("decisions", [None, 1])
+def test_a_run_enters_the_board_of_its_network_with_its_own_numbers(boards, tiny_data, decisions, tmp_path):
+    config = tiny_run("dfs", tiny_data)
+    config = replace(config, task=replace(config.task, decisions=decisions))
+    folder = tmp_path / "runs" / run(config, tmp_path / "runs")["run"]
     main(Submit(folder, output=tmp_path / "docs"))
     (entry,) = (tmp_path / "docs" / "leaderboard" / "entries").glob("*/*")
     assert entry.parent.name == "Tiny"
@@ -71,6 +76,7 @@ def test_a_run_enters_the_board_of_its_network_with_its_own_numbers(boards, fold
     assert {line[name] == result[name] for name in ("accuracy", "bitops", "budget", "seed", "label")} == {True}
     text = (tmp_path / "docs" / "leaderboard.md").read_text()
     assert f"| dfs | 0.3 | 1 | {100 * line['accuracy']:.2f} |" in text
+    assert read_outcomes(entry).routes.shape[1] == 3
 
 
 def test_what_has_no_difference_to_the_hull_comes_last(boards, folder, tmp_path):
