@@ -60,6 +60,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     of each but the last, the agent accepts it, which ends the episode, or enters the next stage. Then images may be at
     different decisions.
 
+    With `decisions`, each decision chooses one bitwidth for several consecutive blocks.
+
     `budget` and `cost_coef` may be set on an existing environment; other public attributes are fixed.
 
     ## Action Space

@@ -27,6 +27,10 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "DFS/CIFAR100-ResNet38-v0": {"dataset": "cifar100", "depth": 38},
     "DFS/CIFAR100-ResNet74-v0": {"dataset": "cifar100", "depth": 74},
     "DFS/CIFAR10-Cascade-v0": {"dataset": "cifar10", "stages": ("resnet20", "resnet38"), **CASCADE},
+    "DFS/CIFAR10-Cascade-Table-v0": {
+        **{"dataset": "cifar10", "stages": ("resnet20", "resnet38"), "decisions": 3, "table": True},
+        **CASCADE,
+    },
     "DFS/CIFAR100-Cascade-v0": {"dataset": "cifar100", "stages": ("resnet20", "resnet38"), **CASCADE},
     "DFS/Digits-Cascade-v0": {"dataset": "digits", "stages": ("resnet8", "resnet14"), **CASCADE},
 }
