@@ -44,7 +44,7 @@ class Evaluation:
     gate_macs: float
     """The gate's own multiply-accumulates for an image."""
     histogram: list[list[float]]
-    """[L][A] share of the images that chose each action at each block; empty where images take no single route."""
+    """[blocks][A] share of the images that chose each action at each block; empty where images take no single route."""
     routes: Tensor
     """[N, L] int64, the actions taken; [N, 0] where images take no single route."""
     correct: Tensor
@@ -280,7 +280,7 @@ def evaluation_of_routes(mdp: BlockMDP, gate_macs: float, routes: Tensor, logits
     costs = mdp.cost
     cost, total_cost = costs.route_cost(routes)
     total_cost = total_cost.double() + gate_bitops(gate_macs) / costs.full_bitops
-    chosen = F.one_hot(routes, mdp.num_actions).double().mean(0)
+    chosen = F.one_hot(mdp.block_routes(routes), mdp.num_actions).double().mean(0)
     measured = costs.route_milliseconds(routes)
     gate = mdp.num_layers * costs.gate_milliseconds if gate_macs else 0.0
     return replace(

@@ -81,7 +81,9 @@ class BackboneLearner:
     them, and routes sampled for exploration would change them."""
 
     def __init__(self, backbone: nn.Module, lr: float) -> None:
-        self.backbone, self.lr = backbone.eval().requires_grad_(True), lr
+        self.backbone, self.lr = backbone.eval(), lr
+        for network in backbone.children() if isinstance(backbone, nn.ModuleList) else [backbone]:
+            network.requires_grad_(True)  # each by itself: a table refuses
         self.optimizer = make_optimizer(backbone, lr, momentum=0.9, weight_decay=1e-4)
 
     def apply(self, share: float = 1.0) -> None:

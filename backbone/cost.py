@@ -64,7 +64,7 @@ def count_macs(module: nn.Module, run: Callable[[], Any]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class CostTable:
-    """The cost of each action at each block; L blocks, A actions. All tensors are float32."""
+    """The cost of each action at each decision; L decisions, A actions. All tensors are float32."""
 
     bitwidths: tuple[int, ...]
     """Bitwidth of each action, ascending; the last is the widest."""
@@ -76,6 +76,8 @@ class CostTable:
     """Total cost of the ungated layers: that of the route that skips every block."""
     full_bitops: float
     """BitOps of full execution for one image; total cost is a fraction of this."""
+    num_blocks: int
+    """Blocks that have block cost; of a cascade, those of the stage with the most."""
     unit: str = "blocks"
     """The unit of budgets and rewards: "blocks", the block cost, "bitops", the total cost, or "latency", measured
     time."""
@@ -202,6 +204,7 @@ def cost_table(backbone: Any, bitwidths: tuple[int, ...], ungated_blocks: int = 
         total=total.float().to(device),
         total_ungated=rest * widest**2 / full_bitops,
         full_bitops=full_bitops,
+        num_blocks=len(blocks),
     )
 
 
@@ -219,12 +222,12 @@ def joined_costs(tables: Sequence[CostTable], unit: str = "bitops") -> CostTable
     Raises:
         ValueError: an unknown unit, measured time, or block cost of stages that differ in their number of blocks.
     """
-    blocks = max(len(table.block) for table in tables)
+    blocks = max(table.num_blocks for table in tables)
     if any(table.unit == "latency" for table in tables) or unit not in ("bitops", "blocks"):
         raise ValueError(
             "the costs of a cascade are counted in bitops, or in blocks of equal stages, not in measured time"
         )
-    if unit == "blocks" and any(len(table.block) != blocks for table in tables):
+    if unit == "blocks" and any(table.num_blocks != blocks for table in tables):
         raise ValueError('stages with different numbers of blocks have no common block cost: use the unit "bitops"')
     full = max(table.full_bitops for table in tables)
     block, total = [], []
@@ -236,9 +239,9 @@ def joined_costs(tables: Sequence[CostTable], unit: str = "bitops") -> CostTable
             total.append(entered)
             block.append(torch.zeros_like(entered))
         total.append(table.total * share)
-        block.append(table.block * len(table.block) / blocks)
+        block.append(table.block * table.num_blocks / blocks)
     ungated = tables[0].total_ungated * tables[0].full_bitops / full
-    return CostTable(tables[0].bitwidths, torch.cat(block), torch.cat(total), ungated, full, unit)
+    return CostTable(tables[0].bitwidths, torch.cat(block), torch.cat(total), ungated, full, blocks, unit)
 
 
 @dataclass(frozen=True)

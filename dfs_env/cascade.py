@@ -96,6 +96,8 @@ class CascadeMDP(BlockMDP):
         self.stages, self.combine = tuple(stages), combine
         self.views = ("",) * len(self.stages) if views is None else tuple(views)
         self._check()
+        for stage, view in zip(self.stages, self.views, strict=True):
+            stage.check_stage(view)
         first = self.stages[0]
         self.backbone = nn.ModuleList(dict.fromkeys(stage.backbone for stage in self.stages))
         self.backbone.training = any(network.training for network in self.backbone)
@@ -243,10 +245,12 @@ class CascadeMDP(BlockMDP):
     def observe(self, state: State) -> Tensor:
         """[B, D] observations, whose parts `layout` names; see `BlockMDP.observe`."""
         now, place = _cascade(state), self._place(state.layer)
-        summary = self.stages[place.stage].summary(self._inner(now, place))
+        stage, inner = self.stages[place.stage], self._inner(now, place)
+        running = now.running[:, None]  # of others, nothing of the image is observed
+        summary = stage.observed_features(inner) * running
         features = F.pad(summary, (0, self.layout.num_features - summary.shape[1]))
         nothing = summary.new_zeros(len(summary), 0)
-        sure = self.confidence(state) if self.layout.num_confidence else nothing
+        sure = stage.confidence(inner) * running if self.layout.num_confidence else nothing
         predicted = place.stage > 0 or place.layer == self.stages[0].num_layers
         measures = confidence(now.prediction) if predicted else summary.new_zeros(len(summary), NUM_MEASURES)
         index = self._block_index(state)

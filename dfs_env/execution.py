@@ -55,11 +55,12 @@ class BlockSequence:
 
     def __call__(self, x: Tensor, bits: int, widest: int, in_place: bool = False) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']: every block at `bits`."""
+        features = x
         for block in self.blocks:
-            allowed = {"in_place": True} if in_place and getattr(block, "runs_in_place", False) else {}
-            x = block(x, bits, widest, **allowed)
-            in_place = not torch.is_grad_enabled()  # what a block has returned is of this call alone
-        return x
+            own = in_place or (features is not x and not torch.is_grad_enabled())
+            allowed = {"in_place": True} if own and getattr(block, "runs_in_place", False) else {}
+            features = block(features, bits, widest, **allowed)
+        return features
 
     def skip(self, x: Tensor, widest: int) -> Tensor:
         """[B, C, H, W] -> [B, C', H', W']: every block skipped."""

@@ -20,7 +20,7 @@ from backbone.contract import maker_of
 from backbone.cost import UNITS, sum_of_groups
 from backbone.torch_state import default_torch_state
 from dfs_env.mdp import BlockMDP
-from dfs_env.table_mdp import TableMDP
+from dfs_env.table_mdp import TabledMDP
 
 FILE_KIND = "dfs-env latency"
 MEASURE_COMMAND = "python -m scripts.bench latency"
@@ -187,7 +187,7 @@ def _batch(timings: dict[str, Any]) -> BatchTimings:
 
 def shape_of(mdp: BlockMDP) -> dict[str, Any]:
     """The properties of a network that decide its latency; of a table's, its network's."""
-    mdp = mdp.network if isinstance(mdp, TableMDP) else mdp
+    mdp = mdp.network if isinstance(mdp, TabledMDP) else mdp
     config, maker = mdp.backbone.config, maker_of(mdp.backbone)
     known = {name: getattr(config, name, None) for name in ("depth", "width", "num_classes", "quantizer")}
     return {

@@ -53,8 +53,10 @@ class BlockMDP:
             by default.
         observation: a name in `OBSERVATIONS`, or "module:function".
         ungated_blocks: how many leading blocks run at the widest bitwidth without a decision (in DFS the first, Shen et
-            al. 2020, section 4.1); they are not layers of the MDP and have no block cost. statistics: by which
-            observations are normalised; without them, summaries are not normalised.
+            al. 2020, section 4.1); they are not layers of the MDP and have no block cost.
+        statistics: by which observations are normalised; without them, summaries are not normalised.
+        decisions: L, how many decisions an image takes. Each chooses one bitwidth for equally many consecutive blocks;
+            3 decide each stage of a ResNet. By default one for each block.
 
     Raises:
         ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation, no
@@ -129,7 +131,7 @@ class BlockMDP:
             raise ValueError(f"{name} {bits} is not among the bitwidths {self.bitwidths}")
         return self.bitwidths.index(bits)
 
-    def block_index(self, layer: int) -> int:
+    def first_block(self, layer: int) -> int:
         """Index of the backbone's first block that a decision is about; at the end, the number of its blocks."""
         return self.ungated_blocks + layer * self.blocks_per_decision
 
@@ -155,19 +157,26 @@ class BlockMDP:
         cost = features.new_zeros(len(images))
         return State(features, 0, cost, torch.as_tensor(budget, dtype=cost.dtype, device=cost.device).expand(len(cost)))
 
+    def check_stage(self, view: str) -> None:
+        """Raise ValueError unless a cascade can have this as a stage that sees a view of the images, a name in
+        `dfs_env.cascade.VIEWS`."""
+
     def resumed(self, state: State, layer: int, images: Tensor) -> State:
         """The `state` of a cascade in which images, normalised, are in front of a decision `layer` of this network."""
         return State(state.features, layer, state.cost, state.budget)
 
     def blank(self, count: int) -> Tensor:
         """[B, C, H, W] features in the place of those of images that are not run."""
-        return self._blank.expand(count, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        channels, height, width = self._entry_shape
+        empty = next(self.backbone.parameters()).new_zeros(count, height, width, channels)
+        return empty.permute(0, 3, 1, 2)
 
     @cached_property
-    def _blank(self) -> Tensor:
+    def _entry_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the features before the first decision."""
         with evaluation_mode(self.backbone), torch.no_grad():
             images = next(self.backbone.parameters()).new_zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
-            return torch.zeros_like(self._first_features(images))
+            return tuple(self._first_features(images).shape[1:])
 
     def _first_features(self, images: Tensor) -> Tensor:
         features = self.backbone.stem(images, self.widest)
@@ -252,14 +261,14 @@ class BlockMDP:
         Raises:
             ValueError: the observation includes confidence, and there are no heads.
         """
-        summary = self.summary(state)
+        summary = self.observed_features(state)
         features = F.pad(summary, (0, self.layout.num_features - summary.shape[1]))
         nothing = summary.new_zeros(len(summary), 0)
         confidence = self.confidence(state) if self.layout.num_confidence else nothing
         parts = ObservationParts(features, confidence, nothing, self._block_index(state), state.cost, state.budget)
         return self.layout.join(parts)
 
-    def summary(self, state: State) -> Tensor:
+    def observed_features(self, state: State) -> Tensor:
         """[B, F'] what the observation includes of the features, without padding."""
         return self._summary(state.features, state.layer)
 
@@ -290,7 +299,7 @@ class BlockMDP:
         return float(channels * self.heads.bias.shape[1])
 
     def _summary(self, features: Tensor, layer: int) -> Tensor:
-        block = self.block_index(layer)
+        block = self.first_block(layer)
         return summarise(self.observation, features, block, self.statistics, self.backbone.feature_dim)
 
     def logits(self, state: State) -> Tensor:
@@ -314,7 +323,7 @@ class BlockMDP:
         if routes.shape != (len(images), self.num_layers):
             raise ValueError(
                 f"routes of {len(images)} images must be {[len(images), self.num_layers]} actions, one for "
-                f"each block that is decided, got {list(routes.shape)}"
+                f"each decision, got {list(routes.shape)}"
             )
         routes = routes.to(self.device)
         state = self.initial(images)
@@ -338,6 +347,6 @@ class BlockMDP:
         return self._block(state.layer)
 
     def _block(self, layer: int) -> GroupedBlock:
-        first, count = self.block_index(layer), self.blocks_per_decision
+        first, count = self.first_block(layer), self.blocks_per_decision
         blocks = [self.backbone.blocks[index] for index in range(first, first + count)]
         return GroupedBlock(blocks[0] if count == 1 else BlockSequence(blocks), self.bitwidths)

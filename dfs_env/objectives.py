@@ -26,7 +26,7 @@ from dfs_env.rewards import Components, Transition
 from dfs_env.rewards.wrappers import mdp_and_state
 from dfs_env.single_env import DFSEnv, OfVector
 from dfs_env.task import Task
-from dfs_env.tree import num_routes, walk
+from dfs_env.tree import check_enumerable, walk
 
 POINTS = 50_000
 """The most points that `pareto_front` compares at once."""
@@ -129,7 +129,7 @@ class MODFSVectorEnv(DFSVectorEnv):
         mdp = self.mdp
         if self._budget.low != self._budget.high:
             raise ValueError(f"the front depends on the budget, and {self.budget!r} draws it: give a number")
-        count = num_routes(mdp, "use fewer bitwidths")
+        check_enumerable(mdp, "use fewer bitwidths or decisions")
         check_evaluating(mdp)
         front, started, warned = np.zeros((1, self.reward_dim)), time.monotonic(), False
         with tqdm(desc="pareto_front", total=len(self.images), unit="image", delay=PATIENCE) as bar:
@@ -141,7 +141,7 @@ class MODFSVectorEnv(DFSVectorEnv):
                 if seconds > LONG and not warned:
                     gym.logger.warn(
                         f"pareto_front will take about {seconds / 3600:.1f} hours for {len(self.images):,} images of "
-                        f"{count:,} routes: use a split of fewer images, fewer bitwidths, or a hard budget"
+                        f"{mdp.distinct_routes:,} routes: use fewer images or bitwidths, or a hard budget"
                     )
                     warned = True
         return list(front / len(self.images))

@@ -7,10 +7,10 @@ works on it: environments, policies, evaluation, searches, and learners that do 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,9 @@ def _refuse(what: str) -> NoReturn:
     raise ValueError(f"a table cannot {what}: it has the outcomes of given images alone; leave out `table`")
 
 
+Loaded = TypeVar("Loaded")
+
+
 class _Loaded(dict[Any, Any]):
     """Tables that were loaded. MDPs of other observations share them; in other processes they are loaded again."""
 
@@ -74,14 +77,9 @@ class _Loaded(dict[Any, Any]):
         return _Loaded, ()
 
 
-class TableMDP(BlockMDP):
-    """The MDP of one network on the images of a data set, played from tables.
-
-    Observations, predictions, costs and all that follows from them are the network's. Three things differ: losses are
-    rounded (see `dfs_env.tables.Outcomes`); nothing of the image is observed at the end of an episode; and of the class
-    scores, only the predicted class and the probability of the true class are the network's.
-
-    Tables are made when a split is first played, which may take minutes.
+class TabledMDP(BlockMDP):
+    """The MDP of one network on the images of a data set, played from tables, which are made when a split is first
+    played.
 
     Args:
         network: the MDP of the network.
@@ -93,8 +91,13 @@ class TableMDP(BlockMDP):
     """
 
     state_type = TableState
+    predictions: type[OutcomeTable]
+    """The table of predictions."""
+    final = False
+    """Whether also what is observed after the last decision is the network's."""
 
     def __init__(self, network: BlockMDP, dataset: TableDataset, folder: Path) -> None:
+        self.predictions(network, dataset.original, "train")  # refuses what has no table
         self.network, self.dataset, self.folder = network, dataset, folder
         self.backbone = TabledNetwork(network.backbone.config)
         self.bitwidths, self.widest, self.num_actions = network.bitwidths, network.widest, network.num_actions
@@ -105,38 +108,37 @@ class TableMDP(BlockMDP):
         here: dict[str, Any] = {name: part.cpu() for name, part in numbers.items() if part is not None}
         self.cost = replace(network.cost, **here)
         self.stages = (self,)
-        self._outcomes: dict[str, Any] = _Loaded()
-        self._observations: dict[tuple[str, str], Tensor] = _Loaded()
+        self._loaded: dict[tuple[str, str], Any] = _Loaded()
         self._set_observation(network.observation)
 
     def _set_observation(self, observation: str) -> None:
         self.network = self.network.with_observation(observation)
-        self.tables("train")  # refuses what has no table
+        self.tables("train")  # refuses what has no table, here "features"
         self.observation, self.layout = observation, self.network.layout
         self.heads, self.statistics = self.network.heads, self.network.statistics
 
     def tables(self, split: str) -> list[OutcomeTable]:
-        """The tables of a split that it is played from: those of outcomes, and of observations if these have anything
-        of the image."""
+        """The tables of a split that it is played from: of predictions, and of observations if these have anything of
+        the image."""
         seen = self._observation_table(split)
-        return [OutcomeTable(self.network, self.dataset.original, split), *([seen] if seen.width else [])]
+        return [self.predictions(self.network, self.dataset.original, split), *([seen] if seen.width else [])]
 
     def _observation_table(self, split: str) -> ObservationTable:
-        return ObservationTable(self.network, self.dataset.original, split)
+        return ObservationTable(self.network, self.dataset.original, split, self.final)
 
-    def outcomes(self, split: str) -> Outcomes:
-        """The outcomes of every route of a split's images. Raises as `OutcomeTable.load`."""
-        if split not in self._outcomes:
-            self._outcomes[split] = self.tables(split)[0].outcomes(self.folder)
-        return cast(Outcomes, self._outcomes[split])
+    def _load(self, what: str, split: str, load: Callable[[], Loaded]) -> Loaded:
+        if (what, split) not in self._loaded:
+            self._loaded[what, split] = load()
+        return cast(Loaded, self._loaded[what, split])
 
     def observations(self, split: str) -> Tensor:
         """[N, nodes, W] what is observed of a split's images, see `ObservationTable`. Raises as its `load`."""
-        key = self.observation, split
-        if key not in self._observations:
+
+        def load() -> Tensor:
             ensure(self.tables(split), self.folder)  # who observes also predicts: both are made in one pass
-            self._observations[key] = self._observation_table(split).observations(self.folder)
-        return self._observations[key]
+            return self._observation_table(split).observations(self.folder)
+
+        return self._load(self.observation, split, load)
 
     def initial(self, images: Tensor, budget: float | Tensor = 1.0, reuse: Tensor | None = None) -> TableState:
         """Images [B, 3, 1, 1] of one split, see `TableDataset`, in front of the first block.
@@ -158,7 +160,7 @@ class TableMDP(BlockMDP):
         """[B] int64, the first node."""
         return torch.zeros(count, dtype=torch.int64)
 
-    def summary(self, state: State) -> Tensor:
+    def observed_features(self, state: State) -> Tensor:
         """[B, F] features of the observation."""
         return self._seen(state)[:, : self.layout.num_features]
 
@@ -184,14 +186,11 @@ class TableMDP(BlockMDP):
     def _seen(self, state: State) -> Tensor:
         """[B, W] what the observations have of the images."""
         width = self.layout.num_features + self.layout.num_confidence
-        if not width or not self._observed(state):
+        if not width or (self.terminal(state) and not self.final):
             return state.cost.new_zeros(len(state.cost), width)
         now, table = _of_table(state), self.observations(_of_table(state).split)
         place = now.image * table.shape[1] + first_node(now.layer, self.num_actions) + now.features
         return table.flatten(0, 1).index_select(0, place)  # twice as fast as by two indices
-
-    def _observed(self, state: State) -> bool:
-        return not self.terminal(state)
 
     def confidence(self, state: State) -> Tensor:
         """[B, 3], see `BlockMDP.confidence`.
@@ -202,25 +201,6 @@ class TableMDP(BlockMDP):
         if not self.layout.num_confidence:
             _refuse(f'give the confidence, as the observation is "{self.observation}"')
         return self._seen(state)[:, self.layout.num_features :]
-
-    def logits(self, state: State) -> Tensor:
-        """[B, K] log-probabilities. Those of the true class, and which is the largest, are the network's. The rest of
-        the probability is the predicted class's, or, if that is the true class, equally that of all others.
-
-        Raises:
-            ValueError: blocks are still undecided.
-        """
-        now = self._decided(state)
-        table = self.outcomes(now.split)
-        place = now.image * table.loss.shape[1] + now.features
-        predicted, loss = table.prediction.take(place).long(), table.loss.take(place).float()
-        label, classes = table.labels[now.image], self.dataset.num_classes
-        rest = (-torch.expm1(-loss)).log().clamp_min(LEAST_LOGIT)
-        correct = predicted == label
-        others = torch.where(correct, rest - math.log(max(classes - 1, 1)), LEAST_LOGIT)
-        top = torch.where(correct, -loss, torch.maximum(rest, MARGIN - loss))[:, None]
-        scores = others[:, None].repeat(1, classes).scatter_(1, label[:, None], -loss[:, None])
-        return torch.minimum(scores, top - MARGIN).scatter_(1, predicted[:, None], top)
 
     def _decided(self, state: State) -> TableState:
         if not self.terminal(state):
@@ -246,30 +226,55 @@ class TableMDP(BlockMDP):
         _refuse("give features")
 
 
-class StageTableMDP(TableMDP):
-    """A stage of a cascade as a table: also its class scores, and what is observed after its last decision, are the
-    network's.
+class TableMDP(TabledMDP):
+    """One network as a table.
 
-    Raises:
-        ValueError: as `TableMDP`.
+    Observations, predictions, costs and all that follows from them are the network's. Three things differ: losses are
+    rounded (see `dfs_env.tables.Outcomes`); nothing of the image is observed at the end of an episode; and of the class
+    scores, only the predicted class and the probability of the true class are the network's.
     """
 
-    def tables(self, split: str) -> list[OutcomeTable]:
-        """Those of scores, and of observations if these have anything of the image."""
-        _, *seen = super().tables(split)
-        return [ScoreTable(self.network, self.dataset.original, split), *seen]
+    predictions = OutcomeTable
 
-    def _observation_table(self, split: str) -> ObservationTable:
-        return ObservationTable(self.network, self.dataset.original, split, final=True)
+    def outcomes(self, split: str) -> Outcomes:
+        """The outcomes of every route of a split's images. Raises as `OutcomeTable.load`."""
+        table = OutcomeTable(self.network, self.dataset.original, split)
+        return self._load("outcomes", split, lambda: table.outcomes(self.folder))
 
-    def _observed(self, state: State) -> bool:
-        return True
+    def logits(self, state: State) -> Tensor:
+        """[B, K] log-probabilities. Those of the true class, and which is the largest, are the network's. The rest of
+        the probability is the predicted class's, or, if that is the true class, equally that of all others.
+
+        Raises:
+            ValueError: blocks are still undecided.
+        """
+        now = self._decided(state)
+        table = self.outcomes(now.split)
+        place = now.image * table.loss.shape[1] + now.features
+        predicted, loss = table.prediction.take(place).long(), table.loss.take(place).float()
+        label, classes = table.labels[now.image], self.dataset.num_classes
+        rest = (-torch.expm1(-loss)).log().clamp_min(LEAST_LOGIT)
+        correct = predicted == label
+        others = torch.where(correct, rest - math.log(max(classes - 1, 1)), LEAST_LOGIT)
+        top = torch.where(correct, -loss, torch.maximum(rest, MARGIN - loss))[:, None]
+        scores = others[:, None].repeat(1, classes).scatter_(1, label[:, None], -loss[:, None])
+        return torch.minimum(scores, top - MARGIN).scatter_(1, predicted[:, None], top)
+
+    def check_stage(self, view: str) -> None:
+        """Raises ValueError: it has no class scores."""
+        raise ValueError("a table of one network has no class scores for a second inference: leave out `table`")
+
+
+class StageTableMDP(TabledMDP):
+    """A stage of a cascade as a table: all that is observed and predicted is the network's."""
+
+    predictions = ScoreTable
+    final = True
 
     def scores(self, split: str) -> Tensor:
         """[N, R, K] class scores on every route of a split's images. Raises as `OutcomeTable.load`."""
-        if split not in self._outcomes:
-            self._outcomes[split] = ScoreTable(self.network, self.dataset.original, split).scores(self.folder)
-        return cast(Tensor, self._outcomes[split])
+        table = ScoreTable(self.network, self.dataset.original, split)
+        return self._load("scores", split, lambda: table.scores(self.folder))
 
     def logits(self, state: State) -> Tensor:
         """[B, K] class scores.
@@ -281,6 +286,11 @@ class StageTableMDP(TableMDP):
         table = self.scores(now.split)
         return table.flatten(0, 1).index_select(0, now.image * table.shape[1] + now.features)
 
+    def check_stage(self, view: str) -> None:
+        """Raise ValueError unless it sees the images themselves."""
+        if view:
+            raise ValueError(f"tables are of the images themselves, and this stage sees them {view}: leave out `table`")
+
 
 def tabled_mdp(mdp: BlockMDP, dataset: TableDataset, folder: Path) -> BlockMDP:
     """The MDP as a table; of a cascade, every stage.
@@ -290,10 +300,8 @@ def tabled_mdp(mdp: BlockMDP, dataset: TableDataset, folder: Path) -> BlockMDP:
     """
     if not isinstance(mdp, CascadeMDP):
         return TableMDP(mdp, dataset, folder)
-    if any(mdp.views):
-        raise ValueError(f"tables are of the images themselves, not of views {mdp.views}: leave out `table`")
     tables = {stage: StageTableMDP(stage, dataset, folder) for stage in mdp.stages}
-    return CascadeMDP([tables[stage] for stage in mdp.stages], combine=mdp.combine, unit=mdp.cost.unit)
+    return CascadeMDP([tables[stage] for stage in mdp.stages], mdp.views, mdp.combine, mdp.cost.unit)
 
 
 def _of_table(state: State) -> TableState:

@@ -36,7 +36,7 @@ from backbone.torch_state import default_torch_state, evaluation_mode
 from dfs_env.execution import CHUNK
 from dfs_env.mdp import BlockMDP, State
 from dfs_env.observations import CONFIDENT, OBSERVATIONS
-from dfs_env.tree import first_node, num_routes, walk
+from dfs_env.tree import check_enumerable, first_node, walk
 
 FOLDER = "tables"
 """In the data folder."""
@@ -70,7 +70,7 @@ class OutcomeTable:
     """The table of outcomes of one split; a file.
 
     Raises:
-        ValueError: too many routes or classes.
+        ValueError: too many routes or classes, or a cascade.
     """
 
     mdp: BlockMDP
@@ -80,7 +80,9 @@ class OutcomeTable:
     split: str
 
     def __post_init__(self) -> None:
-        num_routes(self.mdp, 'tables are for fewer bitwidths or decisions, see the argument "decisions"')
+        if len(self.mdp.stages) > 1:
+            raise ValueError("a table is of one network: each stage of a cascade has its own")
+        check_enumerable(self.mdp, "tables are for fewer bitwidths or decisions")
         if self.dataset.num_classes > MOST_CLASSES:
             raise ValueError(f"{self.dataset.name} has more than {MOST_CLASSES} classes, the most that a table has")
 

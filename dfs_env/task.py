@@ -24,7 +24,7 @@ from dfs_env.mdp import BlockMDP
 from dfs_env.observations import CONFIDENT, ObservationStatistics, channel_statistics
 from dfs_env.stages import find_stages
 from dfs_env.table_data import TableDataset
-from dfs_env.table_mdp import TableMDP, tabled_mdp
+from dfs_env.table_mdp import TabledMDP, tabled_mdp
 
 CALIBRATION_IMAGES = 1024
 """Training images by which observations are normalised."""
@@ -58,7 +58,7 @@ class Task:
         """Train the MDP's confidence heads, if it has none. Further training of the backbone does not change them."""
         for stage in self.mdp.stages:
             network, images = stage, self.dataset
-            if isinstance(stage, TableMDP):
+            if isinstance(stage, TabledMDP):
                 network, images = stage.network, stage.dataset.original
             if network.heads is None:
                 network.heads = train_heads(network, images)
@@ -80,7 +80,7 @@ def calibrate(mdp: BlockMDP, dataset: Dataset, seed: int = 0) -> ObservationStat
     std = torch.ones_like(mean)
     with torch.no_grad(), evaluation_mode(mdp.backbone):
         for state in mdp.random_walk(images, torch.Generator().manual_seed(seed)):
-            summary, block = channel_statistics(state.features), mdp.block_index(state.layer)
+            summary, block = channel_statistics(state.features), mdp.first_block(state.layer)
             deviation, average = torch.std_mean(summary, 0, correction=0)
             mean[block, :, : summary.shape[2]] = average
             std[block, :, : summary.shape[2]] = deviation.clamp_min(1e-3)
@@ -162,6 +162,7 @@ def make_task(
         table_images: how many images of each split are in its table, the first ones; all by default.
         held_out: so many validation images are the training images, see `backbone.data.load_held_out`; 0 for the data
             set's own.
+        decisions: how many decisions each network takes, see `BlockMDP`; by default one for each block.
 
     Raises:
         FileNotFoundError: no such checkpoint or latency table (the message says which command makes it), or data files
@@ -211,7 +212,7 @@ def make_task(
 
 
 def tabled(task: Task, folder: Path, images: int | None = None) -> Task:
-    """The same task, played from tables, see `TableMDP`. A split's table is made when it is needed.
+    """The same task, played from tables, see `TabledMDP`. A split's table is made when it is needed.
 
     Args:
         task: of networks.

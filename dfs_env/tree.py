@@ -16,12 +16,6 @@ MOST_ROUTES = 20_000
 """Routes of an image up to which they are enumerated."""
 
 
-def num_routes(mdp: BlockMDP, mend: str) -> int:
-    """R, the number of routes. Raises ValueError, which ends with `mend`, if there are more than `MOST_ROUTES`."""
-    check_enumerable(mdp, mend)
-    return int(mdp.num_actions**mdp.num_layers)
-
-
 def check_enumerable(mdp: BlockMDP, mend: str) -> None:
     """Raise ValueError, which ends with `mend`, if an image has more than `MOST_ROUTES` distinct routes."""
     if mdp.distinct_routes > MOST_ROUTES:

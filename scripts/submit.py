@@ -23,7 +23,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from agents.evaluation import evaluate, evaluate_routes
+from agents.evaluation import SelfMeasured, evaluate, evaluate_routes, mdp_of
 from agents.results import expanded
 from agents.runs.saved import load_run
 from backbone.checkpoint import fingerprint, write_atomically
@@ -31,7 +31,7 @@ from backbone.names import nearest
 from backbone.torch_state import use_threads
 from dfs_env.registration import ENVIRONMENTS
 from dfs_env.table_data import TableDataset
-from dfs_env.table_mdp import TableMDP
+from dfs_env.table_mdp import TabledMDP
 from dfs_env.task import Task, make_task
 from scripts.cli import clear_errors
 from scripts.reporting.comparison import Comparison
@@ -82,7 +82,7 @@ class Submit:
 
 def network_of(task: Task) -> dict[str, Any]:
     """What two tasks must share so that their results can be compared."""
-    stages = [stage.network if isinstance(stage, TableMDP) else stage for stage in task.mdp.stages]
+    stages = [stage.network if isinstance(stage, TabledMDP) else stage for stage in task.mdp.stages]
     source = task.dataset.original if isinstance(task.dataset, TableDataset) else task.dataset
     return {
         "data set": source.name,
@@ -182,11 +182,12 @@ def enter_run(args: Submit, folder: Path, place: Path) -> list[Path]:
     name, written = args.name or str(result["label"]), []
     for line in expanded([result]):
         found = evaluate(policy, task, "test", line["budget"])
-        if not found.routes.numel():
+        if isinstance(policy, SelfMeasured) or not found.routes.numel():
             raise ValueError(f"{folder} has no route of an image, and the leaderboard is of routes")
-        if task.mdp.num_layers != own.mdp.num_layers:  # decisions about several blocks
-            routes = task.mdp.block_routes(found.routes)
-            found = evaluate_routes(own.mdp, own, "test", routes, gate_macs=found.gate_macs)
+        played = mdp_of(policy, task)
+        if (routes := played.block_routes(found.routes)).shape != found.routes.shape:
+            theirs = policy.mdp_on(own.mdp) if hasattr(policy, "mdp_on") else own.mdp
+            found = evaluate_routes(theirs, own, "test", routes, gate_macs=found.gate_macs)
         written.append(found.write_line(place / board, name, own, line["budget"], line["seed"]))
     return written
 

@@ -17,7 +17,7 @@ import tyro
 from agents.runs.config import TaskConfig
 from backbone.data import SPLITS, data_folder
 from backbone.torch_state import use_threads
-from dfs_env.table_mdp import TableMDP
+from dfs_env.table_mdp import TabledMDP
 from dfs_env.tables import OutcomeTable, ensure
 from dfs_env.task import make_task
 from scripts.cli import clear_errors
@@ -43,7 +43,7 @@ def tables(args: Tabulate, split: str) -> list[list[OutcomeTable]]:
     tasks = [make_task(**asdict(replace(args.task, observation=each, table=True))) for each in observations]
     found = []
     for stages in zip(*(dict.fromkeys(task.mdp.stages) for task in tasks), strict=True):
-        of_network = [table for stage in stages if isinstance(stage, TableMDP) for table in stage.tables(split)]
+        of_network = [table for stage in stages if isinstance(stage, TabledMDP) for table in stage.tables(split)]
         found.append(list({table.identity["content"]: table for table in of_network}.values()))
     return found
 

@@ -42,15 +42,13 @@ class ActivationGatedNetwork:
         loader: "module:function" that reads what `save` writes.
 
     Raises:
-        ValueError: the task has ungated blocks, or its budgets count measured time.
+        ValueError: the task has ungated blocks or decisions about several, or its budgets count measured time.
     """
 
     def __init__(self, network: GatedResNet, mdp: BlockMDP, loader: str) -> None:
-        if mdp.ungated_blocks:
-            raise ValueError(
-                f"activation gating gates every block, but the task has ungated_blocks {mdp.ungated_blocks}: "
-                "their costs could not be compared"
-            )
+        for name, given in (("ungated_blocks", mdp.ungated_blocks), ("decisions", mdp.blocks_per_decision > 1)):
+            if given:
+                raise ValueError(f"activation gating gates every block by itself: leave out {name}")
         if mdp.cost.unit != "blocks":
             raise ValueError("networks with activation gating have no measured latency: leave out cost='latency'")
         self.network, self.loader = network.to(mdp.device), loader

@@ -32,7 +32,7 @@ from backbone.cost import TOLERANCE
 from dfs_env.mdp import BlockMDP
 from dfs_env.table_mdp import TableMDP
 from dfs_env.task import Task, tabled
-from dfs_env.tree import num_routes
+from dfs_env.tree import check_enumerable
 
 Array = np.ndarray[Any, Any]
 
@@ -150,9 +150,11 @@ def train(config: Config, task: Task, recorder: Recorder) -> CeilingPolicy:
     """Fit; validation only reports.
 
     Raises:
-        ValueError: too many routes, or an observation with confidence that the task's has not.
+        ValueError: stages, too many routes, or an observation with confidence that the task's has not.
     """
-    num_routes(task.mdp, "ceilings are computed from tables, for fewer blocks or bitwidths")
+    if len(task.mdp.stages) > 1:
+        raise ValueError("ceilings are of one network: leave out the stages")
+    check_enumerable(task.mdp, "ceilings are computed from tables, for fewer decisions or bitwidths")
     check_affordable(config.budget, task.mdp.cost)
     mdp = task.mdp.with_observation(config.observation or task.mdp.observation)
     if mdp.layout.num_confidence and mdp.heads is None:

@@ -73,7 +73,7 @@ def expectation(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -
     reach, hidden = torch.zeros_like(state.cost), None  # log-probability of the way to each row's node
     cost = entropy = torch.zeros_like(state.cost)
     ends: list[tuple[Tensor, Tensor]] = []
-    while len(reach):
+    while True:
         scores, hidden = gate(mdp.observe(state).detach(), hidden)
         actions = mdp.distinct_actions(state.layer)
         log_p = merged(scores.log_softmax(1), actions)
@@ -85,6 +85,11 @@ def expectation(mdp: BlockMDP, gate: nn.Module, images: Tensor, budget: float) -
         with torch.set_grad_enabled(passes):
             state = mdp.transition(state.take(rows), action, in_place=True)
         reach, hidden, over = ways.flatten(), _at(hidden, rows), mdp.finished(state)
+        if over.all():
+            with torch.set_grad_enabled(passes):
+                logits = mdp.logits(state)
+            ends.append((reach.exp(), logits))
+            break
         if over.any():
             done, left = over.nonzero().squeeze(1), (~over).nonzero().squeeze(1)
             with torch.set_grad_enabled(passes):

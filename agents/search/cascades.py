@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,8 +86,8 @@ class Candidates:
     ) -> Candidates:
         """From class scores [I, N, K] and [J, N, K] of each stage alone, and labels [N]; `average` says whether both
         predictions are averaged."""
-        alone = [second] if not average else [averaged(each.expand_as(second), second) for each in first]
-        after = torch.stack([scores.argmax(2) == labels for scores in alone])
+        scores = (averaged(each.expand_as(second), second) for each in first) if average else [second]
+        after = torch.stack([each.argmax(2) == labels for each in scores])  # one by one: all scores take gigabytes
         return cls(margin(first), first.argmax(2) == labels, after, costs)
 
     def best(self, budget: float, seconds: int = 1) -> Choice:
@@ -198,8 +197,8 @@ def candidates(stage: BlockMDP, search: Search) -> list[Allocation]:
     stages of a ResNet."""
     found = [*descent(search, constants(stage)[-1]), *constants(stage)]
     if stage.num_layers % 3 == 0:
-        thirds = product(range(stage.num_actions), repeat=3)
-        found += [tuple(np.repeat(each, stage.num_layers // 3).tolist()) for each in thirds]
+        count, thirds = stage.num_layers // 3, product(range(stage.num_actions), repeat=3)
+        found += [tuple(action for action in each for _ in range(count)) for each in thirds]
     return list(dict.fromkeys(found))
 
 

@@ -9,7 +9,8 @@ from agents.evaluation import evaluate
 from agents.runs.config import RunConfig, TaskConfig
 from agents.runs.run import run
 from agents.runs.saved import load_run
-from dfs_env import MODFSVectorEnv, Task, make_task
+from backbone.data import Dataset
+from dfs_env import BlockMDP, CascadeMDP, MODFSVectorEnv, Task, make_task
 from dfs_env.task import tabled
 from tests.helpers import config_of, train, untimed
 
@@ -23,7 +24,7 @@ rounded."""
 THROUGH_FEATURES = {
     **{"dfs": "mix the outcomes", "gumbel": "mix the outcomes", "skipnet": "mix the outcomes"},
     **{"blockdrop": "features", "rloo-cotrained": "train the network", "static_finetuned": "train the network"},
-    **{"cascade": "give features", "second_look": "give features"},
+    **{"cascade": "class scores", "second_look": "class scores"},
     **{"precision_gating": "trains a network", "channel_gating": "trains a network"},
 }
 
@@ -38,6 +39,48 @@ def test_a_policy_that_learns_from_a_table_plays_the_network_as_it_plays_the_tab
     for number in ("accuracy", "cost", "total_cost", "gate_macs"):
         assert getattr(found, number) == pytest.approx(getattr(expected, number))
     assert found.loss == pytest.approx(expected.loss, rel=2e-3)
+
+
+def few_decisions(cascade: CascadeMDP, dataset: Dataset, **options) -> Task:
+    """The tiny cascade with few routes."""
+    stages = [BlockMDP(each.backbone, (0, 2, 8), "position", decisions=1) for each in cascade.stages]
+    return Task(CascadeMDP(stages, combine="average", **options), dataset)
+
+
+ON_CASCADES = [*(label for label in FROM_REWARDS if label not in ("ceiling", "early_layers")), "cascade"]
+
+
+@pytest.mark.parametrize("label", ON_CASCADES)
+def test_of_a_cascade_a_policy_that_learns_from_tables_plays_the_networks_likewise(label, cascade, dataset, tmp_path):
+    networks = few_decisions(cascade, dataset)
+    table = tabled(networks, tmp_path)
+    gate = {"gate": "blockwise"} if label in ("exact_gradient", "rloo") else {}
+    policy = train(label, table, tmp_path, budget=0.9, **gate)
+    found, expected = (evaluate(policy, each, "test", 0.9) for each in (table, networks))
+    assert torch.equal(found.routes, expected.routes)
+    assert found.histogram == expected.histogram
+    assert len(found.histogram) == 3 + 1 + 6
+    for number in ("accuracy", "loss", "cost", "total_cost", "gate_macs"):
+        assert getattr(found, number) == pytest.approx(getattr(expected, number))
+
+
+@pytest.mark.parametrize(
+    ("label", "why"),
+    [
+        *[("dfs", "mix the outcomes"), ("skipnet", "mix the outcomes"), ("rloo-cotrained", "train the network")],
+        *[("ppo", "train the network"), ("exact_gradient", "train the network"), ("ceiling", "stages")],
+    ],
+)
+def test_of_a_cascade_what_tables_lack_is_refused(label, why, cascade, dataset, tmp_path):
+    table = tabled(few_decisions(cascade, dataset), tmp_path)
+    cotrain = {"cotrain": True} if label in ("ppo", "exact_gradient") else {}
+    with pytest.raises(ValueError, match=why):
+        train(label, table, budget=0.9, **cotrain)
+
+
+def test_a_second_inference_of_another_view_has_no_table(cascade, dataset, tmp_path):
+    with pytest.raises(ValueError, match="mirrored"):
+        tabled(few_decisions(cascade, dataset, views=("", "mirrored")), tmp_path)
 
 
 @pytest.mark.parametrize("label", SAME)

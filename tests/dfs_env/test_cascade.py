@@ -391,3 +391,19 @@ def test_routes_of_few_decisions_are_those_of_all_blocks(cascade, images):
     spread = few.block_routes(routes)
     assert spread.tolist() == [[1] * 3 + [0] + [3] * 6, [2] * 3 + [1] * 7, [0] * 3 + [3] + [2] * 6]
     assert torch.equal(few.run(images[:3], routes), cascade.run(images[:3], spread))
+    for unit in ("route_cost", "block_cost"):
+        torch.testing.assert_close(getattr(few.cost, unit)(routes), getattr(cascade.cost, unit)(spread))
+    with pytest.raises(ValueError, match="no common block cost"):
+        CascadeMDP(few.stages, unit="blocks")
+
+
+def test_features_in_the_place_of_accepted_images_are_new_each_time(cascade, images):
+    """They may be overwritten, and are of the type that the network has now."""
+    stage = cascade.stages[1]
+    with torch.inference_mode():
+        stage.blank(1).add_(1)
+    assert not stage.blank(1).any()
+    assert stage.blank(2).shape == stage.initial(images[:2]).features.shape
+    assert stage.blank(2).is_contiguous(memory_format=torch.channels_last)
+    stage.backbone.double()
+    assert stage.blank(1).dtype == torch.float64
