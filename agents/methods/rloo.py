@@ -8,7 +8,9 @@ REINFORCE samples, get a baseline for free!"; RLOO: Ahmadian et al. 2024). The d
 The reward of a prediction is the probability of the true class by default: the expected accuracy if the class were
 drawn. Costs count as in SkipNet's reward-to-go, times a multiplier found by dual ascent.
 
-The gate may start from the best static allocation, so that it only learns where to deviate from it.
+The gate may start from the best static allocation, so that it only learns where to deviate from it. On a cascade it
+may first imitate a threshold on confidence (`imitate_cascade`): from random decisions, most runs end where all images
+are accepted, or none.
 """
 
 from __future__ import annotations
@@ -20,17 +22,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agents.evaluation import play
 from agents.gates import score_layers
 from agents.lagrangian import DualAscent
 from agents.learning import GateConfig, GateLearner, image_stream
 from agents.method_config import limited
+from agents.methods.imitation import imitation_loss
 from agents.methods.skipnet import rewards_to_go
-from agents.policies import Policy
+from agents.policies import Policy, ThresholdPolicy
 from agents.recorder import Recorder
 from agents.rollouts import sampled_rollout
 from agents.search.allocations import SearchConfig, best_allocation
+from agents.search.cascades import search_cascades
 from agents.search.trials import CRITERIA
 from backbone.schedules import make_schedule
+from dfs_env.cascade import CascadeMDP
 from dfs_env.task import Task
 
 
@@ -95,8 +101,13 @@ class Config(FromStaticConfig):
     """Images per update, each along several routes."""
     routes: int = limited(8, low=2)
     """Routes of each image; each counts as one image in `num_images`."""
+    imitate_cascade: float = limited(0.0, low=0, below=1)
+    """Share of the images, at the beginning, in which the gate imitates a threshold cascade that is searched first (see
+    `cascade`); for tasks with stages."""
 
 
+SECOND_ALLOCATIONS = 2
+"""Of the imitated cascade."""
 LEAST_PROBABILITY = 1e-3
 """Of each action at the start from an allocation, before normalisation."""
 
@@ -135,11 +146,36 @@ def prefer(gate: nn.Module, allocation: Tensor, actions: int, probability: float
             layer.weight.mul_(0.1)
 
 
+def imitate(config: Config, task: Task, learner: GateLearner, until: int) -> None:
+    """Train the gate to decide as the best threshold cascade at the budget does.
+
+    Raises:
+        ValueError: not two stages.
+    """
+    if not isinstance(task.mdp, CascadeMDP):
+        raise ValueError("imitate_cascade needs a task with two stages, and this has one network")
+    (routes, choice), *_ = search_cascades(config, task, task.mdp, [config.budget], SECOND_ALLOCATIONS)[0]
+    teacher = ThresholdPolicy.of([(routes, choice.thresholds, choice.cost)])
+
+    def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        taken, *_ = play(teacher, learner.mdp, images, config.budget)
+        loss, _, scalars = imitation_loss(learner.mdp, learner.gate, images, labels, taken, config.budget)
+        return loss, {**scalars, "multiplier": 0.0, "reward_imitation": -float(loss.detach())}
+
+    learner.train(loss_of, until)
+
+
 def train(config: Config, task: Task, recorder: Recorder) -> Policy:
-    """Search the allocation, start from it, and improve on it."""
+    """Search the allocation, start from it, and improve on it.
+
+    Raises:
+        ValueError: a threshold cascade to imitate, and not two stages.
+    """
     learner = config.learner(task, recorder)
     mdp, gate, dual = learner.mdp, learner.gate, config.dual()
     recorder.register_state(dual=dual)
+    if config.imitate_cascade:
+        imitate(config, task, learner, round(config.imitate_cascade * config.num_images))
     entropy_factor, outcome_of = make_schedule(config.ent_schedule), CRITERIA[config.criterion]
 
     def loss_of(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -14,6 +14,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from agents.fronts import pareto_front
 from agents.learning import image_stream
 from agents.method_config import check_affordable
 from agents.search.allocations import DescentConfig, constants, descent
@@ -193,13 +194,14 @@ def search_cascades(
 
 
 def candidates(stage: BlockMDP, search: Search) -> list[Allocation]:
-    """The allocations of a descent, the constant ones, and those that are constant in each third of the blocks: the
-    stages of a ResNet."""
+    """The allocations of a descent, the constant ones, and those that are constant in each third of the blocks, the
+    stages of a ResNet: the Pareto front of their costs and losses."""
     found = [*descent(search, constants(stage)[-1]), *constants(stage)]
     if stage.num_layers % 3 == 0:
         count, thirds = stage.num_layers // 3, product(range(stage.num_actions), repeat=3)
         found += [tuple(action for action in each for _ in range(count)) for each in thirds]
-    return list(dict.fromkeys(found))
+    found = list(dict.fromkeys(found))
+    return [found[each] for each in pareto_front([search.cost(x) for x in found], [-search.loss(x) for x in found])]
 
 
 def routes_of(layers: int, first: Sequence[int], seconds: Sequence[Sequence[int]]) -> Tensor:

@@ -67,6 +67,24 @@ def test_policies_go_on_where_the_first_prediction_is_unsure(name, rigged):
     assert found.accuracy > (accept.accuracy + enter.accuracy) / 2 + 0.05
 
 
+def test_a_gate_that_imitated_a_threshold_decides_as_it_does(rigged):
+    sizes = {"batch_size": 32, "search_images": 128, "exchanges": 2}
+    budget = 0.3 * float(rigged.mdp.cost.charged[:, -1].sum())
+    imitated = {"imitate_cascade": 0.99, "num_images": 12_000, "start_static": 0.0, "lr": 0.01}
+    gate = train("rloo", rigged, sizes=sizes, budget=budget, search_split="train", **imitated)
+    teacher = train("cascade", rigged, sizes=sizes, budget=budget, second_allocations=2, search_split="train")
+    found, expected = (evaluate(each, rigged, "validation", budget) for each in (gate, teacher))
+    accepts = [each.routes[:, 3] == 0 for each in (found, expected)]
+    assert 0.1 < accepts[1].float().mean() < 0.9
+    assert (accepts[0] == accepts[1]).float().mean() > 0.9
+    assert found.accuracy > expected.accuracy - 0.05
+
+
+def test_there_is_a_cascade_to_imitate(task):
+    with pytest.raises(ValueError, match=r"imitate_cascade needs .* two stages"):
+        train("rloo", task, budget=0.5, imitate_cascade=0.2)
+
+
 def test_a_gate_remembers_each_image_where_images_are_at_different_decisions(cascade_task):
     """Played in a vector environment, it decides as in lockstep."""
     for seed in range(100):  # until some images are accepted, and some are not

@@ -13,8 +13,19 @@ from agents.recorder import Recorder
 from agents.runs.experiment import Experiment, Variant
 from agents.runs.planning import plan
 from agents.runs.saved import load_policy
-from agents.search.cascades import Candidates, Choice, margin, refitted, routes_of, search_cascades, stage_costs
+from agents.search.cascades import (
+    Candidates,
+    Choice,
+    candidates,
+    margin,
+    refitted,
+    routes_of,
+    search_cascades,
+    stage_costs,
+)
+from agents.search.trials import Search
 from backbone.checkpoint import save_tensors
+from dfs_env import BlockMDP
 from dfs_env.cascade import cascade_on
 from tests.helpers import config_of, train
 
@@ -117,6 +128,22 @@ def test_the_search_reports_the_accuracy_and_the_cost_that_the_policy_has(combin
         policy = ThresholdPolicy.of([(routes, choice.thresholds, choice.cost)], "mirrored", combine)
         found = evaluate(policy, learned, "validation")
         assert (found.accuracy, found.cost) == (pytest.approx(choice.accuracy), pytest.approx(choice.cost, abs=1e-6))
+
+
+@pytest.mark.parametrize(("depth", "thirds"), [(14, True), (8, True), (0, False)])
+def test_candidates_are_not_dominated_and_no_worse_than_one_bitwidth_for_each_third(depth, thirds, task, cascade):
+    mdp = {14: cascade.stages[1], 8: task.mdp, 0: BlockMDP(task.mdp.backbone, (0, 2, 8), ungated_blocks=1)}[depth]
+    images = task.dataset.normalize(task.dataset.train.images)
+    with torch.no_grad():
+        search = Search(mdp, images, task.dataset.train.labels, "probability")
+        found = candidates(mdp, search)
+        points = [(search.cost(each), search.loss(each)) for each in found]
+        assert points == sorted(points)
+        assert [loss for _, loss in points] == sorted({loss for _, loss in points}, reverse=True)
+        if thirds:
+            for each in product(range(4), repeat=3):
+                one = tuple(action for action in each for _ in range(mdp.num_layers // 3))
+                assert min(loss for cost, loss in points if cost <= search.cost(one)) <= search.loss(one)
 
 
 def test_several_cascades_serve_several_budgets(cascade_task, tmp_path):
