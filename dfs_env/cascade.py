@@ -60,16 +60,16 @@ class _Place:
     stage: int
     """Index of the network; of an accept decision, the one that has predicted."""
     layer: int
-    """Block of the stage; of an accept decision, its number of blocks."""
+    """Decision of the stage; of an accept decision, the number of the stage's decisions."""
 
 
 class CascadeMDP(BlockMDP):
     """Stages of networks: block by block as in `BlockMDP`, and between two stages a decision whether to accept.
 
-    The L decisions of an image are the blocks of the first stage, an accept decision, the blocks of the second stage,
-    and so on. At an accept decision action 0 accepts the prediction, which skips all further stages; any other action
-    enters the next stage, which is charged for its ungated layers. Costs of all stages add up. In lockstep, decisions
-    on accepted images change nothing and cost nothing (see `finished`).
+    The L decisions of an image are those of the first stage, an accept decision, those of the second stage, and so on.
+    At an accept decision action 0 accepts the prediction, which skips all further stages; any other action enters the
+    next stage, which is charged for its ungated layers. Costs of all stages add up. In lockstep, decisions on accepted
+    images change nothing and cost nothing (see `finished`).
 
     Observations have the part `prediction`.
 

@@ -53,8 +53,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     ## Description
     Dynamic Fractional Skipping (Shen et al., AAAI 2020) as an MDP. Each sub-environment holds one image. At
     each residual block of a quantized ResNet the agent skips the block or runs it at one of the bitwidths; after the
-    last block the network predicts the class. Episodes have exactly L steps, one per block; the N images are computed
-    together, in lockstep.
+    last block the network predicts the class. Episodes have exactly L steps, one per decision; the N images are
+    computed together, in lockstep.
 
     With `stages`, the image runs through several networks (a cascade, see `dfs_env.CascadeMDP`). After the prediction
     of each but the last, the agent accepts it, which ends the episode, or enters the next stage. Then images may be at

@@ -55,8 +55,8 @@ class BlockMDP:
         ungated_blocks: how many leading blocks run at the widest bitwidth without a decision (in DFS the first, Shen et
             al. 2020, section 4.1); they are not layers of the MDP and have no block cost.
         statistics: by which observations are normalised; without them, summaries are not normalised.
-        decisions: L, how many decisions an image takes. Each chooses one bitwidth for equally many consecutive blocks;
-            3 decide each stage of a ResNet. By default one for each block.
+        decisions: L, the number of decisions. Each chooses one bitwidth for equally many consecutive blocks; with 3,
+            for the blocks of one width of a ResNet. By default each block has a decision of its own.
 
     Raises:
         ValueError: impossible bitwidths, bitwidths that the backbone was not built for, an unknown observation, no
@@ -96,7 +96,7 @@ class BlockMDP:
         )
         if decided % self.num_layers:
             raise ValueError(
-                f"decisions {decisions} must divide the {decided} blocks that are decided: each is about equally many"
+                f"decisions {decisions} must divide {decided}, the number of gated blocks: each is for equally many"
             )
         self.blocks_per_decision = decided // self.num_layers
         self.cost = cost_table(backbone, self.bitwidths, ungated_blocks).grouped(self.blocks_per_decision)
@@ -310,7 +310,7 @@ class BlockMDP:
         """
         if not self.terminal(state):
             raise ValueError(
-                f"logits exist only after the last block; {self.num_layers - state.layer} blocks are undecided"
+                f"logits exist only after the last block; {self.num_layers - state.layer} decisions are open"
             )
         return self.backbone.head(state.features, self.widest)
 
@@ -343,7 +343,7 @@ class BlockMDP:
     def _undecided(self, state: State) -> GroupedBlock:
         """The block that is decided next."""
         if self.terminal(state):
-            raise ValueError("every block is decided already: this state is terminal")
+            raise ValueError("every decision is made already: this state is terminal")
         return self._block(state.layer)
 
     def _block(self, layer: int) -> GroupedBlock:

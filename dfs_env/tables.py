@@ -3,7 +3,7 @@
 A table of outcomes has for each route the predicted class, and minus the log-probability of the true class. A stage of
 a cascade has a table of class scores in its place. A table of observations has, in front of every decision, the part of
 the observation that depends on the image. All are files in the data folder. They are made when they are first needed,
-and bound to network, images and bitwidths.
+and bound to all that decides their content: network, images, bitwidths, decisions, observation.
 """
 
 from __future__ import annotations

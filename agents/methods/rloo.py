@@ -9,8 +9,8 @@ The reward of a prediction is the probability of the true class by default: the 
 drawn. Costs count as in SkipNet's reward-to-go, times a multiplier found by dual ascent.
 
 The gate may start from the best static allocation, so that it only learns where to deviate from it. On a cascade it
-may first imitate a threshold on confidence (`imitate_cascade`): from random decisions, most runs end where all images
-are accepted, or none.
+may first imitate a threshold on confidence (`imitate_cascade`). Runs that start from random decisions often end with a
+policy that accepts every prediction, or none.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class Config(FromStaticConfig):
     routes: int = limited(8, low=2)
     """Routes of each image; each counts as one image in `num_images`."""
     imitate_cascade: float = limited(0.0, low=0, below=1)
-    """Share of the images, at the beginning, in which the gate imitates a threshold cascade that is searched first (see
-    `cascade`); for tasks with stages."""
+    """Share of the images, at the beginning, in which the gate imitates a threshold cascade (see `cascade`) that is
+    searched on images of `search_split`. The task must have two stages."""
 
 
 SECOND_ALLOCATIONS = 2
@@ -147,13 +147,8 @@ def prefer(gate: nn.Module, allocation: Tensor, actions: int, probability: float
 
 
 def imitate(config: Config, task: Task, learner: GateLearner, until: int) -> None:
-    """Train the gate to decide as the best threshold cascade at the budget does.
-
-    Raises:
-        ValueError: not two stages.
-    """
-    if not isinstance(task.mdp, CascadeMDP):
-        raise ValueError("imitate_cascade needs a task with two stages, and this has one network")
+    """Train the gate to decide as the best threshold cascade at the budget does."""
+    assert isinstance(task.mdp, CascadeMDP)
     (routes, choice), *_ = search_cascades(config, task, task.mdp, [config.budget], SECOND_ALLOCATIONS)[0]
     teacher = ThresholdPolicy.of([(routes, choice.thresholds, choice.cost)])
 
@@ -171,6 +166,8 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     Raises:
         ValueError: a threshold cascade to imitate, and not two stages.
     """
+    if config.imitate_cascade and len(task.mdp.stages) != 2:
+        raise ValueError(f"imitate_cascade needs a task with two stages, and this has {len(task.mdp.stages)}")
     learner = config.learner(task, recorder)
     mdp, gate, dual = learner.mdp, learner.gate, config.dual()
     recorder.register_state(dual=dual)

@@ -76,8 +76,8 @@ class TaskConfig:
     table_images: int | None = None
     """How many images of each split are in the table, the first ones; all by default."""
     decisions: int | None = None
-    """How many decisions each network takes, every one about equally many consecutive blocks; by default one for each
-    block. 3 decide the stages of a ResNet."""
+    """Decisions in each network, which choose for equally many consecutive blocks each; by default one for each block.
+    With 3, a decision is about the blocks of one width of a ResNet."""
     held_out: int = 0
     """Gates train on so many validation images, which the backbone was not trained on, and are selected on the others;
     0: they train on the training images."""

@@ -260,7 +260,7 @@ def test_terminal_states_take_no_decision_and_others_give_no_logits(mdp, images)
         ({"observation": "pixels"}, "'pixels'.*confidence, confidence_alone"),
         ({"ungated_blocks": -1}, "ungated_blocks .*0 to 2.*-1"),
         ({"ungated_blocks": 3}, "ungated_blocks .*0 to 2.*3"),
-        ({"decisions": 2}, "decisions 2 .*3 blocks"),
+        ({"decisions": 2}, "decisions 2 .*divide 3"),
         ({"decisions": 0}, "decisions .*1 to 3.*0"),
         ({"decisions": 3, "ungated_blocks": 1}, "decisions .*1 to 2.*3"),
     ],
