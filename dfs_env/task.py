@@ -229,6 +229,16 @@ def tabled(task: Task, folder: Path, images: int | None = None) -> Task:
     return Task(tabled_mdp(task.mdp, dataset, folder), dataset)
 
 
+def untabled(task: Task) -> Task:
+    """The task on its networks, in place of the tables that `tabled` made of it."""
+    if not isinstance(task.dataset, TableDataset):
+        return task
+    mdp, networks = task.mdp, [stage.network for stage in task.mdp.stages if isinstance(stage, TabledMDP)]
+    if isinstance(mdp, CascadeMDP):
+        networks = [CascadeMDP(networks, mdp.views, mdp.combine, mdp.cost.unit)]
+    return Task(networks[0], task.dataset.original)
+
+
 def _trained(
     file: str | Path, depth: int | None, images: Dataset, dataset: str, backbone: str | None = None
 ) -> tuple[Any, ObservationStatistics | None]:

@@ -19,6 +19,7 @@ from agents.evaluation import SelfMeasured, mdp_of, play
 from agents.runs.saved import load_run
 from backbone.quantization import FLOAT_BITS
 from backbone.torch_state import use_threads
+from dfs_env.task import untabled
 from scripts.benchmarks.rounds import check_counts, take_turns
 
 
@@ -53,6 +54,7 @@ class Policy:
         policy, task, line = load_run(self.run_folder, data=self.data)
         if isinstance(policy, SelfMeasured):
             raise ValueError(f"{self.run_folder}: {line['method']} does not decide block by block, and cannot be timed")
+        task = untabled(task)
         mdp, images = mdp_of(policy, task), task.dataset.normalize(task.dataset.test.images[: self.images])
         network = max(mdp.stages, key=lambda stage: stage.cost.full_bitops).backbone
         runs: dict[str, Callable[[Tensor], Any]] = {

@@ -18,7 +18,7 @@ from backbone.resnet import ResNet, ResNetConfig
 from dfs_env import BlockMDP, CascadeMDP, DFSEnv, DFSVectorEnv, MODFSVectorEnv, SafeDFSVectorEnv, Task
 from dfs_env.table_mdp import TableMDP
 from dfs_env.tables import FOLDER, OutcomeTable
-from dfs_env.task import calibrate, tabled
+from dfs_env.task import calibrate, tabled, untabled
 from dfs_env.tree import all_routes, first_node, walk
 
 L, A, ROUTES = 3, 4, 64
@@ -153,6 +153,10 @@ def test_episodes_of_a_cascade_are_those_on_its_networks_step_for_step(
     rows = torch.tensor([3, 0, 3])
     assert torch.equal(mdp.run(images[rows], routes[rows]), expected[rows])
     assert pickle.loads(pickle.dumps(table)).mdp.layout == networks.mdp.layout
+    with torch.no_grad():
+        again = untabled(table).mdp.run(dataset.normalize(dataset.test.images), routes)
+    assert torch.equal(again, expected)
+    assert untabled(networks) is networks
 
 
 def test_some_of_the_episodes_begin_anew_as_on_the_network(task, table):
