@@ -310,7 +310,7 @@ class BlockMDP:
         """
         if not self.terminal(state):
             raise ValueError(
-                f"logits exist only after the last block; {self.num_layers - state.layer} decisions are open"
+                f"logits exist only after the last decision; {self.num_layers - state.layer} decisions are open"
             )
         return self.backbone.head(state.features, self.widest)
 

@@ -38,10 +38,10 @@ def rigged(mdp, tmp_path):
         possible = torch.rand(N, generator=generator) > 1 / 3
         correct = torch.stack([routes[:, 0] == 1, routes[:, 2] == 1])[kind] & possible[:, None]
         prediction = torch.where(correct, labels[:, None], (labels[:, None] + 1) % 10).to(torch.uint8)
-        table.mdp._outcomes[name] = Outcomes(prediction, torch.where(correct, 0.1, 3.0).half(), labels)
+        table.mdp._loaded["outcomes", name] = Outcomes(prediction, torch.where(correct, 0.1, 3.0).half(), labels)
         seen = torch.randn(N, 21, 16, generator=generator)
         seen[:, :, 0] = kind[:, None] * 2.0 - 1
-        table.mdp._observations["pooled", name] = seen
+        table.mdp._loaded["pooled", name] = seen
     return table
 
 
@@ -63,7 +63,7 @@ def test_an_observation_that_tells_everything_reaches_the_oracle(criterion, rigg
 
 
 def test_an_observation_that_tells_nothing_reaches_the_best_allocation_and_no_more(rigged):
-    for seen in rigged.mdp._observations.values():
+    for seen in (each for each in rigged.mdp._loaded.values() if isinstance(each, torch.Tensor)):
         seen[:, :, 0] = torch.randn(N, 21)
     _, found = reached(rigged)
     outcomes = rigged.mdp.outcomes("test")
@@ -149,7 +149,7 @@ def test_a_batch_of_images_at_several_blocks_and_budgets_is_decided_as_each_alon
 def test_what_cannot_be_fitted_is_refused(cascade_task, task):
     with pytest.raises(ValueError, match="--observation confidence"):
         train("ceiling", task, observation="confidence")
-    with pytest.raises(ValueError, match="tables"):
+    with pytest.raises(ValueError, match="leave out the stages"):
         train("ceiling", cascade_task)
     with pytest.raises(ValueError, match="test"):
         config_of("ceiling", fit_split="test")

@@ -236,7 +236,7 @@ def test_calibrated_observations_have_mean_zero_and_deviation_one(backbone, data
 
 def test_terminal_states_take_no_decision_and_others_give_no_logits(mdp, images):
     state = mdp.initial(images)
-    with pytest.raises(ValueError, match=r"3 .*undecided"):
+    with pytest.raises(ValueError, match=r"3 decisions"):
         mdp.logits(state)
     for _ in range(3):
         assert not mdp.terminal(state)
@@ -317,7 +317,7 @@ def test_a_decision_about_several_blocks_is_the_same_decision_at_each(decisions)
     assert few.feature_shapes == each.feature_shapes[::count]
     one, other = few.initial(pixels), each.initial(pixels)
     for layer in range(decisions):
-        assert torch.equal(few.observe(one)[:, : few.layout.num_features], each.summary(other))
+        assert torch.equal(few.observe(one)[:, : few.layout.num_features], each.observed_features(other))
         one = few.transition(one, routes[:, layer], in_place=True)
         for block in range(count):
             other = each.transition(other, spread[:, layer * count + block])
