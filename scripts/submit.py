@@ -231,7 +231,7 @@ def table(board: Comparison, hull: UpperHull) -> Table:
     """A board, the greatest difference to the static hull first; static networks last, each once, by ascending
     MBitOps."""
     networks = {(row.label, row.mean("bitops")): row for row in reversed(board.summaries) if row.static}
-    static = sorted(networks.values(), key=lambda row: row.mean("bitops"))  # each once, whatever the budget
+    static = sorted(networks.values(), key=lambda row: row.mean("bitops"))
     found = [(row.difference(hull, "bitops").estimate, row) for row in board.summaries if not row.static]
     found.sort(key=lambda pair: math.inf if math.isnan(pair[0].value) else -pair[0].value)
     found += [(UNKNOWN.estimate, row) for row in static]

@@ -48,9 +48,9 @@ class Config(FromStaticConfig):
 
 
 class Expectation(NamedTuple):
-    """What a gate's own distribution over the R routes of B images leads to; differentiable in the gate, and in the
-    backbone if that is trained. Routes that a cascade treats alike are one: whatever follows an accepted prediction,
-    and all actions that enter the next stage."""
+    """What a gate's own distribution over the R distinct routes of B images leads to; differentiable in the gate, and
+    in the backbone if that is trained. Actions that enter the next stage of a cascade are one, and so is whatever
+    follows an accepted prediction."""
 
     probabilities: Tensor
     """[B, R]; where nothing is accepted, in the order of `dfs_env.tree.all_routes`."""

@@ -103,7 +103,8 @@ class Config(FromStaticConfig):
     """Routes of each image; each counts as one image in `num_images`."""
     imitate_cascade: float = limited(0.0, low=0, below=1)
     """Share of the images, at the beginning, in which the gate imitates a threshold cascade (see `cascade`) that is
-    searched on images of `search_split`. The task must have two stages."""
+    searched on images of `search_split`. The task must have two stages. Schedules count these images, too. Set
+    `start_static` to 0."""
 
 
 SECOND_ALLOCATIONS = 2
@@ -149,6 +150,8 @@ def prefer(gate: nn.Module, allocation: Tensor, actions: int, probability: float
 def imitate(config: Config, task: Task, learner: GateLearner, until: int) -> None:
     """Train the gate to decide as the best threshold cascade at the budget does."""
     assert isinstance(task.mdp, CascadeMDP)
+    if learner.recorder.images_seen >= until:  # resumed after it
+        return
     (routes, choice), *_ = search_cascades(config, task, task.mdp, [config.budget], SECOND_ALLOCATIONS)[0]
     teacher = ThresholdPolicy.of([(routes, choice.thresholds, choice.cost)])
 

@@ -1,8 +1,9 @@
 """The search for threshold cascades: allocations for two stages, and the confidence below which an image takes the
 second.
 
-Candidates for each stage are the allocations of a descent, and those with one bitwidth for each third of the network.
-Their predictions on the images of the search are computed once; every pair is then compared exactly.
+Candidates for each stage are the Pareto front of a descent, the constant allocations, and those with one bitwidth for
+each third of the network. Their predictions on the images of the search are computed once; every pair is then compared
+exactly.
 """
 
 from __future__ import annotations
