@@ -238,8 +238,11 @@ class TableMDP(TabledMDP):
 
     def outcomes(self, split: str) -> Outcomes:
         """The outcomes of every route of a split's images. Raises as `OutcomeTable.load`."""
-        table = OutcomeTable(self.network, self.dataset.original, split)
-        return self._load("outcomes", split, lambda: table.outcomes(self.folder))
+
+        def load() -> Outcomes:
+            return OutcomeTable(self.network, self.dataset.original, split).outcomes(self.folder)
+
+        return self._load("outcomes", split, load)
 
     def logits(self, state: State) -> Tensor:
         """[B, K] log-probabilities. Those of the true class, and which is the largest, are the network's. The rest of
@@ -273,8 +276,11 @@ class StageTableMDP(TabledMDP):
 
     def scores(self, split: str) -> Tensor:
         """[N, R, K] class scores on every route of a split's images. Raises as `OutcomeTable.load`."""
-        table = ScoreTable(self.network, self.dataset.original, split)
-        return self._load("scores", split, lambda: table.scores(self.folder))
+
+        def load() -> Tensor:
+            return ScoreTable(self.network, self.dataset.original, split).scores(self.folder)
+
+        return self._load("scores", split, load)
 
     def logits(self, state: State) -> Tensor:
         """[B, K] class scores.

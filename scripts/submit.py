@@ -30,9 +30,7 @@ from backbone.checkpoint import fingerprint, write_atomically
 from backbone.names import nearest
 from backbone.torch_state import use_threads
 from dfs_env.registration import ENVIRONMENTS
-from dfs_env.table_data import TableDataset
-from dfs_env.table_mdp import TabledMDP
-from dfs_env.task import Task, make_task
+from dfs_env.task import Task, make_task, untabled
 from scripts.cli import clear_errors
 from scripts.reporting.comparison import Comparison
 from scripts.reporting.networks import HULL, by_dataset
@@ -82,12 +80,13 @@ class Submit:
 
 def network_of(task: Task) -> dict[str, Any]:
     """What two tasks must share so that their results can be compared."""
-    stages = [stage.network if isinstance(stage, TabledMDP) else stage for stage in task.mdp.stages]
-    source = task.dataset.original if isinstance(task.dataset, TableDataset) else task.dataset
+    networks = untabled(task)
     return {
-        "data set": source.name,
+        "data set": networks.dataset.name,
         "number of test images": len(task.dataset.split("test")),
-        "weights": [fingerprint(each.backbone.state_dict().values(), each.backbone.config) for each in stages],
+        "weights": [
+            fingerprint(each.backbone.state_dict().values(), each.backbone.config) for each in networks.mdp.stages
+        ],
         "bitwidths": list(task.mdp.bitwidths),
         "ungated blocks": task.mdp.ungated_blocks,
         "views": list(getattr(task.mdp, "views", [])),
