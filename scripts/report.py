@@ -80,7 +80,10 @@ def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
 def summary(comparison: Comparison) -> list[str]:
     """Sentences that say which method is best at each budget, and which methods missed budgets."""
     baseline = comparison.baseline_of()
-    said = [_ranked(comparison, ranking, str(baseline)) for ranking in comparison.rankings]
+    said = [_ranked(comparison, ranking, str(baseline)) for ranking in comparison.rankings if ranking.order]
+    if unranked := ", ".join(f"{each.budget:g}" for each in comparison.rankings if not each.order):
+        why = f"every method has a single seed, or {baseline} was not measured around its cost"
+        said.append(f"Nothing is ranked at {unranked}: {why}.")
     if baseline is None:
         said = ["There are no differences at matched cost: neither static nor constant was run."]
     rows = [row for budget in comparison.budgets for row in comparison.at(budget, comparison.learned) if row.missed]
@@ -89,11 +92,6 @@ def summary(comparison: Comparison) -> list[str]:
 
 
 def _ranked(comparison: Comparison, ranking: Ranking, baseline: str) -> str:
-    if not ranking.order:
-        return (
-            f"At budget {ranking.budget:g} no method is ranked: every one has a single seed, or {baseline} was not "
-            "measured around its cost."
-        )
     first, others = tables.marked_label(ranking.order[0]), ranking.best[1:]
     gain = comparison.difference(ranking.order[0], baseline).estimate
     words = f"At budget {ranking.budget:g} {first} is best: {tables.with_interval(gain, True)} points relative to "

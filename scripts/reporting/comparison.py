@@ -17,7 +17,7 @@ from agents.results import ARCHITECTURE, Line, expanded
 from backbone.cost import UNITS
 from backbone.resnet import ResNetConfig
 from scripts.reporting.checks import check_comparable
-from scripts.reporting.stats import BETTER, UNKNOWN, BaselineCurve, Estimate, Sample, difference, sample
+from scripts.reporting.stats import BETTER, UNKNOWN, BaselineCurve, Estimate, Sample, difference, rank_intervals, sample
 
 NOT_LEARNED = ("baseline", "bound")
 """Roles of methods that learn no decisions."""
@@ -99,6 +99,8 @@ class Ranking:
     run."""
     leads: tuple[Estimate, ...]
     """Of the first over each of the others."""
+    ranks: tuple[tuple[int, int], ...]
+    """95 % interval of the rank of each, over the bootstrap's resamples."""
 
     @property
     def best(self) -> tuple[str, ...]:
@@ -218,8 +220,15 @@ class Comparison:
         if (baseline, unit) not in self._curves:
             own = [line for line in self.lines if line["label"] == baseline]
             points = [(float(line["budget"]), line["seed"], line[unit], line["accuracy"]) for line in own]
-            self._curves[baseline, unit] = BaselineCurve.of(baseline, points, any(line["seeded"] for line in own))
+            # A bound is taken as it was computed, without an interval of its own.
+            seeded = any(line["seeded"] and line["role"] != "bound" for line in own)
+            self._curves[baseline, unit] = BaselineCurve.of(baseline, points, seeded)
         return row.difference(self._curves[baseline, unit], unit)
+
+    def regret(self, row: Summary) -> Sample:
+        """Accuracy of the observation's ceiling minus that of a row at matched cost."""
+        gain = self.difference(row, self._label_of("ceiling"))
+        return Sample(-gain.value, -gain.draws)
 
     @cached_property
     def rankings(self) -> list[Ranking]:
@@ -232,7 +241,8 @@ class Comparison:
             known = [each for each in rows if not np.isnan(samples[each.label].draws).any()]
             order = sorted(known, key=lambda each: -samples[each.label].value)
             leads = [(samples[order[0].label] - samples[each.label]).estimate for each in order[1:]]
-            found.append(Ranking(budget, tuple(order), tuple(leads)))
+            ranks = rank_intervals([samples[each.label] for each in order])
+            found.append(Ranking(budget, tuple(order), tuple(leads), ranks))
         return found
 
     def decisions(self, line: Line) -> Outcomes | None:

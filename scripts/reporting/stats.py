@@ -205,6 +205,17 @@ def difference(costs: ArrayLike, accuracies: ArrayLike, curve: BaselineCurve, na
     return sample(differences, name, seeded, own - interpolate(*curve.resamples, at))
 
 
+def rank_intervals(samples: Sequence[Sample]) -> tuple[tuple[int, int], ...]:
+    """95 % intervals of the ranks of some statistics, of which the greatest has rank 1. Equal ones share the best."""
+    if not samples:
+        return ()
+    draws = np.stack([each.draws for each in samples])
+    ranks = np.stack([1 + (draws > one + ACCURACY_ROUNDING).sum(0) for one in draws])
+    ends = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    low, high = np.quantile(ranks, ends, axis=1, method="inverted_cdf").astype(int)
+    return tuple(zip(low.tolist(), high.tolist(), strict=True))
+
+
 def interpolate(x: Array, y: Array, at: Array) -> Array:
     """Many curves (x and y [R, n], x ascending in each row) at the same places [Q] -> [R, Q]: linear between their
     points, constant beyond their ends."""

@@ -23,6 +23,10 @@ LEGEND = (
 FEW_SEEDS = (
     "Over three seeds 95 % intervals cover 75 to 80 %, over five some 90 %; they say nothing about other test images."
 )
+BOUNDED = (
+    "Regret: the accuracy of the observation's ceiling at the same cost, minus the method's; negative where the method "
+    "is better than what was fitted to all routes. "
+)
 COST_MARKS = (
     "*: the backbone was trained, too, or has gates of its own; +: some images are run a second time. "
     f'"x budget", "over budget": more than {BUDGET_TOLERANCE:g} times the budget was spent.'
@@ -100,9 +104,14 @@ def _cost(row: Summary) -> str:
 
 
 def methods(comparison: Comparison, hull: UpperHull | None = None) -> Table:
-    """Every method at every budget, and its differences to its baseline at matched cost, and to the static `hull` at
-    matched BitOps."""
-    rows = []
+    """Every method at every budget, its differences to its baseline at matched cost, to the static `hull` at matched
+    BitOps, and to the ceiling of the observation, if that was computed."""
+    rows, bounded = [], "ceiling" in {each.lines[0]["method"] for each in comparison.summaries}
+    ranks = {
+        (ranking.budget, row.label): f"{place} [{low}, {high}]"
+        for ranking in comparison.rankings
+        for place, (row, (low, high)) in enumerate(zip(ranking.order, ranking.ranks, strict=True), 1)
+    }
     for row in sorted(comparison.summaries, key=lambda row: (row.budget, -row.accuracy.value)):
         if row.budget not in comparison.budgets:
             continue
@@ -119,22 +128,27 @@ def methods(comparison: Comparison, hull: UpperHull | None = None) -> Table:
                 baseline or "-",
                 *(marked_difference(comparison.difference(row, baseline, u).estimate) for u in ("cost", "total_cost")),
                 *([marked_difference(row.difference(hull, "bitops").estimate)] if hull else []),
+                *([with_interval(comparison.regret(row).estimate)] if bounded else []),
+                ranks.get((row.budget, row.label), "-"),
+                _number(row.mean("num_images"), 0),
                 _number(row.mean("seconds")),
             ]
         )
     heads = ("method", "budget", "runs", "accuracy %", comparison.cost_name, "total cost", "MBitOps", "compared with")
     compared = [f"difference at equal {comparison.cost_name}", "at equal total cost"]
     compared += ["difference to the static hull"] if hull else []
+    compared += ["regret to the ceiling"] if bounded else []
     return Table(
-        (*heads, *compared, "seconds"),
+        (*heads, *compared, "rank", "images", "seconds"),
         rows,
         "Interquartile mean over seeds, with 95 % bootstrap intervals. Differences, in points, are to the baseline at "
-        f"each run's own cost, and resample the baseline's seeds, too. {LEGEND} {COST_MARKS}",
+        "each run's own cost, and resample the baseline's seeds, too. Ranks are by the difference at equal "
+        f"{comparison.cost_name}. Images: seen in training. {BOUNDED if bounded else ''}{LEGEND} {COST_MARKS}",
     )
 
 
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.1f}"
+def _number(value: float, digits: int = 1) -> str:
+    return "-" if np.isnan(value) else f"{value:,.{digits}f}"
 
 
 def runs(comparison: Comparison) -> Table:

@@ -8,6 +8,7 @@ import pytest
 from scripts.report import read_comparisons
 from scripts.reporting.comparison import Comparison
 from scripts.reporting.stats import BETTER, NO_DIFFERENCE
+from scripts.reporting.tables import methods
 from tests.helpers import result_line as line
 from tests.helpers import write_lines
 
@@ -61,6 +62,18 @@ def test_who_is_best_is_said_only_of_significant_leads():
     assert [row.label for row in ranking.order] == ["dfs", "ppo", "skipnet"]
     assert ranking.best == ("dfs", "ppo")
     assert [lead.verdict for lead in ranking.leads] == [NO_DIFFERENCE, BETTER]
+    assert ranking.ranks == ((1, 2), (1, 2), (3, 3))
+
+
+def test_regret_is_the_distance_to_the_ceiling_at_the_cost_of_each_run():
+    ceiling = [line("ceiling", b, 0, accuracy=0.8 + b, cost=b, role="bound", num_images=0) for b in (0.05, 0.1, 0.2)]
+    comparison = Comparison("x", static() + runs("ppo", 0.85) + ceiling)
+    row = rows_of(comparison)["ppo"]
+    cost = row.values("cost")
+    assert comparison.regret(row).value == pytest.approx((0.8 + cost - row.values("accuracy")).mean())
+    assert np.isfinite(comparison.regret(row).estimate.low)
+    heads = [methods(each).heads for each in (comparison, Comparison("x", static()))]
+    assert ["regret to the ceiling" in each for each in heads] == [True, False]
 
 
 def test_intervals_do_not_depend_on_what_else_is_compared():
