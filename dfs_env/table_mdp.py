@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from backbone.contract import MADE_BY, maker_of
 from dfs_env.cascade import CascadeMDP
 from dfs_env.mdp import BlockMDP, State
 from dfs_env.observations import ObservationParts
@@ -44,11 +45,12 @@ class TableState(State):
 
 
 class TabledNetwork(nn.Module):
-    """In the place of the network, which a table cannot run or train."""
+    """In the place of the network, which a table cannot run or train. It says what that is, and how it was made."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
-        self.config = config
+        self.config = network.config
+        setattr(self, MADE_BY, maker_of(network))
         self.eval()
 
     def requires_grad_(self, requires_grad: bool = True) -> TabledNetwork:
@@ -99,7 +101,7 @@ class TabledMDP(BlockMDP):
     def __init__(self, network: BlockMDP, dataset: TableDataset, folder: Path) -> None:
         self.predictions(network, dataset.original, "train")  # refuses what has no table
         self.network, self.dataset, self.folder = network, dataset, folder
-        self.backbone = TabledNetwork(network.backbone.config)
+        self.backbone = TabledNetwork(network.backbone)
         self.bitwidths, self.widest, self.num_actions = network.bitwidths, network.widest, network.num_actions
         self.ungated_blocks, self.num_layers = network.ungated_blocks, network.num_layers
         self.blocks_per_decision = network.blocks_per_decision

@@ -11,7 +11,8 @@ from torch import nn
 from backbone.checkpoint import load_backbone, load_tensors, own_checkpoint, save_backbone, save_tensors
 from backbone.contract import Backbone, Block, Maker, check_backbone, make_backbone, maker_of
 from backbone.resnet import ResNet, ResNetConfig
-from dfs_env import BlockMDP
+from dfs_env import BlockMDP, CascadeMDP, Task
+from dfs_env.task import tabled
 
 SOURCE = """
 from types import SimpleNamespace
@@ -163,3 +164,14 @@ def test_a_strangers_checkpoint_cannot_name_code_of_installed_packages(own, tmp_
 def test_files_of_other_names_or_parameters_are_others(tmp_path):
     names = (None, "own_net:make", "own_net:Make", "own_net:make(width=6)")
     assert len({own_checkpoint("digits", 14, tmp_path, name) for name in names}) == len(names)
+
+
+def test_a_cascade_of_a_users_own_networks_has_tables_too(own, dataset, tmp_path):
+    task = Task(CascadeMDP([BlockMDP(own, observation="position")] * 2), dataset)
+    table = tabled(task, tmp_path)
+    routes = torch.randint(3, (len(dataset.test), task.mdp.num_layers), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = task.mdp.run(dataset.normalize(dataset.test.images), routes)
+    found = table.mdp.run(table.dataset.normalize(table.dataset.test.images), routes)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)  # its convolutions round by the batch
+    assert maker_of(table.mdp.stages[0].backbone) == maker_of(own)
