@@ -5,7 +5,8 @@ split at once, without sampling and without a gradient. If a learner is far belo
 close to `static`, the observation has little to decide from. It is measured on images that it was not fitted to, and a
 lower bound of what can be reached.
 
-It plays a table (`--table`); on a network, tables are made first, and deleted after it.
+It plays tables (`--table`), of one network or of a cascade, where it also decides whether to accept a prediction. On
+networks, tables are made first, and deleted after it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from agents.method_config import AllBudgetsConfig, check_affordable, limited
 from agents.policies import FILE
 from agents.recorder import Recorder
 from agents.search.allocations import SEARCH_SPLITS
-from agents.search.ceiling import PENALTIES, Fitted, Values, fit_policies
+from agents.search.ceiling import PENALTIES, Fitted, fit_policies, width_of
+from agents.search.regressions import Values
 from agents.search.trials import CRITERIA
 from backbone.checkpoint import save_tensors
 from backbone.cost import TOLERANCE
 from dfs_env.mdp import BlockMDP
-from dfs_env.table_mdp import TableMDP
+from dfs_env.table_data import TableDataset
 from dfs_env.task import Task, tabled
 from dfs_env.tree import check_enumerable
 
@@ -57,7 +59,7 @@ class Config(AllBudgetsConfig):
     folds: int = limited(5, low=2)
     """Of cross-fitting."""
     lowest_multiplier: float = limited(0.5, above=0)
-    """The rewards that a unit of cost is worth begin here"""
+    """The rewards that a unit of cost is worth begin here (budgets above the cost at this one are not used up)"""
     highest_multiplier: float = limited(64.0, above=0)
     """and end here."""
     multipliers: int = limited(22, low=2)
@@ -74,7 +76,10 @@ class Config(AllBudgetsConfig):
             )
 
 
-PRESETS = {name: Config(observation=name) for name in ("position", "pooled")}
+PRESETS = {
+    **{name: Config(observation=name) for name in ("position", "pooled")},
+    "stages": Config(lowest_multiplier=0.05, multipliers=32),  # where much cost still gains a little accuracy
+}
 
 
 class CeilingPolicy:
@@ -92,8 +97,8 @@ class CeilingPolicy:
     def __init__(self, policies: Sequence[Fitted], mdp: BlockMDP, seed: int = 0) -> None:
         hull = upper_hull([each.cost for each in policies], [each.accuracy for each in policies])
         self.policies, self.mdp, self.seed = [policies[each] for each in hull], mdp, seed
-        self.width = mdp.layout.num_features + mdp.layout.num_confidence
-        self.macs_per_image = float(self.width * mdp.num_actions * mdp.num_layers)
+        self.width = width_of(mdp.layout)
+        self.macs_per_image = float(sum(values.weight[0].numel() for values in self.policies[0].values))
 
     def drawn(self, budgets: Array, numbers: Array) -> Tensor:
         """[B] indices of the policies that images with these budgets [B] take, from numbers [B] in [0, 1)."""
@@ -121,8 +126,11 @@ class CeilingPolicy:
             for layer in layers[chosen == index].unique().tolist():
                 rows = ((chosen == index) & (layers == layer)).nonzero().squeeze(1)
                 scores = policy.values[layer](seen[rows, : self.width], node[rows])
-                action[rows] = (scores - policy.multiplier * self.mdp.cost.charged[layer].cpu()).argmax(1)
-        return action.numpy(), (generator, chosen, node * self.mdp.num_actions + action)
+                prices = self.mdp.cost.charged[layer, : scores.shape[1]].cpu()
+                action[rows] = (scores - policy.multiplier * prices).argmax(1)
+                if layer not in self.mdp.accept_layers:
+                    node[rows] = node[rows] * self.mdp.num_actions + action[rows]
+        return action.numpy(), (generator, chosen, node)
 
     def save(self, folder: Path) -> None:
         """Write the policies, and what several of them share, once."""
@@ -150,27 +158,21 @@ def train(config: Config, task: Task, recorder: Recorder) -> CeilingPolicy:
     """Fit; validation only reports.
 
     Raises:
-        ValueError: stages, too many routes, or an observation with confidence that the task's has not.
+        ValueError: too many routes, or an observation with confidence that the task's has not.
     """
-    if len(task.mdp.stages) > 1:
-        raise ValueError("ceilings are of one network: leave out the stages")
     check_enumerable(task.mdp, "ceilings are computed from tables, for fewer decisions or bitwidths")
     check_affordable(config.budget, task.mdp.cost)
     mdp = task.mdp.with_observation(config.observation or task.mdp.observation)
-    if mdp.layout.num_confidence and mdp.heads is None:
+    if mdp.layout.num_confidence and any(stage.heads is None for stage in mdp.stages):
         raise ValueError(
             f"the ceiling of {mdp.observation!r} needs a task with it: add --observation {mdp.observation}"
         )
     multipliers = np.geomspace(config.lowest_multiplier, config.highest_multiplier, config.multipliers).tolist()
     with TemporaryDirectory() as folder:
-        table = mdp if isinstance(mdp, TableMDP) else tabled(Task(mdp, task.dataset), Path(folder)).mdp
-        assert isinstance(table, TableMDP)
-        options = config.folds, config.penalties, config.seed
-        policies = [
-            policy
-            for criterion in config.criteria
-            for policy in fit_policies(table, config.fit_split, multipliers, criterion, *options)
-        ]
+        played = Task(mdp, task.dataset)
+        tables = played if isinstance(task.dataset, TableDataset) else tabled(played, Path(folder))
+        options = config.criteria, config.folds, config.penalties, config.seed
+        policies = fit_policies(tables, config.fit_split, multipliers, *options)
     policy = CeilingPolicy(policies, mdp, config.seed)
     recorder.step(len(task.dataset.split(config.fit_split)), accuracy=policy.policies[-1].accuracy)
     recorder.validate(policy)

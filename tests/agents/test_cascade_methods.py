@@ -18,7 +18,7 @@ from dfs_env import BlockMDP, CascadeMDP, DFSVectorEnv, Task
 from tests.helpers import Killed, config_of, killed_at, train, untimed
 
 EXCEPT = {"second_look", "precision_gating", "channel_gating", "ceiling", "exact_gradient"}
-"""Methods of one network, and one for few routes."""
+"""Methods of one network, and two for few routes."""
 
 
 @pytest.mark.parametrize("name", [name for name in method_names() if name not in EXCEPT])

@@ -7,8 +7,9 @@ from sklearn.linear_model import Ridge
 
 from agents.evaluation import evaluate
 from agents.runs.saved import load_policy
-from agents.search.ceiling import Regressions, fit_policies
+from agents.search.ceiling import fit_policies
 from agents.search.exact import mean_rewards, route_costs, static_front
+from agents.search.regressions import Regressions
 from backbone.data import Dataset, Split
 from dfs_env import Task
 from dfs_env.tables import Outcomes
@@ -68,7 +69,7 @@ def test_an_observation_that_tells_nothing_reaches_the_best_allocation_and_no_mo
     _, found = reached(rigged)
     outcomes = rigged.mdp.outcomes("test")
     assert found.accuracy <= static_front(outcomes, outcomes, rigged.mdp.cost).mixed(found.cost) + 0.03
-    policies = fit_policies(rigged.mdp, "train", [1.0, 4.0, 16.0])
+    policies = fit_policies(rigged, "train", [1.0, 4.0, 16.0])
     rewards, costs = mean_rewards(rigged.mdp.outcomes("train"), "probability"), route_costs(rigged.mdp.cost)
     for policy in policies:  # by regressions that images were no part of: fitting noise gains nothing
         best = float((rewards - policy.multiplier * costs).max())
@@ -78,7 +79,7 @@ def test_an_observation_that_tells_nothing_reaches_the_best_allocation_and_no_mo
 def test_the_ceiling_of_the_position_is_the_best_allocation_exactly(rigged):
     blind = rigged.mdp.with_observation("position")
     rewards, costs = mean_rewards(blind.outcomes("train"), "probability"), route_costs(blind.cost)
-    for policy in fit_policies(blind, "train", [0.1, 1.0, 4.0, 16.0, 100.0]):
+    for policy in fit_policies(Task(blind, rigged.dataset), "train", [0.1, 1.0, 4.0, 16.0, 100.0]):
         node = torch.zeros(1, dtype=torch.int64)
         for layer, values in enumerate(policy.values):
             scores = values(torch.zeros(1, 0), node) - policy.multiplier * blind.cost.charged[layer]
@@ -92,7 +93,8 @@ def test_regressions_are_ridge_regressions_and_images_are_held_out(rigged):
     generator = torch.Generator().manual_seed(0)
     seen, targets = torch.randn(60, 5, 3, generator=generator), torch.randn(60, 5, 4, generator=generator)
     order = torch.randperm(60, generator=generator)
-    values, held_out = Regressions(seen, order, [20, 25, 15]).fit(targets, 0.3)
+    in_order = seen[order].transpose(0, 1).contiguous()
+    values, held_out = Regressions(in_order, [20, 25, 15]).fit(targets, 0.3)
     weights, biases, starts = [], [], [0, 20, 45, 60]
     for fold in range(3):
         own = torch.zeros(60, dtype=torch.bool)
@@ -149,7 +151,7 @@ def test_a_batch_of_images_at_several_blocks_and_budgets_is_decided_as_each_alon
 def test_what_cannot_be_fitted_is_refused(cascade_task, task):
     with pytest.raises(ValueError, match="--observation confidence"):
         train("ceiling", task, observation="confidence")
-    with pytest.raises(ValueError, match="leave out the stages"):
+    with pytest.raises(ValueError, match="fewer decisions"):
         train("ceiling", cascade_task)
     with pytest.raises(ValueError, match="test"):
         config_of("ceiling", fit_split="test")

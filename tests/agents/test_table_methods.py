@@ -47,7 +47,7 @@ def few_decisions(cascade: CascadeMDP, dataset: Dataset, **options) -> Task:
     return Task(CascadeMDP(stages, combine="average", **options), dataset)
 
 
-ON_CASCADES = [*(label for label in FROM_REWARDS if label not in ("ceiling", "early_layers")), "cascade"]
+ON_CASCADES = [*(label for label in FROM_REWARDS if label != "early_layers"), "cascade"]
 
 
 @pytest.mark.parametrize("label", ON_CASCADES)
@@ -68,7 +68,7 @@ def test_of_a_cascade_a_policy_that_learns_from_tables_plays_the_networks_likewi
     ("label", "why"),
     [
         *[("dfs", "mix the outcomes"), ("skipnet", "mix the outcomes"), ("rloo-cotrained", "train the network")],
-        *[("ppo", "train the network"), ("exact_gradient", "train the network"), ("ceiling", "stages")],
+        *[("ppo", "train the network"), ("exact_gradient", "train the network")],
     ],
 )
 def test_of_a_cascade_what_tables_lack_is_refused(label, why, cascade, dataset, tmp_path):
