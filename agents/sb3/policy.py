@@ -183,14 +183,15 @@ class SB3Policy:
         return self.model.predict(observation, state, episode_start, deterministic, **masks)
 
     def action_masks(self, observation: Array) -> Array:
-        """[B, A] bool: the actions after which each image of observations [B, D] can still end within its budget.
+        """[B, A] bool: the actions after which each image of observations [B, D] can still end within its budget; all
+        for images whose episode is over.
 
         Raises:
             ValueError: an image has none.
         """
         tensor, layout = torch.as_tensor(observation, device=self.mdp.device), self.mdp.layout
         parts, layers = layout.split(tensor), layout.layers(tensor)
-        masks = self.mdp.cost.fits(layers, parts.spent, parts.budget)
+        masks = self.mdp.cost.fits(layers, parts.spent, parts.budget) | ~parts.block.any(-1, keepdim=True)
         if not (fits := masks.any(1)).all():
             layer = int(layers[~fits][0])
             least = float(self.mdp.cost.cheapest[layer])

@@ -1,6 +1,7 @@
 """Methods on a cascade: every one trains; those that learn use the first prediction; runs resume and are loaded."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,3 +177,14 @@ def test_a_policy_that_starts_from_bits_continues_at_first(name, cascade_task):
     if name == "rloo":
         with pytest.raises(ValueError, match="start_static"):
             config_of(name, start_bits=2, start_static=0.0)
+
+
+def test_masks_of_a_hard_budget_ask_nothing_of_images_whose_prediction_is_accepted(cascade_task):
+    mdp, dataset = cascade_task.mdp, cascade_task.dataset
+    policy = train("maskable_ppo", cascade_task, budget=0.9)
+    (accept,) = mdp.accept_layers
+    state = mdp.initial(dataset.normalize(dataset.test.images), budget=0.5)
+    for layer in range(accept + 1):  # the first stage in full, which leaves no budget for the second
+        state = mdp.transition(state, torch.full((len(state.cost),), 0 if layer == accept else mdp.num_actions - 1))
+    state = replace(state, budget=state.cost)
+    assert mdp.finished(state).all() and policy.action_masks(mdp.observe(state).numpy()).all()
