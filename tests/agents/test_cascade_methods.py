@@ -187,4 +187,5 @@ def test_masks_of_a_hard_budget_ask_nothing_of_images_whose_prediction_is_accept
     for layer in range(accept + 1):  # the first stage in full, which leaves no budget for the second
         state = mdp.transition(state, torch.full((len(state.cost),), 0 if layer == accept else mdp.num_actions - 1))
     state = replace(state, budget=state.cost)
-    assert mdp.finished(state).all() and policy.action_masks(mdp.observe(state).numpy()).all()
+    assert mdp.finished(state).all()
+    assert policy.action_masks(mdp.observe(state).numpy()).all()
