@@ -7,6 +7,7 @@ the best policy.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -98,7 +99,10 @@ def train_sb3(config: SB3Config, task: Task, recorder: Recorder) -> Policy:
         autoreset_mode="SameStep",
     )
     venv = SB3VecEnv(env)
-    model: Any = config.algorithm(config.policy, venv, device="cpu", **arguments)
+    with warnings.catch_warnings():
+        # Rollouts are of whole episodes: few batch sizes divide them, and a smaller last minibatch does no harm.
+        warnings.filterwarnings("ignore", "You have specified a mini-batch size")
+        model: Any = config.algorithm(config.policy, venv, device="cpu", **arguments)
     if (start_bits := getattr(config, "start_bits", None)) is not None:
         prefer(model, task.mdp.action_of(start_bits, "start_bits"))
     model.set_logger(recorder.logger)
