@@ -43,7 +43,8 @@ def resolve(kind: str, name: str, known: Mapping[str, Any]) -> Callable[..., Any
     try:
         found = pkgutil.resolve_name(name)
     except Exception as error:  # whatever the user's own module raises
-        raise ValueError(f"{kind} {name!r} cannot be imported ({type(error).__name__}: {error})") from error
+        close = nearest(function, vars(sys.modules[module])) if module in sys.modules else ""
+        raise ValueError(f"{kind} {name!r} cannot be imported ({type(error).__name__}: {error}){close}") from error
     if not callable(found):
         raise ValueError(f"{kind} {name!r} is not a function, but of type {type(found).__name__}")
     return found

@@ -112,14 +112,13 @@ def with_limits(config: type[MethodConfig]) -> type[MethodConfig]:
 def start() -> None:
     """Run the command line."""
     with clear_errors():
-        names = labels()
         if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-            default_config(sys.argv[1])  # says what is meant, where there is no such method
-            names = [sys.argv[1]] if ":" in sys.argv[1] else names
-        commands = {name: command(name) for name in names}
-        tyro.extras.subcommand_cli_from_dict(
-            commands, description=__doc__, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-        )
+            program, name, *words = sys.argv
+            default_config(name)  # says what is meant, where there is no such method
+            tyro.cli(command(name), prog=f"{program} {name}", args=words, config=(tyro.conf.OmitArgPrefixes,))
+        else:
+            commands = {name: command(name) for name in labels()}
+            tyro.extras.subcommand_cli_from_dict(commands, description=__doc__)
 
 
 if __name__ == "__main__":

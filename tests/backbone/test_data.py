@@ -68,6 +68,11 @@ def test_resolve_names_the_culprit(name):
     assert resolve("reward", "os:getcwd", {}) is os.getcwd
 
 
+def test_a_misspelt_function_of_a_module_is_answered_by_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'getcwd'"):
+        resolve("reward", "os:getcdw", {})
+
+
 def test_code_is_the_users_own_unless_python_packages_or_this_project_have_it():
     assert all(map(is_own, ("my_images:load", "my_package.images", f"{__name__}:test")))
     assert not any(map(is_own, ("os.path:join", "numpy:load", "torch.nn:ReLU", "sys:exit", "backbone.data:load")))

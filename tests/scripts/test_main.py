@@ -60,6 +60,16 @@ def test_the_packages_of_this_project_are_its_own():
     check_packages(*PACKAGES)
 
 
+def test_a_misspelt_reward_is_named_without_names_that_only_the_parser_knows(folder, monkeypatch, capsys):
+    (folder / "misspelt_rewards.py").write_text("def frugal(t):\n    return {'accuracy': t.correct}\n")
+    monkeypatch.setattr(sys, "argv", ["dfs-env", "train", "ppo", "--reward", "misspelt_rewards:frgal"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    said = capsys.readouterr().err
+    assert "'frugal'" in said
+    assert "tyro" not in said
+
+
 @pytest.mark.parametrize("name", ["agents", "backbone", "scripts"])
 def test_a_command_refuses_a_package_of_that_name_in_the_current_folder(name, folder, capsys):
     (folder / name).mkdir()
