@@ -111,7 +111,12 @@ class MODFSVectorEnv(DFSVectorEnv):
         self.reward_shape = (self.reward_dim,)
 
     def _components(self, t: Transition) -> Components:
-        return {name: each.function(t) for name, each in self.objectives.items()}
+        found = {name: each.function(t) for name, each in self.objectives.items()}
+        for name, part in found.items():
+            if not isinstance(part, Tensor) or part.shape != t.cost.shape:
+                given = f"shape {list(part.shape)}" if isinstance(part, Tensor) else repr(part)
+                raise ValueError(f"objective {name!r} must return one tensor {list(t.cost.shape)}, got {given}")
+        return found
 
     def _combined(self, components: Mapping[str, Array]) -> Array:
         return np.stack([part.astype(self.reward_dtype) for part in components.values()], 1)

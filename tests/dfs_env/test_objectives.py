@@ -111,6 +111,15 @@ def test_impossible_objectives_are_refused_by_name(task, arguments, culprit):
         MODFSEnv(task, **arguments)
 
 
+@pytest.mark.parametrize("answer", [lambda t: {"fuel": t.cost}, lambda t: t.cost.mean()])
+def test_an_objective_that_is_not_one_tensor_is_refused_by_name(task, answer, monkeypatch):
+    monkeypatch.setattr("tests.dfs_env.test_objectives.fuel", answer, raising=False)
+    env = MODFSVectorEnv(task, N, objectives=(name := f"{__name__}:fuel", "cost"))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"objective '{name}' must return one tensor"):
+        env.step(actions(1)[0])
+
+
 def test_every_id_has_its_variants(tiny_data):
     for name in ENVIRONMENTS:
         for prefix in ("MO-", "Safe-"):
