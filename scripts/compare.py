@@ -3,9 +3,9 @@
     python -m scripts.compare ablation.toml
     python -m scripts.compare --methods dfs ppo static random --budgets 0.05 0.1 --dataset cifar10 --depth 20
 
-The experiment is described by a file (see agents/runs/experiment.py), which may give methods options of their own, or
-by flags; either way the results' folder gets an experiment.toml. Finished runs are not run again: a killed comparison
-resumes, and a file may be changed and run again.
+The experiment is described by a file (docs/recipes.md, experiment files), which may give methods options of their own,
+or by flags; either way the results' folder gets an experiment.toml. Finished runs are not run again: a killed
+comparison resumes, and a file may be changed and run again.
 """
 
 from __future__ import annotations
