@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from scripts.reporting.networks import HULL, Networks, by_dataset, policies, wha
 from scripts.reporting.networks_figure import caption, networks_figure
 from scripts.reporting.page import Page
 from scripts.reporting.sources import read_comparisons
-from scripts.reporting.stats import UpperHull
+from scripts.reporting.stats import ACCURACY_ROUNDING, BETTER, UpperHull
 
 METHOD_OF_COMPARISON = (
     "Accuracy at matched cost: each run is compared with the baseline's mean accuracy at the run's own cost, "
@@ -65,7 +66,7 @@ def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
     page.heading("Summary")
     for each in comparisons:
         budgets = ", ".join(f"{budget:g}" for budget in each.budgets)
-        page.listing([f"{each.name}: {each.network}; budgets {budgets}.", *summary(each)])
+        page.listing([f"{each.name}: {each.network}; budgets {budgets}. {each.test_images}".strip(), *summary(each)])
     page.text(f"{METHOD_OF_COMPARISON} {tables.FEW_SEEDS}")
     datasets = by_dataset(comparisons)
     for networks in datasets:
@@ -93,9 +94,12 @@ def summary(comparison: Comparison) -> list[str]:
 
 def _ranked(comparison: Comparison, ranking: Ranking, baseline: str) -> str:
     first, others = tables.marked_label(ranking.order[0]), ranking.best[1:]
-    gain = comparison.difference(ranking.order[0], baseline).estimate
-    words = f"At budget {ranking.budget:g} {first} is best: {tables.with_interval(gain, True)} points relative to "
-    return f"{words}{baseline} ({gain.verdict}){'; no significant difference to ' * bool(others)}{', '.join(others)}."
+    gains = [comparison.difference(row, baseline).estimate for row in ranking.order]
+    if np.abs(gains).max() <= ACCURACY_ROUNDING:
+        return f"At budget {ranking.budget:g} no method differs from {baseline}."
+    best = f"{first} is best:" if gains[0].verdict == BETTER else f"the highest of the methods compared is {first},"
+    words = f"At budget {ranking.budget:g} {best} {tables.with_interval(gains[0], True)} points relative to {baseline} "
+    return f"{words}({gains[0].verdict}){'; no significant difference to ' * bool(others)}{', '.join(others)}."
 
 
 def _add_networks(page: Page, networks: Networks, suffix: str) -> None:

@@ -146,6 +146,13 @@ class Comparison:
         return str(first.get("config", {}).get("task", {}).get(ARCHITECTURE) or f"ResNet-{first['depth']}")
 
     @property
+    def test_images(self) -> str:
+        """Which test images were evaluated, if not all: a sentence, else ""."""
+        found = [line.get("config", {}).get("task", {}).get("table_images") for line in self.lines]
+        count = next(filter(None, found), None)
+        return f"Accuracies are of at most the first {count} test images (table_images). " if count else ""
+
+    @property
     def short_network(self) -> str:
         """The depth; the checkpoint's name, if one was given; bitwidths in brackets, if not the usual ones."""
         first = self.lines[0]
@@ -228,7 +235,7 @@ class Comparison:
     def regret(self, row: Summary) -> Sample:
         """Accuracy of the observation's ceiling minus that of a row at matched cost."""
         gain = self.difference(row, self._label_of("ceiling"))
-        return Sample(-gain.value, -gain.draws)
+        return Sample(-gain.value, -gain.draws, gain.seeded)
 
     @cached_property
     def rankings(self) -> list[Ranking]:

@@ -4,8 +4,8 @@ The intervals are those of Agarwal et al., "Deep Reinforcement Learning at the E
 (NeurIPS 2021), sections 4.1 to 4.3. Seeds are resampled, of a method and of its baseline. The resamples are drawn here
 and not by `scipy.stats.bootstrap`, because one resample of a baseline serves every method that is compared with it.
 
-Percentile intervals over few seeds are too narrow. Over three seeds they cover the median with a probability of 75 %
-(1 - 2 / 2**3), not 95 %; over five some 90 %.
+Percentile intervals over few seeds are too narrow. Over n seeds they cover the median with a probability of at most
+1 - 2 / 2**n, not 95 %: 50 % over two, 75 % over three, some 90 % over five.
 """
 
 from __future__ import annotations
@@ -60,15 +60,20 @@ class Sample:
     value: float
     draws: Array
     """[RESAMPLES]; all nan if a single run is all there is of something that depends on its seed."""
+    seeded: bool = True
+    """Whether other seeds give another value."""
 
     def __sub__(self, other: Sample) -> Sample:
         """The difference, resample by resample."""
-        return Sample(self.value - other.value, self.draws - other.draws)
+        return Sample(self.value - other.value, self.draws - other.draws, self.seeded or other.seeded)
 
     @property
     def estimate(self) -> Estimate:
-        """The statistic with its percentile interval."""
+        """The statistic with its percentile interval. Equal seeds have none, because other seeds may differ, unless
+        the statistic is 0."""
         low, high = np.quantile(self.draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        if self.seeded and high - low <= ACCURACY_ROUNDING < abs(self.value):
+            low = high = np.nan
         return Estimate(self.value, float(low), float(high))
 
 
@@ -96,15 +101,17 @@ def resampled_seeds(count: int, name: str) -> NDArray[np.int64]:
 def sample(values: ArrayLike, name: str, seeded: bool = True, drawn: Array | None = None) -> Sample:
     """Interquartile mean of `values`, one for each seed [n], and its bootstrap.
 
-    Resamples depend on `name`, see `resampled_seeds`. A single run has no interval if it is `seeded`, that is, if
-    another seed gives another value. `drawn` are the values [RESAMPLES, n] on each resample of a baseline.
+    Resamples depend on `name`, see `resampled_seeds`. A single run, or equal ones, have no interval if they are
+    `seeded`, that is, if another seed gives another value. `drawn` are the values [RESAMPLES, n] on each resample of a
+    baseline.
     """
     runs = np.asarray(values, float)
     value = interquartile_mean(runs)
     if seeded and len(runs) == 1:
         return Sample(value, UNKNOWN.draws)
     seeds = resampled_seeds(len(runs), name)
-    return Sample(value, trim_mean(runs[seeds] if drawn is None else np.take_along_axis(drawn, seeds, 1), 0.25, 1))
+    draws = trim_mean(runs[seeds] if drawn is None else np.take_along_axis(drawn, seeds, 1), 0.25, 1)
+    return Sample(value, draws, seeded)
 
 
 class Runs(NamedTuple):

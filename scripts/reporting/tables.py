@@ -18,10 +18,12 @@ MARKS = {BETTER: "▲", WORSE: "▼", NO_DIFFERENCE: "=", NO_INTERVAL: "?"}
 """What stands after a difference."""
 LEGEND = (
     "▲ significantly better, ▼ significantly worse, = no significant difference (95 % interval contains 0), ? no "
-    "interval (a single seed); -: nothing to compare with, or the baseline was not measured around that cost."
+    "interval (a single seed, or equal results); -: nothing to compare with, or the baseline was not measured around "
+    "that cost."
 )
 FEW_SEEDS = (
-    "Over three seeds 95 % intervals cover 75 to 80 %, over five some 90 %; they say nothing about other test images."
+    "With few seeds, 95 % intervals are too narrow: they contain the true value in 50 % of cases over two seeds, in 75 "
+    "to 80 % over three, and in some 90 % over five. They say nothing about other test images."
 )
 BOUNDED = (
     "Regret: the accuracy of the observation's ceiling at the same cost, minus the method's; negative where the method "
@@ -138,12 +140,14 @@ def methods(comparison: Comparison, hull: UpperHull | None = None) -> Table:
     compared = [f"difference at equal {comparison.cost_name}", "at equal total cost"]
     compared += ["difference to the static hull"] if hull else []
     compared += ["regret to the ceiling"] if bounded else []
+    all_budgets = "" if comparison.learned else "Nothing is learned: every budget that a method serves is shown. "
     return Table(
         (*heads, *compared, "rank", "images", "seconds"),
         rows,
-        "Interquartile mean over seeds, with 95 % bootstrap intervals. Differences, in points, are to the baseline at "
-        "each run's own cost, and resample the baseline's seeds, too. Ranks are by the difference at equal "
-        f"{comparison.cost_name}. Images: seen in training. {BOUNDED if bounded else ''}{LEGEND} {COST_MARKS}",
+        f"{comparison.test_images}{all_budgets}Interquartile mean over seeds, with 95 % bootstrap intervals. "
+        "Differences, in points, are to the baseline at each run's own cost, and resample the baseline's seeds, too. "
+        f'Ranks are by the difference at equal {comparison.cost_name}; "-" with a single seed. Images: seen in '
+        f"training. {BOUNDED if bounded else ''}{LEGEND} {COST_MARKS}",
     )
 
 

@@ -165,7 +165,8 @@ def test_entries_of_tables_stem_from_the_lines():
 
 
 def test_summary_and_tables_name_the_best_and_missed_budgets():
-    lines = [line("ppo", 0.1, s, 0.95) for s in range(5)] + [line("dfs", 0.1, s, 0.9, cost=0.3) for s in range(5)]
+    lines = [line("ppo", 0.1, s, 0.95 + s / 1e5) for s in range(5)]
+    lines += [line("dfs", 0.1, s, 0.9, cost=0.3) for s in range(5)]
     lines += [line("static", b, s, 0.5 + b) for b in (0.05, 0.1, 0.2, 0.4) for s in range(5)]
     comparison = Comparison("x", lines)
     assert any("ppo is best: +35.00" in words and "significantly better" in words for words in summary(comparison))
@@ -174,6 +175,29 @@ def test_summary_and_tables_name_the_best_and_missed_budgets():
     (panel, *_) = figures.fronts(comparison).axes
     hollow = [drawn for drawn in panel.lines if drawn.get_markerfacecolor() == "white" and len(drawn.get_xdata())]
     assert [drawn.get_xdata().tolist() for drawn in hollow] == [[pytest.approx(0.3)]]
+
+
+@pytest.mark.parametrize(
+    ("gains", "said"),
+    [
+        ([0, 0], "At budget 0.1 no method differs from static."),
+        ([0.01, 0.01], "the highest of the methods compared is ppo, +1.00 points relative to static (no interval)"),
+        ([-0.02, 0.01], "the highest of the methods compared is ppo, -0.50 [-2.00, +1.00] points relative to static"),
+        ([0.01, 0.02], "ppo is best: +1.50 [+1.00, +2.00] points relative to static (significantly better)"),
+    ],
+)
+def test_a_method_is_called_best_only_if_it_is_significantly_better(gains, said):
+    lines = [line("ppo", 0.1, s, 0.6 + gain) for s, gain in enumerate(gains)]
+    lines += [line("static", 0.1, s, 0.6) for s in range(2)]
+    (words,) = summary(Comparison("x", lines))
+    assert said in words
+
+
+def test_an_evaluation_on_some_test_images_is_said_in_the_report_and_in_the_printed_table():
+    lines = [each | {"config": {"task": {"table": True, "table_images": 200}}} for each in few()]
+    comparison = Comparison("x", lines)
+    for words in (report([comparison]).markdown(), tables.methods(comparison).caption):
+        assert "the first 200 test images" in words
 
 
 def colours_in(figure) -> dict[str, str]:

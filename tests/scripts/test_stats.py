@@ -66,6 +66,18 @@ def test_a_verdict_needs_an_interval_without_zero(low, high, words):
     assert Estimate(0.0, low, high).verdict == words
 
 
+def test_equal_runs_have_an_interval_only_where_no_seed_changes_them_or_nothing_differs():
+    baseline = curve([(0.1, 0.6), (0.2, 0.8)], seeds=2, seeded=True)
+    verdicts = {
+        (accuracy, seeded): difference([0.15] * 2, [accuracy] * 2, baseline, "ppo", seeded).estimate.verdict
+        for accuracy in (0.7, 0.71)
+        for seeded in (False, True)
+    }
+    same = dict.fromkeys([(0.7, False), (0.7, True)], NO_DIFFERENCE)
+    assert verdicts == same | {(0.71, False): BETTER, (0.71, True): NO_INTERVAL}
+    assert difference([0.15] * 2, [0.71, 0.72], baseline, "ppo").estimate.verdict == BETTER
+
+
 def test_a_single_run_has_an_interval_only_where_no_seed_changes_it():
     assert sample([0.5], "ppo").estimate.verdict == NO_INTERVAL
     assert sample([0.5], "constant", seeded=False).estimate == (0.5, 0.5, 0.5)
@@ -155,7 +167,8 @@ def test_a_random_mixture_is_on_the_hull_and_intervals_contain_the_difference():
 def test_a_network_of_one_seed_leaves_its_own_part_of_the_hull_without_interval():
     fixed = [runs(0.2, [0.8], seeded=False), runs(0.3, [0.85], seeded=False)]
     hull = UpperHull.over([runs(0.1, [0.7]), *fixed])
-    verdicts = {cost: difference([cost] * 3, [0.9] * 3, hull, "ppo").estimate.verdict for cost in (0.15, 0.25, 9.0)}
+    own = [0.9, 0.91, 0.92]
+    verdicts = {cost: difference([cost] * 3, own, hull, "ppo").estimate.verdict for cost in (0.15, 0.25, 9.0)}
     assert verdicts == {0.15: NO_INTERVAL, 0.25: BETTER, 9.0: BETTER}
     alone = UpperHull.over([runs(0.1, [0.7]), fixed[0]])
-    assert difference([0.5] * 3, [0.9] * 3, alone, "ppo").estimate.verdict == BETTER
+    assert difference([0.5] * 3, own, alone, "ppo").estimate.verdict == BETTER
