@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from agents.results import Line
@@ -29,8 +30,8 @@ from scripts.reporting.styles import (
 
 WIDTH = 12.0  # inches
 UNITS = {
-    "cost": ("{cost_name} (gated blocks, fraction of full execution)", 1.0),
-    "total_cost": ("total cost (everything, fraction of full execution)", 1.0),
+    "cost": ("{cost_name}\n(gated blocks, fraction of full execution)", 1.0),
+    "total_cost": ("total cost\n(everything, fraction of full execution)", 1.0),
     "bitops": ("MBitOps for an image", 1e-6),
 }
 """Entries of a line that are costs, with their axes' labels and scales."""
@@ -125,7 +126,8 @@ def log_costs(panel: Axes, begin: float, end: float) -> None:
     """A logarithmic axis of costs from `begin` to `end`, with plain numbers."""
     panel.set_xscale("log")
     panel.set_xlim(begin, end)
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if end < 300 * begin else (1,)))
+    narrow, subs = end < 5 * begin, (1, 2, 5) if end < 300 * begin else (1,)
+    panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]) if narrow else LogLocator(subs=subs))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
@@ -192,7 +194,7 @@ def block_histograms(comparison: Comparison) -> Figure | None:
                 place: dict[str, Any] = {"transform": panel.transAxes, "ha": "right", "va": "top"}
                 box = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1}
                 panel.text(0.99, 0.94, row.missed, fontsize=7, color=WARNING_COLOUR, bbox=box, **place)
-        strip[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        strip[0].set_ylabel(fill(label, 30), rotation=0, ha="right", va="center")
     for budget, panel in zip(comparison.budgets, panels[0], strict=True):
         panel.set_title(f"budget {budget:g}")
     figure.supxlabel("block")

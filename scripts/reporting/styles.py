@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from textwrap import fill
 from typing import Any
 from zlib import crc32
 
@@ -46,6 +47,8 @@ OTHER_COLOURS = ("#1B7837", "#C51B7D", "#B35806", "#2D004B", "#01665E", "#6E7F00
 """For a user's own methods, by a hash of their names."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 BASELINE_DASHES = {"static": "-", "static_finetuned": "--", "constant": "none", "random": "--", "early_layers": "-."}
+LEGEND_WIDTH = 150
+"""Letters in a row of a legend."""
 WARNING_COLOUR = "#B34D00"
 """Of words that say that a budget was missed."""
 
@@ -70,7 +73,7 @@ def legible(name: str) -> str:
 
 
 def finish(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Grids, and one legend for all panels."""
+    """Grids, and one legend for all panels, for which the figure grows."""
     named: dict[str, Any] = {}
     for panel in panels:
         panel.grid(True, color="0.92", linewidth=0.8)
@@ -79,7 +82,12 @@ def finish(figure: Figure, panels: Sequence[Axes]) -> None:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
     if named:
-        figure.legend(list(named.values()), list(named), loc="outside right upper", frameon=False, fontsize=8)
+        columns = max(1, LEGEND_WIDTH // (max(map(len, named)) + 6))
+        words = [fill(label, LEGEND_WIDTH) for label in named]
+        style: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
+        figure.legend(list(named.values()), words, ncols=columns, **style)
+        rows = -(-sum(label.count("\n") + 1 for label in words) // columns)
+        figure.set_figheight(figure.get_figheight() + 0.18 * rows)
 
 
 def bit_colour_name(bits: int, bitwidths: tuple[int, ...]) -> str:

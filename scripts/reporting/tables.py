@@ -62,7 +62,7 @@ class Table:
         """To be printed."""
         table = rich.table.Table(caption=rich.markup.escape(self.caption))
         for number, head in enumerate(self.heads):
-            table.add_column(head, justify="right" if number else "left")
+            table.add_column(head, justify="right" if number else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*map(rich.markup.escape, row))
         return table

@@ -200,6 +200,21 @@ def test_an_evaluation_on_some_test_images_is_said_in_the_report_and_in_the_prin
         assert "the first 200 test images" in words
 
 
+def test_long_labels_neither_narrow_the_panels_nor_are_cut_in_print_and_every_axis_has_two_ticks():
+    label = "ppo reward=cross_entropy_minus_cost(placement=terminal)"
+    lines = [line("ppo", 0.1, s, label=label) for s in range(3)] + few()[:6]
+    comparison = Comparison("x", lines)
+    for figure in (figures.fronts(comparison), figures.block_histograms(comparison)):
+        figure.draw_without_rendering()
+        assert sum(panel.get_position().width for panel in figure.axes) > 0.6
+    for panel in figures.fronts(comparison).axes:
+        low, high = panel.get_xlim()
+        assert sum(low <= tick <= high for tick in panel.get_xticks()) >= 2
+    console = Console(file=io.StringIO(), width=150)
+    console.print(tables.methods(comparison).rich())
+    assert "…" not in console.file.getvalue()
+
+
 def colours_in(figure) -> dict[str, str]:
     found = {}
     for panel in figure.axes:
