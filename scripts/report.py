@@ -63,43 +63,44 @@ class Report:
 def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
     """The whole report."""
     page = Page(f"Report: {', '.join(each.name for each in comparisons)}")
+    datasets = by_dataset(comparisons)
+    hulls = {each.name: networks.hull for networks in datasets for each in networks.comparisons}
     page.heading("Summary")
     for each in comparisons:
-        budgets = ", ".join(f"{budget:g}" for budget in each.budgets)
-        page.listing([f"{each.name}: {each.network}; budgets {budgets}. {each.test_images}".strip(), *summary(each)])
+        about = f"{each.name}: {each.network}; budgets {', '.join(f'{budget:g}' for budget in each.budgets)}."
+        page.listing([f"{about} {each.test_images}".strip(), *summary(each, hulls[each.name])])
     page.text(f"{METHOD_OF_COMPARISON} {tables.FEW_SEEDS}")
-    datasets = by_dataset(comparisons)
     for networks in datasets:
         _add_networks(page, networks, f"-{networks.dataset}" if len(datasets) > 1 else "")
-    hulls = {each.name: networks.hull for networks in datasets for each in networks.comparisons}
     for each in tqdm(comparisons, desc="report", unit="comparison", leave=False):
         suffix = f"-{each.name}" if len(comparisons) > 1 else ""
         _add_comparison(page, each, suffix, data, hulls[each.name])
     return page
 
 
-def summary(comparison: Comparison) -> list[str]:
-    """Sentences that say which method is best at each budget, and which methods missed budgets."""
-    baseline = comparison.baseline_of()
-    said = [_ranked(comparison, ranking, str(baseline)) for ranking in comparison.rankings if ranking.order]
-    if unranked := ", ".join(f"{each.budget:g}" for each in comparison.rankings if not each.order):
-        why = f"every method has a single seed, or {baseline} was not measured around its cost"
+def summary(comparison: Comparison, hull: UpperHull | None = None) -> list[str]:
+    """Sentences that say which method is best at each budget, and which methods missed budgets; `hull` is that of
+    `Comparison.rankings`."""
+    rankings = comparison.rankings(hull if hull and hull.points else None)
+    said = [_ranked(ranking) for ranking in rankings if ranking.order]
+    if unranked := ", ".join(f"{each.budget:g}" for each in rankings if not each.order):
+        why = f"every method has a single seed, or {rankings[0].baseline} was not measured around its cost"
         said.append(f"Nothing is ranked at {unranked}: {why}.")
-    if baseline is None:
+    if not rankings:
         said = ["There are no differences at matched cost: neither static nor constant was run."]
     rows = [row for budget in comparison.budgets for row in comparison.at(budget, comparison.learned) if row.missed]
     missed = [f"{row.label} at {row.budget:g} ({row.missed})" for row in rows]
     return said + ([f"Budgets were missed by {', '.join(missed)}."] if missed else [])
 
 
-def _ranked(comparison: Comparison, ranking: Ranking, baseline: str) -> str:
-    first, others = tables.marked_label(ranking.order[0]), ranking.best[1:]
-    gains = [comparison.difference(row, baseline).estimate for row in ranking.order]
-    if np.abs(gains).max() <= ACCURACY_ROUNDING:
-        return f"At budget {ranking.budget:g} no method differs from {baseline}."
-    best = f"{first} is best:" if gains[0].verdict == BETTER else f"the highest of the methods compared is {first},"
-    words = f"At budget {ranking.budget:g} {best} {tables.with_interval(gains[0], True)} points relative to {baseline} "
-    return f"{words}({gains[0].verdict}){'; no significant difference to ' * bool(others)}{', '.join(others)}."
+def _ranked(ranking: Ranking) -> str:
+    first, others, gain = tables.marked_label(ranking.order[0]), ranking.best[1:], ranking.gains[0]
+    if np.abs(ranking.gains).max() <= ACCURACY_ROUNDING:
+        return f"At budget {ranking.budget:g} no method differs from {ranking.baseline}."
+    best = f"{first} is best:" if gain.verdict == BETTER else f"the highest of the methods compared is {first},"
+    words = f"At budget {ranking.budget:g} {best} {tables.with_interval(gain, True)} points relative to "
+    words += f"{ranking.baseline} ({gain.verdict})"
+    return f"{words}{'; no significant difference to ' * bool(others)}{', '.join(others)}."
 
 
 def _add_networks(page: Page, networks: Networks, suffix: str) -> None:

@@ -17,7 +17,17 @@ from agents.results import ARCHITECTURE, Line, expanded
 from backbone.cost import UNITS
 from backbone.resnet import ResNetConfig
 from scripts.reporting.checks import check_comparable
-from scripts.reporting.stats import BETTER, UNKNOWN, BaselineCurve, Estimate, Sample, difference, rank_intervals, sample
+from scripts.reporting.stats import (
+    BETTER,
+    UNKNOWN,
+    BaselineCurve,
+    Estimate,
+    Sample,
+    UpperHull,
+    difference,
+    rank_intervals,
+    sample,
+)
 
 NOT_LEARNED = ("baseline", "bound")
 """Roles of methods that learn no decisions."""
@@ -94,9 +104,13 @@ class Ranking:
     """Methods at one budget by their accuracy difference to the same baseline, each at its own cost."""
 
     budget: float
+    baseline: str
+    """In words."""
     order: tuple[Summary, ...]
     """The greatest difference first; without bounds, single seeds, and methods at whose cost the baseline was not
     run."""
+    gains: tuple[Estimate, ...]
+    """Of each over the baseline."""
     leads: tuple[Estimate, ...]
     """Of the first over each of the others."""
     ranks: tuple[tuple[int, int], ...]
@@ -237,19 +251,23 @@ class Comparison:
         gain = self.difference(row, self._label_of("ceiling"))
         return Sample(-gain.value, -gain.draws, gain.seeded)
 
-    @cached_property
-    def rankings(self) -> list[Ranking]:
-        """One for each budget; empty without a baseline."""
+    def rankings(self, hull: UpperHull | None = None) -> list[Ranking]:
+        """One for each budget. Without a baseline among these lines, as on a cascade, methods are ranked by their
+        difference to the static `hull` at equal MBitOps; without both, there is none."""
         baseline = self.baseline_of()
         found = []
-        for budget in self.budgets if baseline else []:
+        for budget in self.budgets if baseline or hull else []:
             rows = [each for each in self.at(budget) if each.role != "bound" and each.label != baseline]
-            samples = {each.label: self.difference(each, baseline) for each in rows}
+            samples = {
+                each.label: self.difference(each, baseline) if baseline or not hull else each.difference(hull, "bitops")
+                for each in rows
+            }
             known = [each for each in rows if not np.isnan(samples[each.label].draws).any()]
             order = sorted(known, key=lambda each: -samples[each.label].value)
-            leads = [(samples[order[0].label] - samples[each.label]).estimate for each in order[1:]]
+            gains = tuple(samples[each.label].estimate for each in order)
+            leads = tuple((samples[order[0].label] - samples[each.label]).estimate for each in order[1:])
             ranks = rank_intervals([samples[each.label] for each in order])
-            found.append(Ranking(budget, tuple(order), tuple(leads), ranks))
+            found.append(Ranking(budget, baseline or "the static hull", tuple(order), gains, leads, ranks))
         return found
 
     def decisions(self, line: Line) -> Outcomes | None:

@@ -111,7 +111,7 @@ def methods(comparison: Comparison, hull: UpperHull | None = None) -> Table:
     rows, bounded = [], "ceiling" in {each.lines[0]["method"] for each in comparison.summaries}
     ranks = {
         (ranking.budget, row.label): f"{place} [{low}, {high}]"
-        for ranking in comparison.rankings
+        for ranking in comparison.rankings(hull)
         for place, (row, (low, high)) in enumerate(zip(ranking.order, ranking.ranks, strict=True), 1)
     }
     for row in sorted(comparison.summaries, key=lambda row: (row.budget, -row.accuracy.value)):

@@ -7,7 +7,7 @@ import pytest
 
 from scripts.report import read_comparisons
 from scripts.reporting.comparison import Comparison
-from scripts.reporting.stats import BETTER, NO_DIFFERENCE
+from scripts.reporting.stats import BETTER, NO_DIFFERENCE, Runs, UpperHull
 from scripts.reporting.tables import methods
 from tests.helpers import result_line as line
 from tests.helpers import write_lines
@@ -58,11 +58,20 @@ def test_a_baseline_that_serves_all_budgets_in_one_run_is_a_curve():
 
 def test_who_is_best_is_said_only_of_significant_leads():
     lines = static() + runs("ppo", 0.92) + runs("dfs", 0.9201) + runs("skipnet", 0.85) + runs("dqn", 0.99, seeds=1)
-    (ranking,) = Comparison("x", lines).rankings
+    (ranking,) = Comparison("x", lines).rankings()
     assert [row.label for row in ranking.order] == ["dfs", "ppo", "skipnet"]
     assert ranking.best == ("dfs", "ppo")
     assert [lead.verdict for lead in ranking.leads] == [NO_DIFFERENCE, BETTER]
     assert ranking.ranks == ((1, 2), (1, 2), (3, 3))
+
+
+def test_without_a_baseline_of_its_own_a_comparison_is_ranked_by_the_static_hull():
+    comparison = Comparison("x", runs("ppo", 0.92) + runs("dfs", 0.85))
+    hull = UpperHull.over([Runs("static", np.full(2, cost), np.full(2, 0.7)) for cost in (0.0, 1e9)])
+    (ranking,) = comparison.rankings(hull)
+    assert ([row.label for row in ranking.order], ranking.ranks) == (["ppo", "dfs"], ((1, 1), (2, 2)))
+    assert ranking.gains[0].value == pytest.approx(0.222)
+    assert comparison.rankings() == []
 
 
 def test_regret_is_the_distance_to_the_ceiling_at_the_cost_of_each_run():
