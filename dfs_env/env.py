@@ -97,8 +97,8 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
     ## Starting State
     The stem has run on an image drawn uniformly from the split with the sub-environment's own generator, so that N
     sub-environments seeded with s behave as N environments seeded with s, s + 1, ... A budget that is drawn is drawn by
-    the same generator. `reset(options={"indices": [...]})` plays exactly these images; `options={"budget": [...]}` sets
-    the budgets.
+    the same generator. `reset()` without a seed draws new images. `reset(options={"indices": [...]})` plays exactly
+    these images; `options={"budget": [...]}` sets the budgets.
 
     ## Episode End
     Termination after L decisions, or when a prediction is accepted; there is no truncation. `info` always holds
@@ -519,4 +519,5 @@ class DFSVectorEnv(Guarded, VectorEnv[Array, Array, Array]):
             budget=float(self.budgets[env]),
             scores=None if cohort.logits is None else numpy(cohort.logits[i].softmax(0)),
             accepts=self.mdp.accept_layers,
+            hard_budget=self.hard_budget,
         )

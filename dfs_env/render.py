@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from backbone.cost import TOLERANCE
-
 RENDER_MODES = ["rgb_array", "ansi"]
 
 WIDTH, HEIGHT, SIDE = 640, 240, 192
 SKIPPED, UNDECIDED, INK, PAPER = (206, 206, 206), (255, 255, 255), (40, 40, 40), (250, 250, 248)
-ACCEPTED, ENTERED = (150, 205, 160), (240, 190, 120)
+ACCEPTED, ENTERED, SPENT = (150, 205, 160), (240, 190, 120), (120, 150, 190)
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,13 @@ class Picture:
     """[num_classes] probabilities, or None before the end."""
     accepts: tuple[int, ...] = ()
     """Indices of the accept decisions of a cascade."""
+    hard_budget: bool = False
+    """Whether the budget holds for every image; otherwise it is on the mean cost, and an image may cost more."""
+
+    @property
+    def spending(self) -> str:
+        """The cost so far, and what the budget is on."""
+        return f"cost {self.cost:.3f}, {'' if self.hard_budget else 'mean '}budget {self.budget:g}"
 
     def mark(self, layer: int) -> str:
         """The sign of a decision: bits, "-" for a skipped block, "=" for an accepted prediction, ">" for one that is
@@ -65,10 +70,7 @@ def line(picture: Picture) -> str:
     """One line: label, each decision's `Picture.mark`, cost, budget and prediction."""
     blocks = [picture.mark(layer) for layer in range(picture.num_layers)]
     prediction = "?" if picture.scores is None else f"{int(picture.scores.argmax())} ({picture.scores.max():.2f})"
-    return (
-        f"label {picture.label}  [{' '.join(blocks)}]  cost {picture.cost:.3f} of {picture.budget:.3f}  "
-        f"prediction {prediction}"
-    )
+    return f"label {picture.label}  [{' '.join(blocks)}]  {picture.spending}  prediction {prediction}"
 
 
 def draw(picture: Picture) -> np.ndarray[Any, Any]:
@@ -107,12 +109,9 @@ def _draw_route(pen: ImageDraw.ImageDraw, picture: Picture, left: int, top: int,
 
 
 def _draw_cost(pen: ImageDraw.ImageDraw, picture: Picture, left: int, top: int, width: int) -> None:
-    _text(pen, (left, top - 16), f"cost {picture.cost:.3f}, budget {picture.budget:.3f}")
-    over = picture.cost > picture.budget + TOLERANCE
+    _text(pen, (left, top - 16), picture.spending)
     pen.rectangle((left, top, left + width, top + 14), fill=UNDECIDED, outline=INK)
-    pen.rectangle(
-        (left, top, left + width * min(picture.cost, 1), top + 14), fill=(200, 60, 50) if over else (70, 150, 90)
-    )
+    pen.rectangle((left, top, left + width * min(picture.cost, 1), top + 14), fill=SPENT)
     mark = left + width * picture.budget
     pen.line((mark, top - 3, mark, top + 17), fill=INK, width=2)
 

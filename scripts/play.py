@@ -3,7 +3,13 @@
     dfs-env play runs/dfs-budget0.04-seed0-1a2b3c4d
     dfs-env play runs/dfs-budget0.04-seed0-1a2b3c4d --images 3 17 --output frames
 
-On the terminal, every decision adds a line of text. With --output, every decision is a PNG, and every image a GIF.
+On the terminal, every decision adds a line of text, such as
+
+    label 0  [- 4 .]  cost 0.083, mean budget 0.05  prediction ?
+
+The brackets hold one sign for each decision: the bitwidth, "-" for a skipped block, "." for none yet. At the accept
+decisions of a cascade, "=" is an accepted prediction, and ">" enters the next stage. The prediction is followed by its
+probability, and "?" stands for it before the end. With --output, every decision is a PNG, and every image a GIF.
 """
 
 from __future__ import annotations
@@ -94,7 +100,7 @@ def main(args: Play) -> None:
             else:
                 write_frames(args.output, index, frames, args.milliseconds)
             outcome = "correct" if info["correct"] else "wrong"
-            print(f"image {index}: {outcome}, cost {info['spent']:.4f} of {budget:g}", flush=True)
+            print(f"image {index}: {outcome}, cost {info['spent']:.4f}, mean budget {budget:g}", flush=True)
     if args.output:
         print(f"frames: {args.output}")
 

@@ -287,12 +287,18 @@ def test_frames_are_collected_and_a_missing_render_mode_is_reported(task, monkey
 def test_text_shows_route_cost_and_prediction(task):
     env = DFSEnv(task, render_mode="ansi", budget=0.5)
     env.reset(seed=0)
-    assert "[. . .]  cost 0.000 of 0.500  prediction ?" in env.render()
+    assert "[. . .]  cost 0.000, mean budget 0.5  prediction ?" in env.render()
     env.step(0)
     env.step(3)
-    assert "[- 8 .]  cost 0.333 of 0.500  prediction ?" in env.render()
+    assert "[- 8 .]  cost 0.333, mean budget 0.5  prediction ?" in env.render()
     prediction = env.step(1)[4]["prediction"]
-    assert f"[- 8 2]  cost 0.354 of 0.500  prediction {prediction} (" in env.render()
+    assert f"[- 8 2]  cost 0.354, mean budget 0.5  prediction {prediction} (" in env.render()
+
+
+def test_text_says_that_a_hard_budget_is_on_each_image(task):
+    env = DFSEnv(task, render_mode="ansi", budget=0.5, hard_budget=True)
+    env.reset(seed=0)
+    assert "cost 0.000, budget 0.5  prediction ?" in env.render()
 
 
 # --- bad input

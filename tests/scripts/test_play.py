@@ -31,7 +31,7 @@ def test_text_shows_the_routes_and_costs_of_the_evaluation(folder, capsys):
         bits = [str(task.mdp.bitwidths[action] or "-") for action in found.routes[index]]
         assert shown == [bits[:done] + ["."] * (3 - done) for done in range(4)]
         outcome = "correct" if found.correct[index] else "wrong"
-        assert lines[start + 5] == f"image {index}: {outcome}, cost {found.costs[index]:.4f} of 0.3"
+        assert lines[start + 5] == f"image {index}: {outcome}, cost {found.costs[index]:.4f}, mean budget 0.3"
 
 
 def test_frames_are_a_png_for_each_decision_and_a_gif_for_each_image(folder, tmp_path):
@@ -67,4 +67,5 @@ def test_a_cascade_is_shown_until_a_prediction_is_accepted(tiny_data, tmp_path, 
     main(Play(tmp_path / result["run"], images=tuple(range(8))))
     said = capsys.readouterr().out
     for index, cost in enumerate(found.costs):
-        assert f"image {index}: {'correct' if found.correct[index] else 'wrong'}, cost {cost:.4f} of 0.3" in said
+        outcome = "correct" if found.correct[index] else "wrong"
+        assert f"image {index}: {outcome}, cost {cost:.4f}, mean budget 0.3" in said
