@@ -140,7 +140,9 @@ def evaluate(
     """Play every image of `split` once, with deterministic decisions.
 
     Args:
-        policy: anything with Stable-Baselines3's `predict` and `macs_per_image`, or with a `measure` of its own.
+        policy: anything with `predict(observation, state, episode_start, deterministic) -> (actions, state)`, as in
+            Stable-Baselines3, and with `macs_per_image`: the multiply-accumulates of all its L decisions on an image.
+            Or anything with a `measure` and a `save` of its own, see `SelfMeasured`.
         task: backbone, bitwidths and data set.
         split: "train", "validation" or "test".
         budget: what the policy observes as its budget.

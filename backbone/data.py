@@ -40,12 +40,13 @@ LOADERS = {
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and their labels, in a fixed order; `Dataset` checks them. Read-only, as data sets are shared."""
+    """N images and their labels, in a fixed order; `Dataset` checks them. Read-only, as data sets are shared."""
 
     images: Tensor
-    """uint8 `[N, 3, 32, 32]`, RGB."""
+    """uint8 `[N, 3, 32, 32]`: red, green and blue pixels from 0 to 255, not normalised. Grey images have the same
+    pixels in all three channels."""
     labels: Tensor
-    """int64 `[N]`."""
+    """int64 `[N]`, the class of each image, from 0 to `num_classes - 1`."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,13 +64,14 @@ class Dataset:
     """
 
     name: str
-    """Its name for `load_dataset`."""
+    """What error messages call it. Runs and environments name it as it was loaded, such as "module:function"."""
     num_classes: int
     """Labels are 0 to `num_classes - 1`."""
     mean: tuple[float, ...]
-    """Per channel, of pixels scaled to [0, 1]."""
+    """Mean of the red, the green and the blue pixels, scaled to [0, 1] (divided by 255), over the training images.
+    `normalize` subtracts it. `channel_statistics(train.images)` measures mean and std."""
     std: tuple[float, ...]
-    """Likewise; above 0."""
+    """Standard deviation of the same pixels, by which `normalize` divides; above 0."""
     train: Split
     """The only images that weights are fitted to. They are in random order, so the first ones are a random sample."""
     validation: Split
@@ -77,9 +79,9 @@ class Dataset:
     test: Split
     """Read once, for the report."""
     flip: bool
-    """Whether an image keeps its label when it is mirrored left to right."""
+    """Whether augmentation mirrors half of the images left to right: only if a mirrored image keeps its label."""
     pad: int
-    """Largest shift in pixels that augmentation makes; 0 for none."""
+    """Augmentation shifts an image by up to so many pixels in each direction, from 0 (not at all) to 31."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:

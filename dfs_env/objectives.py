@@ -75,7 +75,8 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def make_objectives(names: tuple[str, ...]) -> dict[str, Objective]:
-    """The objectives of these names, each of `OBJECTIVES` or "module:function" (a function of a transition).
+    """The objectives of these names, each of `OBJECTIVES` or "module:function": from a `Transition` to one tensor [B],
+    not to components by name as a reward.
 
     Raises:
         ValueError: none, one twice, or an unknown name.
@@ -123,10 +124,11 @@ class MODFSVectorEnv(DFSVectorEnv):
 
     def pareto_front(self, gamma: float = 1.0) -> list[Array]:
         """The discounted mean returns [K] over the split's images of all non-dominated policies, as MO-Gymnasium's
-        environments with known fronts have it.
+        environments with known fronts have it: a list of float64 arrays [K], one for each point.
 
-        All routes of every image are played; under a hard budget, those that fit. So these policies know the image, and
-        bound those that decide from the observation. A warning says if this will take longer than an hour.
+        All routes of every image in the environment's `split` are played; under a hard budget, those that fit. So these
+        policies know the image, and bound those that decide from the observation. A warning says if this will take
+        longer than an hour.
 
         Raises:
             ValueError: too many routes, too many points, or budgets that are drawn.
