@@ -17,6 +17,7 @@ from agents.methods import method
 from agents.recorder import Recorder
 from agents.runs.experiment import read_experiment
 from agents.runs.planning import plan
+from backbone.data import load_dataset
 from scripts import bench, compare, convert, play, pretrain, report, submit, tabulate, train
 from scripts import evaluate as evaluate_command
 
@@ -69,6 +70,19 @@ def test_a_reward_of_ones_own_works_by_name(files):
     _, reward, _, _, info = env.step(3)
     assert reward == pytest.approx(-3 / 6 * (1 + 1 / 6))
     assert {"reward_accuracy", "reward_cost"} <= set(info)
+
+
+def test_an_objective_of_ones_own_works_by_name(files):
+    env = gym.make("DFS/MO-Digits-v0", objectives=("accuracy", "my_rewards:unspent"), budget=0.5)
+    env.reset(seed=0)
+    for _ in range(6):
+        _, reward, *_ = env.step(2)
+    assert reward[1] == pytest.approx(1 - 0.25 / 0.5)
+
+
+def test_a_data_set_of_ones_own_is_loaded_by_name(files):
+    dataset = load_dataset("my_data:load")
+    assert [len(dataset.split(name)) for name in ("train", "validation", "test")] == [1200, 297, 300]
 
 
 @pytest.mark.parametrize("make", [gym.make, gym.make_vec])
