@@ -64,7 +64,7 @@ class Dataset:
     """
 
     name: str
-    """What error messages call it. Runs and environments name it as it was loaded, such as "module:function"."""
+    """What error messages and file names of tables call it. Runs record the name that it was loaded by."""
     num_classes: int
     """Labels are 0 to `num_classes - 1`."""
     mean: tuple[float, ...]
