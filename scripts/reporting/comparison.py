@@ -160,10 +160,16 @@ class Comparison:
         return str(first.get("config", {}).get("task", {}).get(ARCHITECTURE) or f"ResNet-{first['depth']}")
 
     @property
+    def table_images(self) -> int | None:
+        """How many test images were evaluated, the first ones; None for all."""
+        return next(
+            filter(None, (line.get("config", {}).get("task", {}).get("table_images") for line in self.lines)), None
+        )
+
+    @property
     def test_images(self) -> str:
-        """Which test images were evaluated, if not all: a sentence, else ""."""
-        found = [line.get("config", {}).get("task", {}).get("table_images") for line in self.lines]
-        count = next(filter(None, found), None)
+        """A sentence that says so, or ""."""
+        count = self.table_images
         return f"Accuracies are of at most the first {count} test images (table_images). " if count else ""
 
     @property

@@ -95,10 +95,11 @@ class Networks:
 
 
 def by_dataset(comparisons: Iterable[Comparison]) -> list[Networks]:
-    """The networks on each data set."""
+    """The networks on each data set; on some of its test images only, they are not compared with those on all."""
     found: dict[str, list[Comparison]] = {}
     for each in comparisons:
-        found.setdefault(str(each.lines[0]["dataset"]), []).append(each)
+        some = f"-first-{each.table_images}" if each.table_images else ""
+        found.setdefault(f"{each.lines[0]['dataset']}{some}", []).append(each)
     return [Networks(dataset, on_it) for dataset, on_it in found.items()]
 
 

@@ -121,6 +121,13 @@ def test_each_data_set_has_its_own_figure_and_tables(tmp_path):
     assert "arXiv 1909.13144" in page.markdown()
 
 
+def test_results_on_some_test_images_are_not_compared_with_those_on_all():
+    some = [{**each, "config": {"task": {"table_images": 300}}} for each in small().lines]
+    found = by_dataset([Comparison("all", small().lines), Comparison("some", some)])
+    assert [[each.name for each in networks.comparisons] for networks in found] == [["all"], ["some"]]
+    assert found[1].dataset == f"{found[0].dataset}-first-300"
+
+
 def test_one_comparison_has_a_hull_and_none_without_static_networks():
     page = report([small()])
     assert "networks.png" in page.figures
