@@ -24,6 +24,7 @@ import tyro
 from PIL import Image
 
 from agents.evaluation import SelfMeasured, mdp_of
+from agents.methods import method
 from agents.policies import Policy
 from agents.runs.saved import load_run
 from dfs_env.single_env import DFSEnv
@@ -91,7 +92,10 @@ def main(args: Play) -> None:
         raise ValueError(f"{result['run']} does not decide block by block, so that there are no decisions to show")
     budget = result["budget"] if args.budget is None else args.budget
     mode = "ansi" if args.output is None else "rgb_array"
-    env = DFSEnv(Task(mdp_of(policy, task), task.dataset), budget=budget, split=args.split, render_mode=mode)
+    hard = bool(getattr(method(result["method"]).Config, "hard_budget", False))
+    played = Task(mdp_of(policy, task), task.dataset)
+    env = DFSEnv(played, budget=budget, hard_budget=hard, split=args.split, render_mode=mode)
+    limit = "budget" if hard else "mean budget"
     kept = f"the frames so far are kept in {args.output}" if args.output else "nothing is kept"
     with keeping(lambda: kept):
         for index, frames, info in episodes(policy, env, args.images):
@@ -100,7 +104,7 @@ def main(args: Play) -> None:
             else:
                 write_frames(args.output, index, frames, args.milliseconds)
             outcome = "correct" if info["correct"] else "wrong"
-            print(f"image {index}: {outcome}, cost {info['spent']:.4f}, mean budget {budget:g}", flush=True)
+            print(f"image {index}: {outcome}, cost {info['spent']:.4f}, {limit} {budget:g}", flush=True)
     if args.output:
         print(f"frames: {args.output}")
 

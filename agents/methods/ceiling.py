@@ -59,7 +59,8 @@ class Config(AllBudgetsConfig):
     folds: int = limited(5, low=2)
     """Of cross-fitting."""
     lowest_multiplier: float = limited(0.5, above=0)
-    """The rewards that a unit of cost is worth begin here (budgets above the cost at this one are not used up)"""
+    """The rewards that a unit of cost is worth begin here (a budget above the cost of the policy for this
+    multiplier is not used up)"""
     highest_multiplier: float = limited(64.0, above=0)
     """and end here."""
     multipliers: int = limited(22, low=2)
@@ -78,7 +79,7 @@ class Config(AllBudgetsConfig):
 
 PRESETS = {
     **{name: Config(observation=name) for name in ("position", "pooled")},
-    "stages": Config(lowest_multiplier=0.05, multipliers=32),  # where much cost still gains a little accuracy
+    "stages": Config(lowest_multiplier=0.05, multipliers=32),  # on a cascade, the last points cost much
 }
 
 

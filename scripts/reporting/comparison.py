@@ -18,6 +18,7 @@ from backbone.cost import UNITS
 from backbone.resnet import ResNetConfig
 from scripts.reporting.checks import check_comparable
 from scripts.reporting.stats import (
+    ACCURACY_ROUNDING,
     BETTER,
     UNKNOWN,
     BaselineCurve,
@@ -115,6 +116,16 @@ class Ranking:
     """Of the first over each of the others."""
     ranks: tuple[tuple[int, int], ...]
     """95 % interval of the rank of each, over the bootstrap's resamples."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The rank of each, which equal ones share, with its interval if its gain has one."""
+        found = []
+        for gain, (low, high) in zip(self.gains, self.ranks, strict=True):
+            place = 1 + sum(other.value > gain.value + ACCURACY_ROUNDING for other in self.gains)
+            interval = "" if np.isnan(gain.low) else f" [{min(low, place)}, {max(high, place)}]"
+            found.append(f"{place}{interval}")
+        return tuple(found)
 
     @property
     def best(self) -> tuple[str, ...]:

@@ -110,9 +110,9 @@ def methods(comparison: Comparison, hull: UpperHull | None = None) -> Table:
     BitOps, and to the ceiling of the observation, if that was computed."""
     rows, bounded = [], "ceiling" in {each.lines[0]["method"] for each in comparison.summaries}
     ranks = {
-        (ranking.budget, row.label): f"{place} [{low}, {high}]"
+        (ranking.budget, row.label): place
         for ranking in comparison.rankings(hull)
-        for place, (row, (low, high)) in enumerate(zip(ranking.order, ranking.ranks, strict=True), 1)
+        for row, place in zip(ranking.order, ranking.places, strict=True)
     }
     for row in sorted(comparison.summaries, key=lambda row: (row.budget, -row.accuracy.value)):
         if row.budget not in comparison.budgets:
@@ -137,6 +137,7 @@ def methods(comparison: Comparison, hull: UpperHull | None = None) -> Table:
             ]
         )
     heads = ("method", "budget", "runs", "accuracy %", comparison.cost_name, "total cost", "MBitOps", "compared with")
+    ranked = f"at equal {comparison.cost_name}" if comparison.baseline_of() else "to the static hull"
     compared = [f"difference at equal {comparison.cost_name}", "at equal total cost"]
     compared += ["difference to the static hull"] if hull else []
     compared += ["regret to the ceiling"] if bounded else []
@@ -146,8 +147,8 @@ def methods(comparison: Comparison, hull: UpperHull | None = None) -> Table:
         rows,
         f"{comparison.test_images}{all_budgets}Interquartile mean over seeds, with 95 % bootstrap intervals. "
         "Differences, in points, are to the baseline at each run's own cost, and resample the baseline's seeds, too. "
-        f'Ranks are by the difference at equal {comparison.cost_name}; "-" with a single seed. Images: seen in '
-        f"training. {BOUNDED if bounded else ''}{LEGEND} {COST_MARKS}",
+        f'Ranks are by the difference {ranked}; "-" with a single seed. Images: seen in training. '
+        f"{BOUNDED if bounded else ''}{LEGEND} {COST_MARKS}",
     )
 
 

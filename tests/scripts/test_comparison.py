@@ -63,6 +63,7 @@ def test_who_is_best_is_said_only_of_significant_leads():
     assert ranking.best == ("dfs", "ppo")
     assert [lead.verdict for lead in ranking.leads] == [NO_DIFFERENCE, BETTER]
     assert ranking.ranks == ((1, 2), (1, 2), (3, 3))
+    assert ranking.places == ("1 [1, 2]", "2 [1, 2]", "3 [3, 3]")
 
 
 def test_without_a_baseline_of_its_own_a_comparison_is_ranked_by_the_static_hull():
