@@ -121,16 +121,17 @@ def _checked_integers(values: Any, num_envs: int, what: str) -> Array:
     return array.astype(np.int64)
 
 
-def checked_components(components: Any, shape: torch.Size) -> Mapping[str, torch.Tensor]:
-    """The components that a reward, which may be a user's own, returned: by name, a tensor of this shape [N] each."""
+def checked_components(
+    components: Any, shape: torch.Size, rule: str = "reward component {name!r} must be a tensor"
+) -> Mapping[str, torch.Tensor]:
+    """The components that a reward, which may be a user's own, returned: by name, a tensor of this shape [N] each.
+    Errors begin with `rule`."""
     if not isinstance(components, Mapping) or not components:
         raise ValueError(f'a reward must return components by name, such as {{"accuracy": ...}}, got {components!r}')
     for name, part in components.items():
         if not isinstance(part, torch.Tensor) or part.shape != shape:
             found = f"shape {list(part.shape)}" if isinstance(part, torch.Tensor) else repr(part)
-            raise ValueError(
-                f"reward component {name!r} must be a tensor {list(shape)}, one number for each image, got {found}"
-            )
+            raise ValueError(f"{rule.format(name=name)} {list(shape)}, one number for each image, got {found}")
     return components
 
 

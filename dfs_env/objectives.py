@@ -19,7 +19,7 @@ from backbone.names import resolve
 from backbone.progress import LONG, PATIENCE
 from backbone.torch_state import default_torch_state
 from dfs_env.attributes import callers, vectorizer
-from dfs_env.checks import Array, check_evaluating
+from dfs_env.checks import Array, check_evaluating, checked_components
 from dfs_env.env import DFSVectorEnv
 from dfs_env.execution import CHUNK
 from dfs_env.rewards import Components, Transition
@@ -113,11 +113,7 @@ class MODFSVectorEnv(DFSVectorEnv):
 
     def _components(self, t: Transition) -> Components:
         found = {name: each.function(t) for name, each in self.objectives.items()}
-        for name, part in found.items():
-            if not isinstance(part, Tensor) or part.shape != t.cost.shape:
-                given = f"shape {list(part.shape)}" if isinstance(part, Tensor) else repr(part)
-                raise ValueError(f"objective {name!r} must return one tensor {list(t.cost.shape)}, got {given}")
-        return found
+        return checked_components(found, t.cost.shape, "objective {name!r} must return one tensor")
 
     def _combined(self, components: Mapping[str, Array]) -> Array:
         return np.stack([part.astype(self.reward_dtype) for part in components.values()], 1)

@@ -24,7 +24,6 @@ import tyro
 from PIL import Image
 
 from agents.evaluation import SelfMeasured, mdp_of
-from agents.methods import method
 from agents.policies import Policy
 from agents.runs.saved import load_run
 from dfs_env.single_env import DFSEnv
@@ -92,7 +91,7 @@ def main(args: Play) -> None:
         raise ValueError(f"{result['run']} does not decide block by block, so that there are no decisions to show")
     budget = result["budget"] if args.budget is None else args.budget
     mode = "ansi" if args.output is None else "rgb_array"
-    hard = bool(getattr(method(result["method"]).Config, "hard_budget", False))
+    hard = getattr(policy, "hard_budget", False)
     played = Task(mdp_of(policy, task), task.dataset)
     env = DFSEnv(played, budget=budget, hard_budget=hard, split=args.split, render_mode=mode)
     limit = "budget" if hard else "mean budget"

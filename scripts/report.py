@@ -81,7 +81,7 @@ def report(comparisons: Sequence[Comparison], data: str | None = None) -> Page:
 def summary(comparison: Comparison, hull: UpperHull | None = None) -> list[str]:
     """Sentences that say which method is best at each budget, and which methods missed budgets; `hull` is that of
     `Comparison.rankings`."""
-    rankings = comparison.rankings(hull if hull and hull.points else None)
+    rankings = comparison.rankings(hull)
     said = [_ranked(ranking) for ranking in rankings if ranking.order]
     if unranked := ", ".join(f"{each.budget:g}" for each in rankings if not each.order):
         why = f"every method has a single seed, or {rankings[0].baseline} was not measured around its cost"

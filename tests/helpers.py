@@ -16,7 +16,7 @@ from agents.policies import Policy
 from agents.recorder import Recorder
 from agents.runs.config import RunConfig, TaskConfig
 from backbone.resnet import ResNet
-from dfs_env import Task
+from dfs_env import DFSVectorEnv, Task
 from dfs_env.rewards import REWARDS, cost_coef_is_open
 
 BITWIDTHS, BLOCKS = (0, 2, 4, 8), 6
@@ -141,3 +141,18 @@ def killed_at(images: int) -> tuple[Callable[[int], None], list[int]]:
 def untimed(line: Mapping[str, Any]) -> dict[str, Any]:
     """A result line, or a row of a log, without what differs between two equal runs."""
     return {key: value for key, value in line.items() if not key.startswith(("seconds", "time/images_per_second"))}
+
+
+def checked_routes(policy: Policy, env: DFSVectorEnv, routes: torch.Tensor) -> list[list[int]]:
+    """Play 60 steps of a vector environment, whose images come to be at different decisions. The route of every episode
+    that ends must be the image's in `routes` [N, L]; these are returned."""
+    observation, _ = env.reset(seed=0)
+    memory, begins, found = None, np.ones(env.num_envs, bool), []
+    for _ in range(60):
+        action, memory = policy.predict(observation, memory, begins, deterministic=True)
+        observation, _, begins, _, info = env.step(action)
+        for i in np.flatnonzero(begins):
+            final = info["final_info"]
+            found.append(final["route"][i].tolist())
+            assert found[-1] == routes[final["index"][i]].tolist()
+    return found

@@ -164,7 +164,7 @@ class SB3Policy:
     ) -> None:
         self.model, self.mdp, self._about = model, mdp, about
         policy = model.policy if isinstance(model, BaseAlgorithm) else model
-        self._masked = isinstance(policy, MaskableActorCriticPolicy)
+        self.hard_budget = isinstance(policy, MaskableActorCriticPolicy)
         blank = np.zeros((1, mdp.layout.dim), np.float32)
         decision = count_macs(policy, lambda: model.predict(blank, deterministic=True))
         self.macs_per_image = sum(decision.values()) * mdp.num_layers
@@ -179,7 +179,7 @@ class SB3Policy:
         """
         if episode_start is not None and np.all(episode_start):
             state = None  # it is of other images, perhaps of another number of them
-        masks = {"action_masks": self.action_masks(observation)} if self._masked else {}
+        masks = {"action_masks": self.action_masks(observation)} if self.hard_budget else {}
         return self.model.predict(observation, state, episode_start, deterministic, **masks)
 
     def action_masks(self, observation: Array) -> Array:

@@ -263,20 +263,25 @@ class Comparison:
             self._curves[baseline, unit] = BaselineCurve.of(baseline, points, seeded)
         return row.difference(self._curves[baseline, unit], unit)
 
+    @property
+    def ceiling(self) -> str | None:
+        """Label of the ceiling of the observation; None if it was not computed."""
+        return self._label_of("ceiling")
+
     def regret(self, row: Summary) -> Sample:
         """Accuracy of the observation's ceiling minus that of a row at matched cost."""
-        gain = self.difference(row, self._label_of("ceiling"))
+        gain = self.difference(row, self.ceiling)
         return Sample(-gain.value, -gain.draws, gain.seeded)
 
     def rankings(self, hull: UpperHull | None = None) -> list[Ranking]:
         """One for each budget. Without a baseline among these lines, as on a cascade, methods are ranked by their
         difference to the static `hull` at equal MBitOps; without both, there is none."""
         baseline = self.baseline_of()
-        found = []
-        for budget in self.budgets if baseline or hull else []:
+        found, by_hull = [], hull if hull and hull.points and not baseline else None
+        for budget in self.budgets if baseline or by_hull else []:
             rows = [each for each in self.at(budget) if each.role != "bound" and each.label != baseline]
             samples = {
-                each.label: self.difference(each, baseline) if baseline or not hull else each.difference(hull, "bitops")
+                each.label: each.difference(by_hull, "bitops") if by_hull else self.difference(each, baseline)
                 for each in rows
             }
             known = [each for each in rows if not np.isnan(samples[each.label].draws).any()]

@@ -108,7 +108,7 @@ def _cost(row: Summary) -> str:
 def methods(comparison: Comparison, hull: UpperHull | None = None) -> Table:
     """Every method at every budget, its differences to its baseline at matched cost, to the static `hull` at matched
     BitOps, and to the ceiling of the observation, if that was computed."""
-    rows, bounded = [], "ceiling" in {each.lines[0]["method"] for each in comparison.summaries}
+    rows, bounded = [], comparison.ceiling is not None
     ranks = {
         (ranking.budget, row.label): place
         for ranking in comparison.rankings(hull)

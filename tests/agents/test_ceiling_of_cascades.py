@@ -13,7 +13,7 @@ from agents.runs.saved import load_policy
 from agents.search.ceiling import _thresholds, fit_policies
 from dfs_env import BlockMDP, CascadeMDP, DFSVectorEnv, Task
 from dfs_env.task import tabled
-from tests.helpers import train
+from tests.helpers import checked_routes, train
 
 ACCEPT_LAYER, ACTIONS = 3, 3
 
@@ -121,16 +121,7 @@ def test_images_at_different_decisions_are_decided_as_in_lockstep(fitted, tables
     policy = CeilingPolicy([fitted[1]], tables.mdp)
     routes = evaluate(policy, tables, "train").routes
     env = DFSVectorEnv(tables, 5, split="train", budget=1.0, autoreset_mode="SameStep")
-    observation, _ = env.reset(seed=0)
-    memory, begins, lengths = None, np.ones(5, bool), set()
-    for _ in range(60):
-        action, memory = policy.predict(observation, memory, begins, deterministic=True)
-        observation, _, begins, _, info = env.step(action)
-        for i in np.flatnonzero(begins):
-            final = info["final_info"]
-            assert final["route"][i].tolist() == routes[final["index"][i]].tolist()
-            lengths.add(bool(final["route"][i][ACCEPT_LAYER]))
-    assert lengths == {False, True}
+    assert {bool(route[ACCEPT_LAYER]) for route in checked_routes(policy, env, routes)} == {False, True}
 
 
 def test_thresholds_are_the_best_of_all():
