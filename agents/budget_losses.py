@@ -106,7 +106,7 @@ def budgeted_loss(
     cross_entropy = F.cross_entropy(rollout.logits, labels)
     penalty = budget_loss(rollout, target, float(cross_entropy.detach()))
     scalars = rollout.scalars(labels) | {"multiplier": effective_multiplier(penalty, rollout)}
-    rewards = {"reward_answer": -float(cross_entropy.detach()), "reward_budget": -float(penalty.detach())}
+    rewards = {"reward_task": -float(cross_entropy.detach()), "reward_budget": -float(penalty.detach())}
     return cross_entropy + penalty, scalars | rewards
 
 

@@ -99,7 +99,7 @@ class _Learner:
             "cost": cost,
             "entropy": float(torch.special.entr(torch.stack((shares, 1 - shares))).sum(0).mean()),
             "loss": float((cross_entropy + pull).detach()),
-            "reward_answer": -float(cross_entropy.detach()),
+            "reward_task": -float(cross_entropy.detach()),
             "reward_target": -float(pull.detach()),
         }
 

@@ -163,8 +163,8 @@ class SelfCritical:
         reinforce = -(advantages * rollout.log_probabilities.sum(1)).mean()
         scalars = rollout.scalars(labels) | {"multiplier": self.dual.multiplier}
         scalars["entropy"] = float(entropy.detach()) / mdp.num_layers
-        scalars["reward_answer"] = scalars["accuracy"] - self.gamma * (1 - scalars["accuracy"])
-        scalars["reward_cost"] = float(sampled_rewards.mean()) - scalars["reward_answer"]
+        scalars["reward_task"] = scalars["accuracy"] - self.gamma * (1 - scalars["accuracy"])
+        scalars["reward_cost"] = float(sampled_rewards.mean()) - scalars["reward_task"]
         if config.cost_coef is None and not closed:
             self.dual.update(float(greedy.cost.mean()), 1.0)
         extra = F.cross_entropy(rollout.logits, labels) if joint else -config.ent_coef * entropy

@@ -71,7 +71,7 @@ def search_and_validate(
     fitted, seen = search_cascades(config, task, mdp, budgets, config.second_allocations)
     found = fitted[budgets.index(config.budget)][1]
     policy = ThresholdPolicy.of([(routes, choice.thresholds, choice.cost) for routes, choice in fitted], view, combine)
-    scalars = {"accuracy": found.accuracy, "reward_answer": found.accuracy, "cost": found.cost}
+    scalars = {"accuracy": found.accuracy, "reward_task": found.accuracy, "cost": found.cost}
     recorder.step(seen, loss=-found.accuracy, **scalars, entropy=0.0, multiplier=0.0)
     recorder.validate(policy)
     return policy

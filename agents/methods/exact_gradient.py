@@ -149,7 +149,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
             "cost": float(cost.detach()),
             "entropy": float(found.entropy.detach().mean()) / mdp.num_layers,
             "multiplier": dual.multiplier,
-            "reward_answer": float(reward.detach()),
+            "reward_task": float(reward.detach()),
             "reward_cost": -dual.multiplier * float(cost.detach()),
         }
         progress = recorder.images_seen / config.num_images

@@ -191,7 +191,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         loss, task_loss, scalars = imitation_loss(mdp, learner.gate, images, labels, routes, config.budget)
         rewards = {"reward_imitation": -float(loss.detach())}
         if config.cotrain:
-            rewards["reward_answer"] = -float(task_loss.detach())
+            rewards["reward_task"] = -float(task_loss.detach())
         return loss + task_loss if config.cotrain else loss, {**scalars, "multiplier": 0.0, **rewards}
 
     def correct() -> None:

@@ -183,7 +183,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
         outcomes, progress = outcome_of(rollout.logits.detach(), labels), recorder.images_seen / config.num_images
         advantages = leave_one_out(rewards_to_go(outcomes, rollout.step_costs, dual.multiplier), config.routes)
         reinforce = -(advantages * rollout.log_probabilities).sum(1).mean()
-        scalars = {**rollout.scalars(labels), "multiplier": dual.multiplier, "reward_answer": float(outcomes.mean())}
+        scalars = {**rollout.scalars(labels), "multiplier": dual.multiplier, "reward_task": float(outcomes.mean())}
         scalars["reward_cost"] = -dual.multiplier * scalars["cost"]
         dual.update(scalars["cost"], progress)
         loss = reinforce - config.ent_coef * entropy_factor(progress) * rollout.entropies.sum(1).mean()

@@ -133,7 +133,7 @@ class HybridReinforce:
         credit = outcomes - outcomes.mean() if config.baseline else outcomes
         reinforce = -((advantages * rollout.log_probabilities).sum(1) + credit * class_log_p).mean()
         scalars, entropy = {**rollout.scalars(labels), "multiplier": self.dual.multiplier}, rollout.entropies.mean()
-        rewards = {"reward_answer": float(outcomes.mean()), "reward_cost": -self.dual.multiplier * scalars["cost"]}
+        rewards = {"reward_task": float(outcomes.mean()), "reward_cost": -self.dual.multiplier * scalars["cost"]}
         progress = (learner.recorder.images_seen - self.begin) / (config.num_images - self.begin)
         if config.alpha is None:
             self.dual.update(scalars["cost"], progress)
@@ -159,7 +159,7 @@ def train(config: Config, task: Task, recorder: Recorder) -> Policy:
     def pretraining_loss(images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         rollout = straight_through_rollout(learner.mdp, learner.gate, images, config.budget)
         scalars = rollout.scalars(labels)
-        scalars |= {"multiplier": 0.0, "reward_answer": -scalars["cross_entropy"]}
+        scalars |= {"multiplier": 0.0, "reward_task": -scalars["cross_entropy"]}
         return F.cross_entropy(rollout.logits, labels), scalars
 
     learner.train(pretraining_loss, until=begin, cotrain=config.cotrain)

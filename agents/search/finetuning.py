@@ -63,7 +63,7 @@ def fine_tune(
         labels = labels.repeat(len(routes))
         loss = F.cross_entropy(logits, labels)
         scalars = {"loss": float(loss.detach()), "accuracy": float((logits.argmax(1) == labels).float().mean())}
-        recorder.step(len(labels), **scalars, reward_answer=-scalars["loss"], cost=cost, entropy=0.0, multiplier=0.0)
+        recorder.step(len(labels), **scalars, reward_task=-scalars["loss"], cost=cost, entropy=0.0, multiplier=0.0)
         loss.backward()
         learner.apply(share(recorder.images_seen / config.num_images))
         if recorder.validation_due():
