@@ -122,6 +122,13 @@ def test_confidence_by_hand():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_the_gradient_of_confidence_is_finite_where_a_probability_underflows():
+    logits = torch.tensor([[0.0, -200.0, 3.0], [500.0, 0.0, -500.0]], requires_grad=True)
+    confidence(logits).sum().backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0].count_nonzero() == 2
+
+
 def test_heads_follow_from_the_task_and_not_from_global_generators(problem, dataset):
     torch.manual_seed(5)
     before = torch.get_rng_state()
