@@ -65,7 +65,7 @@ def confidence(logits: Tensor) -> Tensor:
     of log K, all in [0, 1]; 1, 1 and 0 for a single class."""
     probabilities = F.pad(logits.softmax(1), (0, 1)) if logits.shape[1] == 1 else logits.softmax(1)
     top = probabilities.topk(2, 1).values
-    possible = probabilities.where(probabilities > 0, 1)  # the entropy of 0 is 0, too, but its gradient is infinite
+    possible = probabilities.where(probabilities > 0, 1)  # entr(0) is 0, but its gradient infinite
     entropy = torch.special.entr(possible).sum(1) / math.log(probabilities.shape[1])
     return torch.stack((top[:, 0], top[:, 0] - top[:, 1], entropy), 1)
 
