@@ -15,6 +15,11 @@ SKIPPED, UNDECIDED, INK, PAPER = (206, 206, 206), (255, 255, 255), (40, 40, 40),
 ACCEPTED, ENTERED, SPENT = (150, 205, 160), (240, 190, 120), (120, 150, 190)
 
 
+def limit(budget: float, hard: bool) -> str:
+    """The budget in words: on every image if it is `hard`, else on the mean."""
+    return f"{'' if hard else 'mean '}budget {budget:g}"
+
+
 @dataclass(frozen=True)
 class Picture:
     """Everything that is shown of one image."""
@@ -43,7 +48,7 @@ class Picture:
     @property
     def spending(self) -> str:
         """The cost so far, and what the budget is on."""
-        return f"cost {self.cost:.3f}, {'' if self.hard_budget else 'mean '}budget {self.budget:g}"
+        return f"cost {self.cost:.3f}, {limit(self.budget, self.hard_budget)}"
 
     def mark(self, layer: int) -> str:
         """The sign of a decision: bits, "-" for a skipped block, "=" for an accepted prediction, ">" for one that is

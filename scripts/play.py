@@ -26,6 +26,7 @@ from PIL import Image
 from agents.evaluation import SelfMeasured, mdp_of
 from agents.policies import Policy
 from agents.runs.saved import load_run
+from dfs_env.render import limit
 from dfs_env.single_env import DFSEnv
 from dfs_env.task import Task
 from scripts.cli import clear_errors, keeping
@@ -94,7 +95,6 @@ def main(args: Play) -> None:
     hard = getattr(policy, "hard_budget", False)
     played = Task(mdp_of(policy, task), task.dataset)
     env = DFSEnv(played, budget=budget, hard_budget=hard, split=args.split, render_mode=mode)
-    limit = "budget" if hard else "mean budget"
     kept = f"the frames so far are kept in {args.output}" if args.output else "nothing is kept"
     with keeping(lambda: kept):
         for index, frames, info in episodes(policy, env, args.images):
@@ -103,7 +103,7 @@ def main(args: Play) -> None:
             else:
                 write_frames(args.output, index, frames, args.milliseconds)
             outcome = "correct" if info["correct"] else "wrong"
-            print(f"image {index}: {outcome}, cost {info['spent']:.4f}, {limit} {budget:g}", flush=True)
+            print(f"image {index}: {outcome}, cost {info['spent']:.4f}, {limit(budget, hard)}", flush=True)
     if args.output:
         print(f"frames: {args.output}")
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,6 +150,7 @@ class Comparison:
     baseline: str = ""
     """Method or label to compare with, instead of `BASELINES` and `FINETUNED`."""
     _curves: dict[tuple[str, str], BaselineCurve] = field(default_factory=dict)
+    _rankings: dict[UpperHull | None, list[Ranking]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.lines:
@@ -165,17 +167,19 @@ class Comparison:
         return f"{self.lines[0]['dataset']}, {self.architecture}, bitwidths {bitwidths}"
 
     @property
+    def _tasks(self) -> list[dict[str, Any]]:
+        """What each line's run was configured to learn on; empty where that is not recorded."""
+        return [line.get("config", {}).get("task", {}) for line in self.lines]
+
+    @property
     def architecture(self) -> str:
         """The name of a user's own backbone, or the ResNet's depth in words."""
-        first = self.lines[0]
-        return str(first.get("config", {}).get("task", {}).get(ARCHITECTURE) or f"ResNet-{first['depth']}")
+        return str(self._tasks[0].get(ARCHITECTURE) or f"ResNet-{self.lines[0]['depth']}")
 
     @property
     def table_images(self) -> int | None:
         """How many test images were evaluated, the first ones; None for all."""
-        return next(
-            filter(None, (line.get("config", {}).get("task", {}).get("table_images") for line in self.lines)), None
-        )
+        return next(filter(None, (task.get("table_images") for task in self._tasks)), None)
 
     @property
     def test_images(self) -> str:
@@ -199,8 +203,7 @@ class Comparison:
     @property
     def cost_name(self) -> str:
         """What the lines' "cost" and their budgets are."""
-        tasks = [line.get("config", {}).get("task", {}) for line in self.lines]
-        units = {str(task.get("cost") or ("bitops" if task.get("stages") else "blocks")) for task in tasks}
+        units = {str(task.get("cost") or ("bitops" if task.get("stages") else "blocks")) for task in self._tasks}
         return ", ".join(sorted({UNITS[unit.partition("@")[0]] for unit in units}))
 
     @cached_property
@@ -276,8 +279,13 @@ class Comparison:
     def rankings(self, hull: UpperHull | None = None) -> list[Ranking]:
         """One for each budget. Without a baseline among these lines, as on a cascade, methods are ranked by their
         difference to the static `hull` at equal MBitOps; without both, there is none."""
-        baseline = self.baseline_of()
-        found, by_hull = [], hull if hull and hull.points and not baseline else None
+        by_hull = hull if hull and hull.points and not self.baseline_of() else None
+        if by_hull not in self._rankings:
+            self._rankings[by_hull] = self._ranked(by_hull)
+        return self._rankings[by_hull]
+
+    def _ranked(self, by_hull: UpperHull | None) -> list[Ranking]:
+        found, baseline = [], self.baseline_of()
         for budget in self.budgets if baseline or by_hull else []:
             rows = [each for each in self.at(budget) if each.role != "bound" and each.label != baseline]
             samples = {
